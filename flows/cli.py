@@ -1,0 +1,205 @@
+"""anyloom: the command line. Each command is one function here that hands over to the layer that owns the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from infra.logs import one_line
+from infra.settings import Settings, load_settings
+from infra.step import AnyloomError
+
+EPILOG = """examples:
+  anyloom run --recipe smol                     everything: lists, shards, embeddings, stages 1-3, evaluation, report
+  anyloom plan --set stage3.lr=1e-4             what that change would run again, and why
+  anyloom run --set stage3.lr=1e-4              run just that
+  anyloom generate --model runs/model --image cat.png "What is this?"
+  anyloom sql "select * from leaderboard"       the benchmark history
+  anyloom artifacts why stage3                  what an artifact was made from, down to the source rows
+Every command takes --root DIR (default: runs, or ANYLOOM_ROOT). `anyloom COMMAND --help` says more."""
+
+STAGED = {
+    "data": (("manifest_*", "shards_*", "overlap"), "source lists -> manifests -> WebDataset shards"),
+    "embed": (("embed_*", "targets"), "shards -> embedding store"),
+    "train": (("export",), "the three training stages and the exported model"),
+    "eval": (("eval_*",), "lmms-eval suites and held-out checks"),
+    "history": (("history",), "evaluation results -> history.duckdb"),
+    "report": (("report",), "report.html"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(prog="anyloom", description="Train and evaluate any-to-any multimodal LLMs as one DAG of resumable steps.",
+                                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--root", type=Path, help="directory of artifacts, stores, history and report")
+    which = argparse.ArgumentParser(add_help=False, parents=[where])
+    which.add_argument("--recipe", default="smol", help="a name from `anyloom recipes` (default: smol)")
+    which.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a recipe value, e.g. stage3.lr=1e-4; may be repeated")
+    how = argparse.ArgumentParser(add_help=False, parents=[which])
+    how.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step even if it is done; equal bytes change nothing downstream")
+    how.add_argument("--threads", type=int, help="CPU threads in all (default: every core)")
+    how.add_argument("--no-prefect", action="store_false", dest="use_prefect", default=None, help="run the same steps without a Prefect server")
+    how.add_argument("--no-ray", action="store_false", dest="use_ray", default=None, help="run the same steps in this process")
+    how.add_argument("--remote", help="fsspec URL that mirrors finished artifacts, e.g. s3://bucket/anyloom")
+
+    run = commands.add_parser("run", parents=[how], help="run a recipe, or the steps named", description="Materialize a recipe. What is done is kept.")
+    run.add_argument("targets", nargs="*", metavar="STEP", help="only these steps and what they need; a trailing * matches by prefix")
+    for name, (targets, what) in STAGED.items():
+        commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.").set_defaults(targets=list(targets))
+    commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
+    recipes = commands.add_parser("recipes", help="list the recipes, or print one as JSON")
+    recipes.add_argument("name", nargs="?")
+    recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+
+    artifacts = commands.add_parser("artifacts", parents=[where], help="what exists: list, why NAME, verify, gc", description="Look at and tidy artifacts.")
+    artifacts.add_argument("action", nargs="?", default="list", choices=("list", "why", "verify", "gc"))
+    artifacts.add_argument("name", nargs="?", help="step, or step/fingerprint; for gc: recipes to keep, comma-separated (default: tiny,smol and what is newest)")
+    artifacts.add_argument("--yes", action="store_true", help="gc: remove without asking")
+
+    sql = commands.add_parser("sql", parents=[where], help='query the benchmark history, e.g. "select * from leaderboard"')
+    sql.add_argument("query")
+    sql.add_argument("--json", action="store_true", help="rows as JSON lines")
+    generate = commands.add_parser("generate", help="ask an exported model; the answer streams")
+    chat = commands.add_parser("chat", help="a conversation with an exported model about the media given")
+    for sub in (generate, chat):
+        sub.add_argument("--model", type=Path, required=True, help="an exported directory, or a root (its newest export)")
+        for modality in ("image", "video", "audio"):
+            sub.add_argument(f"--{modality}", type=Path, action="append", default=[], help=f"{modality} file; may be repeated")
+        sub.add_argument("--max-new-tokens", type=int, default=48)
+        sub.add_argument("--save-conditioning", type=Path, help="write the conditioning of emitted signal blocks here (.safetensors)")
+    generate.add_argument("prompt")
+    taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
+    taskdir.add_argument("directory", type=Path)
+    return parser
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; a value is JSON where it parses, else text. Raises AnyloomError on a pair without `=`."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key:
+            raise AnyloomError(f"--set {pair}: write KEY=VALUE, e.g. --set stage3.lr=1e-4")
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = {"True": True, "False": False}.get(text, text)
+    return found
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Settings from the options given; the environment fills the rest."""
+    names = ("root", "threads", "use_ray", "use_prefect", "remote")
+    return load_settings(**{name: getattr(args, name, None) for name in names})
+
+
+def cmd_run(args: argparse.Namespace) -> int:
+    """run, data, embed, train, eval, history, report."""
+    from flows.run import run_recipe
+
+    return run_recipe(args.recipe, settings=settings_of(args), overrides=parse_overrides(args.overrides), targets=args.targets or None, force=args.force)
+
+
+def cmd_plan(args: argparse.Namespace) -> int:
+    """plan"""
+    from flows.display import Display, table
+    from flows.run import recipe_steps
+    from infra.plan import plan
+
+    settings = settings_of(args)
+    steps = recipe_steps(args.recipe, parse_overrides(args.overrides))
+    rows = plan(steps.values(), settings.root.absolute())
+    Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
+    print(f"{sum(r.status == 'done' for r in rows)} of {len(rows)} steps done below {settings.root.absolute()}")
+    return 0
+
+
+def cmd_recipes(args: argparse.Namespace) -> int:
+    """recipes"""
+    from infra.fingerprint import to_plain
+    from pipelines.recipes import RECIPES, get_recipe
+
+    if args.name:
+        print(json.dumps(to_plain(get_recipe(args.name, parse_overrides(args.overrides))), indent=1))
+    else:
+        for name, make in RECIPES.items():
+            print(f"{name:<14} {(make.__doc__ or '').splitlines()[0]}")
+    return 0
+
+
+def cmd_sql(args: argparse.Namespace) -> int:
+    """sql"""
+    from evals.history import query
+    from flows.display import Display, table
+
+    columns, rows = query(settings_of(args).root.absolute() / "history.duckdb", args.query)
+    if args.json:
+        for row in rows:
+            print(json.dumps(dict(zip(columns, row, strict=True)), default=str))
+    else:
+        Display().console.print(table("", columns, [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in rows]))
+        print(f"{len(rows)} rows")
+    return 0
+
+
+def cmd_artifacts(args: argparse.Namespace) -> int:
+    """artifacts"""
+    from flows import artifacts
+
+    return artifacts.main(args.action, args.name, settings_of(args).root.absolute(), args.yes)
+
+
+def cmd_generate(args: argparse.Namespace) -> int:
+    """generate"""
+    from flows import ask
+
+    return ask.generate(args.model, ask.read_media(args), args.prompt, args.max_new_tokens, args.save_conditioning)
+
+
+def cmd_chat(args: argparse.Namespace) -> int:
+    """chat"""
+    from flows import ask
+
+    return ask.chat(args.model, ask.read_media(args), args.max_new_tokens, args.save_conditioning)
+
+
+def cmd_eval_task(args: argparse.Namespace) -> int:
+    """eval-task"""
+    from evals.suites import write_task_dir
+    from infra.artifact import find
+
+    path, _ = find(settings_of(args).root.absolute(), "eval_vqa")
+    write_task_dir(args.directory.absolute(), path / "task" / "easyvqa_as_vqav2.parquet")
+    print(f"now: lmms-eval --model anyloom --model_args path=EXPORT --tasks easyvqa_as_vqav2 --include_path {args.directory.absolute()} --log_samples --output_path OUT")
+    return 0
+
+
+COMMANDS = {"plan": cmd_plan, "recipes": cmd_recipes, "sql": cmd_sql, "artifacts": cmd_artifacts, "generate": cmd_generate, "chat": cmd_chat,
+            "eval-task": cmd_eval_task, "run": cmd_run} | dict.fromkeys(STAGED, cmd_run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. A mendable error is one line on stderr and exit code 1; Ctrl-C is 130."""
+    args = build_parser().parse_args(argv)
+    try:
+        return COMMANDS[args.command](args)
+    except (AnyloomError, FileNotFoundError) as error:
+        print(f"anyloom: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("anyloom: interrupted; run the same command to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

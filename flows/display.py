@@ -1,0 +1,92 @@
+"""What a person sees while steps run: one live line per running step on a terminal, one plain line per event in a log."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def human_bytes(size: float) -> str:
+    """1536 -> '1.5 KB'."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return ""
+
+
+class Display:
+    """Progress of many steps. Thread-safe; use as a context manager."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(stderr=False, soft_wrap=False, highlight=False)
+        self.live = self.console.is_terminal
+        self.bars = Progress(TextColumn("{task.description:<18}"), BarColumn(bar_width=28), TextColumn("{task.percentage:>3.0f}%"),
+                             TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"),
+                             console=self.console, transient=True)
+        self.tasks: dict[str, tuple[int, float]] = {}
+        self.printed: dict[str, float] = {}
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.bars.stop()
+
+    def say(self, line: str) -> None:
+        """One line above the bars."""
+        self.console.print(line, markup=False)
+        sys.stdout.flush()
+
+    def start(self, name: str) -> None:
+        """A step begins."""
+        with self.lock:
+            if self.live:
+                self.tasks[name] = (int(self.bars.add_task(name, total=None, rate="", note="")), time.monotonic())
+            else:
+                self.tasks[name] = (0, time.monotonic())
+                self.say(f"[start] {name}")
+
+    def update(self, name: str, done: float, total: float, note: str = "") -> None:
+        """Where a step is; in a log a line every 20 s."""
+        with self.lock:
+            if name not in self.tasks:
+                return
+            task, started = self.tasks[name]
+            elapsed = max(time.monotonic() - started, 1e-6)
+            rate = f"{done / elapsed:.1f}/s" if done else ""
+            if self.live:
+                self.bars.update(task, completed=done, total=total, rate=rate, note=note)  # type: ignore[arg-type]
+            elif time.monotonic() - self.printed.get(name, started) >= 20:
+                self.printed[name] = time.monotonic()
+                left = f", about {elapsed / done * (total - done):.0f} s left" if done else ""
+                self.say(f"[....]  {name}: {done:.0f}/{total:.0f} {rate}{left} {note}".rstrip())
+
+    def finish(self, name: str, status: str, seconds: float) -> None:
+        """A step ended."""
+        with self.lock:
+            if self.live and name in self.tasks:
+                self.bars.remove_task(self.tasks[name][0])  # type: ignore[arg-type]
+            self.tasks.pop(name, None)
+            self.say(f"[{status}] {name} {seconds:.1f} s")
+
+
+def table(title: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A plain table; the first column is never cut."""
+    made = Table(title=title, title_justify="left", header_style="bold", expand=False)
+    for i, name in enumerate(header):
+        made.add_column(name, no_wrap=i == 0, overflow="fold")
+    for row in rows:
+        made.add_row(*[str(cell) for cell in row])
+    return made

@@ -1,0 +1,173 @@
+"""The one Prefect task, and the graph runner around it.
+
+`run_graph` materializes steps inputs first. Steps that do not depend on each other run side by side within the thread budget. With
+Prefect, each step is a task run of `materialize_step`; without, the same function runs in a plain thread. Prefect gives retries, schedules and
+the UI; it caches nothing (NO_CACHE): the record on storage decides what is done.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flows.display import Display
+from infra.materialize import EXECUTED, Outcome, Place, call_in_process, materialize
+from infra.plan import topological
+from infra.progress import FileProgress, relay
+from infra.settings import Settings
+from infra.step import AnyloomError, Resources, Step, StepContext
+
+MAX_STEPS_AT_ONCE = 64  # threads of the runner; waiting steps sleep in one each, the thread budget limits the work
+
+
+class NotRun(Exception):
+    """A step was left out because something before it failed."""
+
+
+class ThreadBudget:
+    """Hands out CPU threads; a step waits until its share is free."""
+
+    def __init__(self, total: int):
+        self.total, self.free, self.changed = total, total, threading.Condition()
+
+    @contextmanager
+    def share(self, wanted: int) -> Iterator[int]:
+        """Hold `wanted` threads (0 or too many: all of them)."""
+        count = min(wanted, self.total) or self.total
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= count)
+            self.free -= count
+        try:
+            yield count
+        finally:
+            with self.changed:
+                self.free += count
+                self.changed.notify_all()
+
+
+@dataclass
+class GraphRun:
+    """The state of one run: what its steps' threads share."""
+
+    steps: list[Step]
+    place: Place
+    settings: Settings
+    display: Display
+    force: frozenset[str] = frozenset()
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    errors: dict[str, BaseException] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.budget = ThreadBudget(self.settings.num_threads)
+        self.by_name = {step.name: step for step in self.steps}
+
+    def materialize(self, name: str) -> None:
+        """Materialize one step whose inputs have been waited for. Raises NotRun when one of them failed, else what the step raised."""
+        step = self.by_name[name]
+        missing = [s.name for s in step.inputs.values() if s.name not in self.outcomes]
+        if missing:
+            raise NotRun(f"{name} needs {missing[0]}")
+        inputs = {key: self.outcomes[s.name].artifact for key, s in step.inputs.items()}
+        with self.budget.share(step.threads) as threads:
+            if self.errors:
+                raise NotRun(f"{name} was left out because {next(iter(self.errors))} failed")
+            started = time.monotonic()
+            self.display.start(name)
+            resources = Resources(threads=threads, workers=threads if step.spread else 1, use_ray=self.settings.use_ray)
+            try:
+                outcome = materialize(step, inputs, self.place, resources=resources, force=name in self.force, call=self.call, say=self.display.say,
+                                      progress=lambda done, total, note="": self.display.update(name, done, total, note))
+            except BaseException:
+                self.display.finish(name, "failed", time.monotonic() - started)
+                raise
+            self.outcomes[name] = outcome
+            self.display.finish(name, "done" if outcome.status == EXECUTED else outcome.status, outcome.seconds)
+
+    def call(self, step: Step, context: StepContext) -> Mapping[str, Any]:
+        """Run the step's function: as a Ray task of its own, or in this process."""
+        if not (self.settings.use_ray and step.isolate):
+            return call_in_process(step, context)
+        from infra.ray_session import run_isolated
+
+        path = context.work.with_suffix(".progress")
+        try:
+            return run_isolated(_remote_call, step, replace(context, progress=FileProgress(path)), threads=context.resources.threads,
+                                on_poll=lambda: relay(path, context.progress))
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _remote_call(step: Step, context: StepContext) -> Mapping[str, Any]:
+    from infra.logs import quiet
+    from infra.settings import offline_environment
+
+    offline_environment()
+    quiet()
+    return dict(step.load()(context))
+
+
+RUNS: dict[str, GraphRun] = {}
+"""Live runs by id: a task run names its step, the objects stay here."""
+
+
+def run_graph(steps: list[Step], place: Place, settings: Settings, display: Display, *, force: frozenset[str] = frozenset()) -> GraphRun:
+    """Materialize `steps` and all they need. Inside a Prefect flow every step becomes a task run.
+
+    Raises the first step's error after everything that was running has ended; what is complete stays complete.
+    """
+    run = GraphRun(steps=topological(steps), place=place, settings=settings, display=display, force=force)
+    unknown = force - set(run.by_name)
+    if unknown:
+        raise AnyloomError(f"--force {sorted(unknown)[0]}: no such step; the steps are: {', '.join(run.by_name)}")
+    if settings.use_ray:
+        from infra.ray_session import start
+
+        start(settings.num_threads)
+    (_submit_prefect if settings.use_prefect else _submit_threads)(run)
+    if run.errors:
+        raise next(iter(run.errors.values()))
+    return run
+
+
+def _submit_threads(run: GraphRun) -> None:
+    with ThreadPoolExecutor(MAX_STEPS_AT_ONCE) as pool:
+        futures: dict[str, Future[None]] = {}
+
+        def job(step: Step) -> None:
+            for source in step.inputs.values():
+                futures[source.name].exception()  # wait; whether it failed is looked up in the run
+            try:
+                run.materialize(step.name)
+            except NotRun:
+                return  # the step that failed is in run.errors
+            except BaseException as error:  # noqa: BLE001  raised by run_graph once everything has ended
+                run.errors[step.name] = error
+
+        for step in run.steps:
+            futures[step.name] = pool.submit(job, step)
+
+
+def _submit_prefect(run: GraphRun) -> None:
+    from uuid import uuid4
+
+    from prefect import allow_failure
+
+    from flows.tasks import materialize_step
+
+    run_id = uuid4().hex
+    RUNS[run_id] = run
+    try:
+        futures: dict[str, Any] = {}
+        for step in run.steps:
+            waits = [allow_failure(futures[source.name]) for source in step.inputs.values()]
+            futures[step.name] = materialize_step.submit(run_id, step.name, wait_for=waits)
+        for future in futures.values():
+            future.wait()
+    finally:
+        del RUNS[run_id]
+

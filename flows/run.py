@@ -1,0 +1,118 @@
+"""Running a recipe: plan, run what is missing, print the closing table. Shared by the Prefect flows and the CLI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.display import Display, human_bytes, table
+from flows.materialize import GraphRun, run_graph
+from infra.lock import exclusive
+from infra.logs import quiet
+from infra.materialize import REUSED, Place
+from infra.plan import DONE, PlanRow, plan, topological
+from infra.settings import Settings, load_settings, offline_environment
+from infra.step import AnyloomError, Step
+from infra.storage import Remote
+
+PREPARE_DATA = ("overlap", "embed_image", "embed_video", "embed_audio", "targets")
+TRAIN_STAGES = ("export",)
+EVALUATE = ("history", "report")
+
+
+def recipe_steps(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Step]:
+    """Every step of a recipe by name. Raises AnyloomError for an unknown recipe or override key."""
+    from pipelines.recipes import get_recipe
+    from pipelines.steps import build
+
+    return build(get_recipe(recipe, overrides))
+
+
+def select(steps: Mapping[str, Step], targets: Sequence[str] | None) -> list[Step]:
+    """The steps called `targets` (all when None). A trailing * matches by prefix. Raises AnyloomError listing the names."""
+    if targets is None:
+        return list(steps.values())
+    chosen = []
+    for target in targets:
+        found = [step for name, step in steps.items() if name == target or (target.endswith("*") and name.startswith(target[:-1]))]
+        if not found:
+            raise AnyloomError(f"no step called {target}; the steps are: {', '.join(steps)}")
+        chosen += found
+    return chosen
+
+
+def make_place(settings: Settings) -> Place:
+    """Local root plus the optional remote mirror."""
+    root = settings.root.absolute()
+    return Place(root=root, remote=Remote(settings.remote, cache=root) if settings.remote else None)
+
+
+def run_targets(recipe: str, *, root: str | Path | None = None, overrides: Mapping[str, Any] | None = None, targets: Sequence[str] | None = None,
+                force: Sequence[str] = (), settings: Settings | None = None, display: Display | None = None) -> dict[str, str]:
+    """Materialize targets, print the closing table. Returns step -> status. Raises the first step's error."""
+    settings = settings or load_settings(root=root)
+    overrides = overrides or {}
+    steps = select(recipe_steps(recipe, overrides), targets)
+    place = make_place(settings)
+    offline_environment()
+    quiet(place.root / "logs" / "run.log")
+    display = display or Display()
+    started = time.monotonic()
+    with display:
+        run = run_graph(steps, place, settings, display, force=frozenset(force))
+    close(display, run, place.root, time.monotonic() - started)
+    return {name: outcome.status for name, outcome in run.outcomes.items()}
+
+
+def run_recipe(recipe: str, *, settings: Settings, overrides: Mapping[str, Any], targets: Sequence[str] | None, force: Sequence[str],
+               say: Callable[[str], None] = print) -> int:
+    """What `anyloom run` does: nothing at all when everything is done, else the Prefect flow or the plain runner. Returns the exit code."""
+    steps = select(recipe_steps(recipe, overrides), targets)
+    place = make_place(settings)
+    started = time.monotonic()
+    rows = plan(steps, place.root)
+    if not force and all(row.status == DONE for row in rows):
+        closing_table(Display(), [(row.step.name, "done", 0.0, row) for row in rows], place.root, time.monotonic() - started)
+        return 0
+    with exclusive(place.root / "locks" / "run.lock", lambda who: say(f"another run uses {place.root}; waiting for {who}")):
+        if settings.use_prefect:
+            _run_in_prefect(recipe, settings, overrides, targets, force)
+        else:
+            run_targets(recipe, root=settings.root, overrides=overrides, targets=targets, force=force, settings=settings)
+    return 0
+
+
+def _run_in_prefect(recipe: str, settings: Settings, overrides: Mapping[str, Any], targets: Sequence[str] | None, force: Sequence[str]) -> None:
+    from infra.settings import prefect_environment
+
+    prefect_environment(settings.root.absolute())
+    quiet(settings.root.absolute() / "logs" / "run.log")
+    from flows.end_to_end import end_to_end
+
+    end_to_end(recipe=recipe, root=str(settings.root), overrides=dict(overrides), force=list(force), targets=list(targets) if targets else None,
+               threads=settings.threads, use_ray=settings.use_ray)
+
+
+def close(display: Display, run: GraphRun, root: Path, seconds: float) -> None:
+    """The closing table of a finished run."""
+    rows = plan(topological(run.steps), root)
+    by_name = {row.step.name: row for row in rows}
+    closing_table(display, [(name, "done" if o.status == REUSED else o.status, o.seconds if o.status != REUSED else 0.0, by_name[name])
+                            for name, o in run.outcomes.items()], root, seconds)
+
+
+def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRow]], root: Path, seconds: float) -> None:
+    """step, status, seconds, size; then what was left out and where the report is."""
+    cells = [(name, status, f"{spent:.1f}", human_bytes(row.record.bytes) if row.record else "") for name, status, spent, row in rows]
+    display.console.print(table("", ("step", "status", "seconds", "size"), cells))
+    executed = sum(status not in ("done", "reused") for _, status, _, _ in rows)
+    for name, _, _, row in rows:
+        for thing in (row.record.result.get("left_out", []) if row.record else []):
+            display.say(f"left out ({name}): {thing}")
+    display.say(f"{executed} of {len(rows)} steps executed in {seconds:.0f} s; everything is below {root}")
+    report = next((row.path for name, _, _, row in rows if name == "report"), None)
+    if report is not None:
+        display.say(f"report: {report / 'report.html'}")
+        display.say('ask it yourself: anyloom sql "select * from leaderboard"')

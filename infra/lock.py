@@ -1,0 +1,49 @@
+"""Lock: one process on this machine works on a thing, the others wait.
+
+An advisory kernel lock (flock) on a file below `{root}/locks/`: the kernel frees it when its holder dies, however it dies, so a dead
+holder's lock is taken over without guessing. It does not reach other machines: there, double work must give equal bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def exclusive(path: Path, on_wait: Callable[[str], None] | None = None, poll_s: float = 0.2) -> Iterator[bool]:
+    """Hold the lock file `path`. Yields True when another holder had to be waited for (then look again before working).
+
+    on_wait: told once who is being waited for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waited = False
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waited and on_wait is not None:
+                    on_wait(_holder(path))
+                waited = True
+                time.sleep(poll_s)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"pid": os.getpid(), "since": time.time()}).encode(), 0)
+        yield waited
+    finally:
+        os.close(fd)
+
+
+def _holder(path: Path) -> str:
+    try:
+        held = json.loads(path.read_text())
+        return f"process {held['pid']}, which holds it for {time.time() - held['since']:.0f} s"
+    except (ValueError, KeyError, OSError):  # being written this instant: the name is a courtesy, the lock is not
+        return "another process"

@@ -1,0 +1,103 @@
+"""Plan: which steps are done, and why the others are not. Runs nothing, imports no step.
+
+Walks the DAG from sources to results. A step's fingerprint is known only when the digests of all its inputs are, so
+a step behind unfinished work is "waiting". The reason is the field-level difference to the artifact it would replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.artifact import ArtifactRecord, all_records, artifact_dir, read_record
+from infra.fingerprint import differences, fingerprint, to_plain
+from infra.step import AnyloomError, Step
+from infra.storage import sha256_file
+
+DONE, PARTIAL, MISSING, STALE, WAITING = "done", "partial", "missing", "stale", "waiting"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRow:
+    """One step's state. `record` is set when done; `fingerprint` when all inputs are known."""
+
+    step: Step
+    status: str
+    reason: str
+    fingerprint: str = ""
+    record: ArtifactRecord | None = None
+    path: Path | None = None
+
+
+def topological(steps: Iterable[Step]) -> list[Step]:
+    """All steps reachable from `steps`, inputs first, in a stable order. Raises ValueError when two steps share a name."""
+    order: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.name in order:
+            if order[step.name] is not step:
+                raise ValueError(f"two steps are called {step.name}")
+            return
+        for name in step.inputs:
+            visit(step.inputs[name])
+        order[step.name] = step
+
+    for step in steps:
+        visit(step)
+    return list(order.values())
+
+
+def identity(step: Step, input_digests: Mapping[str, str], source_hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The identity payload of a step whose inputs have these digests; its fingerprint is the hash of this.
+
+    Raises AnyloomError when a source file is missing.
+    """
+    if source_hashes is None:
+        source_hashes = {}
+        for name, path in step.sources.items():
+            if not path.is_file():
+                raise AnyloomError(f"step {step.name}: the source file {path} ({name}) is missing; check the recipe's paths")
+            source_hashes[name] = sha256_file(path)
+    return {
+        "name": step.name,
+        "revision": step.revision,
+        "config": to_plain(step.config, f"{step.name}.config"),
+        "inputs": dict(input_digests),
+        "sources": dict(source_hashes),
+    }
+
+
+def plan(steps: Iterable[Step], root: Path) -> list[PlanRow]:
+    """The state of every step below `steps`, inputs first."""
+    rows: dict[str, PlanRow] = {}
+    older = all_records(root) if (root / "artifacts").exists() else []
+    for step in topological(steps):
+        rows[step.name] = _row(step, rows, root, older)
+    return list(rows.values())
+
+
+def _row(step: Step, rows: Mapping[str, PlanRow], root: Path, older: list[tuple[Path, ArtifactRecord]]) -> PlanRow:
+    previous = [record for _, record in older if record.name == step.name]
+    waiting = [rows[s.name] for s in step.inputs.values() if rows[s.name].record is None]
+    if waiting:
+        reason = "for " + ", ".join(dict.fromkeys(row.step.name for row in waiting))
+        if previous:  # what is already known to differ is worth saying
+            known = differences(previous[-1].payload["config"], to_plain(step.config))
+            reason += f"; also {'; '.join(known)}" if known else ""
+        return PlanRow(step=step, status=WAITING, reason=reason)
+    payload = identity(step, {name: rows[s.name].record.digest for name, s in step.inputs.items()})  # type: ignore[union-attr]
+    mark = fingerprint(payload)
+    path = artifact_dir(root, step.name, mark)
+    record = read_record(path)
+    if record is not None:
+        return PlanRow(step=step, status=DONE, reason="", fingerprint=mark, record=record, path=path)
+    work = root / "work" / step.name / mark[:12]
+    if work.exists() and any(work.iterdir()):
+        return PlanRow(step=step, status=PARTIAL, reason="was interrupted; continues from its last checkpoint", fingerprint=mark, path=path)
+    if not previous:
+        return PlanRow(step=step, status=MISSING, reason="never run", fingerprint=mark, path=path)
+    closest = min(reversed(previous), key=lambda r: len(differences(r.payload, payload)))
+    reason = "; ".join(differences(closest.payload, payload)[:4])
+    return PlanRow(step=step, status=STALE, reason=reason, fingerprint=mark, path=path)

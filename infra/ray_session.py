@@ -1,0 +1,85 @@
+"""Ray: one local (or existing) cluster per run, and the two ways we use it.
+
+`run_isolated` runs one function as one task with its own threads; `map_tasks` spreads independent pieces over tasks and yields results in
+submission order. Both also run in process, with the same bytes. Ray only schedules: it is never asked what is done.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from infra.settings import quiet_environment, thread_environment
+
+
+def start(num_cpus: int, log_dir: Path | None = None) -> None:
+    """Connect to Ray (RAY_ADDRESS) or start a quiet local cluster of `num_cpus`. Does nothing when Ray already runs here."""
+    quiet_environment()
+    import ray
+
+    if not ray.is_initialized():
+        # Unix socket paths are limited to 107 bytes, so the session directory cannot live below an arbitrary root.
+        scratch = Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"
+        local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": num_cpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]
+
+
+def stop() -> None:
+    """Disconnect; a local cluster ends with it."""
+    import ray
+
+    ray.shutdown()
+
+
+def _remote(function: Callable[..., Any], threads: int) -> Any:
+    import ray
+
+    # max_retries=0: what a dead worker means is decided by the record on storage, not by a silent second try.
+    return ray.remote(num_cpus=threads, max_retries=0)(_with_threads).options(name=getattr(function, "__qualname__", "task"))
+
+
+def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any:
+    thread_environment(threads)
+    return function(*args)
+
+
+def run_isolated(function: Callable[..., Any], *args: Any, threads: int = 1, on_poll: Callable[[], None] | None = None, poll_s: float = 0.3) -> Any:
+    """Run `function(*args)` as one Ray task and wait. `on_poll` is called while waiting. Its exception is raised here as it was."""
+    import ray
+
+    reference = _remote(function, threads).remote(function, threads, *args)
+    while not ray.wait([reference], timeout=poll_s)[0]:
+        if on_poll is not None:
+            on_poll()
+    return _get(reference)
+
+
+def map_tasks(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int, threads: int = 1, use_ray: bool = True) -> Iterator[Any]:
+    """function(item) for every item, results in the order of the items, at most `num_workers` at a time.
+
+    In process (one after the other) without Ray or with one worker. An exception of the function is raised at its item.
+    """
+    if not use_ray or num_workers <= 1:
+        for item in items:
+            yield function(item)
+        return
+    running: list[Any] = []
+    for item in items:
+        running.append(_remote(function, threads).remote(function, threads, item))
+        if len(running) >= num_workers:
+            yield _get(running.pop(0))
+    while running:
+        yield _get(running.pop(0))
+
+
+def _get(reference: Any) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
+        raise cause from None

@@ -1,0 +1,77 @@
+"""Settings: the one place that reads (and, for child libraries, sets) environment variables.
+
+Owns where the root is, how many threads there are, and the quiet and offline switches of the libraries below us.
+Secrets come from the environment, are never copied into a record and never logged.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
+
+from infra.step import AnyloomError
+
+
+class Settings(BaseModel):
+    """Where and with how much machine; changes no bytes."""
+
+    root: Path = Field(default=Path("runs"), description="directory of artifacts, stores, history and report (ANYLOOM_ROOT)")
+    threads: int = Field(default=0, ge=0, description="CPU threads in all; 0 means every core (ANYLOOM_THREADS)")
+    use_ray: bool = Field(default=True, description="run steps as Ray tasks (ANYLOOM_RAY)")
+    use_prefect: bool = Field(default=True, description="schedule steps as Prefect tasks (ANYLOOM_PREFECT)")
+    remote: str = Field(default="", description="fsspec URL that mirrors finished artifacts and stores, e.g. s3://bucket/run (ANYLOOM_REMOTE)")
+
+    @property
+    def num_threads(self) -> int:
+        """Threads in all, at least 1."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from ANYLOOM_* variables; `overrides` that are not None win. Raises AnyloomError naming the wrong variable."""
+    names = {"root": "ANYLOOM_ROOT", "threads": "ANYLOOM_THREADS", "use_ray": "ANYLOOM_RAY", "use_prefect": "ANYLOOM_PREFECT", "remote": "ANYLOOM_REMOTE"}
+    values: dict[str, object] = {field: os.environ[name] for field, name in names.items() if name in os.environ}
+    values |= {field: value for field, value in overrides.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        field = str(error.errors()[0]["loc"][0])
+        raise AnyloomError(f"{names.get(field, field)} is wrong: {error.errors()[0]['msg']}") from None
+
+
+def offline_environment() -> None:
+    """Keep Hugging Face libraries from any network access, and quiet. Call before importing transformers, datasets or lmms_eval."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ.setdefault(name, "1")
+    quiet_environment()
+
+
+def quiet_environment() -> None:
+    """Switch off progress bars, telemetry and chatter of the libraries; a variable the user has set wins."""
+    quiet = {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
+        "DATASETS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "1",
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_COLOR_PREFIX": "0", "PYTHONWARNINGS": "ignore",
+        "WANDB_MODE": "disabled", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "LMMS_EVAL_LOG_LEVEL": "ERROR",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+
+def prefect_environment(root: Path) -> None:
+    """Without a configured Prefect server, keep Prefect's ephemeral database below the root and its log to errors."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str((root / "prefect").absolute()))
+        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def thread_environment(threads: int) -> None:
+    """Cap OpenMP-style thread pools of libraries that are imported afterwards."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)

@@ -1,0 +1,106 @@
+"""Step: one unit of work, described without running anything.
+
+Owns the vocabulary that every other layer speaks: Step (what to do and from what), StepContext (where and with how
+much machine), Artifact (what is already there). Refuses to know what any step does.
+
+A Step's identity is (name, revision, config, digests of its inputs and source files); see fingerprint.py. Where the
+bytes go (root) and how many threads produce them (resources) are never identity.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """How a step is run. Changes nothing about the bytes it writes."""
+
+    threads: int = 1
+    """CPU threads this step may keep busy."""
+    workers: int = 1
+    """Ray workers (training ranks, or actors of a pool) the step may start."""
+    use_ray: bool = True
+    """False: everything in this process, no Ray import."""
+
+
+class Progress(Protocol):
+    """Receives progress of one step. Must be cheap to call."""
+
+    def __call__(self, done: float, total: float, note: str = "") -> None: ...
+
+
+def no_progress(done: float, total: float, note: str = "") -> None:
+    """The Progress that shows nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """A complete, immutable output of a step (its record exists)."""
+
+    name: str
+    path: Path
+    """Local directory with the files (a cached copy when the root is an object store)."""
+    fingerprint: str
+    digest: str
+    """Hash of the bytes produced; `info/` is left out."""
+    result: Mapping[str, Any]
+    """The JSON values the step returned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepContext:
+    """Everything a step's function may use."""
+
+    name: str
+    config: Any
+    inputs: Mapping[str, Artifact]
+    sources: Mapping[str, Path]
+    output: Path
+    """Empty directory; what is written here becomes the artifact. Files under `output/info/` (timings, logs) are kept but
+    not part of the digest. Everything else must depend on config and inputs alone: no times, paths or host names."""
+    work: Path
+    """Scratch of this fingerprint: survives a kill, is removed once the step is complete. Checkpoints live here."""
+    stores: Path
+    """Directory of the growing stores (shards, embeddings, history)."""
+    resources: Resources = field(default_factory=Resources)
+    progress: Progress = no_progress
+
+
+RunFunction = Callable[[StepContext], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One unit of work. Constructing it runs and imports nothing."""
+
+    name: str
+    config: Any
+    """Frozen dataclass (or None); every field is identity."""
+    run: str
+    """`package.module:function`, imported only when the step runs; the function takes a StepContext and returns JSON values."""
+    inputs: Mapping[str, Step] = field(default_factory=dict)
+    """Input name -> the step that makes it."""
+    sources: Mapping[str, Path] = field(default_factory=dict)
+    """Files from outside the root; they count by their bytes."""
+    revision: int = 1
+    """Bumped when the meaning of the code changes."""
+    threads: int = 1
+    """Threads the step can make good use of; 0 means all there are."""
+    isolate: bool = True
+    """Run as one Ray task of its own; False for steps that start Ray work themselves or are trivial."""
+    spread: bool = False
+    """The step spreads independent work over as many single-threaded workers as it has threads."""
+
+    def load(self) -> RunFunction:
+        """Import the run function. Raises ImportError or AttributeError naming the entry."""
+        module, _, function = self.run.partition(":")
+        return getattr(importlib.import_module(module), function)
+
+
+class AnyloomError(Exception):
+    """A failure the user can mend: the message is one clear line that names the thing and the remedy."""

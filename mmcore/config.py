@@ -1,0 +1,139 @@
+"""The identity-bearing settings of encoders, language model, projectors, tokens and stages.
+
+Owns plain frozen dataclasses only: importing this module must not import torch, so that planning stays instant.
+Shape letters: B batch, T text tokens, N feature tokens, K projected tokens, S signal tokens, D LM width, E encoder width,
+C conditioning width, Q decoder queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Modality = str  # one of MODALITIES
+MODALITIES = ("text", "image", "video", "audio")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSpec:
+    """One frozen encoder with its preprocessing: raw media -> features_BNE."""
+
+    kind: str
+    """Registry name in mmcore.encoders: `timm_image`, `timm_video` or `whisper_audio`."""
+    arch: str
+    """Architecture inside the kind: a timm name, or `whisper`."""
+    width: int
+    """E, channels of one feature token."""
+    grid: int = 0
+    """image, video: side of the pooled token grid of one frame (grid * grid tokens each)."""
+    frames: int = 1
+    """video: frames sampled uniformly from a clip."""
+    image_size: int = 224
+    """image, video: pixels per side after resizing (square; media are composited on white)."""
+    tokens: int = 0
+    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many."""
+    max_seconds: float = 30.0
+    """audio: longer clips are cut, in seconds."""
+    dtype: str = "float16"
+    """Stored type of the features."""
+    batch: int = 16
+    """Items per encoder call: part of the identity because it fixes the bytes."""
+    part_rows: int = 256
+    """Rows per part of the embedding store, the unit of work and of resumption."""
+    revision: int = 1
+    """Bumped when our code for this encoder changes meaning."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpecialTokens:
+    """Signal-token counts per modality (0: the model cannot emit that modality)."""
+
+    image: int = 4
+    video: int = 0
+    audio: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputProjectorSpec:
+    """One input projector: features_BNE -> embeds_BKD."""
+
+    kind: str = "linear"
+    init_std: float = 0.136
+    """Standard deviation of the projected tokens at step 0: that of the LM's own embeddings (0.136 for SmolLM2-135M)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputProjectorSpec:
+    """One output projector: signal states_BSD -> conditioning_BQC."""
+
+    kind: str = "transformer"
+    width: int = 256
+    layers: int = 2
+    """Encoder layers, and as many decoder layers."""
+    heads: int = 4
+    ffn: int = 1024
+    queries: int = 16
+    """Q, tokens of the decoder's conditioning."""
+    out: int = 384
+    """C, width of the decoder's conditioning."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSpec:
+    """LoRA on every linear layer of the LM (peft)."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """The whole model: which parts, of what shape."""
+
+    dtype: str = "bfloat16"
+    """Type of the frozen LM; trainable tensors are float32."""
+    encoders: tuple[tuple[str, EncoderSpec], ...]
+    """(modality, spec) of image, video, audio."""
+    input_projector: InputProjectorSpec
+    output_projector: OutputProjectorSpec
+    tokens: SpecialTokens = SpecialTokens()
+    lora: LoraSpec = LoraSpec()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageConfig:
+    """One training stage. Batch sizes are global: world size changes nothing but rounding."""
+
+    stage: str
+    """`stage1`, `stage2` or `stage3`; names the StageSpec (what trains) in mmcore.stages."""
+    steps: int
+    """Optimizer steps."""
+    batch: int
+    """Media groups (samples) per optimizer step, over all workers."""
+    lr: float
+    warmup_steps: int = 20
+    final_lr: float = 0.1
+    """Linear decay from the peak to this share of it."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Global gradient norm."""
+    seed: int = 0
+    checkpoint_every: int = 50
+    """Optimizer steps between checkpoints."""
+    mixture: tuple[tuple[str, float], ...]
+    """(dataset, weight): expected share of the samples of a step drawn from each dataset (see pipelines.recipes)."""
+    # stage 3 only
+    questions: int = 4
+    """Questions drawn per picture; they share one picture prefix."""
+    caption_turn: bool = False
+    """Helped recipe: a caption turn stands before the questions (true caption in training, self-written at test time)."""
+    balance_answers: bool = False
+    """Helped recipe: a question's loss is weighted 0.5 / P(answer | question text) for yes/no answers."""
+    train_projectors: bool = True
+    """False freezes the input projectors in stage 3."""
+    # stage 2 only
+    token_loss: float = 1.0
+    """Weight of the cross-entropy on signal tokens."""
+    align_loss: float = 1.0
+    """Weight of the alignment with the decoder's text-encoder states."""
