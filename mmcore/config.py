@@ -7,7 +7,9 @@ C conditioning width, Q decoder queries.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Modality = str  # one of MODALITIES
 MODALITIES = ("text", "image", "video", "audio")
@@ -98,6 +100,8 @@ class ModelSpec:
     output_projector: OutputProjectorSpec
     tokens: SpecialTokens = SpecialTokens()
     lora: LoraSpec = LoraSpec()
+    seed: int = 0
+    """Initial values of projectors, new token rows and LoRA."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +130,8 @@ class StageConfig:
     # stage 3 only
     questions: int = 4
     """Questions drawn per picture; they share one picture prefix."""
+    dialogue: bool = False
+    """True: the turns of a conversation follow each other, all of them; False: each is an independent question."""
     caption_turn: bool = False
     """Helped recipe: a caption turn stands before the questions (true caption in training, self-written at test time)."""
     balance_answers: bool = False
@@ -137,3 +143,17 @@ class StageConfig:
     """Weight of the cross-entropy on signal tokens."""
     align_loss: float = 1.0
     """Weight of the alignment with the decoder's text-encoder states."""
+
+
+def model_spec_from_json(values: Mapping[str, Any]) -> ModelSpec:
+    """The ModelSpec that `dataclasses.asdict` turned into JSON. Raises ValueError naming what does not fit."""
+    try:
+        parts = dict(values)
+        parts["encoders"] = tuple((modality, EncoderSpec(**spec)) for modality, spec in parts["encoders"])
+        parts["input_projector"] = InputProjectorSpec(**parts["input_projector"])
+        parts["output_projector"] = OutputProjectorSpec(**parts["output_projector"])
+        parts["tokens"] = SpecialTokens(**parts["tokens"])
+        parts["lora"] = LoraSpec(**{**parts["lora"], "targets": tuple(parts["lora"]["targets"])})
+        return ModelSpec(**parts)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"this is not a model description of this version: {error}") from error

@@ -1,0 +1,104 @@
+"""Configs of the evaluation steps: what is asked, of how many, with which randomness.
+
+Owns plain frozen dataclasses (torch-free: importing this module keeps planning instant). Every field is identity.
+Refuses to know paths, models in memory or how a number is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmcore.config import ModelSpec
+
+CONDITIONS = ("helped", "plain_prompt", "blank", "shuffled")
+"""What the model is given: helped (right picture, self-written caption turn first), plain_prompt (right picture, question
+alone), blank (a white picture), shuffled (another picture of the test). Blank and shuffled are asked the way the export is
+used: with the caption turn when it has one."""
+LICENCES: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """Question answering through lmms-eval (eval_vqa)."""
+
+    lmms_task: str = "easyvqa_as_vqav2"
+    """Name of the lmms-eval task; data in the shape of a benchmark keeps `<data>_as_<benchmark>`."""
+    num_questions: int = 0
+    """Questions drawn without replacement from the test list; 0 asks all of them."""
+    seed: int = 0
+    """Draws the questions and the shuffled pictures."""
+    conditions: tuple[str, ...] = CONDITIONS
+    """Subset of CONDITIONS; `helped` is left out when the export has no caption turn."""
+    chunk: int = 128
+    """Questions answered and persisted together; part of the identity because batches fix the rounding."""
+    bootstrap_draws: int = 2000
+    """Resamples of every confidence interval."""
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionEvalConfig:
+    """Held-out captions with their own and with another sample's media (eval_captions)."""
+
+    model: ModelSpec
+    """Spec the stage tensors belong to."""
+    datasets: tuple[tuple[str, str], ...] = (("image", "stamps_heldout"), ("video", "clips_heldout"), ("audio", "sounds_heldout"))
+    """(modality, dataset)."""
+    limit: int = 0
+    """Captions per dataset, drawn with the seed; 0 takes all."""
+    batch: int = 16
+    """Captions per forward pass; part of the identity because it fixes the rounding."""
+    seed: int = 0
+    """Draws the sample and the wrong media."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignmentEvalConfig:
+    """Stage 2: predicted conditioning against the text encoder's states of held-out captions (eval_alignment)."""
+
+    model: ModelSpec
+    """Spec the stage tensors belong to."""
+    modality: str = "image"
+    """Which output projector."""
+    train_datasets: tuple[str, ...] = ("stamps_train", "easyvqa_captions")
+    """Datasets the mean predictor is fitted on; their captions are never counted as held out."""
+    heldout_datasets: tuple[str, ...] = ("stamps_heldout",)
+    """Datasets whose captions are scored."""
+    batch: int = 32
+    """Captions per forward pass; part of the identity because it fixes the rounding."""
+    seed: int = 0
+    """Draws the wrong captions."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryConfig:
+    """What a run is called in the history."""
+
+    recipe: str
+    """Name of the recipe."""
+    seeds: tuple[tuple[str, int], ...] = ()
+    """(what, seed), e.g. ("stage3", 0)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """What the report says and shows."""
+
+    recipe: str
+    """Name of the recipe."""
+    title: str = "Anyloom run report"
+    seed: int = 0
+    """Draws the samples that are shown, failures included."""
+    num_samples: int = 12
+    """Samples shown."""
+    stand_in_note: str = (
+        "The questions are easy-vqa in the column layout of VQAv2, so that the official VQAv2 scorer runs on them unchanged. "
+        "They are not VQAv2: the score says nothing about that benchmark."
+    )
+    """Printed beside the headline."""
+    licences: tuple[tuple[str, str], ...] = LICENCES
+    """(part, licence and what it allows); those found in the export are added."""

@@ -1,0 +1,73 @@
+"""Tables: the columns of evaluation results.
+
+Owns the Arrow schemas of samples and metrics, and the making of metric rows from scores. Input: plain rows. Output: Parquet with
+the same bytes for the same rows. Refuses to know where scores come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evals.statistics import Interval, mean_interval, paired_interval
+
+VQA_SAMPLES = pa.schema([
+    ("run_condition", pa.string()), ("doc_key", pa.string()), ("question_id", pa.int64()), ("picture", pa.string()), ("question", pa.string()),
+    ("answer_type", pa.string()), ("target", pa.string()), ("prediction", pa.string()), ("caption", pa.string()), ("score", pa.float64()),
+    ("num_tokens", pa.int64()),
+])
+CAPTION_SAMPLES = pa.schema([
+    ("modality", pa.string()), ("source", pa.string()), ("key", pa.string()), ("media_sha256", pa.string()), ("caption", pa.string()),
+    ("other_key", pa.string()), ("nll_right", pa.float64()), ("nll_shuffled", pa.float64()), ("num_tokens", pa.int64()),
+])
+ALIGNMENT_SAMPLES = pa.schema([
+    ("key", pa.string()), ("caption", pa.string()), ("other_caption", pa.string()), ("error", pa.float64()), ("error_mean", pa.float64()),
+    ("error_shuffled", pa.float64()),
+])
+METRICS = pa.schema([
+    ("condition", pa.string()), ("metric", pa.string()), ("subgroup", pa.string()), ("value", pa.float64()), ("ci_lo", pa.float64()),
+    ("ci_hi", pa.float64()), ("n", pa.int64()), ("clusters", pa.int64()), ("stderr", pa.float64()), ("kind", pa.string()),
+])
+"""kind: score (of the model), floor (without the media or the model) or difference (paired, first minus second condition)."""
+SUBGROUPS = ("yes/no", "shape", "colour", "other")
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as Parquet; every row must have exactly the schema's columns (ValueError otherwise)."""
+    for row in rows:
+        if set(row) != set(schema.names):
+            raise ValueError(f"{path.name}: a row has the columns {sorted(row)}, not {sorted(schema.names)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")
+
+
+def metric_row(interval: Interval, *, condition: str, metric: str, subgroup: str, kind: str) -> dict[str, Any]:
+    """One row of METRICS."""
+    return {
+        "condition": condition, "metric": metric, "subgroup": subgroup, "value": interval.value, "ci_lo": interval.ci_lo, "ci_hi": interval.ci_hi,
+        "n": interval.n, "clusters": interval.clusters, "stderr": interval.stderr, "kind": kind,
+    }
+
+
+def score_rows(
+    samples: Sequence[dict[str, Any]], scores: Sequence[float], *, condition: str, kind: str, draws: int, seed: int, minus: Sequence[float] | None = None,
+) -> list[dict[str, Any]]:
+    """Metric rows `exact_match` of all samples and of each subgroup present, with intervals clustered by picture.
+
+    samples: dicts with `picture` and `answer_type`; minus: scores of the same samples to subtract (paired difference).
+    """
+    rows = []
+    present = {sample["answer_type"] for sample in samples}
+    for subgroup in ("all", *(name for name in SUBGROUPS if name in present)):
+        chosen = [i for i, sample in enumerate(samples) if subgroup in ("all", sample["answer_type"])]
+        values, clusters = [scores[i] for i in chosen], [samples[i]["picture"] for i in chosen]
+        if minus is None:
+            interval = mean_interval(values, clusters, draws=draws, seed=seed, proportion=True)
+        else:
+            interval = paired_interval(values, [minus[i] for i in chosen], clusters, draws=draws, seed=seed)
+        rows.append(metric_row(interval, condition=condition, metric="exact_match", subgroup=subgroup, kind=kind))
+    return rows

@@ -1,0 +1,75 @@
+"""Checkpoint: everything a killed training run needs to go on with the same bytes.
+
+One atomic directory per checkpoint: `tensors.safetensors` (trained tensors), `optimizer.safetensors`, `rng.safetensors`, `state.json`
+(step, data cursor, loss log). Nothing is pickled. Refuses to know what is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from infra.storage import new_staging, publish_dir, read_json
+
+KEEP = 2
+"""Newest checkpoints kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """State after `step` optimizer steps."""
+
+    step: int
+    tensors: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]
+    cursor: Mapping[str, Any]
+    """Where the data stream stands; compared on resume."""
+    log: list[list[float | None]]
+    """Rows of the loss log so far."""
+
+
+def _folders(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("step-*") if path.is_dir())
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Publish `directory/step-<n>` in one rename and drop all but the newest KEEP."""
+    final = directory / f"step-{checkpoint.step:09d}"
+    directory.mkdir(parents=True, exist_ok=True)
+    staging = new_staging(final)
+    save_file({name: value.detach().contiguous().clone() for name, value in checkpoint.tensors.items()}, staging / "tensors.safetensors")
+    save_file({name: value.contiguous() for name, value in checkpoint.optimizer.items()}, staging / "optimizer.safetensors")
+    save_file({"torch": torch.get_rng_state()}, staging / "rng.safetensors")
+    state = {"step": checkpoint.step, "cursor": dict(checkpoint.cursor), "log": checkpoint.log}
+    (staging / "state.json").write_text(json.dumps(state, sort_keys=True))
+    publish_dir(staging, final)
+    for old in _folders(directory)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a killed save left behind. One process only."""
+    for leftover in directory.glob(".staging-*"):
+        shutil.rmtree(leftover)
+
+
+def load_latest(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint, its RNG state restored; None when there is none."""
+    folders = _folders(directory)
+    if not folders:
+        return None
+    newest = folders[-1]
+    state = read_json(newest / "state.json")
+    torch.set_rng_state(load_file(newest / "rng.safetensors")["torch"])
+    return Checkpoint(
+        step=int(state["step"]), tensors=load_file(newest / "tensors.safetensors"), optimizer=load_file(newest / "optimizer.safetensors"),
+        cursor=state["cursor"], log=state["log"],
+    )

@@ -1,0 +1,216 @@
+"""Chat: conversations and captions -> packed token rows with answer-only targets.
+
+Owns the ChatML turns, the prompts of our own making and the shared-prefix layout: a picture prefix (with or without a caption
+turn) as segment 0, then one segment per question; each segment sees the prefix and itself only, and its position ids go on from the
+end of the prefix. A row with no shared part has an empty prefix. Only answers (and their end token) are targets.
+Refuses to know features (only how many tokens they take), batches and models. No line of a user's text can forge a turn: special
+names of the LM inside contents are read as plain text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmcore.special_tokens import MEDIA, TokenTable, placeholder
+from mmcore.types import IGNORE, TokenRow
+
+START, END = "<|im_start|>", "<|im_end|>"
+DESCRIBE = {"image": "Describe the image.", "video": "Describe the video.", "audio": "Describe the sound."}
+DRAW = {"image": "draw {}", "video": "film {}", "audio": "play {}"}
+"""How a caption becomes a request for a medium."""
+SPEAKERS = {"human": "user", "gpt": "assistant"}
+
+
+class RowBuilder:
+    """Appends tokens to a row. Targets stand at the position that predicts them."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._targets: list[int] = []
+        self._weights: list[float] = []
+        self._segments: list[int] = []
+        self._positions: list[int] = []
+        self._groups: list[int] = []
+        self._ends: dict[int, int] = {}  # segment -> index of its last token
+        self._prefix = 0
+
+    def add(self, ids: Sequence[int], segment: int, weight: float | None = None, group: int = 0) -> None:
+        """Append tokens to a segment; with a weight they are targets. Raises ValueError for a target at a segment's first token."""
+        for token in ids:
+            before = self._ends.get(segment)
+            if weight is not None:
+                if before is None:
+                    raise ValueError("the first token of a segment cannot be a target")
+                self._targets[before], self._weights[before], self._groups[before] = token, weight, group
+            position = self._prefix if before is None else self._positions[before] + 1
+            self._ends[segment] = len(self._ids)
+            self._ids.append(token)
+            self._targets.append(IGNORE)
+            self._weights.append(0.0)
+            self._segments.append(segment)
+            self._positions.append(position)
+            self._groups.append(0)
+            if segment == 0:
+                self._prefix += 1
+
+    def row(self) -> TokenRow:
+        """The finished row."""
+        return TokenRow(
+            ids=np.array(self._ids, np.int64), targets=np.array(self._targets, np.int64), weights=np.array(self._weights, np.float32),
+            segments=np.array(self._segments, np.int64), positions=np.array(self._positions, np.int64), groups=np.array(self._groups, np.int64),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question with its answer, as a segment."""
+
+    question: str
+    answer: str
+    weight: float = 1.0
+    """Weight of every target token of the answer."""
+    group: int = 0
+    """Loss part the answer is logged under."""
+
+
+class Chat:
+    """Builds rows and prompts for one tokenizer and token table.
+
+    tokenizer: a transformers tokenizer that knows <|im_start|> and <|im_end|>; raises ValueError otherwise.
+    """
+
+    def __init__(self, tokenizer: Any, table: TokenTable):
+        self.tokenizer, self.table = tokenizer, table
+        vocabulary = tokenizer.get_vocab()
+        if START not in vocabulary or END not in vocabulary:
+            raise ValueError(f"the language model's tokenizer lacks {START} or {END}: use a model with ChatML tokens")
+        self.start_id, self.end_id = vocabulary[START], vocabulary[END]
+        self._newline = self.literal("\n")
+        self._open = {role: [self.start_id, *self.literal(f"{role}\n")] for role in SPEAKERS.values()}
+
+    def literal(self, text: str) -> list[int]:
+        """Ids of a text in which no name means a token."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else []
+
+    # -- pieces -------------------------------------------------------------------------------------------------------------------
+
+    def open(self, role: str) -> list[int]:
+        """Ids that open a turn of `user` or `assistant`."""
+        return list(self._open[role])
+
+    def close(self) -> list[int]:
+        """Ids that close a turn."""
+        return [self.end_id, *self._newline]
+
+    def user(self, text: str, media: Mapping[str, Sequence[int]] | None = None) -> list[int]:
+        """Ids of a user's text; the i-th placeholder of a modality becomes media[modality][i] placeholder tokens.
+
+        Raises ValueError, with both counts, when placeholders and media do not pair up.
+        """
+        given = {modality: list((media or {}).get(modality, ())) for modality in MEDIA}
+        for modality in MEDIA:
+            named = sum(piece == self.table.placeholder_id(modality) for piece in self.table.split(text))
+            if named != len(given[modality]):
+                raise ValueError(f"the text names {placeholder(modality)} {named} times but {len(given[modality])} {modality} media are given")
+        ids: list[int] = []
+        for piece in self.table.split(text):
+            if isinstance(piece, str):
+                ids += self.literal(piece)
+                continue
+            ids += [piece] * given[self._placeholder_of(piece, "a question")].pop(0)
+        return ids
+
+    def _placeholder_of(self, token: int, where: str) -> str:
+        """The modality whose placeholder a new token is. Raises ValueError for a signal token."""
+        for modality in MEDIA:
+            if token == self.table.placeholder_id(modality):
+                return modality
+        raise ValueError(f"{where} may not hold the signal token {self.table.names[token - self.table.base]}: the model emits it, texts use the placeholder")
+
+    def assistant(self, text: str) -> list[int]:
+        """Ids of an answer; a placeholder in it becomes the modality's whole signal block."""
+        ids: list[int] = []
+        for piece in self.table.split(text):
+            if isinstance(piece, str):
+                ids += self.literal(piece)
+                continue
+            ids += self.table.block(self._placeholder_of(piece, "an answer"))
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids; new tokens and special tokens leave nothing."""
+        return str(self.tokenizer.decode([i for i in ids if i < self.table.base], skip_special_tokens=True))
+
+    # -- prompts (the same ids stand in training and in generation) ---------------------------------------------------------------
+
+    def media_prefix(self, modality: str, num_tokens: int) -> list[int]:
+        """Open user turn with the media: a question follows directly. Empty for text."""
+        if modality == "text":
+            return []
+        return [*self.open("user"), *([self.table.placeholder_id(modality)] * num_tokens), *self._newline]
+
+    def caption_prompt(self, modality: str, num_tokens: int) -> list[int]:
+        """Everything before the caption of a caption turn."""
+        return [*self.media_prefix(modality, num_tokens), *self.literal(DESCRIBE[modality]), *self.close(), *self.open("assistant")]
+
+    def question_prompt(self, text: str, opened: bool, literal: bool = False) -> list[int]:
+        """A question up to the answer's first token; `opened`: the user turn is already open (media prefix); `literal`: names no tokens."""
+        head = [] if opened else self.open("user")
+        return [*head, *(self.literal(text) if literal else self.user(text)), *self.close(), *self.open("assistant")]
+
+    def media_question(self, text: str, counts: Sequence[tuple[str, int]], named: bool) -> list[int]:
+        """A whole question with its media: counts are (modality, tokens) in order. named: placeholders in the text say where they go."""
+        if named:
+            media = {modality: [count for other, count in counts if other == modality] for modality in MEDIA}
+            return [*self.open("user"), *self.user(text, media), *self.close(), *self.open("assistant")]
+        ids = self.open("user")
+        for modality, count in counts:
+            ids += [*([self.table.placeholder_id(modality)] * count), *self._newline]
+        return [*ids, *self.question_prompt(text, opened=True)]
+
+    # -- rows ---------------------------------------------------------------------------------------------------------------------
+
+    def caption_row(self, modality: str, num_tokens: int, caption: str, group: int = 0) -> TokenRow:
+        """Media -> caption; the caption and its end token are targets."""
+        builder = RowBuilder()
+        builder.add(self.caption_prompt(modality, num_tokens), 0)
+        builder.add([*self.literal(caption), self.end_id], 0, 1.0, group)
+        return builder.row()
+
+    def question_row(
+        self, modality: str, num_tokens: int, turns: Sequence[Turn], caption: str | None = None, dialogue: bool = False, caption_group: int = 0
+    ) -> TokenRow:
+        """Several questions about one medium.
+
+        caption: stands before the questions as an answered caption turn (a target too); None for the plain prompt.
+        dialogue: the turns form one conversation, each sees the earlier ones; otherwise each sees the prefix and itself only.
+        """
+        builder = RowBuilder()
+        opened = caption is None and modality != "text"
+        if caption is not None:
+            builder.add(self.caption_prompt(modality, num_tokens), 0)
+            builder.add([*self.literal(caption), self.end_id], 0, 1.0, caption_group)
+            builder.add(self._newline, 0)
+        else:
+            builder.add(self.media_prefix(modality, num_tokens), 0)
+        for number, turn in enumerate(turns):
+            segment = 1 if dialogue else number + 1
+            if dialogue and number:
+                builder.add(self._newline, segment)
+            builder.add(self.question_prompt(turn.question, opened and (not dialogue or number == 0)), segment)
+            builder.add([*self.assistant(turn.answer), self.end_id], segment, turn.weight, turn.group)
+        return builder.row()
+
+
+def question_text(human: str, modality: str) -> str:
+    """A human turn without the placeholder of the sample's own medium (that one stands in the prefix). Raises ValueError on a second one."""
+    if modality == "text":
+        return human.strip()
+    name = placeholder(modality)
+    if human.count(name) > 1:
+        raise ValueError(f"one turn has {human.count(name)} {name} but a sample has 1 {modality}: {human[:80]!r}")
+    return human.replace(name, "", 1).strip()

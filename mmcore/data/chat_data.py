@@ -1,0 +1,104 @@
+"""ChatData: the training data of stages 1 and 3, step by step.
+
+Turns the samples of a step (captions or conversations, with or without media) into collated batches and their loss. Input: samples by
+dataset, a feature source per modality, the stage's config. Refuses to know files, ranks' communication and optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mmcore.config import StageConfig
+from mmcore.data.batching import YES_NO, Schedule, answer_weights, collate, deal, share
+from mmcore.data.chat import Chat, Turn, question_text
+from mmcore.input_projectors import num_projected
+from mmcore.losses import StepLoss, weighted_cross_entropy
+from mmcore.model import AnyModel
+from mmcore.types import IGNORE, Batch, Sample, TokenRow
+
+MICROBATCH = 16
+"""Rows of one forward pass. Fixed: it decides the rounding."""
+
+
+class FeatureSource(Protocol):
+    """Stored features of one modality (mmcore.data.embeddings.EmbeddingSet)."""
+
+    def gather(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(features_BNE float32 zero-padded, lengths_B)."""
+        ...
+
+
+class ChatData:
+    """samples: dataset -> its samples in stored order; features: modality -> source; captions: media sha256 -> caption of the caption turn."""
+
+    def __init__(
+        self, config: StageConfig, chat: Chat, samples: Mapping[str, Sequence[Sample]], features: Mapping[str, FeatureSource], projector: Any,
+        captions: Mapping[str, str] | None = None,
+    ):
+        self.config, self.chat, self.samples, self.features, self.projector = config, chat, samples, features, projector
+        self.captions = captions or {}
+        self.schedule = Schedule({name: len(rows) for name, rows in samples.items()}, config.mixture, config.steps * config.batch, config.seed)
+        names = [name for name, _ in config.mixture]
+        self.weights = {name: answer_weights(samples[name]) for name in names} if config.balance_answers else {}
+        self.part_names = ("caption_turn", *names, *(f"{name}_yes_no" for name in names))
+        """Logged parts of the loss; index = group number of a target."""
+
+    def cursor(self, step: int) -> dict[str, int]:
+        """Samples drawn of each dataset after `step` steps."""
+        return self.schedule.seen(step * self.config.batch)
+
+    def losses(self, model: AnyModel, step: int, rank: int, world: int) -> Iterator[StepLoss]:
+        """The loss of each microbatch of this rank's share of a step."""
+        for batch in self.batches(step, rank, world):
+            logits, targets = model.supervised(batch)
+            where = batch.targets_BT != IGNORE
+            yield weighted_cross_entropy(logits, targets, batch.weights_BT[where], batch.groups_BT[where], len(self.part_names))
+
+    def batches(self, step: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Collated microbatches of a rank's share of a step."""
+        mine = list(share(self.config.batch, rank, world))
+        for start in range(0, len(mine), MICROBATCH):
+            slots = [self.schedule.slot(step * self.config.batch + number) for number in mine[start : start + MICROBATCH]]
+            chosen = [(self.samples[slot.dataset][slot.index], slot.visit) for slot in slots]
+            media = self._media([sample for sample, _ in chosen])
+            lengths = {row: int(length) for _, all_lengths, rows in media.values() for row, length in zip(rows, all_lengths.tolist(), strict=True)}
+            yield collate([self.row(sample, visit, lengths.get(i, 0)) for i, (sample, visit) in enumerate(chosen)], media)
+
+    def _media(self, samples: Sequence[Sample]) -> dict[str, tuple[torch.Tensor, torch.Tensor, list[int]]]:
+        found = {}
+        for modality in sorted({sample.modality for sample in samples} - {"text"}):
+            if modality not in self.features:
+                sample = next(s for s in samples if s.modality == modality)
+                raise ValueError(f"sample {sample.key} has {modality} input but this stage has no {modality} features: give it embed_{modality}")
+            rows = [i for i, sample in enumerate(samples) if sample.modality == modality]
+            features, lengths = self.features[modality].gather([samples[i].key for i in rows])
+            found[modality] = (torch.from_numpy(np.ascontiguousarray(features)), torch.from_numpy(np.asarray(lengths, np.int64)), rows)
+        return found
+
+    def row(self, sample: Sample, visit: int, num_features: int) -> TokenRow:
+        """The packed row of a sample on its visit-th visit."""
+        tokens = num_projected(self.projector, num_features) if num_features else 0
+        if sample.conversations:
+            return self._question_row(sample, visit, tokens)
+        if not sample.texts or sample.modality == "text":
+            raise ValueError(f"sample {sample.key} has neither a conversation nor a caption of a medium: it cannot be trained on")
+        return self.chat.caption_row(sample.modality, tokens, deal(sample.texts, 1, self.config.seed, sample.key, visit)[0], self._group(sample.source))
+
+    def _group(self, name: str) -> int:
+        return self.part_names.index(name)
+
+    def _question_row(self, sample: Sample, visit: int, tokens: int) -> TokenRow:
+        config = self.config
+        pairs = sample.conversations if config.dialogue else deal(sample.conversations, config.questions, config.seed, sample.key, visit)
+        turns = []
+        for human, gpt in pairs:
+            question = question_text(human, sample.modality)
+            weight = self.weights.get(sample.source, {}).get((question, gpt), 1.0)
+            group = self._group(f"{sample.source}_yes_no" if gpt.lower() in YES_NO else sample.source)
+            turns.append(Turn(question, gpt, weight, group))
+        caption = self.captions.get(sample.media_sha256) if config.caption_turn and sample.modality != "text" else None
+        return self.chat.question_row(sample.modality, tokens, turns, caption, config.dialogue)

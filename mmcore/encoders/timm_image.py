@@ -1,0 +1,129 @@
+"""Pictures and clips through a timm backbone.
+
+Owns preprocessing (square, on white), the forward pass and the pooling to grid * grid tokens per picture. Batch normalisation is folded
+into the convolutions (same function, rounding apart) and memory is channels-last: XXX. The arithmetic stays
+float32: bfloat16 is twice as fast again but moves the features of EfficientNet-lite0 by 10 % (median token) to 50 % of their norm.
+Input: PNG, JPEG … or MP4 … bytes; output: features [N, E]. Refuses to know what the features are for.
+
+Shape letters: B batch, N feature tokens, E encoder width, H/W pixels or cells.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from infra.storage import read_json
+from mmcore.config import EncoderSpec
+from mmcore.data.media import decode_image, decode_video_frames
+from mmcore.encoders import BatchedEncoder
+
+TRANSFORMERS = ("vit_", "deit", "beit", "eva")
+"""timm families that must be told the picture size and give tokens instead of a map."""
+
+
+class TimmImageEncoder(BatchedEncoder):
+    """One picture -> grid * grid tokens, row by row from the top left."""
+
+    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+        """Raises ValueError when the weights are of another architecture or width."""
+        if spec.grid < 1:
+            raise ValueError(f"encoder {spec.kind} needs grid >= 1, got {spec.grid}")
+        self.spec = spec
+        described = read_json(weights_dir / "encoder.json")
+        if described["arch"] != spec.arch:
+            raise ValueError(f"the spec asks for {spec.arch}, but {weights_dir} holds {described['arch']}")
+        self._model = _load(spec, weights_dir / "encoder" / "model.safetensors")
+        self._mean = torch.tensor(described.get("mean", (0.5, 0.5, 0.5))).view(1, 3, 1, 1)
+        self._std = torch.tensor(described.get("std", (0.5, 0.5, 0.5))).view(1, 3, 1, 1)
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+        """Bytes -> uint8 [H, W, 3]; a picture has no span."""
+        return self._square(decode_image(data))
+
+    def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """uint8 [H, W, 3] each -> features [grid * grid, E] each."""
+        return list(self._features(np.stack(items)))
+
+    def _square(self, picture: Image.Image) -> np.ndarray:
+        side = self.spec.image_size
+        return np.asarray(picture if picture.size == (side, side) else picture.resize((side, side), Image.Resampling.BICUBIC))
+
+    @torch.inference_mode()
+    def _features(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+        """uint8 pictures -> features_BNE of the stored dtype."""
+        pixels = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)  # already channels-last in memory
+        pixels = (pixels.float() / 255 - self._mean) / self._std
+        states = self._model.forward_features(pixels.contiguous(memory_format=torch.channels_last))
+        if states.ndim == 3:
+            states = _tokens_to_map(states[:, getattr(self._model, "num_prefix_tokens", 0) :])
+        elif states.shape[1] != self.spec.width and states.shape[-1] == self.spec.width:
+            states = states.permute(0, 3, 1, 2)
+        if states.shape[1] != self.spec.width:
+            raise ValueError(f"{self.spec.arch} gives {states.shape[1]} channels, the spec says {self.spec.width}")
+        pooled = nn.functional.adaptive_avg_pool2d(states, self.spec.grid)
+        return pooled.flatten(2).transpose(1, 2).numpy().astype(self.spec.dtype)
+
+
+class TimmVideoEncoder(TimmImageEncoder):
+    """One clip -> frames * grid * grid tokens, frame by frame. A clip is one encoder call, whatever else is in the batch."""
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+        """Bytes -> uint8 [frames, H, W, 3]."""
+        return np.stack([self._square(frame) for frame in decode_video_frames(data, self.spec.frames, start_s, end_s)])
+
+    def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """uint8 [frames, H, W, 3] each -> features [frames * grid * grid, E] each."""
+        return [self._features(frames).reshape(-1, self.spec.width) for frames in items]
+
+
+def _tokens_to_map(states_BNE: torch.Tensor) -> torch.Tensor:
+    side = int(states_BNE.shape[1] ** 0.5)
+    if side * side != states_BNE.shape[1]:
+        raise ValueError(f"{states_BNE.shape[1]} patch tokens are no square")
+    return states_BNE.transpose(1, 2).unflatten(2, (side, side))
+
+
+def _load(spec: EncoderSpec, path: Path) -> nn.Module:
+    """The backbone without its classifier, frozen, folded, channels-last."""
+    sized = {"img_size": spec.image_size} if spec.arch.startswith(TRANSFORMERS) else {}
+    model = timm.create_model(spec.arch, pretrained=False, num_classes=0, global_pool="", **sized)
+    state = load_file(path)
+    heads = model.pretrained_cfg.get("classifier") or "classifier"
+    prefixes = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
+    model.load_state_dict({name: value for name, value in state.items() if not name.startswith(prefixes)})
+    return _folded(model.eval().requires_grad_(False), spec.image_size).to(memory_format=torch.channels_last)
+
+
+def _folded(model: nn.Module, side: int) -> nn.Module:
+    """The model with batch normalisation folded, or as it was where its layout makes folding change the function."""
+    folded = copy.deepcopy(model)
+    fold_batch_norm(folded)
+    noise = torch.linspace(-1, 1, 3 * side * side).sin().view(1, 3, side, side)
+    with torch.inference_mode():
+        expected, got = model.forward_features(noise), folded.forward_features(noise)
+    return folded if torch.allclose(expected, got, atol=1e-3 * float(expected.abs().max()) + 1e-6) else model
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold every BatchNorm2d that directly follows a Conv2d among its siblings into that convolution, in place.
+
+    timm's BatchNormAct2d also holds an activation, which stays in its place.
+    """
+    before: tuple[str, nn.Module] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and before is not None and isinstance(before[1], nn.Conv2d):
+            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+            setattr(module, name, nn.Sequential(*(part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None)))
+        else:
+            fold_batch_norm(child)
+        before = (name, child)

@@ -1,0 +1,234 @@
+"""Generator: an exported model that answers and streams.
+
+Input: an export directory (anyloom.json, lm/, lora/, tensors.safetensors, encoders/); media as bytes or features; questions.
+Output: Answers, or a stream of TextPiece and SignalBlock. Questions about one medium share its encoding, its prefix and, with the caption
+turn, one self-written caption. Refuses to know files outside the export, benchmarks and decoders.
+
+Shape letters: N feature tokens, E encoder width, Q decoder queries, C conditioning width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra.step import AnyloomError
+from infra.storage import read_json
+from mmcore.config import model_spec_from_json
+from mmcore.data.chat import Chat
+from mmcore.decoding import PackedCache, Stream, greedy
+from mmcore.encoders import Encoder, load_encoder
+from mmcore.input_projectors import num_projected
+from mmcore.model import LORA, TENSORS, AnyModel, load_model
+from mmcore.special_tokens import MEDIA, placeholder
+from mmcore.types import Answer, Event, MediaBatch, Question, SignalBlock, TextPiece
+
+DESCRIPTION, ENCODERS = "anyloom.json", "encoders"
+_ENCODER_DIRS = {"image": "image", "video": "image", "audio": "audio"}
+ROWS = 12
+"""Media whose questions are answered together."""
+QUESTIONS = 16
+"""Questions per row; more about one medium take further rows."""
+CAPTION_TOKENS = 24
+"""Limit of a self-written caption."""
+Feature = tuple[str, np.ndarray]
+"""(modality, features_NE)."""
+
+
+class Generator:
+    """model: in evaluation mode; caption_turn: the default of `answer` and `stream`; encoder_dir: `encoders/` of an export."""
+
+    def __init__(self, model: AnyModel, caption_turn: bool, encoder_dir: Path | None = None, description: dict[str, Any] | None = None):
+        self.model, self.caption_turn, self.description = model, caption_turn, description or {}
+        self._encoder_dir = encoder_dir
+        self._encoders: dict[str, Encoder] = {}
+
+    @classmethod
+    def load(cls, directory: Path, threads: int | None = None) -> Generator:
+        """A Generator from an export directory. Raises AnyloomError when it is not one."""
+        directory = Path(directory)
+        if not (directory / DESCRIPTION).is_file():
+            raise AnyloomError(f"{directory} is not an exported model: it has no {DESCRIPTION}")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        description = read_json(directory / DESCRIPTION)
+        try:
+            model = load_model(model_spec_from_json(description["model"]), directory / "lm", (directory,))
+        except ValueError as error:
+            raise AnyloomError(f"{directory}: {error}") from error
+        return cls(model.eval(), bool(description["caption_turn"]), directory / ENCODERS, description)
+
+    @property
+    def _chat(self) -> Chat:
+        return self.model.chat
+
+    def encode(self, modality: str, data: bytes) -> np.ndarray:
+        """Features [N, E] of one medium's bytes. Raises ValueError for a modality this model cannot read or bytes that are no such medium."""
+        if modality not in self._encoders:
+            spec = dict(self.model.spec.encoders).get(modality)
+            if spec is None or self._encoder_dir is None:
+                raise ValueError(f"this model cannot read {modality}: it reads {', '.join(m for m, _ in self.model.spec.encoders)}")
+            self._encoders[modality] = load_encoder(spec, self._encoder_dir / _ENCODER_DIRS[modality])
+        return self._encoders[modality].encode([data])[0]
+
+    # -- batched answers ----------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def answer(
+        self, items: Sequence[Question], *, max_new_tokens: int = 16, caption_turn: bool | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """Greedy answers in the order of the items. caption_turn None: as the model was exported."""
+        helped = self.caption_turn if caption_turn is None else caption_turn
+        answers: list[Answer | None] = [None] * len(items)
+        groups, done = _groups(items), 0
+        for start in range(0, len(groups), ROWS):
+            rows = groups[start : start + ROWS]
+            for number, answer in self._answer_rows(items, rows, max_new_tokens, helped).items():
+                answers[number] = answer
+            done += sum(map(len, rows))
+            if progress is not None:
+                progress(done, len(items))
+        return [answer for answer in answers if answer is not None]
+
+    def _answer_rows(self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool) -> dict[int, Answer]:
+        started = time.monotonic()
+        features = [_feature(items[row[0]]) for row in rows]
+        cache, captions = self._prefixes(features, helped)
+        prompts = [[self._chat.question_prompt(items[i].text, opened=self._opened(feature, helped)) for i in row]
+                   for row, feature in zip(rows, features, strict=True)]
+        lengths = list(cache.lengths)
+        hidden_BTD = cache.extend([[(number + 1, length, prompt) for number, prompt in enumerate(row)] for row, length in zip(prompts, lengths, strict=True)])
+        streams, last = [], []
+        for b, row in enumerate(prompts):
+            ends = np.cumsum([len(prompt) for prompt in row])
+            last += [hidden_BTD[b, end - 1] for end in ends]
+            streams += [Stream(row=b, segment=number + 1, position=lengths[b] + len(prompt)) for number, prompt in enumerate(row)]
+        for _ in greedy(cache, streams, torch.stack(last), self._chat.end_id, limit):
+            pass
+        numbers = [i for row in rows for i in row]
+        inputs = [lengths[b] + len(prompt) for b, row in enumerate(prompts) for prompt in row]
+        ms = 1000 * (time.monotonic() - started) / len(numbers)
+        return {
+            i: Answer(text=self._chat.decode(stream.tokens).strip(), caption=captions[stream.row], token_ids=tuple(stream.tokens),
+                      num_input_tokens=count, ms=ms, blocks=tuple(stream.blocks))
+            for i, stream, count in zip(numbers, streams, inputs, strict=True)
+        }
+
+    @staticmethod
+    def _opened(feature: Feature | None, helped: bool) -> bool:
+        """True when the prefix has left the user turn open for a question."""
+        return feature is not None and not helped
+
+    def _prefixes(self, features: Sequence[Feature | None], helped: bool) -> tuple[PackedCache, list[str | None]]:
+        """The cache after each row's prefix (media, and a self-written caption turn when helped), and the captions."""
+        cache = PackedCache(self.model, len(features))
+        ids: list[list[int]] = []
+        for feature in features:
+            tokens = 0 if feature is None else num_projected(self.model.spec.input_projector, len(feature[1]))
+            prompt = self._chat.caption_prompt if helped else self._chat.media_prefix
+            ids.append([] if feature is None else prompt(feature[0], tokens))
+        if not any(ids):
+            return cache, [None] * len(ids)
+        hidden_BTD = cache.extend([[(0, 0, row)] for row in ids], _media_batches(features))
+        captions: list[str | None] = [None] * len(ids)
+        if helped:
+            rows = [b for b, row in enumerate(ids) if row]
+            streams = [Stream(row=b, segment=0, position=len(ids[b])) for b in rows]
+            last_SD = torch.stack([hidden_BTD[b, len(ids[b]) - 1] for b in rows])
+            for _ in greedy(cache, streams, last_SD, self._chat.end_id, CAPTION_TOKENS):
+                pass
+            self._close(cache, streams)
+            for stream in streams:
+                captions[stream.row] = self._chat.decode(stream.tokens).strip()
+        return cache, captions
+
+    def _close(self, cache: PackedCache, streams: Sequence[Stream]) -> None:
+        """Append what ends each caption turn: its last token, which greedy decoding has not run, and the end of the turn."""
+        pieces: list[list[tuple[int, int, Sequence[int]]]] = [[] for _ in cache.lengths]
+        for stream in streams:
+            ended = stream.tokens[-1] == self._chat.end_id
+            tail = ([] if ended else [stream.tokens[-1]]) + self._chat.close()
+            pieces[stream.row] = [(0, stream.position, tail)]
+        cache.extend(pieces)
+
+    # -- streaming ----------------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def stream(self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64) -> Iterator[Event]:
+        """Answer one prompt as it is written: TextPiece by TextPiece, and a SignalBlock when the model draws.
+
+        Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order.
+        Raises ValueError when placeholders and media do not pair up.
+        """
+        features = [(modality, self.encode(modality, data)) for modality, data in media]
+        named = any(placeholder(modality) in prompt for modality in MEDIA)
+        if len(features) == 1 and not named and self.caption_turn:
+            cache, _ = self._prefixes([features[0]], True)
+            ids = self._chat.question_prompt(prompt, opened=False)
+            segment, batches = 1, {}
+        else:
+            cache = PackedCache(self.model, 1)
+            counts = [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]
+            ids = self._chat.media_question(prompt, counts, named)
+            segment, batches = 0, _media_batches([features])
+        position = cache.lengths[0]
+        hidden_BTD = cache.extend([[(segment, position, ids)]], batches)
+        stream = Stream(row=0, segment=segment, position=position + len(ids))
+        yield from self._events(greedy(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens))
+
+    def _events(self, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
+        """Tokens -> pieces of text; a piece is held back while its last character is incomplete."""
+        said = ""
+        text = ""
+        for stream, piece in pieces:
+            if isinstance(piece, SignalBlock):
+                yield piece
+                continue
+            text = self._chat.decode(stream.tokens)
+            if not text.endswith("\ufffd") and len(text) > len(said):
+                yield TextPiece(text[len(said) :])
+                said = text
+        if len(text) > len(said):
+            yield TextPiece(text[len(said) :])
+
+
+def _groups(items: Sequence[Question]) -> list[list[int]]:
+    """Numbers of the items that share a row: equal media, at most QUESTIONS, in order of first appearance."""
+    by_key: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        by_key.setdefault(item.media_key if item.features_NE is not None else "", []).append(number)
+    return [numbers[start : start + QUESTIONS] for numbers in by_key.values() for start in range(0, len(numbers), QUESTIONS)]
+
+
+def _feature(item: Question) -> Feature | None:
+    if item.features_NE is None:
+        return None
+    if item.modality not in MEDIA:
+        raise ValueError(f"question {item.text[:60]!r} has features of the modality {item.modality!r}: use {', '.join(MEDIA)}")
+    return item.modality, item.features_NE
+
+
+def _media_batches(rows: Sequence[Feature | list[Feature] | None]) -> dict[str, MediaBatch]:
+    """Features of packed rows (none, one or several each), by modality, in row order."""
+    flat = [(b, *feature) for b, row in enumerate(rows) if row is not None for feature in (row if isinstance(row, list) else [row])]
+    batches = {}
+    for modality in MEDIA:
+        own = [(b, array) for b, other, array in flat if other == modality]
+        if not own:
+            continue
+        features_BNE = torch.zeros(len(own), max(len(array) for _, array in own), own[0][1].shape[1])
+        for i, (_, array) in enumerate(own):
+            features_BNE[i, : len(array)] = torch.from_numpy(np.asarray(array, np.float32))
+        batches[modality] = MediaBatch(
+            features_BNE=features_BNE, lengths_B=torch.tensor([len(array) for _, array in own]), rows_B=torch.tensor([b for b, _ in own]),
+        )
+    return batches
+
+
+__all__ = ["LORA", "TENSORS", "Answer", "Generator", "Question", "SignalBlock", "TextPiece"]

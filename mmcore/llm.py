@@ -1,0 +1,118 @@
+"""The language model: frozen, in the recipe's dtype, with the new tokens' rows beside it.
+
+Owns loading, the input embedding of old and new tokens, the hidden states and the logits. The signal tokens' rows are separate
+float32 parameters for input and head, tied neither to each other nor to the base matrices, which stay bit-identical; they start
+at the mean row plus small seeded noise (equal rows could never be told apart). Placeholder tokens own no row: they are replaced by
+features and cannot be emitted. Refuses to know media, chat and losses.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mmcore.config import SpecialTokens
+from mmcore.special_tokens import TokenTable
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_NOISE = 0.1
+"""Noise of the new rows, as a share of the base matrix's standard deviation."""
+
+
+def packed_mask(query_segments_BT: torch.Tensor, key_segments_BL: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask [B, 1, T, L] of packed rows; the T queries are the last T of the L keys.
+
+    A query sees earlier (or its own) keys of the prefix (segment 0) and of its own segment. Padding (segment -1) is seen by padding only.
+    """
+    num_queries, num_keys = query_segments_BT.shape[1], key_segments_BL.shape[1]
+    device = query_segments_BT.device
+    order = torch.arange(num_keys, device=device)[None] <= torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    query, key = query_segments_BT[:, :, None], key_segments_BL[:, None, :]
+    allowed = ((key == query) | ((key == 0) & (query > 0))) & order
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, torch.finfo(dtype).min)
+    return mask[:, None]
+
+
+def _rows(matrix_VD: torch.Tensor, count: int, seed: int) -> nn.Parameter:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = matrix_VD.detach().float()
+    noise = torch.randn(count, matrix.shape[1], generator=generator)
+    return nn.Parameter(matrix.mean(0) + _NOISE * float(matrix.std()) * noise)
+
+
+class LanguageModel(nn.Module):
+    """A causal LM of transformers plus the rows of the signal tokens.
+
+    base: LlamaForCausalLM or a like model (frozen here); counts: signal tokens per modality; seed: noise of the new rows.
+    """
+
+    def __init__(self, base: Any, counts: SpecialTokens, seed: int = 0):
+        super().__init__()
+        self.base = base.eval().requires_grad_(False)
+        self.table = TokenTable(base.get_input_embeddings().weight.shape[0], counts)
+        self.new_input_rows = _rows(base.get_input_embeddings().weight, self.table.num_signals, 2 * seed)
+        self.new_head_rows = _rows(base.get_output_embeddings().weight, self.table.num_signals, 2 * seed + 1)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.base.get_input_embeddings().weight.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the frozen weights and of the hidden states."""
+        dtype: torch.dtype = self.base.get_input_embeddings().weight.dtype
+        return dtype
+
+    def embed(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Token ids -> embeds_BTD; placeholders get the row of token 0, to be overwritten."""
+        base, signals = self.table.base, self.table.num_signals
+        embeds = self.base.get_input_embeddings()(torch.where(ids_BT < base, ids_BT, 0))
+        is_signal = (ids_BT >= base) & (ids_BT < base + signals)
+        if signals and bool(is_signal.any()):
+            rows = functional.embedding(torch.where(is_signal, ids_BT - base, 0), self.new_input_rows)
+            embeds = torch.where(is_signal[..., None], rows.to(embeds.dtype), embeds)
+        return embeds
+
+    def hidden(self, embeds_BTD: torch.Tensor, mask_B1TL: torch.Tensor, positions_BT: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """Last hidden states (after the final norm); with a cache, keys and values are appended to it."""
+        outputs = self.base.model(
+            inputs_embeds=embeds_BTD, attention_mask=mask_B1TL, position_ids=positions_BT, past_key_values=cache, use_cache=cache is not None,
+        )
+        hidden: torch.Tensor = outputs.last_hidden_state
+        return hidden
+
+    def base_logits(self, hidden_PD: torch.Tensor) -> torch.Tensor:
+        """Float32 logits of the base vocabulary, [P, V]."""
+        logits: torch.Tensor = self.base.get_output_embeddings()(hidden_PD.to(self.dtype))
+        return logits.float()
+
+    def logits(self, hidden_PD: torch.Tensor) -> torch.Tensor:
+        """Float32 logits of base vocabulary and signal tokens, [P, V+S]."""
+        return torch.cat([self.base_logits(hidden_PD), hidden_PD.float() @ self.new_head_rows.T], -1)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The LM's own tokenizer, from local files only."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0) -> LanguageModel:
+    """A frozen LM from a transformers directory, eager attention (faster than SDPA at short rows on CPU).
+
+    Raises ValueError for an unknown dtype.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise ValueError(f"model dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
+    base = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=DTYPES[dtype], attn_implementation="eager", local_files_only=True, use_safetensors=True,
+    )
+    return LanguageModel(base, counts, seed)

@@ -1,0 +1,124 @@
+"""AnyModel: input projectors, language model and output projectors as one module.
+
+Owns where features go: projected features replace the placeholder tokens of a batch, and any mismatch of their counts raises. Returns
+hidden states; logits are asked for only where something is supervised. Refuses to know encoders, decoders, losses
+and stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mmcore.config import ModelSpec
+from mmcore.data.chat import Chat
+from mmcore.input_projectors import build_input_projector
+from mmcore.llm import LanguageModel, load_lm, load_tokenizer, packed_mask
+from mmcore.lora import attach_lora, load_lora, lora_parameters
+from mmcore.output_projectors import build_output_projector
+from mmcore.special_tokens import MEDIA, placeholder
+from mmcore.types import IGNORE, Batch, MediaBatch
+
+TENSORS, LORA = "tensors.safetensors", "lora"
+
+
+class AnyModel(nn.Module):
+    """spec: shapes and seed of all parts; lm: the frozen language model; chat: how its text becomes ids (kept for the model's users)."""
+
+    def __init__(self, spec: ModelSpec, lm: LanguageModel, chat: Chat):
+        super().__init__()
+        self.spec, self.lm, self.chat = spec, lm, chat
+        self.input_projectors = nn.ModuleDict({
+            modality: build_input_projector(spec.input_projector, encoder.width, lm.width, spec.seed + MEDIA.index(modality))
+            for modality, encoder in sorted(spec.encoders)
+        })
+        self.output_projectors = output_projectors(spec, lm.width)
+
+    def embed(self, ids_BT: torch.Tensor, media: Mapping[str, MediaBatch]) -> torch.Tensor:
+        """Token ids and features -> embeds_BTD in the LM's dtype.
+
+        Raises ValueError, with both counts, when a row's placeholder tokens are not exactly its projected feature tokens.
+        """
+        embeds_BTD = self.lm.embed(ids_BT)
+        for modality in MEDIA:
+            holes_BT = ids_BT == self.lm.table.placeholder_id(modality)
+            part = media.get(modality)
+            if part is None:
+                if bool(holes_BT.any()):
+                    raise ValueError(f"the batch has {int(holes_BT.sum())} {placeholder(modality)} tokens but 0 {modality} feature tokens")
+                continue
+            embeds_BTD = self._fill(embeds_BTD, holes_BT, modality, part)
+        return embeds_BTD
+
+    def _fill(self, embeds_BTD: torch.Tensor, holes_BT: torch.Tensor, modality: str, part: MediaBatch) -> torch.Tensor:
+        if modality not in self.input_projectors:
+            raise ValueError(f"this model has no {modality} encoder: add it to the recipe's encoders")
+        projected_BKD, mask_BK = self.input_projectors[modality](part.features_BNE, part.lengths_B)
+        given_B = torch.zeros(len(holes_BT), dtype=torch.int64, device=holes_BT.device).index_add_(0, part.rows_B, mask_BK.sum(1))
+        wanted_B = holes_BT.sum(1)
+        for row in torch.nonzero(given_B != wanted_B).flatten().tolist():
+            raise ValueError(
+                f"row {row} has {int(wanted_B[row])} {placeholder(modality)} tokens but {int(given_B[row])} {modality} feature tokens: they must be equal"
+            )
+        return embeds_BTD.masked_scatter(holes_BT[..., None], projected_BKD[mask_BK].to(embeds_BTD.dtype))
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """hidden_BTD of packed rows."""
+        mask = packed_mask(batch.segments_BT, batch.segments_BT, self.lm.dtype)
+        return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT)
+
+    def supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits [P, V+S] float32, targets [P]) at the P supervised positions only, in row-major order."""
+        where_BT = batch.targets_BT != IGNORE
+        return self.lm.logits(self(batch)[where_BT]), batch.targets_BT[where_BT]
+
+    def conditioning(self, modality: str, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        """Hidden states of complete signal blocks -> conditioning_BQC."""
+        conditioning_BQC: torch.Tensor = self.output_projectors[modality](hidden_BSD, signal_rows(self.lm, modality))
+        return conditioning_BQC
+
+
+def signal_rows(lm: Any, modality: str) -> torch.Tensor:
+    """Input rows [S, D] of a modality's signal tokens; lm: anything with `table` and `new_input_rows`."""
+    ids = lm.table.block(modality)
+    rows: torch.Tensor = lm.new_input_rows[ids[0] - lm.table.base : ids[-1] + 1 - lm.table.base]
+    return rows
+
+
+def output_projectors(spec: ModelSpec, lm_width: int) -> nn.ModuleDict:
+    """One output projector per modality that has signal tokens."""
+    counts = {modality: int(getattr(spec.tokens, modality)) for modality in MEDIA}
+    return nn.ModuleDict({
+        modality: build_output_projector(spec.output_projector, lm_width, counts[modality], spec.seed + 100 + MEDIA.index(modality))
+        for modality in MEDIA if counts[modality]
+    })
+
+
+def load_tensors(module: nn.Module, path: Path) -> None:
+    """Copy named tensors of a stage into a module. Raises ValueError for a name or shape the module does not have."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, value in load_file(path).items():
+        if name not in own:
+            raise ValueError(f"{path} holds {name}, which this model does not have: the recipe's model changed since it was trained")
+        if own[name].shape != value.shape:
+            raise ValueError(f"{path}: {name} has shape {tuple(value.shape)}, the model wants {tuple(own[name].shape)}")
+        own[name].data.copy_(value)
+
+
+def load_model(spec: ModelSpec, lm_dir: Path, stages: tuple[Path, ...] = ()) -> AnyModel:
+    """The model after the given stage artifacts, loaded in order. lm_dir: transformers directory of the frozen LM."""
+    lm = load_lm(lm_dir, spec.dtype, spec.tokens, spec.seed)
+    model = AnyModel(spec, lm, Chat(load_tokenizer(lm_dir), lm.table))
+    for stage in stages:
+        if (stage / TENSORS).exists():
+            load_tensors(model, stage / TENSORS)
+        if (stage / LORA).is_dir():
+            if not lora_parameters(model.lm.base):
+                attach_lora(model.lm.base, spec.lora, spec.seed)
+            load_lora(model.lm.base, stage / LORA)
+    return model.requires_grad_(False)

@@ -1,0 +1,69 @@
+"""AdamW over one flat float32 buffer.
+
+The trained parameters become views of one vector, and their gradients views of another: one optimizer kernel, one all-reduce and
+one norm per step, and a state that is two vectors. Refuses to know what the parameters mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from mmcore.config import StageConfig
+
+
+def learning_rate(config: StageConfig, step: int) -> float:
+    """Linear warm-up, then linear decay from the peak to `final_lr` of it at the last step. step counts from 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    span = max(1, config.steps - 1 - config.warmup_steps)
+    return config.lr * (1 - (1 - config.final_lr) * min(1.0, (step - config.warmup_steps) / span))
+
+
+class FlatAdamW:
+    """torch's AdamW on a flat view of named parameters (float32, in the mapping's order)."""
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: StageConfig):
+        wrong = [name for name, parameter in parameters.items() if parameter.dtype != torch.float32]
+        if wrong:
+            raise ValueError(f"trained parameters must be float32, {wrong[0]} is not")
+        self.parameters, self.clip = dict(parameters), config.clip
+        self.flat = torch.nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters.values()]))
+        self.flat.grad = torch.zeros_like(self.flat)
+        offset = 0
+        for parameter in self.parameters.values():
+            end = offset + parameter.numel()
+            parameter.data = self.flat.data[offset:end].view(parameter.shape)
+            parameter.grad = self.flat.grad[offset:end].view(parameter.shape)
+            offset = end
+        self.inner = torch.optim.AdamW([self.flat], lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """The flat gradient; backward passes add to it."""
+        assert self.flat.grad is not None
+        return self.flat.grad
+
+    def step(self, lr: float, divisor: float) -> float:
+        """Divide the gradient, clip its norm, update, and clear it. Returns the norm before clipping. Raises ValueError when it is not finite."""
+        self.gradient.div_(divisor)
+        norm = float(torch.linalg.vector_norm(self.gradient))
+        if not norm < float("inf"):
+            raise ValueError("the gradient is not finite: lower the learning rate of this stage")
+        if self.clip and norm > self.clip:
+            self.gradient.mul_(self.clip / norm)
+        self.inner.param_groups[0]["lr"] = lr
+        self.inner.step()
+        self.gradient.zero_()
+        return norm
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint needs beside the parameters."""
+        return {name: value.detach().clone() for name, value in self.inner.state[self.flat].items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+        """Continue from a checkpoint: parameters by name, and `state()`."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(tensors[name])
+        self.inner.state[self.flat] = {name: value.clone() for name, value in state.items()}

@@ -1,0 +1,101 @@
+"""SignalData: the training data and loss of stage 2, from cached states and caption targets.
+
+Per caption: token loss (cross-entropy of the signal tokens, and "no signal token" at negative positions) plus alignment (mean distance to
+the decoder's text-encoder states, divided by what the mean predictor costs, so 1 is worthless and 0 perfect). Refuses to know files,
+ranks and optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from mmcore.config import StageConfig
+from mmcore.data.batching import Schedule, deal, share
+from mmcore.data.chat_data import FeatureSource
+from mmcore.losses import StepLoss, alignment, group_sums, signal_nll
+from mmcore.signals import SignalSide, StateSet, caption_key, target_key
+from mmcore.types import Sample
+
+MICROBATCH = 64
+"""Captions of one forward pass. Fixed: it decides the rounding."""
+_CHUNK = 256
+
+
+def padded_targets(source: FeatureSource, captions: Sequence[str], num_queries: int) -> torch.Tensor:
+    """Targets [B, Q, C] of captions: cut to Q tokens, zero beyond a caption's own tokens."""
+    features, lengths = source.gather([target_key(caption) for caption in captions])
+    target_BQC = torch.zeros(len(captions), num_queries, features.shape[-1])
+    for row, length in enumerate(np.minimum(lengths, num_queries).tolist()):
+        target_BQC[row, :length] = torch.from_numpy(np.ascontiguousarray(features[row, :length]))
+    return target_BQC
+
+
+def fit_targets(source: FeatureSource, captions: Sequence[str], num_queries: int) -> tuple[torch.Tensor, float, float]:
+    """(mean_QC, standard deviation around it, mean alignment distance of the mean predictor) over distinct captions, in sorted order."""
+    distinct = sorted(set(captions))
+    chunks = [distinct[start : start + _CHUNK] for start in range(0, len(distinct), _CHUNK)]
+    mean_QC = torch.stack([padded_targets(source, chunk, num_queries).double().sum(0) for chunk in chunks]).sum(0) / len(distinct)
+    squares, distances = 0.0, 0.0
+    for chunk in chunks:
+        target_BQC = padded_targets(source, chunk, num_queries).double()
+        squares += float(((target_BQC - mean_QC) ** 2).mean(dim=(1, 2)).sum())
+        distances += float(alignment(mean_QC.expand_as(target_BQC), target_BQC).sum())
+    return mean_QC.float(), (squares / len(distinct)) ** 0.5, distances / len(distinct)
+
+
+class SignalData:
+    """samples: dataset -> its captioned samples; modalities: dataset -> the modality that its captions ask for; targets: per modality."""
+
+    part_names = ("signal_tokens", "negatives", "alignment", "mean_predictor")
+
+    def __init__(
+        self, config: StageConfig, side: SignalSide, samples: Mapping[str, Sequence[Sample]], modalities: Mapping[str, str], states: StateSet,
+        targets: Mapping[str, FeatureSource],
+    ):
+        self.config, self.samples, self.modalities, self.states, self.targets = config, samples, modalities, states, targets
+        self.schedule = Schedule({name: len(rows) for name, rows in samples.items()}, config.mixture, config.steps * config.batch, config.seed)
+        self.costs: dict[str, float] = {}
+        for modality in sorted({modalities[name] for name, _ in config.mixture}):
+            if modality not in targets:
+                raise ValueError(f"stage 2 has captions for {modality} but no {modality} targets")
+            captions = [text for name, _ in config.mixture if modalities[name] == modality for sample in samples[name] for text in sample.texts]
+            projector = side.projector(modality)
+            mean_QC, std, cost = fit_targets(targets[modality], captions, len(projector.mean_QC))
+            if mean_QC.shape != projector.mean_QC.shape:
+                raise ValueError(f"the {modality} targets have {mean_QC.shape[1]} channels, the output projector makes {projector.mean_QC.shape[1]}: set out")
+            projector.fit(mean_QC, std)
+            self.costs[modality] = max(cost, 1e-6)
+
+    def cursor(self, step: int) -> dict[str, int]:
+        """Samples drawn of each dataset after `step` steps."""
+        return self.schedule.seen(step * self.config.batch)
+
+    def losses(self, side: SignalSide, step: int, rank: int, world: int) -> Iterator[StepLoss]:
+        """The loss of each microbatch of this rank's share of a step."""
+        mine = list(share(self.config.batch, rank, world))
+        for start in range(0, len(mine), MICROBATCH):
+            by_modality: dict[str, list[str]] = {}
+            for number in mine[start : start + MICROBATCH]:
+                slot = self.schedule.slot(step * self.config.batch + number)
+                sample = self.samples[slot.dataset][slot.index]
+                caption = deal(sample.texts, 1, self.config.seed, sample.key, slot.visit)[0]
+                by_modality.setdefault(self.modalities[slot.dataset], []).append(caption)
+            for modality, captions in sorted(by_modality.items()):
+                yield self.loss(side, modality, captions)
+
+    def loss(self, side: SignalSide, modality: str, captions: Sequence[str]) -> StepLoss:
+        """The loss of captions from their cached states."""
+        states_BPD, lse_BP = self.states.gather([caption_key(modality, caption) for caption in captions])
+        projector = side.projector(modality)
+        target_BQC = padded_targets(self.targets[modality], captions, len(projector.mean_QC))
+        block_BS, negative_BM = signal_nll(states_BPD, lse_BP, side.lm.new_head_rows, side.block(modality))
+        distance_B = alignment(side.conditioning(modality, states_BPD), target_BQC) / self.costs[modality]
+        baseline_B = alignment(projector.mean_QC.expand_as(target_BQC), target_BQC) / self.costs[modality]
+        token_B = torch.cat([block_BS, negative_BM], 1).mean(1)
+        total = (self.config.token_loss * token_B + self.config.align_loss * distance_B).sum()
+        values = [block_BS.mean(1), negative_BM.mean(1), distance_B, baseline_B]
+        groups = torch.arange(len(values)).repeat_interleave(len(captions))
+        return StepLoss(total, torch.tensor(float(len(captions))), group_sums(torch.cat(values).detach(), groups, len(values)))

@@ -1,0 +1,148 @@
+"""Signals: the cached language-model states that stage 2 trains on, without the language model.
+
+Everything that the hidden states of a caption's signal block depend on is frozen in stage 2 (LM, LoRA, input rows), so they are computed
+once: the hidden states at the predicting, signal and negative positions, and the log-sum-exp of the base vocabulary's logits there. With
+them the loss and the gradient of stage 2 (output projectors, head rows) are those of the full model.
+Owns the row layout, the computation, the files and their reader. Refuses to know the loss and how captions are chosen.
+
+Layout of one caption's P = 1 + S + NEGATIVES positions: the position before the block; its S signal tokens; then positions of a plain
+text reply to the same caption, where no signal token may come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from infra.step import AnyloomError
+from infra.storage import read_json
+from mmcore.config import ModelSpec, SpecialTokens
+from mmcore.data.batching import collate
+from mmcore.data.chat import DRAW, Chat, RowBuilder
+from mmcore.model import AnyModel, output_projectors, signal_rows
+from mmcore.output_projectors import TransformerProjector
+from mmcore.special_tokens import TokenTable
+from mmcore.types import TokenRow
+
+NEGATIVES = 4
+"""Negative positions per caption, evenly spread over the text reply; the first is the one before its first token."""
+INDEX, ROWS = "states.json", "rows.safetensors"
+
+
+def caption_key(modality: str, caption: str) -> str:
+    """Key of a caption's states."""
+    return f"{modality}:{hashlib.sha256(caption.encode()).hexdigest()}"
+
+
+def target_key(caption: str) -> str:
+    """Key of a caption's text-encoder states in the targets artifact."""
+    return f"text:{hashlib.sha256(caption.encode()).hexdigest()}"
+
+
+def signal_row(chat: Chat, modality: str, caption: str) -> tuple[TokenRow, list[int]]:
+    """The packed row of a caption (drawing it; replying to it in words) and its P positions."""
+    block = chat.table.block(modality)
+    builder = RowBuilder()
+    request = chat.question_prompt(DRAW[modality].format(caption), opened=False, literal=True)
+    builder.add([*request, *block], 1)
+    talk, reply = chat.question_prompt(caption, opened=False, literal=True), chat.literal(caption)
+    builder.add([*talk, *reply], 2)
+    before = len(request) + len(block) + len(talk) - 1
+    negatives = np.linspace(before, before + len(reply), NEGATIVES).round().astype(int).tolist()
+    return builder.row(), [*range(len(request) - 1, len(request) + len(block)), *negatives]
+
+
+@torch.no_grad()
+def compute_states(model: AnyModel, modality: str, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass."""
+    rows = [signal_row(model.chat, modality, caption) for caption in captions]
+    hidden_BTD = model(collate([row for row, _ in rows], {}))
+    positions_BP = torch.tensor([positions for _, positions in rows])
+    states_BPD = hidden_BTD.gather(1, positions_BP[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
+    lse_BP = torch.stack([model.lm.base_logits(states_PD).logsumexp(-1) for states_PD in states_BPD])
+    return states_BPD.contiguous(), lse_BP
+
+
+class StateSet:
+    """Reader of a `states` artifact: parts `part-<n>.safetensors` with `states` and `lse`, and states.json."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._index = read_json(directory / INDEX)
+        self._at = {key: (part["file"], i) for part in self._index["parts"] for i, key in enumerate(part["keys"])}
+        self._open: dict[str, Any] = {}
+
+    def keys(self) -> list[str]:
+        """All caption keys, sorted."""
+        return sorted(self._at)
+
+    def gather(self, keys: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(states_BPD, base_lse_BP) in the order of the keys. Raises AnyloomError for a caption without states."""
+        states, lse = [], []
+        for key in keys:
+            if key not in self._at:
+                raise AnyloomError(f"the states artifact has no {key}: its captions changed, run the states step again")
+            name, row = self._at[key]
+            if name not in self._open:
+                self._open[name] = safe_open(self._directory / name, framework="pt")
+            states.append(self._open[name].get_slice("states")[row : row + 1])
+            lse.append(self._open[name].get_slice("lse")[row : row + 1])
+        return torch.cat(states), torch.cat(lse)
+
+    def rows(self) -> dict[str, torch.Tensor]:
+        """`new_input_rows` and `new_head_rows` as they stood when the states were made."""
+        with safe_open(self._directory / ROWS, framework="pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}
+
+    @property
+    def table(self) -> TokenTable:
+        """Token table of the model the states come from."""
+        return TokenTable(int(self._index["vocabulary"]), SpecialTokens(**self._index["signals"]))
+
+
+class _Rows(nn.Module):
+    """The part of LanguageModel that stage 2 needs, under the same names."""
+
+    new_input_rows: torch.Tensor
+
+    def __init__(self, table: TokenTable, rows: dict[str, torch.Tensor]):
+        super().__init__()
+        self.table = table
+        self.register_buffer("new_input_rows", rows["new_input_rows"])
+        self.new_head_rows = nn.Parameter(rows["new_head_rows"])
+
+
+class SignalSide(nn.Module):
+    """Output projectors and signal-token rows: the trained side of stage 2, without the language model. Names as in AnyModel."""
+
+    def __init__(self, spec: ModelSpec, states: StateSet):
+        super().__init__()
+        rows = states.rows()
+        if states.table.counts != spec.tokens:
+            raise AnyloomError("the cached states were made with other signal-token counts: run the states step again")
+        self.lm = _Rows(states.table, rows)
+        self.output_projectors = output_projectors(spec, rows["new_input_rows"].shape[1])
+
+    def block(self, modality: str) -> range:
+        """Columns of a modality's signal tokens among the head rows."""
+        ids = self.lm.table.block(modality)
+        return range(ids[0] - self.lm.table.base, ids[-1] + 1 - self.lm.table.base)
+
+    def projector(self, modality: str) -> TransformerProjector:
+        """A modality's output projector."""
+        found = self.output_projectors[modality]
+        assert isinstance(found, TransformerProjector)
+        return found
+
+    def conditioning(self, modality: str, states_BPD: torch.Tensor) -> torch.Tensor:
+        """Cached states of captions -> conditioning_BQC."""
+        size = self.lm.table.count(modality)
+        conditioning_BQC: torch.Tensor = self.projector(modality)(states_BPD[:, 1 : 1 + size], signal_rows(self.lm, modality))
+        return conditioning_BQC

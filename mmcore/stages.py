@@ -1,0 +1,69 @@
+"""What trains in each stage: three literals, matched against the model's parameter names.
+
+Everything else is frozen. Refuses to know data and losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from mmcore.config import StageConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSpec:
+    """Patterns (fnmatch) of full parameter names."""
+
+    trains: tuple[str, ...]
+    """Parameters that train."""
+    optional: tuple[str, ...] = ()
+    """Parameters that train only when the recipe's train_projectors says so."""
+    saves: tuple[str, ...] = ()
+    """Buffers fitted at the start of the stage and saved with its tensors."""
+    lora: bool = False
+    """LoRA is attached and trained."""
+
+
+STAGES = {
+    "stage1": StageSpec(trains=("input_projectors.*",), saves=("input_projectors.*.mean_E", "input_projectors.*.std_E")),
+    "stage2": StageSpec(trains=("output_projectors.*", "lm.new_head_rows"), saves=("output_projectors.*.mean_QC", "output_projectors.*.scale")),
+    "stage3": StageSpec(trains=("lm.base.*.lora_?.*", "lm.new_input_rows", "lm.new_head_rows"), optional=("input_projectors.*",), lora=True),
+}
+"""Stage 1: pretrain_enc; stage 2: pretrain_dec; stage 3: instruction tuning."""
+
+
+def stage_spec(stage: str) -> StageSpec:
+    """The StageSpec of a stage name. Raises ValueError for an unknown one."""
+    if stage not in STAGES:
+        raise ValueError(f"stage {stage!r} is unknown; there are: {', '.join(STAGES)}")
+    return STAGES[stage]
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def select_trainable(model: torch.nn.Module, config: StageConfig) -> dict[str, torch.nn.Parameter]:
+    """Freeze the model except what the stage trains; returns those parameters by full name, sorted. Raises ValueError when there are none."""
+    spec = stage_spec(config.stage)
+    patterns = spec.trains + (spec.optional if config.train_projectors else ())
+    model.requires_grad_(False)
+    chosen = {name: parameter for name, parameter in sorted(model.named_parameters()) if _matches(name, patterns) and parameter.numel()}
+    if not chosen:
+        raise ValueError(f"{config.stage} would train nothing: the model has no parameter called {' or '.join(patterns)}")
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    return chosen
+
+
+def saved_tensors(model: torch.nn.Module, config: StageConfig, trained: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """What `tensors.safetensors` of the stage holds: its trained parameters (LoRA aside) and fitted buffers, by full name."""
+    spec = stage_spec(config.stage)
+    tensors = {name: parameter.detach().clone() for name, parameter in trained.items() if ".lora_" not in name}
+    tensors |= {name: buffer.clone() for name, buffer in sorted(model.named_buffers()) if _matches(name, spec.saves)}
+    return dict(sorted(tensors.items()))

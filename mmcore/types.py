@@ -1,0 +1,129 @@
+"""Types that the model, the training data and the generator pass to each other.
+
+Owns plain containers only; refuses to know how any of them is computed.
+Shape letters: B rows of a batch, T tokens of a row, N feature tokens, E encoder width, S signal tokens, D LM width, Q queries,
+C conditioning width. A row is one packed sequence: a prefix (segment 0) and segments 1, 2, ... that each see the prefix and
+themselves only. Segment -1 is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORE = -100
+"""Target of a position that predicts nothing."""
+PADDING = -1
+"""Segment of a padding position."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One media group of the training data."""
+
+    key: str
+    source: str
+    """Dataset name."""
+    modality: str
+    """Input media: text, image, video or audio."""
+    texts: tuple[str, ...] = ()
+    """Captions."""
+    conversations: tuple[tuple[str, str], ...] = ()
+    """(human, gpt) pairs in order."""
+    media_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRow:
+    """One packed row before collation; all arrays have T entries."""
+
+    ids: np.ndarray
+    """int64 token ids; placeholder tokens where projected features go."""
+    targets: np.ndarray
+    """int64: the id that this position must predict, or IGNORE."""
+    weights: np.ndarray
+    """float32 weight of each target's cross-entropy; 0 where there is none."""
+    segments: np.ndarray
+    """int64 segment numbers."""
+    positions: np.ndarray
+    """int64 position ids; every segment goes on from the end of the prefix."""
+    groups: np.ndarray
+    """int64: which loss part a target is logged under (index into the caller's names); 0 where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaBatch:
+    """Features of one modality in a batch, in the order of their rows."""
+
+    features_BNE: torch.Tensor
+    """float32, zero-padded."""
+    lengths_B: torch.Tensor
+    """int64 feature tokens of each item."""
+    rows_B: torch.Tensor
+    """int64 row of the batch that each item belongs to, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Collated rows."""
+
+    ids_BT: torch.Tensor
+    targets_BT: torch.Tensor
+    weights_BT: torch.Tensor
+    segments_BT: torch.Tensor
+    positions_BT: torch.Tensor
+    groups_BT: torch.Tensor
+    media: Mapping[str, MediaBatch] = field(default_factory=dict)
+    """modality -> its features."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One thing to answer, about at most one medium."""
+
+    text: str
+    media_key: str = ""
+    """Questions with equal keys share one medium and its prefix work; "" without media."""
+    modality: str | None = None
+    features_NE: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A piece of streamed text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignalBlock:
+    """A complete block of signal tokens: what a decoder turns into a medium."""
+
+    modality: str
+    conditioning_QC: torch.Tensor
+    """float32 conditioning made by the output projector."""
+
+
+Event = TextPiece | SignalBlock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What the model said to one Question."""
+
+    text: str
+    caption: str | None
+    """The self-written caption that stood before the question; None without a caption turn."""
+    token_ids: tuple[int, ...]
+    """Generated ids, the end token included when it came."""
+    num_input_tokens: int
+    """Tokens the model read before its first answer token."""
+    ms: float
+    """Wall milliseconds of the group, divided by its questions."""
+    blocks: tuple[SignalBlock, ...] = ()

@@ -1,0 +1,62 @@
+"""The export step: everything that is needed to load and generate, in one directory.
+
+Output: anyloom.json (model, stages, caption_turn, licences), lm/, lora/ (PEFT), tensors.safetensors (projectors, new rows), encoders/.
+Later stages win. Plain files only; nothing in it names a path of this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from infra.step import AnyloomError, StepContext
+from infra.storage import NOT_DIGESTED, read_json, write_atomic
+from mmcore.generate import DESCRIPTION, ENCODERS
+from pipelines.train_config import ExportConfig
+
+PARTS = {"lm": "weights_lm", "image": "weights_image", "audio": "weights_audio"}
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        raise AnyloomError(f"{source} is missing: run the weights steps again with --force")
+    # an artifact's own record and logs stay behind: they hold times
+    shutil.copytree(source, target, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(*NOT_DIGESTED))
+
+
+def _merge_stages(ctx: StepContext, stages: tuple[str, ...]) -> dict[str, int]:
+    """tensors.safetensors and lora/ of the stages, later ones win; returns the number of tensors each stage left in it."""
+    from safetensors.torch import load_file, save
+
+    merged, owner = {}, {}
+    for name in stages:
+        directory = ctx.inputs[name].path
+        for tensor, value in load_file(directory / "tensors.safetensors").items():
+            merged[tensor], owner[tensor] = value, name
+        if (directory / "lora").is_dir():
+            shutil.rmtree(ctx.output / "lora", ignore_errors=True)
+            _copy(directory / "lora", ctx.output / "lora")
+    write_atomic(ctx.output / "tensors.safetensors", save(dict(sorted(merged.items()))))
+    return {name: sum(1 for stage in owner.values() if stage == name) for name in stages}
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    """Entry of the step."""
+    config: ExportConfig = ctx.config
+    ctx.progress(0, 3, "language model")
+    _copy(ctx.inputs["weights_lm"].path / "lm", ctx.output / "lm")
+    ctx.progress(1, 3, "encoders")
+    for modality in ("image", "audio"):
+        _copy(ctx.inputs[f"weights_{modality}"].path, ctx.output / ENCODERS / modality)
+    ctx.progress(2, 3, "trained tensors")
+    tensors = _merge_stages(ctx, config.stages)
+    description = {
+        "format": 1, "model": asdict(config.model), "stages": list(config.stages), "caption_turn": config.caption_turn,
+        "licences": {part: read_json(ctx.inputs[name].path / "licence.json") for part, name in PARTS.items()},
+    }
+    write_atomic(ctx.output / DESCRIPTION, json.dumps(description, sort_keys=True, indent=1))
+    ctx.progress(3, 3, "done")
+    return {"stages": list(config.stages), "tensors": tensors, "caption_turn": config.caption_turn}

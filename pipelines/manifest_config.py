@@ -1,0 +1,48 @@
+"""Configs of the manifest and overlap steps, apart from their code so that planning loads no library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FORMATS = ("cc3m", "webvid", "audiocaps", "instruct")
+SPLITS = ("train", "heldout", "test")
+DEFAULT_TEMPLATES = {"audiocaps": "media/audio/{youtube_id}.ogg"}
+"""Where a format that names no files keeps them when a dataset says nothing else (the lists of smol and tiny do so)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSpec:
+    """One list file = one source."""
+
+    name: str
+    """The `source` of its samples; letters, digits and _ only, because it names keys, folders and files."""
+    format: str
+    """cc3m, webvid, audiocaps or instruct."""
+    path: str
+    """List file below the list root. A source of the step with the dataset's name takes its place."""
+    split: str
+    """train, heldout or test: all rows of the list."""
+    licence: str
+    media_template: str = ""
+    """See ReadOptions.media_template; "": DEFAULT_TEMPLATES of the format, else the list's own uri column."""
+    span_s: float = 0.0
+    """See ReadOptions.span_s."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManifestConfig:
+    """The datasets of one group."""
+
+    datasets: tuple[DatasetSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OverlapConfig:
+    """When two pictures count as the same."""
+
+    max_bits: int = 2
+    """Near-duplicate: 64-bit difference hashes at most this many bits apart ..."""
+    max_colour: int = 24
+    """... and no cell of an 8 x 8 grid whose mean red, green or blue differs by more than this (0-255)."""
+    pairs_per_sample: int = 5
+    """Pairs listed per held-out sample and training dataset (lowest keys first); all are counted."""

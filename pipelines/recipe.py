@@ -1,0 +1,124 @@
+"""Recipe: the named set of every decision that changes numbers. Reading one shows the whole experiment.
+
+A recipe is a function returning a complete Recipe; variants go through dataclasses.replace or `--set key=value`. Owns the dataclass and the
+overrides; refuses to know paths, threads or how anything is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evals.config import EvalConfig
+from infra.step import AnyloomError
+from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """One source list."""
+
+    name: str
+    """Also the `source` in keys, shards and reports."""
+    group: str
+    """Format of the list: cc3m, webvid, audiocaps or instruct."""
+    split: str
+    """train, heldout or test."""
+    licence: str
+    """Of the media."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Names of the frozen parts; `kind` random makes toy-size parts from a seed, without any download."""
+
+    kind: str = "pretrained"
+    lm: str = "SmolLM2-135M-Instruct"
+    image: str = "tf_efficientnet_lite0"
+    audio: str = "whisper-tiny.en"
+    text: str = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that decides the numbers of a run, from source lists to scores."""
+
+    name: str
+    lists: str
+    """`smol`: lists written from the demo's packages; `tiny`: generated."""
+    weights: Weights = Weights()
+    datasets: tuple[Dataset, ...]
+    samples_per_shard: int = 500
+    near_duplicate_bits: int = 2
+    """Pictures whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""
+    image: EncoderSpec
+    video: EncoderSpec
+    audio: EncoderSpec
+    lm_dtype: str = "bfloat16"
+    input_projector: InputProjectorSpec = InputProjectorSpec()
+    output_projector: OutputProjectorSpec = OutputProjectorSpec()
+    tokens: SpecialTokens = SpecialTokens()
+    lora: LoraSpec = LoraSpec()
+    stages: tuple[str, ...] = ("stage1", "stage2", "stage3")
+    """Order of training; each stage reads those before it."""
+    stage1: StageConfig
+    stage2: StageConfig
+    stage3: StageConfig
+    evaluation: EvalConfig = EvalConfig()
+
+
+def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """`recipe` with dotted keys replaced, e.g. {"stage3.lr": 1e-4}.
+
+    Raises AnyloomError for an unknown key (naming the closest ones) or a value of the wrong type.
+    """
+    for key, value in overrides.items():
+        recipe = _replace(recipe, key.split("."), value, key, recipe)
+    return recipe
+
+
+def keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that --set accepts."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from keys(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _replace(config: Any, parts: list[str], value: Any, key: str, whole: Recipe) -> Any:
+    names = {field.name for field in dataclasses.fields(config)}
+    if parts[0] not in names or (len(parts) > 1) != dataclasses.is_dataclass(getattr(config, parts[0])):
+        known = list(keys(whole))
+        close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known[:6]
+        raise AnyloomError(f"--set {key}: no such key; close ones: {', '.join(close)} (all: anyloom recipes {whole.name})")
+    if key == "name":
+        raise AnyloomError("--set name: a recipe's name is fixed; choose one with --recipe")
+    old = getattr(config, parts[0])
+    new = _replace(old, parts[1:], value, key, whole) if len(parts) > 1 else _coerce(old, value, key)
+    return dataclasses.replace(config, **{parts[0]: new})
+
+
+def _coerce(old: Any, value: Any, key: str) -> Any:
+    """`value` in the type of `old`. Raises AnyloomError saying what is expected."""
+    if isinstance(old, bool) or isinstance(value, bool):
+        fits = isinstance(old, bool) and isinstance(value, bool)
+    elif isinstance(old, float):
+        fits = isinstance(value, (int, float))
+        value = float(value) if fits else value
+    elif isinstance(old, tuple):
+        fits = isinstance(value, list)
+        value = _tuples(value) if fits else value
+    else:
+        fits = isinstance(value, type(old))
+    if not fits:
+        raise AnyloomError(f"--set {key}={value}: expected {type(old).__name__} like {old!r}")
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

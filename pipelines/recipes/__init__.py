@@ -1,0 +1,20 @@
+"""The recipes by name. Add one: write a function that returns a complete Recipe, name it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from infra.step import AnyloomError
+from pipelines.recipe import Recipe, with_overrides
+from pipelines.recipes.smol import smol, smol_frozen, smol_plain
+from pipelines.recipes.tiny import tiny
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "smol": smol, "smol_plain": smol_plain, "smol_frozen": smol_frozen}
+
+
+def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe with `--set` overrides. Raises AnyloomError for an unknown name or key."""
+    if name not in RECIPES:
+        raise AnyloomError(f"no recipe called {name}; there are: {', '.join(RECIPES)}")
+    return with_overrides(RECIPES[name](), overrides or {})

@@ -1,0 +1,68 @@
+"""smol: real pretrained parts and real data on a laptop, without a model hub.
+
+SmolLM2-135M, EfficientNet-lite0 and the Whisper tiny.en encoder; Tux Paint stamps (pictures, sounds, clips rendered from them) and easy-vqa.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from evals.config import EvalConfig
+from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from pipelines.recipe import Dataset, Recipe
+
+STAMPS, VQA = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)"
+
+DATASETS = (
+    Dataset(name="stamps_train", group="cc3m", split="train", licence=STAMPS),
+    Dataset(name="stamps_heldout", group="cc3m", split="heldout", licence=STAMPS),
+    Dataset(name="easyvqa_captions", group="cc3m", split="train", licence=VQA),
+    Dataset(name="clips_train", group="webvid", split="train", licence=STAMPS),
+    Dataset(name="clips_heldout", group="webvid", split="heldout", licence=STAMPS),
+    Dataset(name="sounds_train", group="audiocaps", split="train", licence=STAMPS),
+    Dataset(name="sounds_heldout", group="audiocaps", split="heldout", licence=STAMPS),
+    Dataset(name="easyvqa_train", group="instruct", split="train", licence=VQA),
+    Dataset(name="draw_train", group="instruct", split="train", licence=VQA),
+    Dataset(name="easyvqa_test", group="instruct", split="test", licence=VQA),
+)
+
+
+def smol() -> Recipe:
+    """The main job on 2 cores: helped recipe (caption turn, balanced yes/no), stages 1-3-2."""
+    return Recipe(
+        name="smol",
+        lists="smol",
+        datasets=DATASETS,
+        image=EncoderSpec(kind="timm_image", arch="tf_efficientnet_lite0", width=1280, grid=3),
+        video=EncoderSpec(kind="timm_video", arch="tf_efficientnet_lite0", width=1280, grid=2, frames=4),
+        audio=EncoderSpec(kind="whisper_audio", arch="whisper", width=384, tokens=8),
+        input_projector=InputProjectorSpec(kind="linear", init_std=0.136),
+        output_projector=OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=16, out=384),
+        tokens=SpecialTokens(image=4),
+        stages=("stage1", "stage3", "stage2"),
+        stage1=StageConfig(
+            stage="stage1", steps=300, batch=8, lr=3e-3, warmup_steps=20,
+            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 2.0), ("clips_train", 0.5), ("sounds_train", 0.5)),
+        ),
+        stage2=StageConfig(
+            stage="stage2", steps=600, batch=32, lr=1e-3, warmup_steps=20, checkpoint_every=200,
+            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0)),
+        ),
+        stage3=StageConfig(
+            stage="stage3", steps=500, batch=4, questions=4, lr=1e-3, warmup_steps=20, caption_turn=True, balance_answers=True, train_projectors=True,
+            mixture=(("easyvqa_train", 4.0), ("draw_train", 0.5), ("stamps_train", 0.5)),
+        ),
+        evaluation=EvalConfig(num_questions=1000),
+    )
+
+
+def smol_plain() -> Recipe:
+    """smol without help: no caption turn, no balanced answers."""
+    recipe = smol()
+    return replace(recipe, name="smol_plain", stage3=replace(recipe.stage3, caption_turn=False, balance_answers=False))
+
+
+def smol_frozen() -> Recipe:
+    """smol with the input projectors frozen in stage 3."""
+    recipe = smol()
+    return replace(recipe, name="smol_frozen", stage3=replace(recipe.stage3, train_projectors=False))

@@ -1,0 +1,38 @@
+"""tiny: the whole DAG with random toy-size parts on generated data, in seconds and without any download. For tests."""
+
+from __future__ import annotations
+
+from evals.config import EvalConfig
+from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from pipelines.recipe import Recipe, Weights
+from pipelines.recipes.smol import DATASETS
+
+
+def tiny() -> Recipe:
+    """Random weights, generated data, seconds; stages 1-2-3."""
+    return Recipe(
+        name="tiny",
+        lists="tiny",
+        weights=Weights(kind="random", lm="tiny-llama", image="test_efficientnet", audio="tiny-whisper", text="tiny-bert"),
+        datasets=DATASETS,
+        samples_per_shard=16,
+        image=EncoderSpec(kind="timm_image", arch="test_efficientnet", width=256, grid=2, image_size=64, batch=8, part_rows=16),
+        video=EncoderSpec(kind="timm_video", arch="test_efficientnet", width=256, grid=1, frames=2, image_size=64, batch=4, part_rows=16),
+        audio=EncoderSpec(kind="whisper_audio", arch="tiny-whisper", width=32, tokens=4, batch=4, part_rows=16),
+        lm_dtype="float32",
+        input_projector=InputProjectorSpec(kind="linear", init_std=0.02),
+        output_projector=OutputProjectorSpec(kind="transformer", width=32, layers=1, heads=2, ffn=64, queries=16, out=32),
+        tokens=SpecialTokens(image=4),
+        lora=LoraSpec(rank=4, alpha=8),
+        stages=("stage1", "stage2", "stage3"),
+        stage1=StageConfig(
+            stage="stage1", steps=8, batch=4, lr=3e-3, warmup_steps=2, checkpoint_every=3,
+            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("clips_train", 0.5), ("sounds_train", 0.5)),
+        ),
+        stage2=StageConfig(stage="stage2", steps=8, batch=4, lr=1e-3, warmup_steps=2, checkpoint_every=3, mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0))),
+        stage3=StageConfig(
+            stage="stage3", steps=8, batch=2, questions=2, lr=1e-3, warmup_steps=2, checkpoint_every=3, caption_turn=True, balance_answers=True,
+            mixture=(("easyvqa_train", 2.0), ("draw_train", 1.0), ("stamps_train", 1.0)),
+        ),
+        evaluation=EvalConfig(num_questions=40, chunk=16, bootstrap_draws=200),
+    )

@@ -1,0 +1,215 @@
+"""Lists of the smol recipe: real pictures, sounds and questions in the formats of CC3M, WebVid, AudioCaps and NExT-GPT.
+
+Owns which asset goes into which dataset, the hold-out and the captions. Input: the `assets` artifact; output: list files by group and
+the `media/` tree they point to. Refuses to know about manifests and shards.
+
+Hold-out: pictures that share a caption or their bytes form a group; a group goes to one side by a hash of its captions, and takes
+its clips and sounds along. Captions of easy-VQA pictures say only what the training questions affirm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from infra.step import AnyloomError, StepContext
+from infra.storage import write_atomic
+from pipelines.sources.assets import link
+from pipelines.sources.clips import MOTIONS, encode_mp4, frames
+from pipelines.sources.configs import SmolListsConfig
+from pipelines.sources.listfiles import (
+    chance, draw_record, in_sentence, question_record, write_audiocaps, write_cc3m, write_instruct, write_webvid,
+)
+
+SHAPES = ("circle", "rectangle", "triangle")
+Question = tuple[int, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A captioned file of the stamps, without its suffix."""
+
+    stem: str
+    caption: str
+    heldout: bool
+    media: tuple[str, ...]
+    """Suffixes present: png, ogg."""
+
+    @property
+    def split(self) -> str:
+        return "heldout" if self.heldout else "train"
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    """Write all lists. Returns rows per dataset and what is left out."""
+    config: SmolListsConfig = ctx.config
+    assets = ctx.inputs["assets"].path
+    left_out: list[str] = []
+    stamps = read_stamps(assets / "stamps", config.heldout) if (assets / "stamps").is_dir() else []
+    if not stamps:
+        left_out.append("no stamps: stamps_* and sounds_* are empty, clips_* show easy-VQA training pictures")
+    ctx.progress(0.05, 1, "easy-VQA")
+    train, test = (read_questions(assets / "easy_vqa" / split) for split in ("train", "test"))
+    captions = {picture: caption_of(questions) for picture, questions in train.items()}
+    counts = _easy_vqa(ctx, assets, train, test, captions)
+    ctx.progress(0.2, 1, "stamps")
+    counts |= _stamps(ctx.output, assets, stamps, config)
+    counts["draw_train"] = _draw(ctx.output, stamps, captions, config)
+    shown = _clip_pictures(assets, stamps, captions, config)
+    counts |= _clips(ctx, shown, config)
+    unknown = sum(caption == "" for caption in captions.values())
+    if unknown:
+        left_out.append(f"easyvqa_captions: {unknown} pictures whose questions affirm neither shape nor colour")
+    return {"rows": dict(sorted(counts.items())), "left_out": left_out}
+
+
+# ---- easy-VQA -------------------------------------------------------------------------------------------------------
+
+def read_questions(folder: Path) -> dict[int, list[Question]]:
+    """Picture number -> its (line number in questions.json, question, answer)s, both in the file's order."""
+    out: dict[int, list[Question]] = defaultdict(list)
+    for number, (question, answer, picture) in enumerate(json.loads((folder / "questions.json").read_text(encoding="utf-8"))):
+        out[picture].append((number, question, answer))
+    return dict(sorted(out.items()))
+
+
+def affirmed(question: str, answer: str) -> set[str]:
+    """Words (a colour, a shape) that a question and its answer together say are in the picture."""
+    named = set(re.findall(r"\b(?:circle|rectangle|triangle|black|blue|brown|gray|green|red|teal|yellow)\b", question))
+    if question.startswith("what"):
+        return named | {answer}
+    negated = re.search(r"\b(?:not|no)\b", question) is not None
+    return named if (answer == "yes") != negated else set()
+
+
+def caption_of(questions: list[Question]) -> str:
+    """Caption from what the questions affirm: "a red circle", "a red shape", "a circle" or "" when nothing is known."""
+    known = set().union(*(affirmed(question, answer) for _, question, answer in questions))
+    shapes, colours = sorted(known & set(SHAPES)), sorted(known - set(SHAPES))
+    if len(shapes) > 1 or len(colours) > 1:
+        raise AnyloomError(f"easy-VQA: questions {questions[0][0]}..{questions[-1][0]} affirm {shapes} and {colours} of one picture")
+    return f"a {' '.join([*colours, *(shapes or ['shape'])])}" if known else ""
+
+
+def _picture(split: str, number: int) -> str:
+    return f"media/easyvqa/{split}/{number}.png"
+
+
+def _easy_vqa(ctx: StepContext, assets: Path, train: dict[int, list[Question]], test: dict[int, list[Question]], captions: dict[int, str]) -> dict[str, int]:
+    for split, questions in (("train", train), ("test", test)):
+        for number in questions:
+            link(assets / "easy_vqa" / split / "images" / f"{number}.png", ctx.output / _picture(split, number))
+    counts = {"easyvqa_captions": write_cc3m(ctx.output, "easyvqa_captions", [(c, _picture("train", n)) for n, c in captions.items() if c])}
+    for split, questions in (("train", train), ("test", test)):
+        records = [question_record(f"easyvqa_{split}_{n}", _picture(split, n), asked) for n, asked in questions.items()]
+        counts[f"easyvqa_{split}"] = write_instruct(ctx.output, f"easyvqa_{split}", records)
+    return counts
+
+
+# ---- stamps ---------------------------------------------------------------------------------------------------------
+
+def read_stamps(root: Path, heldout: float) -> list[Stamp]:
+    """Every captioned stamp, sorted by path, with its side of the hold-out."""
+    found = []
+    for text in sorted(root.rglob("*.txt")):
+        with open(text, encoding="utf-8-sig") as handle:
+            caption = " ".join(handle.readline().split())
+        media = tuple(suffix for suffix in ("png", "ogg") if text.with_suffix(f".{suffix}").is_file())
+        if caption and media:
+            found.append((text.relative_to(root).with_suffix("").as_posix(), caption, media))
+    group = _groups(root, found)
+    return [Stamp(stem, caption, chance("heldout " + group[stem]) < heldout, media) for stem, caption, media in found]
+
+
+def _groups(root: Path, found: list[tuple[str, str, tuple[str, ...]]]) -> dict[str, str]:
+    """stem -> name of its group: stamps with the same caption or the same picture bytes are one group (named by its lowest caption)."""
+    parent: dict[str, str] = {}
+
+    def leader(node: str) -> str:
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
+
+    for stem, caption, media in found:
+        tokens = ["c " + caption.casefold()]
+        tokens += [f"p {hashlib.sha256((root / f'{stem}.{suffix}').read_bytes()).hexdigest()}" for suffix in media]
+        roots = sorted(leader(token) for token in tokens)
+        for other in roots[1:]:
+            parent[other] = roots[0]
+    return {stem: leader("c " + caption.casefold()) for stem, caption, _ in found}
+
+
+def is_noun_phrase(caption: str, max_words: int) -> bool:
+    """Short enough to stand inside a sentence, and a thing rather than a statement: "A frog.", not "Remember to flush!"."""
+    inner = caption.rstrip(".!")
+    return caption.split(" ")[0] in ("A", "An", "The") and len(caption.split()) <= max_words and not re.search(r"[.!?;:] ", inner)
+
+
+def _flat(stem: str) -> str:
+    return stem.replace("/", "__")
+
+
+def _stamps(output: Path, assets: Path, stamps: list[Stamp], config: SmolListsConfig) -> dict[str, int]:
+    counts = {}
+    for split in ("train", "heldout"):
+        mine = [stamp for stamp in stamps if stamp.split == split]
+        pictures = [stamp for stamp in mine if "png" in stamp.media]
+        sounds = [stamp for stamp in mine if "ogg" in stamp.media and is_noun_phrase(stamp.caption, config.max_words)]
+        for stamp in pictures:
+            link(assets / "stamps" / f"{stamp.stem}.png", output / "media" / "stamps" / f"{stamp.stem}.png")
+        for stamp in sounds:
+            link(assets / "stamps" / f"{stamp.stem}.ogg", output / "media" / "audio" / f"{_flat(stamp.stem)}.ogg")
+        counts[f"stamps_{split}"] = write_cc3m(output, f"stamps_{split}", [(s.caption, f"media/stamps/{s.stem}.png") for s in pictures])
+        counts[f"sounds_{split}"] = write_audiocaps(
+            output, f"sounds_{split}", [(_flat(s.stem), f"the sound of {in_sentence(s.caption)}") for s in sounds])
+    return counts
+
+
+def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: SmolListsConfig) -> int:
+    """Requests for easy-VQA shapes (each caption in turn with its pictures and the phrasings) and for the stamps of the training side."""
+    by_caption: dict[str, list[int]] = defaultdict(list)
+    for number, caption in captions.items():
+        if " " in caption and not caption.endswith("shape"):
+            by_caption[caption].append(number)
+    wanted = [(caption, _picture("train", numbers[turn % len(numbers)]))
+              for caption, numbers in sorted(by_caption.items()) for turn in range(config.draw_per_caption)]
+    wanted += [(in_sentence(s.caption), f"media/stamps/{s.stem}.png")
+               for s in stamps if not s.heldout and "png" in s.media and is_noun_phrase(s.caption, config.max_words)]
+    return write_instruct(output, "draw_train", [draw_record(f"draw_{n}", caption, uri, n) for n, (caption, uri) in enumerate(wanted)])
+
+
+# ---- clips ----------------------------------------------------------------------------------------------------------
+
+def _clip_pictures(assets: Path, stamps: list[Stamp], captions: dict[int, str], config: SmolListsConfig) -> list[tuple[str, Path, str, str]]:
+    """(name, picture, caption inside a sentence, split) of each clip, in an order given by a hash of the name."""
+    pictures = [(_flat(s.stem), assets / "stamps" / f"{s.stem}.png", in_sentence(s.caption), s.split)
+                for s in stamps if "png" in s.media and is_noun_phrase(s.caption, config.max_words)]
+    if not stamps:
+        pictures = [(f"easyvqa_{n}", assets / "easy_vqa" / "train" / "images" / f"{n}.png", caption,
+                     "heldout" if chance(f"clip {n}") < config.heldout else "train") for n, caption in captions.items() if caption]
+    return sorted(pictures, key=lambda item: (chance("clip order " + item[0]), item[0]))[: config.clips]
+
+
+def _clips(ctx: StepContext, pictures: list[tuple[str, Path, str, str]], config: SmolListsConfig) -> dict[str, int]:
+    """Render every clip (kept in ctx.work, so a killed run continues) and write the lists."""
+    rows: dict[str, list[tuple[str, str, int, str]]] = {"train": [], "heldout": []}
+    seconds = round(config.clip_frames / config.clip_rate_hz)
+    for number, (name, picture, caption, split) in enumerate(pictures):
+        ctx.progress(0.25 + 0.75 * number / len(pictures), 1, "clips")
+        motion = MOTIONS[number % len(MOTIONS)]
+        made = ctx.work / "clips" / f"{name}.mp4"
+        if not made.exists():
+            with Image.open(picture) as opened:
+                write_atomic(made, encode_mp4(frames(opened, motion, config.clip_frames, config.clip_side), config.clip_rate_hz))
+        uri = f"media/clips/{name}.mp4"
+        link(made, ctx.output / uri)
+        rows[split].append((name, uri, seconds, f"{caption}, {motion}"))
+    ctx.progress(1, 1, "done")
+    return {f"clips_{split}": write_webvid(ctx.output, f"clips_{split}", sorted(found)) for split, found in rows.items()}

@@ -1,0 +1,78 @@
+"""The states step: the LM states of every distinct caption, so that stage 2 trains without the language model.
+
+Input: weights_lm, the stages so far, the caption shards. Output: parts of states, the token rows as they stand, and states.json.
+Captions are taken in sorted order in parts of fixed batches, each part published on its own, so a killed run goes on to the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from infra.step import StepContext
+from infra.storage import write_atomic
+from mmcore.model import AnyModel, load_model
+from mmcore.signals import INDEX, ROWS, caption_key, compute_states
+from mmcore.special_tokens import MEDIA
+from pipelines.train_config import StatesConfig
+from pipelines.train_data import GROUP_MODALITY, earlier_stages, shard_sets
+
+
+def distinct_captions(ctx: StepContext, modalities: list[str]) -> list[tuple[str, str]]:
+    """(modality, caption) of every distinct caption whose modality can be emitted, sorted; all splits."""
+    found: set[tuple[str, str]] = set()
+    for group, shards in shard_sets(ctx.inputs, ctx.stores).items():
+        modality = GROUP_MODALITY.get(group)
+        if modality in modalities:
+            found |= {(modality, text) for meta in shards.metas(shards.keys()) for text in meta["texts"]}
+    return sorted(found)
+
+
+def _part(model: AnyModel, captions: list[tuple[str, str]], batch: int) -> bytes:
+    states, lse = [], []
+    for start in range(0, len(captions), batch):
+        modality = captions[start][0]
+        states_BPD, lse_BP = compute_states(model, modality, [text for _, text in captions[start : start + batch]])
+        states.append(states_BPD)
+        lse.append(lse_BP)
+    return save({"states": torch.cat(states), "lse": torch.cat(lse)})
+
+
+def plan_parts(captions: list[tuple[str, str]], size: int) -> list[list[tuple[str, str]]]:
+    """Consecutive captions of one modality, at most `size` per part."""
+    parts = []
+    for modality in MEDIA:
+        own = [item for item in captions if item[0] == modality]
+        parts += [own[start : start + size] for start in range(0, len(own), size)]
+    return parts
+
+
+def run_states(ctx: StepContext) -> dict[str, Any]:
+    """Entry of the step."""
+    config: StatesConfig = ctx.config
+    torch.set_num_threads(ctx.resources.threads)
+    stages = tuple(ctx.inputs[name].path for name in earlier_stages(ctx.inputs))
+    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages)
+    emitted = [modality for modality in MEDIA if model.lm.table.count(modality)]
+    parts = plan_parts(distinct_captions(ctx, emitted), config.part)
+    total, done, index = sum(map(len, parts)), 0, []
+    for number, captions in enumerate(parts):
+        name = f"part-{number:05d}.safetensors"
+        if not (ctx.work / name).exists():
+            write_atomic(ctx.work / name, _part(model, captions, config.batch))
+        write_atomic(ctx.output / name, (ctx.work / name).read_bytes())
+        index.append({"file": name, "keys": [caption_key(modality, text) for modality, text in captions]})
+        done += len(captions)
+        ctx.progress(done, total, "captions")
+    _write_index(ctx.output, model, index)
+    return {"captions": total, "parts": len(parts)}
+
+
+def _write_index(output: Path, model: AnyModel, parts: list[dict[str, Any]]) -> None:
+    counts = {modality: model.lm.table.count(modality) for modality in MEDIA}
+    write_atomic(output / ROWS, save({name: getattr(model.lm, name).detach().contiguous() for name in ("new_head_rows", "new_input_rows")}))
+    write_atomic(output / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts, "parts": parts}, sort_keys=True, indent=1))

@@ -1,0 +1,215 @@
+"""The training step: one stage, in process or under Ray Train, with the same bytes.
+
+Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2).
+Output: tensors.safetensors (and lora/), losses.parquet, stage.json. Our own checkpoints in the work directory are the truth: a worker that
+dies is started again and goes on from them. Bytes hold for one machine, thread count and number of workers; others change rounding only.
+Ray only starts the workers: it stores nothing that is read again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from infra.progress import FileProgress, relay
+from infra.step import AnyloomError, Progress, StepContext
+from infra.storage import write_atomic
+from pipelines.states import run_states
+from pipelines.train_config import TrainConfig
+from pipelines.train_data import (
+    GROUP_MODALITY,
+    STAGE_RECORD,
+    dataset_samples,
+    earlier_stages,
+    feature_sources,
+    shard_sets,
+    target_sources,
+    true_captions,
+)
+
+__all__ = ["run", "run_states"]
+MAX_FAILURES = 2
+"""Restarts of a Ray Train run before its error reaches the user."""
+_FIT_TOKENS = 65536
+
+
+def _fit_input_projectors(model: Any, data: Any, modalities: list[str]) -> None:
+    """Standardise each modality's features over the stage's training samples, in key order."""
+    for modality in modalities:
+        keys = sorted({sample.key for samples in data.samples.values() for sample in samples if sample.modality == modality})
+        source = data.features.get(modality)
+        if keys and source is not None:
+            model.input_projectors[modality].fit(_feature_chunks(source, keys))
+
+
+def _feature_chunks(source: Any, keys: list[str], rows: int = 256) -> Iterator[Any]:
+    """Feature tokens [n, E] of keys, evenly thinned out to about _FIT_TOKENS tokens."""
+    _, lengths = source.gather(keys[:1])
+    stride = max(1, len(keys) * max(1, int(lengths[0])) // _FIT_TOKENS)
+    kept = keys[::stride]
+    for start in range(0, len(kept), rows):
+        features_BNE, lengths_B = source.gather(kept[start : start + rows])
+        for features_NE, length in zip(features_BNE, lengths_B.tolist(), strict=True):
+            yield features_NE[:length]
+
+
+def _chat_stage(config: TrainConfig, ctx: StepContext, stages: tuple[Path, ...]) -> tuple[Any, Any]:
+    """(AnyModel, ChatData) of stages 1 and 3."""
+    from mmcore.data.chat_data import ChatData
+    from mmcore.lora import attach_lora, lora_parameters
+    from mmcore.model import load_model
+    from mmcore.stages import stage_spec
+
+    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages)
+    spec = stage_spec(config.stage.stage)
+    if spec.lora and not lora_parameters(model.lm.base):
+        attach_lora(model.lm.base, config.model.lora, config.model.seed)
+    shards = shard_sets(ctx.inputs, ctx.stores)
+    samples, _ = dataset_samples(shards, [name for name, _ in config.stage.mixture])
+    captions = true_captions(shards) if config.stage.caption_turn else {}
+    data = ChatData(config.stage, model.chat, samples, feature_sources(ctx.inputs, ctx.stores), config.model.input_projector, captions)
+    if config.stage.stage == "stage1":
+        _fit_input_projectors(model, data, [modality for modality, _ in config.model.encoders])
+    return model, data
+
+
+def _signal_stage(config: TrainConfig, ctx: StepContext) -> tuple[Any, Any]:
+    """(SignalSide, SignalData) of stage 2."""
+    from mmcore.signal_data import SignalData
+    from mmcore.signals import SignalSide, StateSet
+
+    states = StateSet(ctx.inputs["states"].path)
+    side = SignalSide(config.model, states)
+    samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
+    modalities = {name: GROUP_MODALITY.get(group, "text") for name, group in groups.items()}
+    return side, SignalData(config.stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores))
+
+
+def _train(ctx: StepContext, threads: int, collective: Any, progress: Progress) -> dict[str, Any]:
+    """One rank's whole work; rank 0 writes the output. Mendable errors become AnyloomError."""
+    import torch
+
+    from mmcore.stages import stage_spec
+    from pipelines.train_loop import run_stage
+
+    torch.set_num_threads(threads)
+    config: TrainConfig = ctx.config
+    names = [name for name in earlier_stages(ctx.inputs) if name != ctx.name]
+    try:
+        stage_spec(config.stage.stage)
+        if config.stage.stage == "stage2":
+            model, data = _signal_stage(config, ctx)
+        else:
+            model, data = _chat_stage(config, ctx, tuple(ctx.inputs[name].path for name in names))
+        trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)
+    except ValueError as error:
+        raise AnyloomError(f"{ctx.name}: {error}") from error
+    if collective.rank == 0:
+        _write(ctx, model, trained, log, seconds, names)
+    return {
+        "stage": config.stage.stage, "steps": config.stage.steps, "trained_parameters": sum(p.numel() for p in trained.values()),
+        **{f"final_{name}": value for name, value in log.tail_means().items()},
+    }
+
+
+def _write(ctx: StepContext, model: Any, trained: dict[str, Any], log: Any, seconds: float, after: list[str]) -> None:
+    from safetensors.torch import save
+
+    from mmcore.lora import save_lora
+    from mmcore.model import LORA, TENSORS
+    from mmcore.stages import saved_tensors
+
+    config: TrainConfig = ctx.config
+    tensors = saved_tensors(model, config.stage, trained)
+    write_atomic(ctx.output / TENSORS, save({name: value.contiguous() for name, value in tensors.items()}))
+    if any(".lora_" in name for name in trained):
+        save_lora(model.lm.base, config.model.lora, ctx.output / LORA)
+    log.write(ctx.output / "losses.parquet")
+    record = {"stage": config.stage.stage, "after": after, "config": asdict(config.stage), "model": asdict(config.model)}
+    write_atomic(ctx.output / STAGE_RECORD, json.dumps(record, sort_keys=True, indent=1))
+    timing = {"steps_s": round(seconds, 3), "steps": config.stage.steps, "tokens": sum(row[3] for row in log.rows)}
+    write_atomic(ctx.output / "info" / "timing.json", json.dumps(timing, sort_keys=True))
+
+
+@contextmanager
+def _relaying(path: Path, progress: Progress) -> Iterator[None]:
+    """Pass the progress file on to `progress` while the body runs."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(0.5):
+            relay(path, progress)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        relay(path, progress)
+
+
+def _silent(done: float, total: float, note: str = "") -> None:
+    """The Progress of ranks other than 0."""
+
+
+def _worker(parcel: dict[str, Any]) -> None:
+    """What each Ray Train worker runs. A mendable error is left in a file: the driver raises it as it is."""
+    import torch
+
+    from infra.settings import thread_environment
+    from pipelines.train_loop import Collective, TorchCollective
+
+    ctx: StepContext = parcel["ctx"]
+    thread_environment(parcel["threads"])
+    collective = TorchCollective() if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1 else Collective()
+    progress = FileProgress(ctx.work / "progress.json") if collective.rank == 0 else _silent
+    try:
+        result = _train(ctx, parcel["threads"], collective, progress)
+    except AnyloomError as error:
+        write_atomic(ctx.work / "error.json", json.dumps(str(error)))
+        raise
+    if collective.rank == 0:
+        write_atomic(ctx.work / "result.json", json.dumps(result))
+
+
+def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    for leftover in ("ray", "error.json", "result.json", "progress.json"):
+        path = ctx.work / leftover
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads}
+    trainer = TorchTrainer(
+        _worker, train_loop_config=parcel, scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads}),
+        run_config=RunConfig(name=ctx.name, storage_path=str(ctx.work / "ray"), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
+    )
+    try:
+        with _relaying(ctx.work / "progress.json", ctx.progress):
+            trainer.fit()
+    except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
+        if (ctx.work / "error.json").exists():
+            raise AnyloomError(json.loads((ctx.work / "error.json").read_text())) from None
+        cause = str(error).strip().splitlines()
+        raise AnyloomError(f"{ctx.name}: the training workers failed {MAX_FAILURES + 1} times: {cause[-1] if cause else type(error).__name__}") from error
+    result: dict[str, Any] = json.loads((ctx.work / "result.json").read_text())
+    return result
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    """Entry of the step."""
+    if not ctx.resources.use_ray:
+        from pipelines.train_loop import Collective
+
+        return _train(ctx, max(1, ctx.resources.threads), Collective(), ctx.progress)
+    workers = max(1, ctx.resources.workers)
+    return _run_on_ray(ctx, workers, max(1, ctx.resources.threads // workers))

@@ -1,0 +1,40 @@
+"""Configs of the training, states and export steps. Torch-free; every field is identity.
+
+Earlier stages are the inputs whose names begin with `stage`; they are loaded in the order they were trained in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmcore.config import ModelSpec, StageConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One training stage."""
+
+    stage: StageConfig
+    model: ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatesConfig:
+    """Cached LM states of captions, for stage 2."""
+
+    model: ModelSpec
+    batch: int = 32
+    """Captions per forward pass: part of the identity because it fixes the rounding."""
+    part: int = 512
+    """Captions per file, the unit of resumption."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """One directory that loads and generates."""
+
+    model: ModelSpec
+    stages: tuple[str, ...]
+    """Names of the inputs that are stages, in training order; later tensors win."""
+    caption_turn: bool = False
+    """The model answers after a self-written caption unless told otherwise (the helped recipe)."""

@@ -1,0 +1,100 @@
+"""From artifacts to training data: which samples a stage's mixture means, and where their features are.
+
+Owns the reading of shard generations, embeddings, targets and earlier stages for the training steps. A dataset that is not a training
+split is refused. Flagged duplicates are left out. Refuses to know models and losses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.step import AnyloomError, Artifact
+from infra.storage import read_json
+from mmcore.data.shards import ShardSet
+from mmcore.special_tokens import MEDIA
+from mmcore.types import Sample
+
+GROUP_MODALITY = {"cc3m": "image", "webvid": "video", "audiocaps": "audio"}
+"""Caption groups -> the modality their captions describe."""
+STAGE_RECORD = "stage.json"
+
+
+def earlier_stages(inputs: Mapping[str, Artifact]) -> list[str]:
+    """Names of the inputs that are stages, in the order they were trained in."""
+    names = [name for name in inputs if name.startswith("stage")]
+    after = {name: list(read_json(inputs[name].path / STAGE_RECORD)["after"]) for name in names}
+    return sorted(names, key=lambda name: (len(after[name]), name))
+
+
+def shard_sets(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, ShardSet]:
+    """group -> its shards, for every `shards_<group>` input."""
+    return {name.removeprefix("shards_"): ShardSet(artifact.path, stores) for name, artifact in sorted(inputs.items()) if name.startswith("shards_")}
+
+
+def _pairs(meta: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    turns = meta["conversations"]
+    turns = json.loads(turns) if isinstance(turns, str) else turns
+    speakers = [turn["from"] for turn in turns]
+    if speakers != ["human", "gpt"] * (len(turns) // 2):
+        raise AnyloomError(f"sample {meta['key']}: its conversation must alternate human and gpt, it has {', '.join(speakers)}")
+    return tuple((turns[i]["value"], turns[i + 1]["value"]) for i in range(0, len(turns), 2))
+
+
+def to_sample(meta: Mapping[str, Any], media_sha256: str) -> Sample:
+    """A sample from its key.json."""
+    return Sample(key=meta["key"], source=meta["source"], modality=meta["modality"], texts=tuple(meta["texts"]), conversations=_pairs(meta),
+                  media_sha256=media_sha256)
+
+
+def dataset_samples(shards: Mapping[str, ShardSet], names: Iterable[str]) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+    """(dataset -> its samples, dataset -> its group) of training datasets, in stored order, duplicates left out.
+
+    Raises AnyloomError for a dataset that is nowhere, or whose split is not train.
+    """
+    samples: dict[str, list[Sample]] = {}
+    groups: dict[str, str] = {}
+    for name in names:
+        for group, shard_set in shards.items():
+            keys = shard_set.keys(source=name)
+            if not keys:
+                continue
+            found = [to_sample(meta, shard_set.media_sha(meta["key"])) for meta in shard_set.metas(keys)]
+            splits = sorted({str(meta["split"]) for meta in shard_set.metas(keys)})
+            if splits != ["train"]:
+                raise AnyloomError(f"the mixture names {name}, whose split is {', '.join(splits)}: only train splits may be trained on")
+            samples[name], groups[name] = found, group
+        if name not in samples:
+            raise AnyloomError(f"the mixture names {name}, which is in none of this step's shards ({', '.join(sorted(shards)) or 'none'})")
+    return samples, groups
+
+
+def true_captions(shards: Mapping[str, ShardSet]) -> dict[str, str]:
+    """media sha256 -> its first caption, over the training splits of the caption groups; the lowest key wins."""
+    found: dict[str, str] = {}
+    for group in GROUP_MODALITY:
+        if group in shards:
+            shard_set = shards[group]
+            keys = shard_set.keys(split="train")
+            for meta in shard_set.metas(keys):
+                sha = shard_set.media_sha(meta["key"])
+                if sha and meta["texts"]:
+                    found.setdefault(sha, meta["texts"][0])
+    return found
+
+
+def feature_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, Any]:
+    """modality -> EmbeddingSet, for every `embed_<modality>` input."""
+    from mmcore.data.embeddings import EmbeddingSet
+
+    return {modality: EmbeddingSet(inputs[f"embed_{modality}"].path, stores) for modality in MEDIA if f"embed_{modality}" in inputs}
+
+
+def target_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, Any]:
+    """modality -> targets: `targets` are for pictures, `targets_video` and `targets_audio` for the others."""
+    from mmcore.data.embeddings import EmbeddingSet
+
+    names = {"image": "targets", "video": "targets_video", "audio": "targets_audio"}
+    return {modality: EmbeddingSet(inputs[name].path, stores) for modality, name in names.items() if name in inputs}

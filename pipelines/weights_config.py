@@ -1,0 +1,18 @@
+"""What a weights step makes: its config, apart from the code so that planning loads no library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsConfig:
+    """One frozen part."""
+
+    kind: str
+    """`pretrained` (from the assets) or `random` (toy size, from the seed)."""
+    arch: str
+    """pretrained: SmolLM2-135M-Instruct, tf_efficientnet_lite0, whisper-tiny.en, all-MiniLM-L6-v2.
+    random: tiny-llama, a timm name such as test_efficientnet, tiny-whisper, tiny-bert."""
+    seed: int = 0
+    """random only."""

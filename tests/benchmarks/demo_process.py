@@ -1,0 +1,64 @@
+"""A demo run as its own process group: start it, watch which step works, kill all of it, read what it left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def start(root: Path, recipe: str, log: Path) -> subprocess.Popen[bytes]:
+    """`anyloom run` in a session of its own, output appended to `log`."""
+    command = [str(Path(sys.executable).with_name("anyloom")), "run", "--recipe", recipe, "--root", str(root)]
+    with open(log, "ab") as out:
+        return subprocess.Popen(command, cwd=PROJECT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def kill_all(child: subprocess.Popen[bytes]) -> int:
+    """SIGKILL the run and every process it started (Ray, Prefect). Returns how many died."""
+    try:
+        family = psutil.Process(child.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    victims = [child.pid, *(process.pid for process in family)]
+    for pid in victims:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    child.wait()
+    psutil.wait_procs(family, timeout=20)
+    return len(victims)
+
+
+def working(root: Path) -> set[str]:
+    """Steps whose work directory exists: started and not complete."""
+    return {path.parent.name for path in root.glob("work/*/*") if path.is_dir()}
+
+
+def wait_for(condition: Callable[[], bool], child: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    """True when `condition` holds, False when the run ended first. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        if child.poll() is not None:
+            return False
+        time.sleep(0.02)
+    raise TimeoutError(f"nothing for {timeout_s} s")
+
+
+def digests(root: Path, recipe: str) -> dict[str, str]:
+    """Step -> digest of every complete step of the recipe below `root`."""
+    from flows.run import recipe_steps
+    from infra.plan import plan
+
+    return {row.step.name: row.record.digest for row in plan(recipe_steps(recipe, {}).values(), root) if row.record is not None}

@@ -1,0 +1,65 @@
+"""The proof harness: `prove.py bench|chaos|fuzz [ONLY] [--option value]`. Prints a table and writes build/<kind>.json.
+
+A module beside this file named <kind>_<name>.py is one entry; it has `run(options) -> list[dict]` and a docstring saying what it shows.
+A failed measurement exits non-zero and writes nothing. Entries of other names already in the JSON file are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent.parent
+sys.path.insert(0, str(PROJECT))
+
+FIELDS = {
+    "bench": ("name", "ours", "peer", "limit", "unit", "ratio_peer", "ratio_limit", "runs", "spread", "seed", "note"),
+    "chaos": ("name", "kills", "differences", "lost", "doubled", "seed", "note"),
+    "fuzz": ("name", "inputs", "crashes", "wrong_reason", "per_class", "seed"),
+}
+FAILS = {"chaos": ("differences", "lost", "doubled"), "fuzz": ("crashes", "wrong_reason"), "bench": ()}
+
+
+def main() -> int:
+    """Run the entries of one kind. Exit 1 when one of them found a failure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=FIELDS)
+    parser.add_argument("only", nargs="?", default="")
+    parser.add_argument("--recipe", default="smol")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=3, help="chaos: kills per phase")
+    parser.add_argument("--reference", type=Path, help="a root that already holds an undisturbed run of this commit on this machine")
+    parser.add_argument("--inputs", type=int, default=40, help="fuzz: inputs per mutation class")
+    options = parser.parse_args()
+    names = sorted(path.stem for path in HERE.glob(f"{options.kind}_*.py") if not options.only or path.stem == f"{options.kind}_{options.only}")
+    if not names:
+        known = ", ".join(sorted(p.stem.split("_", 1)[1] for p in HERE.glob(f"{options.kind}_*.py")))
+        print(f"no {options.kind} entry called {options.only}; there are: {known}", file=sys.stderr)
+        return 2
+    results = [entry for name in names for entry in importlib.import_module(name).run(options)]
+    fields = FIELDS[options.kind]
+    for entry in results:
+        missing = [field for field in fields if field not in entry]
+        if missing:
+            raise KeyError(f"{entry.get('name')} lacks {missing}")
+        print("\n".join(f"{field:>12}  {entry[field]}" for field in fields), end="\n\n")
+    write(PROJECT / "build" / f"{options.kind}.json", results)
+    return int(any(entry[field] for entry in results for field in FAILS[options.kind]))
+
+
+def write(path: Path, results: list[dict]) -> None:
+    """Merge by name into the JSON list at `path`, atomically."""
+    from infra.storage import write_atomic
+
+    kept = {entry["name"]: entry for entry in (json.loads(path.read_text()) if path.exists() else [])}
+    kept |= {entry["name"]: entry for entry in results}
+    write_atomic(path, json.dumps([kept[name] for name in sorted(kept)], indent=1) + "\n")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""House rules that no linter knows: names, places, lengths, licences. Run by `make check`; prints every breach and exits 1."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("flows", "pipelines", "evals", "mmcore", "infra")
+MAX_LINES, MAX_FUNCTION = 400, 70
+ALLOWED = re.compile(r"apache|bsd|mit\b|mit license|mpl|mozilla|psf|python software|isc|hpnd|historical permission|unlicense|lgpl|zlib|cmu|mit-cmu", re.I)
+READ_BY_HAND = {"torch": "BSD-3-Clause", "av": "BSD-3-Clause", "pip-tools": "BSD-3-Clause", "gguf": "MIT", "lmms-eval": "MIT and Apache-2.0"}
+"""Direct dependencies whose metadata name no licence in a readable form; read in their repositories."""
+
+
+def sources() -> Iterator[tuple[str, Path, ast.Module]]:
+    """(package, path, tree) of every module of ours."""
+    for package in PACKAGES:
+        for path in sorted((PROJECT / package).rglob("*.py")):
+            yield package, path, ast.parse(path.read_text())
+
+
+def places() -> Iterator[str]:
+    """os.environ in one file, lmms_eval in one file, nothing unpickled, no file or function that grew out of hand."""
+    for _, path, tree in sources():
+        name = path.relative_to(PROJECT).as_posix()
+        lines = len(path.read_text().splitlines())
+        if lines > MAX_LINES:
+            yield f"{name}: {lines} lines (at most {MAX_LINES})"
+        if not ast.get_docstring(tree) and path.stat().st_size > 1:
+            yield f"{name}: no module docstring"
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (node.end_lineno or 0) - node.lineno > MAX_FUNCTION:
+                yield f"{name}:{node.lineno}: {node.name} has {(node.end_lineno or 0) - node.lineno} lines (at most {MAX_FUNCTION})"
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and name not in ("infra/settings.py", "infra/ray_session.py"):
+                yield f"{name}:{node.lineno}: the environment is read in infra/settings.py only"
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                module = node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
+                if module.split(".")[0] == "lmms_eval" and name != "evals/lmms_adapter.py":
+                    yield f"{name}:{node.lineno}: lmms_eval is imported in evals/lmms_adapter.py only"
+                if module.split(".")[0] in ("pickle", "dill", "joblib", "cloudpickle"):
+                    yield f"{name}:{node.lineno}: {module}: nothing is pickled or unpickled here"
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name) and node.exc.id == "NotImplementedError":
+                yield f"{name}:{node.lineno}: a stub"
+
+
+def names() -> Iterator[str]:
+    """No installed package brings a top-level name of ours."""
+    owners = importlib.metadata.packages_distributions()
+    for package in PACKAGES:
+        others = [owner for owner in owners.get(package, []) if owner != "anyloom"]
+        if others:
+            yield f"the installed package {others[0]} also brings a top-level `{package}`"
+
+
+def licences() -> Iterator[str]:
+    """Every direct dependency has a licence that allows use in this project."""
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        name = re.split(r"[\[=<>!~ ]", requirement)[0]
+        meta = importlib.metadata.metadata(name)
+        text = " ".join([meta.get("License-Expression") or "", (meta.get("License") or "")[:200], *(c for c in meta.get_all("Classifier") or [] if c.startswith("License"))])
+        if name not in READ_BY_HAND and not ALLOWED.search(text):
+            yield f"{name}: licence {text.strip()[:80]!r} is not on the list"
+
+
+def leaks() -> Iterator[str]:
+    """No path of a developer's machine and no registry host in the tree."""
+    files = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()
+    pattern = re.compile(r"(^|[^A-Za-z0-9._-])/(?:[w]ork|[r]oot|[h]ome)/")
+    for name in files:
+        path = PROJECT / name
+        if path.suffix in (".py", ".md", ".toml", ".yaml", ".txt", ".lock", ".json", "") and path.is_file():
+            for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+                if pattern.search(line) or "files.python" + "hosted" in line:
+                    yield f"{name}:{number}: a path of one machine or a registry host"
+
+
+def main() -> int:
+    """Print every breach."""
+    breaches = [breach for rule in (places, names, licences, leaks) for breach in rule()]
+    print("\n".join(breaches) or f"house rules: {sum(1 for _ in sources())} modules, no breach")
+    return int(bool(breaches))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The command line: help that teaches, one-line errors, non-zero exits."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ANYLOOM = str(Path(sys.executable).with_name("anyloom"))
+
+
+def anyloom(*arguments, cwd=None):
+    return subprocess.run([ANYLOOM, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_help_shows_every_command_and_examples():
+    text = anyloom("--help").stdout
+    for word in ("run", "plan", "artifacts", "sql", "generate", "examples:", "stage3.lr=1e-4"):
+        assert word in text
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("run", "--recipe", "smoll"), "no recipe called smoll; there are: tiny, smol"),
+    (("plan", "--recipe", "tiny", "--set", "stage3.lrr=1"), "--set stage3.lrr: no such key; close ones: stage3.lr"),
+    (("plan", "--recipe", "tiny", "--set", "stage3.lr"), "write KEY=VALUE"),
+    (("run", "--recipe", "tiny", "stage9"), "no step called stage9; the steps are: "),
+    (("run", "--recipe", "tiny", "--no-ray", "--no-prefect", "--force", "stage9", "lists"), "--force stage9: no such step"),
+    (("artifacts", "why", "stage1"), "no artifact called stage1"),
+    (("artifacts", "why"), "needs a NAME"),
+    (("sql", "select 1"), "no history yet"),
+    (("generate", "--model", "nowhere", "hello"), "neither an exported directory"),
+    (("generate", "--model", ".", "--image", "gone.png", "hello"), "gone.png: No such file"),
+])
+def test_mistakes_are_one_line_and_a_non_zero_exit(tmp_path, arguments, message):
+    done = anyloom(*arguments, *(() if arguments[0] in ("generate",) else ("--root", tmp_path)), cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_wrong_environment_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYLOOM_THREADS", "many")
+    done = anyloom("plan", "--recipe", "tiny", "--root", tmp_path)
+    assert done.returncode == 1 and "ANYLOOM_THREADS is wrong" in done.stderr
+
+
+def test_plan_of_a_fresh_root_runs_nothing(tmp_path):
+    done = anyloom("plan", "--recipe", "tiny", "--root", tmp_path / "r")
+    assert done.returncode == 0 and "never run" in done.stdout and "waiting" in done.stdout
+    assert not (tmp_path / "r").exists()
+
+
+def test_recipes_can_be_read_as_json():
+    import json
+
+    assert json.loads(anyloom("recipes", "tiny", "--set", "stage1.lr=0.5").stdout)["stage1"]["lr"] == 0.5

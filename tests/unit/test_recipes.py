@@ -1,0 +1,79 @@
+"""Recipes and their overrides: golden files, clear errors, and which steps a change reaches."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.fingerprint import to_plain
+from infra.plan import topological
+from infra.step import AnyloomError
+from pipelines.recipe import keys
+from pipelines.recipes import RECIPES, get_recipe
+from pipelines.steps import build
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def resolved():
+    spec = importlib.util.spec_from_file_location("rewrite", GOLDEN / "rewrite.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.resolved()
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_resolved_recipe_is_the_golden_one(name):
+    assert resolved()[name] == (GOLDEN / "recipes" / f"{name}.json").read_text(), "run `make golden` and review the diff"
+
+
+def test_overrides_reach_the_field_and_only_it():
+    before, after = to_plain(get_recipe("tiny")), to_plain(get_recipe("tiny", {"stage3.lr": 1e-4}))
+    assert after["stage3"].pop("lr") == 1e-4 and before["stage3"].pop("lr") != 1e-4
+    assert before == after
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("stage3.lrr", 1, r"stage3\.lrr: no such key; close ones: .*stage3\.lr"),
+    ("stage3", 1, r"stage3: no such key"),
+    ("nothing", 1, r"nothing: no such key"),
+    ("stage3.lr.x", 1, r"no such key"),
+    ("stage3.steps", "many", r"stage3\.steps=many: expected int like"),
+    ("stage3.caption_turn", 1, r"expected bool"),
+    ("stages", "stage1", r"expected tuple"),
+    ("name", "x", r"a recipe's name is fixed"),
+])
+def test_wrong_overrides_are_one_clear_line(key, value, message):
+    with pytest.raises(AnyloomError, match=message) as caught:
+        get_recipe("tiny", {key: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_names_those_there_are():
+    with pytest.raises(AnyloomError, match="no recipe called smoll; there are: tiny, smol"):
+        get_recipe("smoll")
+
+
+def test_every_key_that_is_offered_is_accepted():
+    recipe = get_recipe("tiny")
+    for key in keys(recipe):
+        value = json.loads(json.dumps(to_plain(recipe)))
+        for part in key.split("."):
+            value = value[part]
+        if key != "name":
+            assert to_plain(get_recipe("tiny", {key: value})) == to_plain(recipe)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_the_graph_is_whole(name):
+    steps = build(get_recipe(name))
+    assert {step.name for step in topological(steps.values())} == set(steps)
+    assert {"stage1", "stage2", "stage3", "export", "eval_vqa", "history", "report"} <= set(steps)
+
+
+def test_stage_order_is_the_recipes_list():
+    one = build(get_recipe("tiny", {"stages": ["stage1", "stage3", "stage2"]}))
+    assert {"stage1", "stage3"} <= set(one["stage2"].inputs) and "stage2" not in one["stage3"].inputs
+    other = build(get_recipe("tiny"))
+    assert "stage3" not in other["stage2"].inputs and {"stage1", "stage2"} <= set(other["stage3"].inputs)
