@@ -153,7 +153,7 @@ def caption_metrics(modality: str, samples: Sequence[dict[str, Any]], config: Ca
 
 
 def _seen(ctx: StepContext, modality: str, samples: Sequence[dict[str, Any]]) -> int:
-    """Held-out samples whose caption text also stands in a training sample (their media does not)."""
+    """Held-out samples whose caption text also stands in a training sample."""
     from mmcore.data.shards import ShardSet
 
     shards = ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores)
@@ -192,7 +192,8 @@ def run_alignment(ctx: StepContext) -> Mapping[str, Any]:
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     gains = {row["condition"]: row for row in metrics if row["kind"] == "difference"}
     shown = {name: {"gain": round(r["value"], 4), "ci_lo": round(r["ci_lo"], 4), "ci_hi": round(r["ci_hi"], 4)} for name, r in gains.items()}
-    return {"captions": len(captions), "seen_in_training": len(heldout & train), "errors": {r["condition"]: round(r["value"], 4) for r in metrics if r["kind"] != "difference"}, "gains": shown}
+    errors = {row["condition"]: round(row["value"], 4) for row in metrics if row["kind"] != "difference"}
+    return {"captions": len(captions), "seen_in_training": len(heldout & train), "errors": errors, "gains": shown}
 
 
 def _captions(ctx: StepContext, datasets: Sequence[str]) -> set[str]:

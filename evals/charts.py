@@ -115,7 +115,8 @@ def line_chart(xs: Sequence[float], ys: Sequence[float], *, width: int = 300, he
     for css, series in (("raw", by), ("line", line)):
         parts.append(f'<polyline class="{css}" points="{" ".join(point(a, b) for a, b in zip(bx, series, strict=True))}"/>')
     parts.append(f'<text class="tick" x="{(left + width - right) / 2:.0f}" y="{height - 5}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text class="tick" transform="rotate(-90)" x="{-(top + height - bottom) / 2:.0f}" y="12" text-anchor="middle">{escape(y_label)}</text></svg>')
+    middle = -(top + height - bottom) / 2
+    parts.append(f'<text class="tick" transform="rotate(-90)" x="{middle:.0f}" y="12" text-anchor="middle">{escape(y_label)}</text></svg>')
     return "".join(parts)
 
 
@@ -127,4 +128,5 @@ def _roof(values: Sequence[float]) -> float:
 
 def bar(share: float, tone: str = "model") -> str:
     """A bar for a table cell, share in 0..1."""
-    return f'<svg viewBox="0 0 100 8" class="bar" preserveAspectRatio="none" aria-hidden="true"><rect class="{tone}" width="{100 * share:.1f}" height="8" rx="1"/></svg>'
+    rectangle = f'<rect class="{tone}" width="{100 * share:.1f}" height="8" rx="1"/>'
+    return f'<svg viewBox="0 0 100 8" class="bar" preserveAspectRatio="none" aria-hidden="true">{rectangle}</svg>'

@@ -34,8 +34,9 @@ from infra.storage import disk_errors, fsync_directory, read_json, write_atomic
 
 TABLES = ("loss", "sample", "metric", "run")
 """In the order they are written: `run` last, because a run exists once its row of `run` does."""
-_READ_ONLY = {"enable_external_access": "false", "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
-              "lock_configuration": "true"}
+_READ_ONLY: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": False, "autoinstall_known_extensions": False, "autoload_known_extensions": False, "lock_configuration": True,
+}
 
 
 def database_path(stores: Path) -> Path:

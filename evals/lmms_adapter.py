@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -233,11 +234,33 @@ def run_lmms(task_yaml_dir: Path, task: str, model: AnyloomLmms, limit: int | No
     manager = TaskManager(verbosity="ERROR", include_path=str(task_yaml_dir.resolve()), include_defaults=False, model_name="anyloom")
     if task not in manager.all_tasks:
         raise AnyloomError(f"{task_yaml_dir} has no lmms_task called {task}; it has: {', '.join(manager.all_tasks) or 'none'}")
-    results = simple_evaluate(
-        model=model, tasks=[task], task_manager=manager, log_samples=True, bootstrap_iters=0, process_docs_parallel=1, limit=limit, verbosity="ERROR",
-    )
+    with _without_bars():
+        results = simple_evaluate(
+            model=model, tasks=[task], task_manager=manager, log_samples=True, bootstrap_iters=0, process_docs_parallel=1, limit=limit, verbosity="ERROR",
+        )
     results["samples"] = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     return results
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silence the harness's own progress bars, which no setting reaches; the step shows one of its own."""
+    import lmms_eval.api.task
+    import lmms_eval.evaluator
+
+    class Silent(lmms_eval.evaluator.tqdm):  # type: ignore[misc, name-defined]
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **{**options, "disable": True})
+
+    modules = (lmms_eval.evaluator, lmms_eval.api.task)
+    kept = [module.tqdm for module in modules]
+    for module in modules:
+        module.tqdm = Silent
+    try:
+        yield
+    finally:
+        for module, bar in zip(modules, kept, strict=True):
+            module.tqdm = bar
 
 
 def harness_version() -> str:

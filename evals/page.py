@@ -27,8 +27,9 @@ section.note{background:var(--warn-bg);border-color:transparent}section.note h2{
 .headline{display:flex;gap:34px;align-items:center;flex-wrap:wrap}.headline>div:first-child{flex:0 0 auto}.headline>div:last-child{flex:1 1 430px}
 .big{font-size:60px;line-height:1;font-weight:650;letter-spacing:-.03em;font-variant-numeric:tabular-nums}.big span{font-size:26px;font-weight:500}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
-.scroll{overflow-x:auto}td:first-child{white-space:nowrap}th{font-weight:600;text-align:left;color:var(--soft);font-size:13px}th,td{padding:6px 12px 6px 0;border-bottom:1px solid var(--rule);vertical-align:top}
-tr:last-child td{border-bottom:0}td.num,th.num{text-align:right;white-space:nowrap}td.floor,tr.floor td{color:var(--soft)}
+.scroll{overflow-x:auto}td:first-child{white-space:nowrap}th{font-weight:600;text-align:left;color:var(--soft);font-size:13px}
+th,td{padding:6px 12px 6px 0;border-bottom:1px solid var(--rule);vertical-align:top}
+tr:last-child td{border-bottom:0}td.num,th.num{text-align:right}td.num{white-space:nowrap}th{vertical-align:bottom}td.floor,tr.floor td{color:var(--soft)}
 .ci{color:var(--faint);font-size:12.5px}
 .grid3{display:grid;grid-template-columns:repeat(auto-fit,minmax(270px,1fr));gap:16px 18px}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(205px,1fr));gap:14px}
@@ -36,12 +37,14 @@ tr:last-child td{border-bottom:0}td.num,th.num{text-align:right;white-space:nowr
 .card img{display:block;width:100%;height:150px;object-fit:contain;image-rendering:pixelated;background:#fff;border-bottom:1px solid var(--rule)}
 .card div{padding:9px 12px 11px}.card b{display:block;margin-bottom:5px;font-weight:600}.ok{color:var(--good)}.no{color:var(--bad)}
 .chart{width:100%;height:auto;display:block;font:12px system-ui,sans-serif}.grid{stroke:var(--grid)}.axis{stroke:var(--faint)}
-.tick{fill:var(--faint);font-size:11px}.rowlabel{fill:var(--ink);font-size:12.5px}.value{fill:var(--ink);font-size:12.5px;font-weight:600;font-variant-numeric:tabular-nums}
+.tick{fill:var(--faint);font-size:11px}.rowlabel{fill:var(--ink);font-size:12.5px}
+.value{fill:var(--ink);font-size:12.5px;font-weight:600;font-variant-numeric:tabular-nums}
 .model .whisker,.model .dot{stroke:var(--model);fill:var(--model)}.control .whisker,.control .dot{stroke:var(--control);fill:var(--control)}
 .floor .whisker,.floor .dot{stroke:var(--floor);fill:var(--floor)}.whisker{stroke-width:3;stroke-linecap:round;opacity:.45}
 .raw{fill:none;stroke:var(--model);opacity:.25;stroke-width:1.2}.line{fill:none;stroke:var(--model);stroke-width:2}
 .bar{width:120px;height:8px}.bar .model{fill:var(--model)}.bar .floor{fill:var(--floor)}
-.key{display:flex;gap:18px;flex-wrap:wrap;font-size:13px;color:var(--soft);margin:10px 0 6px}.key i{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:6px}
+.key{display:flex;gap:18px;flex-wrap:wrap;font-size:13px;color:var(--soft);margin:10px 0 6px}
+.key i{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:6px}
 .key .model{background:var(--model)}.key .control{background:var(--control)}.key .floor{background:var(--floor)}
 @media print{body{background:#fff}section{break-inside:avoid}}
 """

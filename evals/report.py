@@ -83,8 +83,9 @@ def _overlap(artifact: Artifact | None) -> str:
     else:
         text = "No held-out picture has an exact or near duplicate among the training pictures that were compared."
     columns = ("held out", "training", "held-out pictures", "training pictures", "exact", "near")
-    return section("Before any held-out number: what training has already seen", paragraph(text),
-                   table(columns, rows, numeric=(2, 3, 4, 5)) if rows else "", paragraph(str(found.get("meaning", "")), "small"), source_note(artifact), css="note")
+    shown = table(columns, rows, numeric=(2, 3, 4, 5)) if rows else ""
+    return section("Before any held-out number: what training has already seen", paragraph(text), shown,
+                   paragraph(str(found.get("meaning", "")), "small"), source_note(artifact), css="note")
 
 
 def _captions(artifact: Artifact | None) -> str:
@@ -105,10 +106,11 @@ def _captions(artifact: Artifact | None) -> str:
     chart = interval_chart(dots, width=760, lo=low, hi=high * 1.02, title="gain in nats per caption", zero=True)
     return section(
         "Stage 1: does the right media make its caption likelier?",
-        paragraph("Cross-entropy of held-out captions in nats, with their own media and with the media of another sample (other media and other caption, seeded). "
-                  "Gain: shuffled minus right per caption, paired; above 0 the media is used. Intervals: 95 % bootstrap over media.", "soft"),
-        table(["modality", "right, per token", "shuffled, per token", "gain per caption", "right is likelier, %", "captions", "media", "text also in training"], rows,
-              numeric=range(1, 8)), chart, source_note(artifact))
+        paragraph("Cross-entropy of held-out captions in nats, with their own media and with the media of another sample (other media and other "
+                  "caption, seeded). Gain: shuffled minus right per caption, paired; above 0 the media is used. Intervals: 95 % bootstrap over media. "
+                  "Text in training: captions whose text a training sample has too.", "soft"),
+        table(["modality", "right, per token", "shuffled, per token", "gain per caption", "right is likelier, %", "captions", "media", "text in training"],
+              rows, numeric=range(1, 8)), chart, source_note(artifact))
 
 
 def _alignment(artifact: Artifact | None) -> str:
@@ -167,7 +169,7 @@ def _time(records: Mapping[str, ArtifactRecord]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in sorted(first.packages.items()))
     return section("Time and data per step", paragraph(
         f"{total / 60:,.1f} minutes of work in {len(records)} steps (the run that made each artifact; steps may run side by side). "
-        f"{first.device}, {first.threads} threads, commit {first.commit[:12]}.", "soft"),
+        f"{first.device}, {first.threads} threads, commit {first.commit}.", "soft"),
         table(["step", "seconds", "", "MB written"], rows, numeric=(1, 3)), paragraph(packages, "small"))
 
 

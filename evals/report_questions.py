@@ -45,6 +45,7 @@ def metrics_of(artifact: Artifact) -> Rows:
 
 def source_note(artifact: Artifact) -> str:
     """Where the numbers of a section come from."""
+    name = f"{artifact.name}/{artifact.fingerprint[:12]}"
     return f"<p class='small'>From <code>{escape(name)}</code>, bytes <code>{escape(artifact.digest[:12])}</code>.</p>"
 
 
@@ -83,10 +84,13 @@ def _key(order: Sequence[str]) -> str:
 def _headline(config: ReportConfig, artifact: Artifact, at: At, order: Sequence[str], metrics: Rows) -> str:
     best = at[order[0], "all"]
     gain = next((m for m in metrics if m["condition"] == f"{order[0]} - blind_majority" and m["subgroup"] == "all"), None)
-    over = (f"<p>{signed(gain['value'], gain['ci_lo'], gain['ci_hi'], 100, 1)} points over the best answer without the picture (blind majority; paired).</p>" if gain else "")
+    over = ""
+    if gain:
+        points = signed(gain["value"], gain["ci_lo"], gain["ci_hi"], 100, 1)
+        over = f"<p>{points} points over the best answer without the picture (blind majority; paired).</p>"
     left = (f'<div><div class="big">{100 * best["value"]:.1f}<span> %</span></div>'
-            f'<p class="soft">95 % interval {100 * best["ci_lo"]:.1f} to {100 * best["ci_hi"]:.1f}<br>{best["n"]:,} questions, {best["clusters"]:,} pictures<br>'
-            f"asked: {escape(NAMES[order[0]])}</p></div>")
+            f'<p class="soft">95 % interval {100 * best["ci_lo"]:.1f} to {100 * best["ci_hi"]:.1f}<br>'
+            f'{best["n"]:,} questions, {best["clusters"]:,} pictures<br>asked: {escape(NAMES[order[0]])}</p></div>')
     keep = [name for name in order if name in (order[0], "plain_prompt", "always_yes", "blind_majority")]
     chart = interval_chart(_dots(at, keep, "all"), width=560, lo=0, hi=1, percent=True, title="accuracy and floors, per cent")
     task, harness = escape(str(artifact.result.get("lmms_task", "vqa"))), escape(str(artifact.result.get("harness", "lmms-eval")))
@@ -104,9 +108,11 @@ def _by_type(at: At, order: Sequence[str]) -> str:
         cells = [f"{percent(m['value'], m['ci_lo'], m['ci_hi'])}" if (m := at.get((name, group))) else "" for group in groups]
         rows.append([escape(NAMES[name]), *cells])
     counts = ["questions", *(f"{at[order[0], group]['n']:,}" for group in groups)]
-    charts = "".join(
-        f"<div><h3>{escape(group)}</h3>{interval_chart(_dots(at, order, group), width=300, label_width=112, lo=0, hi=1, percent=True, title=f'accuracy on {group}')}</div>"
-        for group in groups if group != "all")
+    charts = ""
+    for group in groups:
+        if group != "all":
+            chart = interval_chart(_dots(at, order, group), width=300, label_width=112, lo=0, hi=1, percent=True, title=f"accuracy on {group}")
+            charts += f"<div><h3>{escape(group)}</h3>{chart}</div>"
     css = ["" if name in TONE else "floor" for name in order]
     return section("By question type", paragraph("Accuracy in per cent with its 95 % interval. “All” alone can hide a type that never left its floor.", "soft"),
                    table(["asked", *groups], [*rows, counts], numeric=range(1, len(groups) + 1), row_css=[*css, "floor"]), _key(order),
@@ -156,10 +162,10 @@ def _samples(config: ReportConfig, lists: Artifact | None, samples: Rows, headli
         image = picture(lists.path / sample["picture"], f"picture of {sample['doc_key']}") if lists else ""
         verdict = _verdict(sample["score"])
         caption = f'<br><span class="soft">its caption: {escape(sample["caption"])}</span>' if sample["caption"] else ""
-        cards.append(f'<div class="card">{image}<div><b>{escape(sample["question"])}</b>answer: {escape(sample["prediction"])}<br>truth: {escape(sample["target"])} '
-                     f'· {verdict}{caption}<br><code class="soft">{escape(sample["doc_key"])}</code></div></div>')
-    return section("Samples", paragraph(f"{count} of {len(samples):,} questions, drawn at random with seed {config.seed}, failures included ({NAMES[headline]}). "
-                                        "Not chosen by hand.", "soft"), f'<div class="cards">{"".join(cards)}</div>')
+        cards.append(f'<div class="card">{image}<div><b>{escape(sample["question"])}</b>answer: {escape(sample["prediction"])}<br>'
+                     f'truth: {escape(sample["target"])} · {verdict}{caption}<br><code class="soft">{escape(sample["doc_key"])}</code></div></div>')
+    drawn = (f"{count} of {len(samples):,} questions, drawn at random with seed {config.seed}, failures included ({NAMES[headline]}). Not chosen by hand.")
+    return section("Samples", paragraph(drawn, "soft"), f'<div class="cards">{"".join(cards)}</div>')
 
 
 def _verdict(score: float) -> str:

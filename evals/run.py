@@ -135,7 +135,7 @@ def floor_scores(questions: list[QuestionRow], train: list[QuestionRow]) -> dict
 
 def metric_rows(answered: Mapping[str, list[dict[str, Any]]], floors: Mapping[str, list[float]], config: EvalConfig) -> list[dict[str, Any]]:
     """Rows of METRICS: every condition, every floor, and the first condition minus each other condition and floor (paired)."""
-    options = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
+    options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     headline = next(iter(answered))
     samples = answered[headline]
     scores = {condition: [row["score"] for row in rows] for condition, rows in answered.items()}

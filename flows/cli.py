@@ -199,6 +199,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except Exception as error:
+        return unexpected(args, error)
+
+
+def unexpected(args: argparse.Namespace, error: Exception) -> int:
+    """A failure that is nobody's mistake but ours: one line, and the whole traceback in the log."""
+    import traceback
+
+    log = settings_of(args).root.absolute() / "logs" / "errors.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as handle:
+        traceback.print_exception(error, file=handle)
+    print(f"anyloom: {type(error).__name__}: {one_line(error)[:300]}; the traceback is in {log}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 def run(ctx: StepContext) -> Mapping[str, Any]:
     """Build what the store lacks, then write the generation. Returns counts."""
-    config: ShardsConfig = ctx.config
     rows = _read_manifest(ctx.inputs["manifest"].path / "manifest.parquet")
     tasks = _plan(rows, ctx)
     missing = [task for task in tasks if read_entry(task.entry) is None]

@@ -33,7 +33,7 @@ def seeded(seed: int, build: Callable[[], T]) -> T:
         return build()
 
 
-def _byte_tokenizer(specials: tuple[str, ...]):  # noqa: ANN202 (tokenizers.Tokenizer, imported late)
+def _byte_tokenizer(specials: tuple[str, ...]):
     """Specials first, then the 256 bytes: one token per byte, no merges."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 

@@ -251,8 +251,9 @@ def decode_audio(data: bytes, hz: int, max_seconds: float, start_s: float = 0.0,
     """float32 mono samples at `hz` of the sound or its span, at most `max_seconds`, about -1..1. Raises MediaError."""
     import av
 
-    first = int(round(start_s * hz))
-    limit = int(round(max_seconds * hz)) if end_s is None else min(int(round(max_seconds * hz)), int(round((end_s - start_s) * hz)))
+    first = round(start_s * hz)
+    seconds = max_seconds if end_s is None else min(max_seconds, end_s - start_s)
+    limit = round(seconds * hz)
     pieces: list[np.ndarray] = []
     total = 0
     with _opened(data, "audio") as (container, stream):

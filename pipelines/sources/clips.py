@@ -1,4 +1,4 @@
-"""Clips: short H.264 videos of one picture in motion, and pictures on white.
+"""Clips: short H.264 videos of one picture in motion, on white.
 
 Owns the motions and the encoder settings. Input: a PIL picture; output: mp4 bytes, the same for the same picture whatever the
 machine load (see X264; no times in the container). Refuses to know what the picture shows.
@@ -16,14 +16,6 @@ X264 = {"threads": "1", "crf": "23", "preset": "veryfast", "x264-params": "cpu-i
 """One thread, the same decisions on every processor, and no macroblock tree: its vector code gives other bytes from run to run."""
 TRAVEL = 0.28
 """moving: distance of the picture's centre from the frame's centre at both ends, as a share of the side."""
-
-
-def on_white(picture: Image.Image) -> Image.Image:
-    """RGB picture; transparent parts become white."""
-    rgba = picture.convert("RGBA")
-    canvas = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    canvas.alpha_composite(rgba)
-    return canvas.convert("RGB")
 
 
 def frames(picture: Image.Image, motion: str, count: int, side: int) -> Iterator[Image.Image]:

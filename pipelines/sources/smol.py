@@ -25,7 +25,14 @@ from pipelines.sources.assets import link
 from pipelines.sources.clips import MOTIONS, encode_mp4, frames
 from pipelines.sources.configs import SmolListsConfig
 from pipelines.sources.listfiles import (
-    chance, draw_record, in_sentence, question_record, write_audiocaps, write_cc3m, write_instruct, write_webvid,
+    chance,
+    draw_record,
+    in_sentence,
+    question_record,
+    write_audiocaps,
+    write_cc3m,
+    write_instruct,
+    write_webvid,
 )
 
 SHAPES = ("circle", "rectangle", "triangle")

@@ -164,7 +164,7 @@ def test_input_projector_standardises_and_keeps_the_scale():
     data[:, 5] = 1.0  # a constant channel must not blow up
     projector.fit([data[:1000], data[1000:]])
     embeds, mask = projector(torch.from_numpy(data[None, :500]), torch.tensor([400]))
-    assert embeds.std() == pytest.approx(0.1, rel=0.1) and int(mask.sum()) == 400
+    assert float(embeds.std()) == pytest.approx(0.1, rel=0.1) and int(mask.sum()) == 400
     assert torch.allclose(projector.mean_E, torch.from_numpy(data.mean(0)), atol=1e-2) and projector.std_E[5] == 1.0
     with pytest.raises(ValueError, match="7 channels, the input projector takes 200"):
         projector(torch.zeros(1, 2, 7), torch.tensor([2]))

@@ -66,7 +66,8 @@ def _inputs(root: Path) -> dict[str, Artifact]:
     pq.write_table(pa.table({"step": steps, "loss": [3.0 / s for s in steps], "lr": [0.1] * 30, "tokens": [9] * 30}), stage.path / "losses.parquet")
     (stage.path / "stage.json").write_text(json.dumps({"stage": "stage3", "config": {"caption_turn": True, "balance_answers": True}}))
     history = _artifact(root, "history", {"run_id": "cafe"})
-    return {"lists": lists, "overlap": overlap, "eval_vqa": _vqa(root), "eval_captions": captions, "eval_alignment": alignment, "stage3": stage, "history": history}
+    evals = {"eval_vqa": _vqa(root), "eval_captions": captions, "eval_alignment": alignment}
+    return {"lists": lists, "overlap": overlap, **evals, "stage3": stage, "history": history}
 
 
 def _render(root: Path, inputs: dict[str, Artifact], config: ReportConfig) -> str:

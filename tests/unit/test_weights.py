@@ -172,7 +172,7 @@ def test_whisper_from_ct2_splits_the_fused_projection(tmp_path):
 
 def test_whisper_encoder_leaves_no_variable_behind_and_no_key_bias():
     variables = encoder_variables()
-    with pytest.raises(ValueError, match="no layer of ours takes.*odd"):
+    with pytest.raises(ValueError, match=r"no layer of ours takes.*odd"):
         whisper_encoder(variables | {"encoder/odd": np.zeros(2, np.float16)})
     variables["encoder/layer_0/self_attention/linear_0/bias"] = np.ones(12, np.float16)
     with pytest.raises(ValueError, match="key projection has a bias"):

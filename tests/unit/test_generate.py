@@ -1,0 +1,151 @@
+"""Generation at toy size: batches equal single questions, equal plain decoding, and signal blocks are whole."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from toy_model import SPEC, Features, asked, build
+
+from infra.step import AnyloomError
+from mmcore.data.batching import collate
+from mmcore.generate import Generator, Question, SignalBlock, TextPiece
+from mmcore.lora import save_lora
+from pipelines.weights_tiny import tiny_llama
+
+
+def questions() -> list[Question]:
+    """Two pictures with several questions, two without a picture, one picture with more questions than a row takes."""
+    items = []
+    for number, sample in enumerate(asked(3)):
+        features, lengths = Features().gather([sample.key])
+        for i in range((3, 2, 20)[number]):
+            items.append(Question(text=f"question {i} of {number}?", media_key=sample.media_sha256, modality="image", features_NE=features[0, : lengths[0]]))
+    items += [Question(text="hello"), Question(text="and what now?")]
+    return [items[i] for i in np.random.default_rng(0).permutation(len(items))]
+
+
+def generator(signal_bias: float = 0.0) -> Generator:
+    model = build(lora=True)
+    for projector in model.output_projectors.values():
+        projector.fit(torch.randn(5, 8, generator=torch.Generator().manual_seed(1)), 1.0)
+    model.lm.new_head_rows.data.add_(signal_bias)
+    return Generator(model, caption_turn=False)
+
+
+@pytest.mark.parametrize("helped", [False, True])
+def test_batch_equals_one_by_one(helped):
+    made, items = generator(), questions()
+    together = made.answer(items, max_new_tokens=7, caption_turn=helped)
+    for item, answer in zip(items, together, strict=True):
+        alone = made.answer([item], max_new_tokens=7, caption_turn=helped)[0]
+        assert (alone.token_ids, alone.caption, alone.text, alone.num_input_tokens) == (answer.token_ids, answer.caption, answer.text, answer.num_input_tokens)
+        assert 1 <= len(answer.token_ids) <= 7
+        assert (answer.caption is not None) == (helped and item.features_NE is not None)
+    assert len({answer.token_ids for answer in together}) > 3
+
+
+@pytest.mark.parametrize("helped", [False, True])
+def test_answer_equals_decoding_without_cache(helped):
+    made = generator()
+    item = next(item for item in questions() if item.features_NE is not None)
+    answer = made.answer([item], max_new_tokens=6, caption_turn=helped)[0]
+    chat, count = made.model.chat, len(item.features_NE)
+
+    def grow(ids, limit):
+        ids = list(ids)
+        for _ in range(limit):
+            builder_row = chat.question_row("text", 0, [])
+            row = dataclasses.replace(
+                builder_row, ids=np.array(ids), targets=np.full(len(ids), -100), weights=np.zeros(len(ids), np.float32),
+                segments=np.zeros(len(ids), np.int64), positions=np.arange(len(ids)), groups=np.zeros(len(ids), np.int64))
+            batch = collate([row], {"image": (torch.from_numpy(item.features_NE)[None], torch.tensor([count]), [0])})
+            with torch.no_grad():
+                ids.append(int(made.model.lm.logits(made.model(batch)[0, -1:]).argmax()))
+            if ids[-1] == chat.end_id:
+                break
+        return ids
+
+    if helped:
+        ids = grow(chat.caption_prompt("image", count), 24)
+        ids += (chat.close() if ids[-1] != chat.end_id else chat.close()[1:]) + chat.question_prompt(item.text, opened=False)
+    else:
+        ids = chat.media_prefix("image", count) + chat.question_prompt(item.text, opened=True)
+    assert answer.num_input_tokens == len(ids)
+    assert tuple(grow(ids, 6)[len(ids) :]) == answer.token_ids
+
+
+def test_signal_blocks_are_forced_complete_in_order():
+    made = generator()
+    rows = made.model.lm.new_head_rows
+    rows.data.zero_()
+    state = made.answer([Question(text="draw")], max_new_tokens=1)[0].token_ids[0]
+    rows.data[2] = 1.001 * made.model.lm.base.get_output_embeddings().weight[state] * 3  # token <image_02> beats everything there
+    table = made.model.lm.table
+    answer = made.answer([Question(text="draw"), Question(text="other words")], max_new_tokens=2)[0]
+    assert answer.token_ids == table.block("image")  # from its beginning, and whole although the limit is 2
+    assert [block.modality for block in answer.blocks] == ["image"] and answer.blocks[0].conditioning_QC.shape == (5, 8)
+    assert answer.text == ""
+    events = list(made.stream("draw", max_new_tokens=2))
+    assert [type(event) for event in events] == [SignalBlock]
+    assert torch.allclose(events[0].conditioning_QC, answer.blocks[0].conditioning_QC, atol=1e-5)
+
+    chat = made.model.chat
+    ids = chat.question_prompt("draw", opened=False)
+    row = chat.question_row("text", 0, [])
+    ids = [*ids, *table.block("image")]
+    zeros = np.zeros(len(ids), np.int64)
+    row = dataclasses.replace(row, ids=np.array(ids), targets=zeros - 100, weights=zeros.astype(np.float32), segments=zeros, positions=np.arange(len(ids)), groups=zeros)
+    with torch.no_grad():
+        expected = made.model.conditioning("image", made.model(collate([row], {}))[:, -4:])[0]
+    assert torch.allclose(expected, answer.blocks[0].conditioning_QC, atol=1e-4)
+
+
+def test_stream_says_what_answer_says(monkeypatch):
+    made, item = generator(), next(item for item in questions() if item.features_NE is not None)
+    monkeypatch.setattr(made, "encode", lambda modality, data: item.features_NE)
+    for helped in (False, True):
+        made.caption_turn = helped
+        answer = made.answer([item], max_new_tokens=9)[0]
+        pieces = [event.text for event in made.stream(item.text, [("image", b"")], max_new_tokens=9) if isinstance(event, TextPiece)]
+        assert "".join(pieces).strip() == answer.text
+    named = [event.text for event in made.stream(f"<image>\n{item.text}", [("image", b"")], max_new_tokens=9) if isinstance(event, TextPiece)]
+    assert "".join(named).strip() == made.answer([item], max_new_tokens=9, caption_turn=False)[0].text
+    two = list(made.stream("both <image> and <image>?", [("image", b""), ("image", b"")], max_new_tokens=3))
+    assert two
+    with pytest.raises(ValueError, match="<image> 1 times but 2 image media"):
+        list(made.stream("<image>?", [("image", b""), ("image", b"")]))
+
+
+def test_load_an_export_directory(tmp_path):
+    made = generator()
+    base, tokenizer = tiny_llama(0)
+    base.save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    save_lora(made.model.lm.base, SPEC.lora, tmp_path / "lora")
+    names = {**dict(made.model.named_parameters()), **dict(made.model.named_buffers())}
+    trained = {name: value.detach().clone() for name, value in names.items() if name.startswith(("input_proj", "output_proj", "lm.new_")) and "positions" not in name}
+    trained["lm.new_head_rows"] += 0.01
+    made.model.lm.new_head_rows.data.add_(0.01)
+    save_file(trained, tmp_path / "tensors.safetensors")
+    (tmp_path / "anyloom.json").write_text(json.dumps({"model": dataclasses.asdict(SPEC), "caption_turn": True, "stages": []}))
+    loaded = Generator.load(tmp_path)
+    assert loaded.caption_turn is True
+    loaded_answers, answers = loaded.answer(questions(), max_new_tokens=5), made.answer(questions(), max_new_tokens=5, caption_turn=True)
+    assert [a.token_ids for a in loaded_answers] == [a.token_ids for a in answers]
+    with pytest.raises(ValueError, match="cannot read audio"):
+        loaded.encode("audio", b"")
+    with pytest.raises(AnyloomError, match="not an exported model"):
+        Generator.load(tmp_path / "lm")
+    save_file({"lm.surplus": torch.zeros(1)}, tmp_path / "tensors.safetensors")
+    with pytest.raises(AnyloomError, match=r"lm\.surplus"):
+        Generator.load(tmp_path)
+
+
+def test_progress_and_empty_input():
+    made, seen = generator(), []
+    assert made.answer([]) == []
+    made.answer(questions(), max_new_tokens=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (27, 27)

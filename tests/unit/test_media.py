@@ -1,0 +1,126 @@
+"""Decoding: what the bytes say decides, and every damaged file has its reason."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import wave
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmcore.data import media
+from mmcore.data.media import MediaError, decode_audio, decode_image, decode_video_frames, probe
+
+
+def picture(fmt: str = "PNG", size: tuple[int, int] = (20, 10), mode: str = "RGB", colour: object = (255, 0, 0)) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 40, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise) if mode == "RGB" and colour is None else Image.new(mode, size, colour)
+    image.save(buffer, fmt)
+    return buffer.getvalue()
+
+
+def sound(seconds: float = 1.0, hz: int = 8000, channels: int = 1) -> bytes:
+    wave_hz = np.sin(np.arange(int(seconds * hz)) * 2 * np.pi * 440 / hz) * 12000
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as out:
+        out.setnchannels(channels)
+        out.setsampwidth(2)
+        out.setframerate(hz)
+        out.writeframes(np.repeat(wave_hz.astype("<i2"), channels).tobytes())
+    return buffer.getvalue()
+
+
+def clip(frames: int = 12, side: int = 32, options: dict[str, str] | None = None) -> bytes:
+    """Frame i is grey of brightness 20 * i."""
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:  # faststart reads what it has written
+        _write_clip(file.name, frames, side, options or {})
+        return file.read()
+
+
+def _write_clip(path: str, frames: int, side: int, options: dict[str, str]) -> None:
+    with av.open(path, "w", format="mp4", options=options) as out:
+        stream = out.add_stream("mpeg4", rate=12)
+        stream.width = stream.height = side
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 12)
+        for i in range(frames):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.full((side, side, 3), 20 * i, np.uint8), format="rgb24")):
+                out.mux(packet)
+        for packet in stream.encode():
+            out.mux(packet)
+
+
+def reason(call, *arguments) -> str:
+    with pytest.raises(MediaError) as caught:
+        call(*arguments)
+    assert "0x" not in caught.value.detail  # no memory addresses: the ledger must be reproducible
+    return caught.value.reason
+
+
+def test_pictures_are_composited_on_white():
+    assert decode_image(picture(mode="RGBA", colour=(0, 0, 0, 0))).getpixel((3, 3)) == (255, 255, 255)
+    assert decode_image(picture(mode="RGBA", colour=(0, 0, 0, 128))).getpixel((3, 3))[0] == pytest.approx(127, abs=1)
+    assert decode_image(picture(mode="LA", colour=(0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(picture(mode="I;16", colour=65535)).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(picture()).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("fmt,ext", [("PNG", "png"), ("JPEG", "jpg"), ("GIF", "gif"), ("WEBP", "webp"), ("BMP", "bmp")])
+def test_probe_of_pictures(fmt, ext):
+    found = probe(picture(fmt), "image")
+    assert (found.ext, found.width, found.height, found.duration_s) == (ext, 20, 10, 0.0)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_cut_pictures_are_truncated(fmt, share):
+    data = picture(fmt, (64, 64), colour=None)
+    assert reason(probe, data[: int(len(data) * share)], "image") == "truncated"
+
+
+def test_damaged_and_foreign_bytes():
+    data = bytearray(picture(size=(64, 64), colour=None))
+    data[60:90] = b"\0" * 30
+    assert reason(probe, bytes(data), "image") == "decode"
+    assert reason(probe, b"", "image") == "empty_file"
+    assert reason(probe, b"<html>404</html>", "image") == "not_media"
+    assert reason(probe, sound(), "image") == "not_media"
+    assert reason(probe, picture(), "video") == "not_media"
+    assert reason(probe, clip(3), "audio") == "not_media"  # no sound in it
+
+
+def test_pixel_limit(monkeypatch):
+    monkeypatch.setattr(media, "MAX_PIXELS", 100)
+    assert reason(decode_image, picture()) == "too_large"
+    assert reason(decode_video_frames, clip(3), 2) == "too_large"
+
+
+def test_frames_are_the_middles_of_equal_parts():
+    data = clip(12)
+    found = [np.asarray(frame).mean() / 20 for frame in decode_video_frames(data, 4)]
+    assert np.allclose(found, [1, 4, 7, 10], atol=0.3)
+    assert len(decode_video_frames(clip(2), 5)) == 5
+    span = [np.asarray(frame).mean() / 20 for frame in decode_video_frames(data, 2, 0.5, 1.0)]
+    assert np.allclose(span, [7, 10], atol=0.3)
+    assert probe(data, "video") == media.Probe(ext="mp4", width=32, height=32, duration_s=1.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"movflags": "faststart"}])
+def test_cut_clips_are_truncated(options):
+    data = clip(options=options)
+    assert reason(probe, data[: int(len(data) * 0.6)], "video") == "truncated"
+
+
+def test_sounds_are_resampled_and_cut():
+    data = sound(1.0, 8000, channels=2)
+    samples = decode_audio(data, 16000, 30)
+    assert samples.dtype == np.float32 and len(samples) == pytest.approx(16000, abs=40) and 0.2 < np.abs(samples).max() < 0.6
+    assert len(decode_audio(data, 16000, 0.5)) == 8000
+    assert np.array_equal(decode_audio(data, 16000, 30, 0.25, 0.5), samples[4000:8000])
+    assert probe(data, "audio") == media.Probe(ext="wav", duration_s=1.0)
+    assert reason(probe, data[:9000], "audio") == "truncated"
+    assert reason(decode_audio, data, 16000, 30, 5.0) == "decode"
