@@ -101,8 +101,10 @@ def _score(model: Any, embeddings: Any, modality: str, batch: Sequence[dict[str,
         features_BNE, lengths_B = embeddings.gather([row[which] for row in batch])
         nll_B, tokens_B = caption_nll(model, torch.from_numpy(features_BNE), torch.from_numpy(lengths_B), modality, captions)
         found[which] = [float(x) for x in nll_B]
-    return [{"nll_right": right, "nll_shuffled": wrong, "num_tokens": int(tokens)}
-            for right, wrong, tokens in zip(found["key"], found["other_key"], tokens_B, strict=True)]
+    return [
+        {"nll_right": right, "nll_shuffled": wrong, "num_tokens": int(tokens)}
+        for right, wrong, tokens in zip(found["key"], found["other_key"], tokens_B, strict=True)
+    ]
 
 
 class _Scored:
@@ -164,9 +166,15 @@ def _seen(ctx: StepContext, modality: str, samples: Sequence[dict[str, Any]]) ->
 def _summary(metrics: Sequence[dict[str, Any]], seen: Mapping[str, int]) -> dict[str, Any]:
     """modality -> the gain per caption with its interval, the samples, and how many of their caption texts training has too."""
     return {
-        row["subgroup"]: {"gain_nats_per_caption": round(row["value"], 4), "ci_lo": round(row["ci_lo"], 4), "ci_hi": round(row["ci_hi"], 4), "n": row["n"],
-                          "caption_text_in_training": seen[row["subgroup"]]}
-        for row in metrics if row["kind"] == "difference" and row["metric"] == "nll_per_caption"
+        row["subgroup"]: {
+            "gain_nats_per_caption": round(row["value"], 4),
+            "ci_lo": round(row["ci_lo"], 4),
+            "ci_hi": round(row["ci_hi"], 4),
+            "n": row["n"],
+            "caption_text_in_training": seen[row["subgroup"]],
+        }
+        for row in metrics
+        if row["kind"] == "difference" and row["metric"] == "nll_per_caption"
     }
 
 

@@ -43,7 +43,15 @@ def number(value: float) -> str:
 
 
 def interval_chart(
-    dots: Sequence[Dot], *, width: int, lo: float, hi: float, percent: bool = False, label_width: int = 150, title: str = "", zero: bool = False,
+    dots: Sequence[Dot],
+    *,
+    width: int,
+    lo: float,
+    hi: float,
+    percent: bool = False,
+    label_width: int = 150,
+    title: str = "",
+    zero: bool = False,
 ) -> str:
     """Rows of dots with whiskers on one shared axis from lo to hi.
 

@@ -35,7 +35,10 @@ from infra.storage import disk_errors, fsync_directory, read_json, write_atomic
 TABLES = ("loss", "sample", "metric", "run")
 """In the order they are written: `run` last, because a run exists once its row of `run` does."""
 _READ_ONLY: dict[str, str | bool | int | float | list[str]] = {
-    "enable_external_access": False, "autoinstall_known_extensions": False, "autoload_known_extensions": False, "lock_configuration": True,
+    "enable_external_access": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "lock_configuration": True,
 }
 
 
@@ -95,8 +98,11 @@ def _run_row(config: HistoryConfig, run_id: str, inputs: Mapping[str, Artifact])
     result: Mapping[str, Any] = main.result if main else {}
     provenance = _provenance(main.path) if main else {}
     return {
-        "run_id": run_id, "recipe": config.recipe, "seeds": ", ".join(f"{what}={seed}" for what, seed in config.seeds),
-        "evaluated": _utc(provenance.get("finished")), "git_commit": str(provenance.get("commit", "")),
+        "run_id": run_id,
+        "recipe": config.recipe,
+        "seeds": ", ".join(f"{what}={seed}" for what, seed in config.seeds),
+        "evaluated": _utc(provenance.get("finished")),
+        "git_commit": str(provenance.get("commit", "")),
         **{key: str(result.get(key, "")) for key in ("lmms_task", "harness", "history_fingerprint", "dataset_sha256", "task_sha256")},
         "artifact": f"{main.name}/{main.fingerprint[:12]}" if main else "",
         "inputs": json.dumps({name: f"{a.name}/{a.fingerprint[:12]}" for name, a in sorted(inputs.items())}, sort_keys=True),
@@ -140,8 +146,10 @@ def rebuild(stores: Path, db_path: Path) -> int:
                 known, same_schema = _copy_aside(db_path, temporary)
                 lost = sorted(known - set(runs))
                 if lost:
-                    raise AnyloomError(f"{db_path} has {len(lost)} runs (first: {lost[0]}) that {stores / 'history'} no longer has; it is not replaced by "
-                                       "a smaller one: restore the files, or remove the database to accept the loss")
+                    raise AnyloomError(
+                        f"{db_path} has {len(lost)} runs (first: {lost[0]}) that {stores / 'history'} no longer has; it is not replaced by "
+                        "a smaller one: restore the files, or remove the database to accept the loss"
+                    )
                 if same_schema and known == set(runs):
                     return len(runs)
                 if not same_schema:

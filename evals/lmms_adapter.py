@@ -72,9 +72,20 @@ class AnyloomLmms(lmms):
     is_simple = True
 
     def __init__(
-        self, path: str = "", caption_turn: str | bool = "auto", condition: str = "right", seed: int = 0, answers: str | Path = "", chunk: int = 64,
-        threads: int | None = None, generator: GeneratorLike | None = None, digest: str = "",
-        progress: Callable[[int, int], None] | None = None, batch_size: Any = None, device: Any = None, max_batch_size: Any = None,
+        self,
+        path: str = "",
+        caption_turn: str | bool = "auto",
+        condition: str = "right",
+        seed: int = 0,
+        answers: str | Path = "",
+        chunk: int = 64,
+        threads: int | None = None,
+        generator: GeneratorLike | None = None,
+        digest: str = "",
+        progress: Callable[[int, int], None] | None = None,
+        batch_size: Any = None,
+        device: Any = None,
+        max_batch_size: Any = None,
     ):
         super().__init__()
         modes = {"auto": None, "true": True, "false": False}
@@ -101,8 +112,13 @@ class AnyloomLmms(lmms):
     def under(self, condition: str, caption_turn: bool | None, progress: Callable[[int, int], None] | None = None) -> AnyloomLmms:
         """The same loaded model, answers and encoded pictures, asked under another condition."""
         other = AnyloomLmms(
-            caption_turn="auto" if caption_turn is None else caption_turn, condition=condition, seed=self.seed, chunk=self.chunk,
-            generator=self._generator, digest=self.digest, progress=progress,
+            caption_turn="auto" if caption_turn is None else caption_turn,
+            condition=condition,
+            seed=self.seed,
+            chunk=self.chunk,
+            generator=self._generator,
+            digest=self.digest,
+            progress=progress,
         )
         other.answers, other._features = self.answers, self._features
         return other
@@ -236,7 +252,14 @@ def run_lmms(task_yaml_dir: Path, task: str, model: AnyloomLmms, limit: int | No
         raise AnyloomError(f"{task_yaml_dir} has no lmms_task called {task}; it has: {', '.join(manager.all_tasks) or 'none'}")
     with _without_bars():
         results = simple_evaluate(
-            model=model, tasks=[task], task_manager=manager, log_samples=True, bootstrap_iters=0, process_docs_parallel=1, limit=limit, verbosity="ERROR",
+            model=model,
+            tasks=[task],
+            task_manager=manager,
+            log_samples=True,
+            bootstrap_iters=0,
+            process_docs_parallel=1,
+            limit=limit,
+            verbosity="ERROR",
         )
     results["samples"] = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     return results

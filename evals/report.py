@@ -77,15 +77,23 @@ def _overlap(artifact: Artifact | None) -> str:
     shared = [p for p in pairs if p["exact"] or p["near"]]
     if shared:
         worst = max(shared, key=lambda p: ((p["exact"] + p["near"]) / max(1, p["heldout_pictures"]), p["heldout"], p["train"]))
-        text = (f"Training and held-out pictures overlap. The largest share: of the {worst['heldout_pictures']:,} pictures of {worst['heldout']}, "
-                f"{worst['exact']:,} are byte for byte in {worst['train']} and {worst['near']:,} more have a near-duplicate there. "
-                "Nothing was removed: read the held-out numbers below with this in mind.")
+        text = (
+            f"Training and held-out pictures overlap. The largest share: of the {worst['heldout_pictures']:,} pictures of {worst['heldout']}, "
+            f"{worst['exact']:,} are byte for byte in {worst['train']} and {worst['near']:,} more have a near-duplicate there. "
+            "Nothing was removed: read the held-out numbers below with this in mind."
+        )
     else:
         text = "No held-out picture has an exact or near duplicate among the training pictures that were compared."
     columns = ("held out", "training", "held-out pictures", "training pictures", "exact", "near")
     shown = table(columns, rows, numeric=(2, 3, 4, 5)) if rows else ""
-    return section("Before any held-out number: what training has already seen", paragraph(text), shown,
-                   paragraph(str(found.get("meaning", "")), "small"), source_note(artifact), css="note")
+    return section(
+        "Before any held-out number: what training has already seen",
+        paragraph(text),
+        shown,
+        paragraph(str(found.get("meaning", "")), "small"),
+        source_note(artifact),
+        css="note",
+    )
 
 
 def _captions(artifact: Artifact | None) -> str:
@@ -96,9 +104,17 @@ def _captions(artifact: Artifact | None) -> str:
     for modality in dict.fromkeys(key[0] for key in at):
         token = [at[modality, "nll_per_token", which]["value"] for which in ("right", "shuffled")]
         gain, wins = at[modality, "nll_per_caption", "shuffled - right"], at[modality, "right_wins", "right"]
-        rows.append([escape(modality), *(f"{value:.3f}" for value in token), signed(gain["value"], gain["ci_lo"], gain["ci_hi"]),
-                     percent(wins["value"], wins["ci_lo"], wins["ci_hi"]), f"{gain['n']:,}", f"{gain['clusters']:,}",
-                     str(dict(artifact.result.get(modality) or {}).get("caption_text_in_training", ""))])
+        rows.append(
+            [
+                escape(modality),
+                *(f"{value:.3f}" for value in token),
+                signed(gain["value"], gain["ci_lo"], gain["ci_hi"]),
+                percent(wins["value"], wins["ci_lo"], wins["ci_hi"]),
+                f"{gain['n']:,}",
+                f"{gain['clusters']:,}",
+                str(dict(artifact.result.get(modality) or {}).get("caption_text_in_training", "")),
+            ]
+        )
         dots.append(Dot(label=modality, value=gain["value"], lo=gain["ci_lo"], hi=gain["ci_hi"], note=f"n {gain['n']}"))
     if not dots:
         return ""
@@ -106,11 +122,20 @@ def _captions(artifact: Artifact | None) -> str:
     chart = interval_chart(dots, width=760, lo=low, hi=high * 1.02, title="gain in nats per caption", zero=True)
     return section(
         "Stage 1: does the right media make its caption likelier?",
-        paragraph("Cross-entropy of held-out captions in nats, with their own media and with the media of another sample (other media and other "
-                  "caption, seeded). Gain: shuffled minus right per caption, paired; above 0 the media is used. Intervals: 95 % bootstrap over media. "
-                  "Text in training: captions whose text a training sample has too.", "soft"),
-        table(["modality", "right, per token", "shuffled, per token", "gain per caption", "right is likelier, %", "captions", "media", "text in training"],
-              rows, numeric=range(1, 8)), chart, source_note(artifact))
+        paragraph(
+            "Cross-entropy of held-out captions in nats, with their own media and with the media of another sample (other media and other "
+            "caption, seeded). Gain: shuffled minus right per caption, paired; above 0 the media is used. Intervals: 95 % bootstrap over media. "
+            "Text in training: captions whose text a training sample has too.",
+            "soft",
+        ),
+        table(
+            ["modality", "right, per token", "shuffled, per token", "gain per caption", "right is likelier, %", "captions", "media", "text in training"],
+            rows,
+            numeric=range(1, 8),
+        ),
+        chart,
+        source_note(artifact),
+    )
 
 
 def _alignment(artifact: Artifact | None) -> str:
@@ -122,16 +147,27 @@ def _alignment(artifact: Artifact | None) -> str:
     for name, label in names.items():
         if m := at.get(name):
             gain = at.get(f"{name} - right")
-            rows.append([label, f'{m["value"]:.3f} <span class="ci">[{m["ci_lo"]:.3f}, {m["ci_hi"]:.3f}]</span>',
-                         signed(gain["value"], gain["ci_lo"], gain["ci_hi"], digits=3) if gain else "", f"{m['n']:,}"])
+            rows.append(
+                [
+                    label,
+                    f'{m["value"]:.3f} <span class="ci">[{m["ci_lo"]:.3f}, {m["ci_hi"]:.3f}]</span>',
+                    signed(gain["value"], gain["ci_lo"], gain["ci_hi"], digits=3) if gain else "",
+                    f"{m['n']:,}",
+                ]
+            )
     if not rows:
         return ""
     return section(
         "Stage 2: does the output projector say what the caption says?",
-        paragraph("Distance between the conditioning made from the signal tokens and the decoder's text-encoder states of held-out captions (lower is better). "
-                  "Gain: how much lower the error with the own caption is, paired; 95 % bootstrap over captions. "
-                  f"Held out: caption texts that no training dataset has; {artifact.result.get('seen_in_training', 0)} others were left out.", "soft"),
-        table(["conditioning of", "error", "gain of own caption", "captions"], rows, numeric=(1, 2, 3)), source_note(artifact))
+        paragraph(
+            "Distance between the conditioning made from the signal tokens and the decoder's text-encoder states of held-out captions (lower is better). "
+            "Gain: how much lower the error with the own caption is, paired; 95 % bootstrap over captions. "
+            f"Held out: caption texts that no training dataset has; {artifact.result.get('seen_in_training', 0)} others were left out.",
+            "soft",
+        ),
+        table(["conditioning of", "error", "gain of own caption", "captions"], rows, numeric=(1, 2, 3)),
+        source_note(artifact),
+    )
 
 
 def _losses(inputs: Mapping[str, Artifact]) -> str:
@@ -146,15 +182,23 @@ def _losses(inputs: Mapping[str, Artifact]) -> str:
             continue
         tail = max(1, len(values) // 10)
         extra = [column for column in losses.column_names if column not in ("step", "loss", "lr", "tokens")]
-        means = ", ".join(f"{column} {np.mean(kept):.3f}" for column in ("loss", *extra)
-                          if (kept := [v for v in losses[column].to_pylist()[-tail:] if isinstance(v, float) and np.isfinite(v)]))
+        means = ", ".join(
+            f"{column} {np.mean(kept):.3f}"
+            for column in ("loss", *extra)
+            if (kept := [v for v in losses[column].to_pylist()[-tail:] if isinstance(v, float) and np.isfinite(v)])
+        )
         title = f"{name}: {STAGES.get(name, 'training')}"
-        charts.append(f"<div><h3>{escape(title)}</h3>{line_chart(steps, values, title=f'loss of {name}', x_label='optimizer step', y_label='loss')}"
-                      f"<p class='small'>{len(values):,} steps. Mean of the last {tail:,}: {escape(means)}</p></div>")
+        charts.append(
+            f"<div><h3>{escape(title)}</h3>{line_chart(steps, values, title=f'loss of {name}', x_label='optimizer step', y_label='loss')}"
+            f"<p class='small'>{len(values):,} steps. Mean of the last {tail:,}: {escape(means)}</p></div>"
+        )
     if not charts:
         return ""
-    return section("Training losses", paragraph("Every optimizer step (faint) and a moving average. Spikes of the first steps may be cut off.", "soft"),
-                   f'<div class="grid3">{"".join(charts)}</div>')
+    return section(
+        "Training losses",
+        paragraph("Every optimizer step (faint) and a moving average. Spikes of the first steps may be cut off.", "soft"),
+        f'<div class="grid3">{"".join(charts)}</div>',
+    )
 
 
 def _time(records: Mapping[str, ArtifactRecord]) -> str:
@@ -167,10 +211,16 @@ def _time(records: Mapping[str, ArtifactRecord]) -> str:
     total = sum(record.provenance.seconds for record in records.values())
     first = ordered[0][1].provenance
     packages = ", ".join(f"{name} {version}" for name, version in sorted(first.packages.items()))
-    return section("Time and data per step", paragraph(
-        f"{total / 60:,.1f} minutes of work in {len(records)} steps (the run that made each artifact; steps may run side by side). "
-        f"{first.device}, {first.threads} threads, commit {first.commit}.", "soft"),
-        table(["step", "seconds", "", "MB written"], rows, numeric=(1, 3)), paragraph(packages, "small"))
+    return section(
+        "Time and data per step",
+        paragraph(
+            f"{total / 60:,.1f} minutes of work in {len(records)} steps (the run that made each artifact; steps may run side by side). "
+            f"{first.device}, {first.threads} threads, commit {first.commit}.",
+            "soft",
+        ),
+        table(["step", "seconds", "", "MB written"], rows, numeric=(1, 3)),
+        paragraph(packages, "small"),
+    )
 
 
 def _licences(config: ReportConfig, records: Mapping[str, ArtifactRecord], inputs: Mapping[str, Artifact]) -> str:

@@ -20,7 +20,11 @@ from infra.step import Artifact
 from infra.storage import read_json
 
 NAMES = {
-    "helped": "helped", "plain_prompt": "plain prompt", "blank": "blank picture", "shuffled": "shuffled picture", "always_yes": "always “yes”",
+    "helped": "helped",
+    "plain_prompt": "plain prompt",
+    "blank": "blank picture",
+    "shuffled": "shuffled picture",
+    "always_yes": "always “yes”",
     "blind_majority": "blind majority",
 }
 MEANING = {
@@ -70,7 +74,8 @@ def question_sections(config: ReportConfig, inputs: Mapping[str, Artifact]) -> l
 def _dots(at: At, order: Sequence[str], subgroup: str) -> list[Dot]:
     return [
         Dot(label=NAMES[name], value=m["value"], lo=m["ci_lo"], hi=m["ci_hi"], tone=TONE.get(name, "floor"), note=f"n {m['n']}")
-        for name in order if (m := at.get((name, subgroup)))
+        for name in order
+        if (m := at.get((name, subgroup)))
     ]
 
 
@@ -88,17 +93,23 @@ def _headline(config: ReportConfig, artifact: Artifact, at: At, order: Sequence[
     if gain:
         points = signed(gain["value"], gain["ci_lo"], gain["ci_hi"], 100, 1)
         over = f"<p>{points} points over the best answer without the picture (blind majority; paired).</p>"
-    left = (f'<div><div class="big">{100 * best["value"]:.1f}<span> %</span></div>'
-            f'<p class="soft">95 % interval {100 * best["ci_lo"]:.1f} to {100 * best["ci_hi"]:.1f}<br>'
-            f'{best["n"]:,} questions, {best["clusters"]:,} pictures<br>asked: {escape(NAMES[order[0]])}</p></div>')
+    left = (
+        f'<div><div class="big">{100 * best["value"]:.1f}<span> %</span></div>'
+        f'<p class="soft">95 % interval {100 * best["ci_lo"]:.1f} to {100 * best["ci_hi"]:.1f}<br>'
+        f"{best['n']:,} questions, {best['clusters']:,} pictures<br>asked: {escape(NAMES[order[0]])}</p></div>"
+    )
     keep = [name for name in order if name in (order[0], "plain_prompt", "always_yes", "blind_majority")]
     chart = interval_chart(_dots(at, keep, "all"), width=560, lo=0, hi=1, percent=True, title="accuracy and floors, per cent")
     task, harness = escape(str(artifact.result.get("lmms_task", "vqa"))), escape(str(artifact.result.get("harness", "lmms-eval")))
     return section(
-        f"Picture questions: {artifact.result.get('lmms_task', 'accuracy')}", f'<div class="headline">{left}<div>{_key(keep)}{chart}</div></div>', over,
+        f"Picture questions: {artifact.result.get('lmms_task', 'accuracy')}",
+        f'<div class="headline">{left}<div>{_key(keep)}{chart}</div></div>',
+        over,
         paragraph(config.stand_in_note, "small"),
         f"<p class='small'>Scored by {harness}, task <code>{task}</code>, metric exact_match (VQA accuracy). Intervals: 95 % bootstrap over pictures, "
-        "because questions about one picture are not independent.</p>", source_note(artifact))
+        "because questions about one picture are not independent.</p>",
+        source_note(artifact),
+    )
 
 
 def _by_type(at: At, order: Sequence[str]) -> str:
@@ -114,30 +125,51 @@ def _by_type(at: At, order: Sequence[str]) -> str:
             chart = interval_chart(_dots(at, order, group), width=300, label_width=112, lo=0, hi=1, percent=True, title=f"accuracy on {group}")
             charts += f"<div><h3>{escape(group)}</h3>{chart}</div>"
     css = ["" if name in TONE else "floor" for name in order]
-    return section("By question type", paragraph("Accuracy in per cent with its 95 % interval. “All” alone can hide a type that never left its floor.", "soft"),
-                   table(["asked", *groups], [*rows, counts], numeric=range(1, len(groups) + 1), row_css=[*css, "floor"]), _key(order),
-                   f'<div class="grid3">{charts}</div>')
+    return section(
+        "By question type",
+        paragraph("Accuracy in per cent with its 95 % interval. “All” alone can hide a type that never left its floor.", "soft"),
+        table(["asked", *groups], [*rows, counts], numeric=range(1, len(groups) + 1), row_css=[*css, "floor"]),
+        _key(order),
+        f'<div class="grid3">{charts}</div>',
+    )
 
 
 def _conditions(at: At, order: Sequence[str], metrics: Rows, headline: str) -> str:
     gains = {m["condition"].removeprefix(f"{headline} - "): m for m in metrics if m["kind"] == "difference" and m["subgroup"] == "all"}
     rows = [
-        [escape(NAMES[name]), escape(MEANING[name]), percent(m["value"], m["ci_lo"], m["ci_hi"]),
-         signed(g["value"], g["ci_lo"], g["ci_hi"], 100, 1) if (g := gains.get(name)) else ""]
-        for name in order for m in [at[name, "all"]]
+        [
+            escape(NAMES[name]),
+            escape(MEANING[name]),
+            percent(m["value"], m["ci_lo"], m["ci_hi"]),
+            signed(g["value"], g["ci_lo"], g["ci_hi"], 100, 1) if (g := gains.get(name)) else "",
+        ]
+        for name in order
+        for m in [at[name, "all"]]
     ]
-    return section("Does it look at the picture?", paragraph(
-        "A model that reads the picture falls to the floors when the picture is taken away. Last column: headline minus this row on the same questions, "
-        "in points, paired.", "soft"), table(["asked", "what the model is given", "accuracy %", "headline minus this"], rows, numeric=(2, 3),
-                                             row_css=["" if name in TONE else "floor" for name in order]))
+    return section(
+        "Does it look at the picture?",
+        paragraph(
+            "A model that reads the picture falls to the floors when the picture is taken away. Last column: headline minus this row on the same questions, "
+            "in points, paired.",
+            "soft",
+        ),
+        table(
+            ["asked", "what the model is given", "accuracy %", "headline minus this"],
+            rows,
+            numeric=(2, 3),
+            row_css=["" if name in TONE else "floor" for name in order],
+        ),
+    )
 
 
 def _disclosure(inputs: Mapping[str, Artifact], headline: str, artifact: Artifact) -> str:
     """What helps at test time and in training."""
     items = []
     if headline == "helped":
-        items.append("At test time the model first writes its own caption of the picture, then answers with that caption in view. "
-                     "The row “plain prompt” is the score of the same weights without it.")
+        items.append(
+            "At test time the model first writes its own caption of the picture, then answers with that caption in view. "
+            "The row “plain prompt” is the score of the same weights without it."
+        )
     else:
         items.append("Nothing helps at test time: the model gets the picture and the question.")
     stage3 = inputs.get("stage3")
@@ -162,9 +194,11 @@ def _samples(config: ReportConfig, lists: Artifact | None, samples: Rows, headli
         image = picture(lists.path / sample["picture"], f"picture of {sample['doc_key']}") if lists else ""
         verdict = _verdict(sample["score"])
         caption = f'<br><span class="soft">its caption: {escape(sample["caption"])}</span>' if sample["caption"] else ""
-        cards.append(f'<div class="card">{image}<div><b>{escape(sample["question"])}</b>answer: {escape(sample["prediction"])}<br>'
-                     f'truth: {escape(sample["target"])} · {verdict}{caption}<br><code class="soft">{escape(sample["doc_key"])}</code></div></div>')
-    drawn = (f"{count} of {len(samples):,} questions, drawn at random with seed {config.seed}, failures included ({NAMES[headline]}). Not chosen by hand.")
+        cards.append(
+            f'<div class="card">{image}<div><b>{escape(sample["question"])}</b>answer: {escape(sample["prediction"])}<br>'
+            f'truth: {escape(sample["target"])} · {verdict}{caption}<br><code class="soft">{escape(sample["doc_key"])}</code></div></div>'
+        )
+    drawn = f"{count} of {len(samples):,} questions, drawn at random with seed {config.seed}, failures included ({NAMES[headline]}). Not chosen by hand."
     return section("Samples", paragraph(drawn, "soft"), f'<div class="cards">{"".join(cards)}</div>')
 
 

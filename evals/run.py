@@ -73,7 +73,12 @@ def _ask(ctx: StepContext, config: EvalConfig, conditions: list[str], questions:
 
     export = ctx.inputs["export"]
     model = AnyloomLmms(
-        path=str(export.path), digest=export.digest, seed=config.seed, answers=ctx.work / "answers.jsonl", chunk=config.chunk, threads=ctx.resources.threads,
+        path=str(export.path),
+        digest=export.digest,
+        seed=config.seed,
+        answers=ctx.work / "answers.jsonl",
+        chunk=config.chunk,
+        threads=ctx.resources.threads,
     )
     answered = {}
     for index, condition in enumerate(conditions):
@@ -97,11 +102,21 @@ def sample_rows(condition: str, questions: list[QuestionRow], results: Mapping[s
     rows = []
     for question, sample in zip(questions, samples, strict=True):
         reply = model.answers.replies[model.asked[split, sample["doc_id"]]]
-        rows.append({
-            "run_condition": condition, "doc_key": question.doc_key, "question_id": question.question_id, "picture": question.picture,
-            "question": question.question, "answer_type": answer_group(question.answer), "target": question.answer,
-            "prediction": str(sample["filtered_resps"][0]), "caption": reply.caption, "score": float(sample["exact_match"]), "num_tokens": reply.num_tokens,
-        })
+        rows.append(
+            {
+                "run_condition": condition,
+                "doc_key": question.doc_key,
+                "question_id": question.question_id,
+                "picture": question.picture,
+                "question": question.question,
+                "answer_type": answer_group(question.answer),
+                "target": question.answer,
+                "prediction": str(sample["filtered_resps"][0]),
+                "caption": reply.caption,
+                "score": float(sample["exact_match"]),
+                "num_tokens": reply.num_tokens,
+            }
+        )
     return rows
 
 
@@ -156,10 +171,17 @@ def _result(config: EvalConfig, headline: str, questions: list[QuestionRow], met
     overall = {row["condition"]: row for row in metrics if row["subgroup"] == "all"}
     best = overall[headline]
     return {
-        "lmms_task": config.lmms_task, "headline": headline, "accuracy": round(best["value"], 6), "ci_lo": round(best["ci_lo"], 6),
-        "ci_hi": round(best["ci_hi"], 6), "questions": len(questions), "pictures": len({q.picture for q in questions}),
+        "lmms_task": config.lmms_task,
+        "headline": headline,
+        "accuracy": round(best["value"], 6),
+        "ci_lo": round(best["ci_lo"], 6),
+        "ci_hi": round(best["ci_hi"], 6),
+        "questions": len(questions),
+        "pictures": len({q.picture for q in questions}),
         "floors": {name: round(overall[name]["value"], 6) for name in ("always_yes", "blind_majority")},
         "conditions": {name: round(row["value"], 6) for name, row in overall.items() if row["kind"] == "score"},
-        "harness": f"lmms-eval {harness_version()}", "task_sha256": task_sha, "dataset_sha256": data_sha,
+        "harness": f"lmms-eval {harness_version()}",
+        "task_sha256": task_sha,
+        "dataset_sha256": data_sha,
         "history_fingerprint": fingerprint({"task": task_sha, "dataset": data_sha, "harness": harness_version()})[:12],
     }

@@ -75,9 +75,16 @@ def _record_questions(list_path: Path, row: int, record: Any) -> list[QuestionRo
         for turn, role in ((human, "human"), (gpt, "gpt")):
             if not isinstance(turn, dict) or turn.get("from") != role or not isinstance(turn.get("value"), str):
                 raise AnyloomError(f"{where}: conversations[{2 * index + (role == 'gpt')}] must be a turn from {role} with a text value")
-        questions.append(QuestionRow(
-            doc_key=f"{list_path.stem}-{row:06d}#{index}", question_id=row * 1000 + index, image_id=row, picture=record["image"],
-            question=human["value"].replace("<image>", "").strip(), answer=gpt["value"].strip()))
+        questions.append(
+            QuestionRow(
+                doc_key=f"{list_path.stem}-{row:06d}#{index}",
+                question_id=row * 1000 + index,
+                image_id=row,
+                picture=record["image"],
+                question=human["value"].replace("<image>", "").strip(),
+                answer=gpt["value"].strip(),
+            )
+        )
     return questions
 
 
@@ -130,13 +137,23 @@ def _vqav2_schema() -> Any:
     answer = pa.struct([("answer", pa.string()), ("answer_confidence", pa.string()), ("answer_id", pa.int64())])
     text, number = {"dtype": "string", "_type": "Value"}, {"dtype": "int64", "_type": "Value"}
     features = {
-        "question_type": text, "multiple_choice_answer": text,
+        "question_type": text,
+        "multiple_choice_answer": text,
         "answers": {"feature": {"answer": text, "answer_confidence": text, "answer_id": number}, "_type": "List"},
-        "image_id": number, "answer_type": text, "question_id": number, "question": text, "image": {"_type": "Image"},
+        "image_id": number,
+        "answer_type": text,
+        "question_id": number,
+        "question": text,
+        "image": {"_type": "Image"},
     }
     fields = [
-        ("question_type", pa.string()), ("multiple_choice_answer", pa.string()), ("answers", pa.list_(answer)), ("image_id", pa.int64()),
-        ("answer_type", pa.string()), ("question_id", pa.int64()), ("question", pa.string()),
+        ("question_type", pa.string()),
+        ("multiple_choice_answer", pa.string()),
+        ("answers", pa.list_(answer)),
+        ("image_id", pa.int64()),
+        ("answer_type", pa.string()),
+        ("question_id", pa.int64()),
+        ("question", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
     ]
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)})

@@ -15,23 +15,58 @@ import pyarrow.parquet as pq
 
 from evals.statistics import Interval, mean_interval, paired_interval
 
-VQA_SAMPLES = pa.schema([
-    ("run_condition", pa.string()), ("doc_key", pa.string()), ("question_id", pa.int64()), ("picture", pa.string()), ("question", pa.string()),
-    ("answer_type", pa.string()), ("target", pa.string()), ("prediction", pa.string()), ("caption", pa.string()), ("score", pa.float64()),
-    ("num_tokens", pa.int64()),
-])
-CAPTION_SAMPLES = pa.schema([
-    ("modality", pa.string()), ("source", pa.string()), ("key", pa.string()), ("media_sha256", pa.string()), ("caption", pa.string()),
-    ("other_key", pa.string()), ("nll_right", pa.float64()), ("nll_shuffled", pa.float64()), ("num_tokens", pa.int64()),
-])
-ALIGNMENT_SAMPLES = pa.schema([
-    ("key", pa.string()), ("caption", pa.string()), ("other_caption", pa.string()), ("error", pa.float64()), ("error_mean", pa.float64()),
-    ("error_shuffled", pa.float64()),
-])
-METRICS = pa.schema([
-    ("condition", pa.string()), ("metric", pa.string()), ("subgroup", pa.string()), ("value", pa.float64()), ("ci_lo", pa.float64()),
-    ("ci_hi", pa.float64()), ("n", pa.int64()), ("clusters", pa.int64()), ("stderr", pa.float64()), ("kind", pa.string()),
-])
+VQA_SAMPLES = pa.schema(
+    [
+        ("run_condition", pa.string()),
+        ("doc_key", pa.string()),
+        ("question_id", pa.int64()),
+        ("picture", pa.string()),
+        ("question", pa.string()),
+        ("answer_type", pa.string()),
+        ("target", pa.string()),
+        ("prediction", pa.string()),
+        ("caption", pa.string()),
+        ("score", pa.float64()),
+        ("num_tokens", pa.int64()),
+    ]
+)
+CAPTION_SAMPLES = pa.schema(
+    [
+        ("modality", pa.string()),
+        ("source", pa.string()),
+        ("key", pa.string()),
+        ("media_sha256", pa.string()),
+        ("caption", pa.string()),
+        ("other_key", pa.string()),
+        ("nll_right", pa.float64()),
+        ("nll_shuffled", pa.float64()),
+        ("num_tokens", pa.int64()),
+    ]
+)
+ALIGNMENT_SAMPLES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("caption", pa.string()),
+        ("other_caption", pa.string()),
+        ("error", pa.float64()),
+        ("error_mean", pa.float64()),
+        ("error_shuffled", pa.float64()),
+    ]
+)
+METRICS = pa.schema(
+    [
+        ("condition", pa.string()),
+        ("metric", pa.string()),
+        ("subgroup", pa.string()),
+        ("value", pa.float64()),
+        ("ci_lo", pa.float64()),
+        ("ci_hi", pa.float64()),
+        ("n", pa.int64()),
+        ("clusters", pa.int64()),
+        ("stderr", pa.float64()),
+        ("kind", pa.string()),
+    ]
+)
 """kind: score (of the model), floor (without the media or the model) or difference (paired, first minus second condition)."""
 SUBGROUPS = ("yes/no", "shape", "colour", "other")
 
@@ -48,13 +83,28 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -
 def metric_row(interval: Interval, *, condition: str, metric: str, subgroup: str, kind: str) -> dict[str, Any]:
     """One row of METRICS."""
     return {
-        "condition": condition, "metric": metric, "subgroup": subgroup, "value": interval.value, "ci_lo": interval.ci_lo, "ci_hi": interval.ci_hi,
-        "n": interval.n, "clusters": interval.clusters, "stderr": interval.stderr, "kind": kind,
+        "condition": condition,
+        "metric": metric,
+        "subgroup": subgroup,
+        "value": interval.value,
+        "ci_lo": interval.ci_lo,
+        "ci_hi": interval.ci_hi,
+        "n": interval.n,
+        "clusters": interval.clusters,
+        "stderr": interval.stderr,
+        "kind": kind,
     }
 
 
 def score_rows(
-    samples: Sequence[dict[str, Any]], scores: Sequence[float], *, condition: str, kind: str, draws: int, seed: int, minus: Sequence[float] | None = None,
+    samples: Sequence[dict[str, Any]],
+    scores: Sequence[float],
+    *,
+    condition: str,
+    kind: str,
+    draws: int,
+    seed: int,
+    minus: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """Metric rows `exact_match` of all samples and of each subgroup present, with intervals clustered by picture.
 

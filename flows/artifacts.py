@@ -23,8 +23,11 @@ def main(action: str, name: str | None, root: Path, yes: bool) -> int:
 
 def show(root: Path, name: str | None, yes: bool) -> int:
     """What exists, with size, age and inputs."""
-    rows = [(f"{r.name}/{p.name}", human_bytes(r.bytes), age(r), f"{r.provenance.seconds:.1f} s", " ".join(sorted(set(r.inputs.values()))))
-            for p, r in all_records(root) if name is None or r.name == name]
+    rows = [
+        (f"{r.name}/{p.name}", human_bytes(r.bytes), age(r), f"{r.provenance.seconds:.1f} s", " ".join(sorted(set(r.inputs.values()))))
+        for p, r in all_records(root)
+        if name is None or r.name == name
+    ]
     Display().console.print(table("", ("artifact", "size", "age", "took", "inputs"), rows))
     print(f"{len(rows)} artifacts below {root}")
     return 0

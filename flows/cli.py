@@ -34,15 +34,29 @@ STAGED = {
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    parser = argparse.ArgumentParser(prog="anyloom", description="Train and evaluate any-to-any multimodal LLMs as one DAG of resumable steps.",
-                                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="anyloom",
+        description="Train and evaluate any-to-any multimodal LLMs as one DAG of resumable steps.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--root", type=Path, help="directory of artifacts, stores, history and report")
     which = argparse.ArgumentParser(add_help=False, parents=[where])
     which.add_argument("--recipe", default="smol", help="a name from `anyloom recipes` (default: smol)")
-    which.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a recipe value, e.g. stage3.lr=1e-4; may be repeated")
+    which.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a recipe value, e.g. stage3.lr=1e-4; may be repeated"
+    )
+    which.add_argument(
+        "--list",
+        action="append",
+        default=[],
+        metavar="DATASET=FILE",
+        dest="lists",
+        help="a list file of your own in place of the recipe's, e.g. stamps_train=my_cc3m.tsv (same format; paths in it are relative to it)",
+    )
     how = argparse.ArgumentParser(add_help=False, parents=[which])
     how.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step even if it is done; equal bytes change nothing downstream")
     how.add_argument("--threads", type=int, help="CPU threads in all (default: every core)")
@@ -53,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[how], help="run a recipe, or the steps named", description="Materialize a recipe. What is done is kept.")
     run.add_argument("targets", nargs="*", metavar="STEP", help="only these steps and what they need; a trailing * matches by prefix")
     for name, (targets, what) in STAGED.items():
-        commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.").set_defaults(targets=list(targets))
+        commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.").set_defaults(
+            targets=list(targets)
+        )
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
     recipes = commands.add_parser("recipes", help="list the recipes, or print one as JSON")
     recipes.add_argument("name", nargs="?")
@@ -61,7 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     artifacts = commands.add_parser("artifacts", parents=[where], help="what exists: list, why NAME, verify, gc", description="Look at and tidy artifacts.")
     artifacts.add_argument("action", nargs="?", default="list", choices=("list", "why", "verify", "gc"))
-    artifacts.add_argument("name", nargs="?", help="step, or step/fingerprint; for gc: recipes to keep, comma-separated (default: tiny,smol and what is newest)")
+    artifacts.add_argument(
+        "name", nargs="?", help="step, or step/fingerprint; for gc: recipes to keep, comma-separated (default: tiny,smol and what is newest)"
+    )
     artifacts.add_argument("--yes", action="store_true", help="gc: remove without asking")
 
     sql = commands.add_parser("sql", parents=[where], help='query the benchmark history, e.g. "select * from leaderboard"')
@@ -81,13 +99,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs; a value is JSON where it parses, else text. Raises AnyloomError on a pair without `=`."""
-    found: dict[str, Any] = {}
+def parse_pairs(pairs: Sequence[str], option: str, form: str) -> dict[str, str]:
+    """`key=value` pairs. Raises AnyloomError on a pair without `=`."""
+    found = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")
         if not sign or not key:
-            raise AnyloomError(f"--set {pair}: write KEY=VALUE, e.g. --set stage3.lr=1e-4")
+            raise AnyloomError(f"{option} {pair}: write {form}")
+        found[key] = text
+    return found
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; a value is JSON where it parses, else text. Raises AnyloomError on a pair without `=`."""
+    found: dict[str, Any] = {}
+    for key, text in parse_pairs(pairs, "--set", "KEY=VALUE, e.g. --set stage3.lr=1e-4").items():
         try:
             found[key] = json.loads(text)
         except json.JSONDecodeError:
@@ -105,7 +131,14 @@ def cmd_run(args: argparse.Namespace) -> int:
     """run, data, embed, train, eval, history, report."""
     from flows.run import run_recipe
 
-    return run_recipe(args.recipe, settings=settings_of(args), overrides=parse_overrides(args.overrides), targets=args.targets or None, force=args.force)
+    return run_recipe(
+        args.recipe,
+        settings=settings_of(args),
+        overrides=parse_overrides(args.overrides),
+        targets=args.targets or None,
+        force=args.force,
+        lists=parse_pairs(args.lists, "--list", "DATASET=FILE"),
+    )
 
 
 def cmd_plan(args: argparse.Namespace) -> int:
@@ -115,7 +148,7 @@ def cmd_plan(args: argparse.Namespace) -> int:
     from infra.plan import plan
 
     settings = settings_of(args)
-    steps = recipe_steps(args.recipe, parse_overrides(args.overrides))
+    steps = recipe_steps(args.recipe, parse_overrides(args.overrides), parse_pairs(args.lists, "--list", "DATASET=FILE"))
     rows = plan(steps.values(), settings.root.absolute())
     Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
     print(f"{sum(r.status == 'done' for r in rows)} of {len(rows)} steps done below {settings.root.absolute()}")
@@ -178,12 +211,21 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
 
     path, _ = find(settings_of(args).root.absolute(), "eval_vqa")
     write_task_dir(args.directory.absolute(), path / "task" / "easyvqa_as_vqav2.parquet")
-    print(f"now: lmms-eval --model anyloom --model_args path=EXPORT --tasks easyvqa_as_vqav2 --include_path {args.directory.absolute()} --log_samples --output_path OUT")
+    print("now: lmms-eval --model anyloom --model_args path=EXPORT --tasks easyvqa_as_vqav2 \\")
+    print(f"       --include_path {args.directory.absolute()} --log_samples --output_path OUT")
     return 0
 
 
-COMMANDS = {"plan": cmd_plan, "recipes": cmd_recipes, "sql": cmd_sql, "artifacts": cmd_artifacts, "generate": cmd_generate, "chat": cmd_chat,
-            "eval-task": cmd_eval_task, "run": cmd_run} | dict.fromkeys(STAGED, cmd_run)
+COMMANDS = {
+    "plan": cmd_plan,
+    "recipes": cmd_recipes,
+    "sql": cmd_sql,
+    "artifacts": cmd_artifacts,
+    "generate": cmd_generate,
+    "chat": cmd_chat,
+    "eval-task": cmd_eval_task,
+    "run": cmd_run,
+} | dict.fromkeys(STAGED, cmd_run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

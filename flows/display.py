@@ -28,9 +28,17 @@ class Display:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=False, soft_wrap=False, highlight=False)
         self.live = self.console.is_terminal
-        self.bars = Progress(TextColumn("{task.description:<18}"), BarColumn(bar_width=28), TextColumn("{task.percentage:>3.0f}%"),
-                             TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"),
-                             console=self.console, transient=True)
+        self.bars = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
         self.tasks: dict[str, tuple[int, float]] = {}
         self.printed: dict[str, float] = {}
         self.lock = threading.Lock()

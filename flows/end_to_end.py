@@ -11,12 +11,20 @@ from infra.settings import load_settings
 
 
 @flow(name="end-to-end", flow_run_name="end-to-end {recipe}", log_prints=False)
-def end_to_end(recipe: str = "smol", root: str | None = None, overrides: dict[str, Any] | None = None, force: list[str] | None = None,
-               targets: list[str] | None = None, threads: int | None = None, use_ray: bool | None = None) -> dict[str, str]:
+def end_to_end(
+    recipe: str = "smol",
+    root: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    force: list[str] | None = None,
+    targets: list[str] | None = None,
+    lists: dict[str, str] | None = None,
+    threads: int | None = None,
+    use_ray: bool | None = None,
+) -> dict[str, str]:
     """Materialize a recipe.
 
     recipe: a name from `anyloom recipes`; root: where everything is kept; overrides: `{"stage3.lr": 1e-4}`; force: steps to run again;
-    targets: only these steps and what they need. Returns step name -> what happened (executed, reused, same bytes).
+    targets: only these steps and what they need; lists: dataset -> list file of your own. Returns step name -> what happened (executed, reused, same bytes).
     """
     settings = load_settings(root=root, threads=threads, use_ray=use_ray)
-    return run_targets(recipe, overrides=overrides, targets=targets, force=force or [], settings=settings)
+    return run_targets(recipe, overrides=overrides, targets=targets, force=force or [], lists=lists, settings=settings)

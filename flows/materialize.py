@@ -80,8 +80,16 @@ class GraphRun:
             self.display.start(name)
             resources = Resources(threads=threads, workers=threads if step.spread else 1, use_ray=self.settings.use_ray)
             try:
-                outcome = materialize(step, inputs, self.place, resources=resources, force=name in self.force, call=self.call, say=self.display.say,
-                                      progress=lambda done, total, note="": self.display.update(name, done, total, note))
+                outcome = materialize(
+                    step,
+                    inputs,
+                    self.place,
+                    resources=resources,
+                    force=name in self.force,
+                    call=self.call,
+                    say=self.display.say,
+                    progress=lambda done, total, note="": self.display.update(name, done, total, note),
+                )
             except BaseException:
                 self.display.finish(name, "failed", time.monotonic() - started)
                 raise
@@ -96,8 +104,13 @@ class GraphRun:
 
         path = context.work.with_suffix(".progress")
         try:
-            return run_isolated(_remote_call, step, replace(context, progress=FileProgress(path)), threads=context.resources.threads,
-                                on_poll=lambda: relay(path, context.progress))
+            return run_isolated(
+                _remote_call,
+                step,
+                replace(context, progress=FileProgress(path)),
+                threads=context.resources.threads,
+                on_poll=lambda: relay(path, context.progress),
+            )
         finally:
             path.unlink(missing_ok=True)
 
@@ -145,7 +158,7 @@ def _submit_threads(run: GraphRun) -> None:
                 run.materialize(step.name)
             except NotRun:
                 return  # the step that failed is in run.errors
-            except BaseException as error:  # noqa: BLE001  raised by run_graph once everything has ended
+            except BaseException as error:
                 run.errors[step.name] = error
 
         for step in run.steps:
@@ -170,4 +183,3 @@ def _submit_prefect(run: GraphRun) -> None:
             future.wait()
     finally:
         del RUNS[run_id]
-

@@ -22,12 +22,12 @@ TRAIN_STAGES = ("export",)
 EVALUATE = ("history", "report")
 
 
-def recipe_steps(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Step]:
-    """Every step of a recipe by name. Raises AnyloomError for an unknown recipe or override key."""
+def recipe_steps(recipe: str, overrides: Mapping[str, Any], lists: Mapping[str, str | Path] | None = None) -> dict[str, Step]:
+    """Every step of a recipe by name. Raises AnyloomError for an unknown recipe, override key or dataset."""
     from pipelines.recipes import get_recipe
     from pipelines.steps import build
 
-    return build(get_recipe(recipe, overrides))
+    return build(get_recipe(recipe, overrides), {name: Path(path).absolute() for name, path in (lists or {}).items()})
 
 
 def select(steps: Mapping[str, Step], targets: Sequence[str] | None) -> list[Step]:
@@ -49,12 +49,21 @@ def make_place(settings: Settings) -> Place:
     return Place(root=root, remote=Remote(settings.remote, cache=root) if settings.remote else None)
 
 
-def run_targets(recipe: str, *, root: str | Path | None = None, overrides: Mapping[str, Any] | None = None, targets: Sequence[str] | None = None,
-                force: Sequence[str] = (), settings: Settings | None = None, display: Display | None = None) -> dict[str, str]:
+def run_targets(
+    recipe: str,
+    *,
+    root: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    targets: Sequence[str] | None = None,
+    force: Sequence[str] = (),
+    lists: Mapping[str, str] | None = None,
+    settings: Settings | None = None,
+    display: Display | None = None,
+) -> dict[str, str]:
     """Materialize targets, print the closing table. Returns step -> status. Raises the first step's error."""
     settings = settings or load_settings(root=root)
     overrides = overrides or {}
-    steps = select(recipe_steps(recipe, overrides), targets)
+    steps = select(recipe_steps(recipe, overrides, lists), targets)
     place = make_place(settings)
     offline_environment()
     quiet(place.root / "logs" / "run.log")
@@ -66,10 +75,18 @@ def run_targets(recipe: str, *, root: str | Path | None = None, overrides: Mappi
     return {name: outcome.status for name, outcome in run.outcomes.items()}
 
 
-def run_recipe(recipe: str, *, settings: Settings, overrides: Mapping[str, Any], targets: Sequence[str] | None, force: Sequence[str],
-               say: Callable[[str], None] = print) -> int:
+def run_recipe(
+    recipe: str,
+    *,
+    settings: Settings,
+    overrides: Mapping[str, Any],
+    targets: Sequence[str] | None,
+    force: Sequence[str],
+    lists: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
     """What `anyloom run` does: nothing at all when everything is done, else the Prefect flow or the plain runner. Returns the exit code."""
-    steps = select(recipe_steps(recipe, overrides), targets)
+    steps = select(recipe_steps(recipe, overrides, lists), targets)
     place = make_place(settings)
     started = time.monotonic()
     rows = plan(steps, place.root)
@@ -78,29 +95,43 @@ def run_recipe(recipe: str, *, settings: Settings, overrides: Mapping[str, Any],
         return 0
     with exclusive(place.root / "locks" / "run.lock", lambda who: say(f"another run uses {place.root}; waiting for {who}")):
         if settings.use_prefect:
-            _run_in_prefect(recipe, settings, overrides, targets, force)
+            _run_in_prefect(recipe, settings, overrides, targets, force, lists)
         else:
-            run_targets(recipe, root=settings.root, overrides=overrides, targets=targets, force=force, settings=settings)
+            run_targets(recipe, root=settings.root, overrides=overrides, targets=targets, force=force, lists=lists, settings=settings)
     return 0
 
 
-def _run_in_prefect(recipe: str, settings: Settings, overrides: Mapping[str, Any], targets: Sequence[str] | None, force: Sequence[str]) -> None:
+def _run_in_prefect(
+    recipe: str, settings: Settings, overrides: Mapping[str, Any], targets: Sequence[str] | None, force: Sequence[str], lists: Mapping[str, str] | None
+) -> None:
     from infra.settings import prefect_environment
 
     prefect_environment(settings.root.absolute())
     quiet(settings.root.absolute() / "logs" / "run.log")
     from flows.end_to_end import end_to_end
 
-    end_to_end(recipe=recipe, root=str(settings.root), overrides=dict(overrides), force=list(force), targets=list(targets) if targets else None,
-               threads=settings.threads, use_ray=settings.use_ray)
+    end_to_end(
+        recipe=recipe,
+        root=str(settings.root),
+        overrides=dict(overrides),
+        force=list(force),
+        targets=list(targets) if targets else None,
+        lists=dict(lists or {}),
+        threads=settings.threads,
+        use_ray=settings.use_ray,
+    )
 
 
 def close(display: Display, run: GraphRun, root: Path, seconds: float) -> None:
     """The closing table of a finished run."""
     rows = plan(topological(run.steps), root)
     by_name = {row.step.name: row for row in rows}
-    closing_table(display, [(name, "done" if o.status == REUSED else o.status, o.seconds if o.status != REUSED else 0.0, by_name[name])
-                            for name, o in run.outcomes.items()], root, seconds)
+    closing_table(
+        display,
+        [(name, "done" if o.status == REUSED else o.status, o.seconds if o.status != REUSED else 0.0, by_name[name]) for name, o in run.outcomes.items()],
+        root,
+        seconds,
+    )
 
 
 def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRow]], root: Path, seconds: float) -> None:
@@ -109,7 +140,7 @@ def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRo
     display.console.print(table("", ("step", "status", "seconds", "size"), cells))
     executed = sum(status not in ("done", "reused") for _, status, _, _ in rows)
     for name, _, _, row in rows:
-        for thing in (row.record.result.get("left_out", []) if row.record else []):
+        for thing in row.record.result.get("left_out", []) if row.record else []:
             display.say(f"left out ({name}): {thing}")
     display.say(f"{executed} of {len(rows)} steps executed in {seconds:.0f} s; everything is below {root}")
     report = next((row.path for name, _, _, row in rows if name == "report"), None)

@@ -19,8 +19,15 @@ def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
     return not isinstance(state.result(raise_on_failure=False), FINAL)
 
 
-@task(name="materialize", task_run_name="{step}", cache_policy=NO_CACHE, persist_result=False, retries=RETRIES, retry_delay_seconds=2,
-      retry_condition_fn=_worth_retrying)
+@task(
+    name="materialize",
+    task_run_name="{step}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=RETRIES,
+    retry_delay_seconds=2,
+    retry_condition_fn=_worth_retrying,
+)
 def materialize_step(run_id: str, step: str) -> None:
     """Materialize `step` of the live run `run_id`."""
     run = RUNS[run_id]

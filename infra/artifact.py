@@ -78,8 +78,9 @@ def verify(directory: Path, record: ArtifactRecord) -> None:
     """Raises AnyloomError when the bytes on disk are not those of the record."""
     found = digest_tree(directory)
     if found != record.digest:
-        raise AnyloomError(f"{directory}: digest {found[:12]} but the record says {record.digest[:12]}: the files were changed or damaged; "
-                           f"remove {directory} and run again")
+        raise AnyloomError(
+            f"{directory}: digest {found[:12]} but the record says {record.digest[:12]}: the files were changed or damaged; remove {directory} and run again"
+        )
 
 
 def as_artifact(directory: Path, record: ArtifactRecord) -> Artifact:

@@ -54,8 +54,17 @@ class Place:
     remote: Remote | None = None
 
 
-def materialize(step: Step, inputs: Mapping[str, Artifact], place: Place, *, resources: Resources = Resources(), force: bool = False,
-                call: Caller = call_in_process, progress: Progress = no_progress, say: Callable[[str], None] = lambda _: None) -> Outcome:
+def materialize(
+    step: Step,
+    inputs: Mapping[str, Artifact],
+    place: Place,
+    *,
+    resources: Resources = Resources(),
+    force: bool = False,
+    call: Caller = call_in_process,
+    progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda _: None,
+) -> Outcome:
     """The artifact of `step`, made if it does not exist.
 
     inputs: artifacts of step.inputs by name. force: run even if it exists; equal bytes keep the old record, other bytes replace it (said
@@ -78,8 +87,17 @@ def materialize(step: Step, inputs: Mapping[str, Artifact], place: Place, *, res
         try:
             work.mkdir(parents=True, exist_ok=True)
             write_atomic(work.with_suffix(".json"), canonical_json(payload))
-            context = StepContext(name=step.name, config=step.config, inputs=dict(inputs), sources=dict(step.sources), output=staging, work=work,
-                                  stores=place.root / "stores", resources=resources, progress=progress)
+            context = StepContext(
+                name=step.name,
+                config=step.config,
+                inputs=dict(inputs),
+                sources=dict(step.sources),
+                output=staging,
+                work=work,
+                stores=place.root / "stores",
+                resources=resources,
+                progress=progress,
+            )
             result = call(step, context)
             record = _record(step, inputs, payload, mark, staging, dict(result), time.monotonic() - started, resources.threads)
             outcome = _publish(place, final, staging, record, existing, say)
@@ -93,9 +111,15 @@ def materialize(step: Step, inputs: Mapping[str, Artifact], place: Place, *, res
 
 def _record(step: Step, inputs: Mapping[str, Artifact], payload: dict, mark: str, staging: Path, result: dict, seconds: float, threads: int) -> ArtifactRecord:
     return ArtifactRecord(
-        name=step.name, fingerprint=mark, payload=json.loads(canonical_json(payload)),
+        name=step.name,
+        fingerprint=mark,
+        payload=json.loads(canonical_json(payload)),
         inputs={name: f"{a.name}/{a.fingerprint[:12]}" for name, a in sorted(inputs.items())},
-        digest=digest_tree(staging), bytes=tree_bytes(staging), result=json.loads(canonical_json(result)), provenance=provenance(seconds, threads))
+        digest=digest_tree(staging),
+        bytes=tree_bytes(staging),
+        result=json.loads(canonical_json(result)),
+        provenance=provenance(seconds, threads),
+    )
 
 
 def _publish(place: Place, final: Path, staging: Path, record: ArtifactRecord, existing: ArtifactRecord | None, say: Callable[[str], None]) -> Outcome:
@@ -146,7 +170,9 @@ def _pinned(directory: Path) -> list[str]:
 @cache
 def _commit() -> str:
     try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
         return found.stdout.strip()
     except (OSError, subprocess.SubprocessError):  # not a checkout, or no git: provenance says so
         return "unknown"
@@ -160,8 +186,14 @@ def provenance(seconds: float, threads: int) -> Provenance:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             packages[name] = "absent"
-    return Provenance(finished=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(seconds, 3), commit=_commit(), packages=packages,
-                      device=f"cpu {platform.machine()}", threads=threads)
+    return Provenance(
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        commit=_commit(),
+        packages=packages,
+        device=f"cpu {platform.machine()}",
+        threads=threads,
+    )
 
 
 def load_inputs(step: Step, root: Path, digests: Mapping[str, tuple[Path, ArtifactRecord]]) -> dict[str, Artifact]:

@@ -51,11 +51,24 @@ def offline_environment() -> None:
 def quiet_environment() -> None:
     """Switch off progress bars, telemetry and chatter of the libraries; a variable the user has set wins."""
     quiet = {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
-        "DATASETS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "1",
-        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_COLOR_PREFIX": "0", "RAY_worker_niceness": "0", "PYTHONWARNINGS": "ignore",
-        "WANDB_MODE": "disabled", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "LMMS_EVAL_LOG_LEVEL": "ERROR",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DATASETS_VERBOSITY": "error",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+        "RAY_COLOR_PREFIX": "0",
+        "RAY_worker_niceness": "0",
+        "PYTHONWARNINGS": "ignore",
+        "WANDB_MODE": "disabled",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "LMMS_EVAL_LOG_LEVEL": "ERROR",
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)

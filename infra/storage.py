@@ -160,8 +160,9 @@ def commit_entry(final: Path, staging: Path, record: dict[str, Any]) -> str:
     publish_dir(staging, final)
     existing = read_entry(final)
     if existing is None or existing["digest"] != digest:
-        raise AnyloomError(f"{final} already holds other bytes than this run made: the work is not reproducible here; "
-                           "remove that directory to use the new bytes")
+        raise AnyloomError(
+            f"{final} already holds other bytes than this run made: the work is not reproducible here; remove that directory to use the new bytes"
+        )
     return digest
 
 

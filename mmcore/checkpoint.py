@@ -70,6 +70,9 @@ def load_latest(directory: Path) -> Checkpoint | None:
     state = read_json(newest / "state.json")
     torch.set_rng_state(load_file(newest / "rng.safetensors")["torch"])
     return Checkpoint(
-        step=int(state["step"]), tensors=load_file(newest / "tensors.safetensors"), optimizer=load_file(newest / "optimizer.safetensors"),
-        cursor=state["cursor"], log=state["log"],
+        step=int(state["step"]),
+        tensors=load_file(newest / "tensors.safetensors"),
+        optimizer=load_file(newest / "optimizer.safetensors"),
+        cursor=state["cursor"],
+        log=state["log"],
     )

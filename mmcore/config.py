@@ -134,6 +134,8 @@ class StageConfig:
     """True: the turns of a conversation follow each other, all of them; False: each is an independent question."""
     caption_turn: bool = False
     """Helped recipe: a caption turn stands before the questions (true caption in training, self-written at test time)."""
+    plain_share: float = 0.0
+    """With caption_turn: share of the pictures that are asked without it, so that the model also knows the plain prompt."""
     balance_answers: bool = False
     """Helped recipe: a question's loss is weighted 0.5 / P(answer | question text) for yes/no answers."""
     train_projectors: bool = True

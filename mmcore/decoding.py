@@ -73,7 +73,11 @@ class PackedCache:
 
 
 def greedy(
-    cache: PackedCache, streams: Sequence[Stream], last_SD: torch.Tensor, end_id: int, max_new_tokens: int,
+    cache: PackedCache,
+    streams: Sequence[Stream],
+    last_SD: torch.Tensor,
+    end_id: int,
+    max_new_tokens: int,
 ) -> Iterator[tuple[Stream, int | SignalBlock]]:
     """Advance all streams to their end token or limit; yields each token and each completed signal block as it comes.
 

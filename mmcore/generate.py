@@ -80,7 +80,11 @@ class Generator:
 
     @torch.inference_mode()
     def answer(
-        self, items: Sequence[Question], *, max_new_tokens: int = 16, caption_turn: bool | None = None,
+        self,
+        items: Sequence[Question],
+        *,
+        max_new_tokens: int = 16,
+        caption_turn: bool | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
         """Greedy answers in the order of the items. caption_turn None: as the model was exported."""
@@ -100,8 +104,9 @@ class Generator:
         started = time.monotonic()
         features = [_feature(items[row[0]]) for row in rows]
         cache, captions = self._prefixes(features, helped)
-        prompts = [[self._chat.question_prompt(items[i].text, opened=self._opened(feature, helped)) for i in row]
-                   for row, feature in zip(rows, features, strict=True)]
+        prompts = [
+            [self._chat.question_prompt(items[i].text, opened=self._opened(feature, helped)) for i in row] for row, feature in zip(rows, features, strict=True)
+        ]
         lengths = list(cache.lengths)
         hidden_BTD = cache.extend([[(number + 1, length, prompt) for number, prompt in enumerate(row)] for row, length in zip(prompts, lengths, strict=True)])
         streams, last = [], []
@@ -115,8 +120,14 @@ class Generator:
         inputs = [lengths[b] + len(prompt) for b, row in enumerate(prompts) for prompt in row]
         ms = 1000 * (time.monotonic() - started) / len(numbers)
         return {
-            i: Answer(text=self._chat.decode(stream.tokens).strip(), caption=captions[stream.row], token_ids=tuple(stream.tokens),
-                      num_input_tokens=count, ms=ms, blocks=tuple(stream.blocks))
+            i: Answer(
+                text=self._chat.decode(stream.tokens).strip(),
+                caption=captions[stream.row],
+                token_ids=tuple(stream.tokens),
+                num_input_tokens=count,
+                ms=ms,
+                blocks=tuple(stream.blocks),
+            )
             for i, stream, count in zip(numbers, streams, inputs, strict=True)
         }
 
@@ -226,7 +237,9 @@ def _media_batches(rows: Sequence[Feature | list[Feature] | None]) -> dict[str, 
         for i, (_, array) in enumerate(own):
             features_BNE[i, : len(array)] = torch.from_numpy(np.asarray(array, np.float32))
         batches[modality] = MediaBatch(
-            features_BNE=features_BNE, lengths_B=torch.tensor([len(array) for _, array in own]), rows_B=torch.tensor([b for b, _ in own]),
+            features_BNE=features_BNE,
+            lengths_B=torch.tensor([len(array) for _, array in own]),
+            rows_B=torch.tensor([b for b, _ in own]),
         )
     return batches
 

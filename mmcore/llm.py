@@ -81,7 +81,11 @@ class LanguageModel(nn.Module):
     def hidden(self, embeds_BTD: torch.Tensor, mask_B1TL: torch.Tensor, positions_BT: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Last hidden states (after the final norm); with a cache, keys and values are appended to it."""
         outputs = self.base.model(
-            inputs_embeds=embeds_BTD, attention_mask=mask_B1TL, position_ids=positions_BT, past_key_values=cache, use_cache=cache is not None,
+            inputs_embeds=embeds_BTD,
+            attention_mask=mask_B1TL,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         hidden: torch.Tensor = outputs.last_hidden_state
         return hidden
@@ -113,6 +117,10 @@ def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0) -
     if dtype not in DTYPES:
         raise ValueError(f"model dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
     base = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[dtype], attn_implementation="eager", local_files_only=True, use_safetensors=True,
+        directory,
+        dtype=DTYPES[dtype],
+        attn_implementation="eager",
+        local_files_only=True,
+        use_safetensors=True,
     )
     return LanguageModel(base, counts, seed)

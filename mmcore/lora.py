@@ -1,13 +1,16 @@
 """LoRA adapters through peft: attach, save and load in PEFT's own format.
 
 `PeftModel.from_pretrained(base, directory)` loads what `save_lora` wrote. The files are a function of the weights alone: no paths,
-no set order, no times. Refuses to know what else is trained.
+no set order, no times. The attached layers compute y = x W' + (x A') B' s in the base's dtype with float32 parameters, which on a CPU with
+bfloat16 saves the float32 copies of every input that peft's own forward makes (a seventh of a training step).
+Refuses to know what else is trained.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -24,9 +27,42 @@ def _config(spec: LoraSpec) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        target_modules=list(spec.targets),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
         base_model_name_or_path="",
     )
+
+
+class _LoraProduct(torch.autograd.Function):
+    """x [.., I], W [O, I], A [R, I], B [O, R] -> x W' + s (x A') B'. W gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float) -> torch.Tensor:
+        flat, low_a, low_b = x.reshape(-1, x.shape[-1]), lora_a.to(x.dtype), (lora_b * scaling).to(x.dtype)
+        inner = flat @ low_a.T
+        ctx.save_for_backward(flat, weight, low_a, low_b, inner)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return torch.addmm(flat @ weight.T, inner, low_b.T).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        flat, weight, low_a, low_b, inner = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, gradients[0].shape[-1])
+        through = gradient @ low_b
+        for_x = torch.addmm(gradient @ weight, through, low_a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return for_x, None, (through.T @ flat).float(), (gradient.T @ inner).float() * ctx.scaling, None
+
+
+def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """Forward of a LoRA linear layer without bias or dropout."""
+    product: torch.Tensor = _LoraProduct.apply(
+        x, layer.base_layer.weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
+    )
+    return product
 
 
 def attach_lora(base: torch.nn.Module, spec: LoraSpec, seed: int) -> None:
@@ -38,6 +74,10 @@ def attach_lora(base: torch.nn.Module, spec: LoraSpec, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(_config(spec), base)
+    for layer in base.modules():
+        inner = getattr(layer, "base_layer", None)
+        if hasattr(layer, "lora_A") and isinstance(inner, torch.nn.Linear) and inner.bias is None:
+            layer.forward = MethodType(_forward, layer)
     for parameter in lora_parameters(base).values():
         parameter.data = parameter.data.float()
 

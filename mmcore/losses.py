@@ -36,9 +36,7 @@ def group_sums(values_P: torch.Tensor, groups_P: torch.Tensor, num_groups: int) 
     return sums.index_add_(0, groups_P, torch.stack([values_P.double(), torch.ones_like(values_P, dtype=torch.float64)], 1))
 
 
-def signal_nll(
-    states_BPD: torch.Tensor, base_lse_BP: torch.Tensor, head_rows_SD: torch.Tensor, block: range
-) -> tuple[torch.Tensor, torch.Tensor]:
+def signal_nll(states_BPD: torch.Tensor, base_lse_BP: torch.Tensor, head_rows_SD: torch.Tensor, block: range) -> tuple[torch.Tensor, torch.Tensor]:
     """(nll_BS of the block's signal tokens, nll_BM of "not a signal token" at the other positions).
 
     states: hidden states at the position before the block, at its S tokens, and at negative positions, P = 1 + S + negatives; the last

@@ -33,10 +33,12 @@ class AnyModel(nn.Module):
     def __init__(self, spec: ModelSpec, lm: LanguageModel, chat: Chat):
         super().__init__()
         self.spec, self.lm, self.chat = spec, lm, chat
-        self.input_projectors = nn.ModuleDict({
-            modality: build_input_projector(spec.input_projector, encoder.width, lm.width, spec.seed + MEDIA.index(modality))
-            for modality, encoder in sorted(spec.encoders)
-        })
+        self.input_projectors = nn.ModuleDict(
+            {
+                modality: build_input_projector(spec.input_projector, encoder.width, lm.width, spec.seed + MEDIA.index(modality))
+                for modality, encoder in sorted(spec.encoders)
+            }
+        )
         self.output_projectors = output_projectors(spec, lm.width)
 
     def embed(self, ids_BT: torch.Tensor, media: Mapping[str, MediaBatch]) -> torch.Tensor:
@@ -93,10 +95,13 @@ def signal_rows(lm: Any, modality: str) -> torch.Tensor:
 def output_projectors(spec: ModelSpec, lm_width: int) -> nn.ModuleDict:
     """One output projector per modality that has signal tokens."""
     counts = {modality: int(getattr(spec.tokens, modality)) for modality in MEDIA}
-    return nn.ModuleDict({
-        modality: build_output_projector(spec.output_projector, lm_width, counts[modality], spec.seed + 100 + MEDIA.index(modality))
-        for modality in MEDIA if counts[modality]
-    })
+    return nn.ModuleDict(
+        {
+            modality: build_output_projector(spec.output_projector, lm_width, counts[modality], spec.seed + 100 + MEDIA.index(modality))
+            for modality in MEDIA
+            if counts[modality]
+        }
+    )
 
 
 def load_tensors(module: nn.Module, path: Path) -> None:

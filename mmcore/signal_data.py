@@ -52,7 +52,12 @@ class SignalData:
     part_names = ("signal_tokens", "negatives", "alignment", "mean_predictor")
 
     def __init__(
-        self, config: StageConfig, side: SignalSide, samples: Mapping[str, Sequence[Sample]], modalities: Mapping[str, str], states: StateSet,
+        self,
+        config: StageConfig,
+        side: SignalSide,
+        samples: Mapping[str, Sequence[Sample]],
+        modalities: Mapping[str, str],
+        states: StateSet,
         targets: Mapping[str, FeatureSource],
     ):
         self.config, self.samples, self.modalities, self.states, self.targets = config, samples, modalities, states, targets

@@ -128,8 +128,9 @@ def _tasks(parts: list[list[str]], items: Mapping[str, Item], directory: Path, w
 def _write_artifact(space: Mapping[str, Any], directory: Path, modality: str, keys: Mapping[str, str], ctx: StepContext) -> Mapping[str, Any]:
     """generation.json and rows.parquet (sorted by key), from what the store holds now. Returns the counts."""
     located = _located(directory)
-    rows = [{"key": key, "media_sha256": sha256, **dict(zip(("part", "offset", "length"), located[sha256], strict=True))}
-            for key, sha256 in sorted(keys.items())]
+    rows = [
+        {"key": key, "media_sha256": sha256, **dict(zip(("part", "offset", "length"), located[sha256], strict=True))} for key, sha256 in sorted(keys.items())
+    ]
     used = sorted({row["part"] for row in rows})
     entries = []
     for name in used:

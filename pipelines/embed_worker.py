@@ -123,8 +123,9 @@ class PartBuilder:
         try:
             return self._encoder.prepare(self._shards[item.generation].media(item.value), item.start_s, item.end_s)
         except MediaError as error:
-            raise AnyloomError(f"sample {item.value} cannot be decoded ({error}), though its shard took it in: "
-                               "run the shards step again with --force") from error
+            raise AnyloomError(
+                f"sample {item.value} cannot be decoded ({error}), though its shard took it in: run the shards step again with --force"
+            ) from error
 
     def _write(self, task: PartTask, features: list[np.ndarray]) -> None:
         """features.npy [all tokens, E] and rows.parquet."""

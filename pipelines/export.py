@@ -54,7 +54,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
     ctx.progress(2, 3, "trained tensors")
     tensors = _merge_stages(ctx, config.stages)
     description = {
-        "format": 1, "model": asdict(config.model), "stages": list(config.stages), "caption_turn": config.caption_turn,
+        "format": 1,
+        "model": asdict(config.model),
+        "stages": list(config.stages),
+        "caption_turn": config.caption_turn,
         "licences": {part: read_json(ctx.inputs[name].path / "licence.json") for part, name in PARTS.items()},
     }
     write_atomic(ctx.output / DESCRIPTION, json.dumps(description, sort_keys=True, indent=1))

@@ -21,14 +21,27 @@ from infra.step import AnyloomError, StepContext
 from pipelines.manifest_config import DEFAULT_TEMPLATES, FORMATS, SPLITS, DatasetSpec, ManifestConfig
 from pipelines.sources.rows import ReadOptions, Row
 
-MEDIA = pa.struct([
-    pa.field("role", pa.string(), nullable=False), pa.field("modality", pa.string(), nullable=False), pa.field("uri", pa.string(), nullable=False),
-    pa.field("start_s", pa.float64()), pa.field("end_s", pa.float64()),
-])
-SCHEMA = pa.schema([
-    ("key", pa.string()), ("source", pa.string()), ("split", pa.string()), ("modality", pa.string()), ("media", pa.list_(MEDIA)),
-    ("texts", pa.list_(pa.string())), ("conversations", pa.string()), ("licence", pa.string()),
-])
+MEDIA = pa.struct(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("modality", pa.string()),
+        ("media", pa.list_(MEDIA)),
+        ("texts", pa.list_(pa.string())),
+        ("conversations", pa.string()),
+        ("licence", pa.string()),
+    ]
+)
 BATCH_ROWS = 10_000
 
 
@@ -91,8 +104,12 @@ def _batches(spec: DatasetSpec, path: Path) -> Iterator[list[dict[str, Any]]]:
 
 def _as_record(spec: DatasetSpec, number: int, row: Row) -> dict[str, Any]:
     return {
-        "key": sample_key(spec.name, number), "source": spec.name, "split": spec.split, "modality": row.modality,
+        "key": sample_key(spec.name, number),
+        "source": spec.name,
+        "split": spec.split,
+        "modality": row.modality,
         "media": [{"role": m.role, "modality": m.modality, "uri": m.uri, "start_s": m.start_s, "end_s": m.end_s} for m in row.media],
-        "texts": list(row.texts), "licence": spec.licence,
+        "texts": list(row.texts),
+        "licence": spec.licence,
         "conversations": json.dumps([{"from": who, "value": value} for who, value in row.conversations], ensure_ascii=False),
     }

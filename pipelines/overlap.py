@@ -71,13 +71,25 @@ def run(ctx: StepContext) -> dict[str, Any]:
             found = list(_compare(h, t, prints, config))
             kinds = [kind for _, kind, _ in found]
             pairs += [row for _, _, rows in found for row in rows]
-            counts.append({"train": t.source, "heldout": h.source, "train_pictures": len(t.keys), "heldout_pictures": len(h.keys),
-                           "exact": kinds.count("exact"), "near": kinds.count("near")})
+            counts.append(
+                {
+                    "train": t.source,
+                    "heldout": h.source,
+                    "train_pictures": len(t.keys),
+                    "heldout_pictures": len(h.keys),
+                    "exact": kinds.count("exact"),
+                    "near": kinds.count("near"),
+                }
+            )
     counts.sort(key=lambda c: (c["heldout"], c["train"]))
     pairs.sort(key=lambda row: (row["heldout_key"], row["train_key"]))
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA), ctx.output / "overlap.parquet", compression="zstd")
-    document = {"pairs": counts, "max_bits": config.max_bits, "max_colour": config.max_colour,
-                "meaning": "exact, near: held-out pictures with at least one such picture in the training dataset; near excludes exact"}
+    document = {
+        "pairs": counts,
+        "max_bits": config.max_bits,
+        "max_colour": config.max_colour,
+        "meaning": "exact, near: held-out pictures with at least one such picture in the training dataset; near excludes exact",
+    }
     write_atomic(ctx.output / "overlap.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
     ctx.progress(1, 1, "done")
     return {"pairs": counts}

@@ -51,6 +51,10 @@ class Recipe:
     """`smol`: lists written from the demo's packages; `tiny`: generated."""
     weights: Weights = Weights()
     datasets: tuple[Dataset, ...]
+    heldout: float = 0.2
+    """smol lists: share of the groups of stamps (pictures, clips, sounds) kept out of training."""
+    clips: int = 400
+    """smol lists: video clips rendered from stamps."""
     samples_per_shard: int = 500
     near_duplicate_bits: int = 2
     """Pictures whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""

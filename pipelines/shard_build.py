@@ -121,8 +121,10 @@ def full_disk(what: str, need_bytes: int, place: Path) -> AnyloomError:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    return AnyloomError(f"no space left for {what}: about {need_bytes / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free on the disk of {place}; "
-                        "free some space or choose another --root, then run the same command again (finished shards are kept)")
+    return AnyloomError(
+        f"no space left for {what}: about {need_bytes / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free on the disk of {place}; "
+        "free some space or choose another --root, then run the same command again (finished shards are kept)"
+    )
 
 
 def _write_shard(task: ShardTask) -> dict[str, int]:
@@ -192,8 +194,14 @@ def _add_sample(tar: TarWriter, row: dict[str, Any], sample: _Sample, shard: str
         if medium["role"] == "input":
             stored = next(at)
             names.append(f"{key}.{stored.found.ext}" if not names else f"{key}.{len(names)}.{stored.found.ext}")
-            entry |= {"member": names[-1], "sha256": stored.sha256, "bytes": len(stored.data), "width": stored.found.width,
-                      "height": stored.found.height, "duration_s": stored.found.duration_s}
+            entry |= {
+                "member": names[-1],
+                "sha256": stored.sha256,
+                "bytes": len(stored.data),
+                "width": stored.found.width,
+                "height": stored.found.height,
+                "duration_s": stored.found.duration_s,
+            }
         described.append(entry)
     meta = {name: row[name] for name in ("key", "source", "split", "modality", "texts", "licence")}
     text = canonical_json({**meta, "conversations": json.loads(row["conversations"]), "media": described}).encode()
@@ -201,12 +209,20 @@ def _add_sample(tar: TarWriter, row: dict[str, Any], sample: _Sample, shard: str
     offsets = {name: tar.add(name, members[name]) for name in sorted(members)}
     first = sample.media[0] if sample.media else None
     return {
-        **{name: row[name] for name in ("key", "source", "split", "modality")}, "shard": shard,
-        "media_member": names[0] if names else "", "media_offset": offsets[names[0]] if names else 0, "media_bytes": len(first.data) if first else 0,
-        "json_offset": offsets[f"{key}.json"], "json_bytes": len(text), "media_sha256": first.sha256 if first else "",
+        **{name: row[name] for name in ("key", "source", "split", "modality")},
+        "shard": shard,
+        "media_member": names[0] if names else "",
+        "media_offset": offsets[names[0]] if names else 0,
+        "media_bytes": len(first.data) if first else 0,
+        "json_offset": offsets[f"{key}.json"],
+        "json_bytes": len(text),
+        "media_sha256": first.sha256 if first else "",
         **_span(row),
-        "width": first.found.width if first else 0, "height": first.found.height if first else 0, "duration_s": first.found.duration_s if first else 0.0,
-        "content_sha256": _content(row, sample), "duplicate_of": "",
+        "width": first.found.width if first else 0,
+        "height": first.found.height if first else 0,
+        "duration_s": first.found.duration_s if first else 0.0,
+        "content_sha256": _content(row, sample),
+        "duplicate_of": "",
     }
 
 

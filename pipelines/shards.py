@@ -17,6 +17,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,22 +92,35 @@ def _options(config: ShardsConfig) -> dict[str, Any]:
 def _plan(rows: list[dict[str, Any]], ctx: StepContext) -> list[ShardTask]:
     """Every shard of the generation, there or not, in order."""
     config: ShardsConfig = ctx.config
-    policy = FetchPolicy(max_bytes=config.max_media_bytes, timeout_s=config.fetch_timeout_s, attempts=config.fetch_attempts,
-                         allow_private=config.allow_private_addresses)
-    base = ctx.inputs["lists"].path
+    policy = FetchPolicy(
+        max_bytes=config.max_media_bytes, timeout_s=config.fetch_timeout_s, attempts=config.fetch_attempts, allow_private=config.allow_private_addresses
+    )
+    bases = {name: path.parent for name, path in ctx.sources.items()}  # lists of the user's own: their paths start beside them
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["source"], _row_number(row) // config.samples_per_shard), []).append(row)
     tasks = []
     with ThreadPoolExecutor(max(1, ctx.resources.threads)) as pool:
         for (source, number), members in sorted(groups.items()):
-            marked = list(pool.map(lambda row: _mark_media(row, base, policy), members))
+            base = bases.get(source, ctx.inputs["lists"].path)
+            marked = list(pool.map(partial(_mark_media, base=base, policy=policy), members))
             states = [[state for state, _, _ in marks] for marks in marked]
             shard_id = f"{number:05d}-{fingerprint([_options(config), members, states])[:12]}"
             size = sum(nbytes for marks in marked for _, _, nbytes in marks) + OVERHEAD_BYTES * len(members)
-            tasks.append(ShardTask(
-                source=source, number=number, shard_id=shard_id, rows=members, marks=[[sha for _, sha, _ in marks] for marks in marked], base=base,
-                entry=ctx.stores / "shards" / source / shard_id, staging=ctx.work / "shards" / f"{source}-{shard_id}", policy=policy, need_bytes=size))
+            tasks.append(
+                ShardTask(
+                    source=source,
+                    number=number,
+                    shard_id=shard_id,
+                    rows=members,
+                    marks=[[sha for _, sha, _ in marks] for marks in marked],
+                    base=base,
+                    entry=ctx.stores / "shards" / source / shard_id,
+                    staging=ctx.work / "shards" / f"{source}-{shard_id}",
+                    policy=policy,
+                    need_bytes=size,
+                )
+            )
     return tasks
 
 
@@ -155,9 +169,12 @@ def _write_generation(tasks: list[ShardTask], ctx: StepContext) -> dict[str, Any
     write_atomic(ctx.output / "generation.json", json.dumps({"entries": entries}, indent=1))
     status, reasons = Counter(ledger.column("status").to_pylist()), Counter(ledger.column("reason").to_pylist())
     return {
-        "rows": ledger.num_rows, **{name: status.get(name, 0) for name in ("written", "quarantined", "failed")},
-        "duplicates": sum(1 for key in index.column("duplicate_of").to_pylist() if key), "shards": len(tasks),
-        "media_bytes": sum(index.column("media_bytes").to_pylist()), "reasons": {name: n for name, n in sorted(reasons.items()) if name},
+        "rows": ledger.num_rows,
+        **{name: status.get(name, 0) for name in ("written", "quarantined", "failed")},
+        "duplicates": sum(1 for key in index.column("duplicate_of").to_pylist() if key),
+        "shards": len(tasks),
+        "media_bytes": sum(index.column("media_bytes").to_pylist()),
+        "reasons": {name: n for name, n in sorted(reasons.items()) if name},
     }
 
 

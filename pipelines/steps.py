@@ -7,8 +7,11 @@ Every arrow is an artifact on storage. This module only wires; importing it load
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, HistoryConfig, ReportConfig
-from infra.step import Step
+from infra.step import AnyloomError, Step
 from mmcore.config import MODALITIES, EncoderSpec, ModelSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
@@ -26,47 +29,78 @@ def model_spec(recipe: Recipe) -> ModelSpec:
     return ModelSpec(
         dtype=recipe.lm_dtype,
         encoders=tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:]),
-        input_projector=recipe.input_projector, output_projector=recipe.output_projector, tokens=recipe.tokens, lora=recipe.lora,
+        input_projector=recipe.input_projector,
+        output_projector=recipe.output_projector,
+        tokens=recipe.tokens,
+        lora=recipe.lora,
     )
 
 
-def build(recipe: Recipe) -> dict[str, Step]:
-    """Every step of the recipe by name, inputs first."""
+def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None) -> dict[str, Step]:
+    """Every step of the recipe by name, inputs first.
+
+    own_lists: dataset name -> a list file that takes the place of the recipe's; it counts by its bytes, and its relative media paths start at
+    its own directory. Raises AnyloomError for a name the recipe does not have.
+    """
+    own_lists = dict(own_lists or {})
+    unknown = set(own_lists) - {d.name for d in recipe.datasets}
+    if unknown:
+        raise AnyloomError(f"--list {sorted(unknown)[0]}: no such dataset; the recipe has: {', '.join(d.name for d in recipe.datasets)}")
     steps: dict[str, Step] = {}
-
-    def add(step: Step) -> Step:
-        steps[step.name] = step
-        return step
-
     lists = _add_sources(recipe, steps)
+    shards = _add_shards(recipe, steps, lists, own_lists)
+    pictures = {"shards_cc3m": shards["cc3m"], "shards_instruct": shards["instruct"]}
+    captions = {f"shards_{group}": shards[group] for group in ("cc3m", "webvid", "audiocaps")}
+    overlap = Step(name="overlap", run="pipelines.overlap:run", config=OverlapConfig(max_bits=recipe.near_duplicate_bits), inputs=pictures)
+    targets = Step(
+        name="targets",
+        run="pipelines.embed:run_targets",
+        config=TargetsConfig(width=recipe.output_projector.out, tokens=recipe.output_projector.queries),
+        inputs={"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]},
+    )
+    steps |= {"overlap": overlap, "targets": targets}
+    embeddings = {
+        "embed_image": _add_embed(recipe, steps, "image", {"weights": steps["weights_image"], **pictures}),
+        "embed_video": _add_embed(recipe, steps, "video", {"weights": steps["weights_image"], "shards_webvid": shards["webvid"]}),
+        "embed_audio": _add_embed(recipe, steps, "audio", {"weights": steps["weights_audio"], "shards_audiocaps": shards["audiocaps"]}),
+    }
+    trained = _add_stages(recipe, steps, embeddings, captions, shards["instruct"], targets)
+    steps["export"] = Step(
+        name="export",
+        run="pipelines.export:run",
+        config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn),
+        inputs={"weights_lm": steps["weights_lm"], "weights_image": steps["weights_image"], "weights_audio": steps["weights_audio"], **trained},
+    )
+    _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, targets, trained)
+    return steps
+
+
+def _add_shards(recipe: Recipe, steps: dict[str, Step], lists: Step, own_lists: Mapping[str, Path]) -> dict[str, Step]:
+    """manifest_* and shards_*. Returns the shards by group."""
     shards = {}
     for group in GROUPS:
-        manifest = add(Step(name=f"manifest_{group}", run="pipelines.manifest:run", config=_manifest_config(recipe, group), inputs={"lists": lists}))
-        shards[group] = add(Step(name=f"shards_{group}", run="pipelines.shards:run", config=ShardsConfig(samples_per_shard=recipe.samples_per_shard),
-                                 inputs={"manifest": manifest, "lists": lists}))
-    pictures = {"shards_cc3m": shards["cc3m"], "shards_instruct": shards["instruct"]}
-    overlap = add(Step(name="overlap", run="pipelines.overlap:run", config=OverlapConfig(max_bits=recipe.near_duplicate_bits), inputs=pictures))
+        own = {d.name: own_lists[d.name] for d in recipe.datasets if d.group == group and d.name in own_lists}
+        name = f"manifest_{group}"
+        steps[name] = Step(name=name, run="pipelines.manifest:run", config=_manifest_config(recipe, group), inputs={"lists": lists}, sources=own)
+        shards[group] = steps[f"shards_{group}"] = Step(
+            name=f"shards_{group}",
+            run="pipelines.shards:run",
+            config=ShardsConfig(samples_per_shard=recipe.samples_per_shard),
+            inputs={"manifest": steps[name], "lists": lists},
+            sources=own,
+            threads=0,
+            spread=True,
+            isolate=False,
+        )
+    return shards
 
-    def embed(modality: str, weights: str, inputs: dict[str, Step]) -> Step:
-        spec: EncoderSpec = getattr(recipe, modality)
-        return add(Step(name=f"embed_{modality}", run="pipelines.embed:run", config=EmbedConfig(spec=spec), inputs={"weights": steps[weights], **inputs},
-                        threads=0 if modality == "image" else 1, spread=True, isolate=False))
 
-    embeddings = {
-        "embed_image": embed("image", "weights_image", pictures),
-        "embed_video": embed("video", "weights_image", {"shards_webvid": shards["webvid"]}),
-        "embed_audio": embed("audio", "weights_audio", {"shards_audiocaps": shards["audiocaps"]}),
-    }
-    targets = add(Step(name="targets", run="pipelines.embed:run_targets", config=TargetsConfig(width=recipe.output_projector.out, tokens=recipe.output_projector.queries),
-                       inputs={"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]}))
-    captions = {f"shards_{group}": shards[group] for group in ("cc3m", "webvid", "audiocaps")}
-    trained = _add_stages(recipe, steps, embeddings, captions, shards["instruct"], targets)
-    export = add(Step(
-        name="export", run="pipelines.export:run",
-        config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn),
-        inputs={"weights_lm": steps["weights_lm"], "weights_image": steps["weights_image"], "weights_audio": steps["weights_audio"], **trained}))
-    _add_evaluation(recipe, steps, lists, overlap, export, embeddings, captions, targets, trained)
-    return steps
+def _add_embed(recipe: Recipe, steps: dict[str, Step], modality: str, inputs: dict[str, Step]) -> Step:
+    """embed_<modality>."""
+    spec: EncoderSpec = getattr(recipe, modality)
+    name = f"embed_{modality}"
+    steps[name] = Step(name=name, run="pipelines.embed:run", config=EmbedConfig(spec=spec), inputs=inputs, threads=0, spread=True, isolate=False)
+    return steps[name]
 
 
 def _add_sources(recipe: Recipe, steps: dict[str, Step]) -> Step:
@@ -77,51 +111,94 @@ def _add_sources(recipe: Recipe, steps: dict[str, Step]) -> Step:
         inputs = {"assets": steps["assets"]}
     for part in ("lm", "image", "audio", "text"):
         weights: Weights = recipe.weights
-        steps[f"weights_{part}"] = Step(name=f"weights_{part}", run=f"pipelines.weights:run_{part}", inputs=inputs,
-                                        config=WeightsConfig(kind=weights.kind, arch=getattr(weights, part)))
-    config = SmolListsConfig() if recipe.lists == "smol" else TinyListsConfig()
+        steps[f"weights_{part}"] = Step(
+            name=f"weights_{part}", run=f"pipelines.weights:run_{part}", inputs=inputs, config=WeightsConfig(kind=weights.kind, arch=getattr(weights, part))
+        )
+    config = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips) if recipe.lists == "smol" else TinyListsConfig()
     steps["lists"] = Step(name="lists", run=f"pipelines.sources.{recipe.lists}:run", config=config, inputs=inputs if recipe.lists == "smol" else {})
     return steps["lists"]
 
 
 def _manifest_config(recipe: Recipe, group: str) -> ManifestConfig:
-    return ManifestConfig(datasets=tuple(
-        DatasetSpec(name=d.name, format=group, path=f"{group}/{d.name}.{SUFFIX[group]}", split=d.split, licence=d.licence)
-        for d in recipe.datasets if d.group == group))
+    return ManifestConfig(
+        datasets=tuple(
+            DatasetSpec(name=d.name, format=group, path=f"{group}/{d.name}.{SUFFIX[group]}", split=d.split, licence=d.licence)
+            for d in recipe.datasets
+            if d.group == group
+        )
+    )
 
 
-def _add_stages(recipe: Recipe, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step], instruct: Step, targets: Step) -> dict[str, Step]:
+def _add_stages(
+    recipe: Recipe, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step], instruct: Step, targets: Step
+) -> dict[str, Step]:
     """The training stages in the recipe's order; each reads those before it. Returns them by name."""
     spec = model_spec(recipe)
     trained: dict[str, Step] = {}
     for name in recipe.stages:
         inputs = {"weights_lm": steps["weights_lm"], **trained}
         if name == "stage2":
-            steps["states"] = Step(name="states", run="pipelines.train:run_states", config=StatesConfig(model=spec), threads=0,
-                                   inputs={**inputs, "shards_cc3m": captions["shards_cc3m"]})
+            steps["states"] = Step(
+                name="states",
+                run="pipelines.train:run_states",
+                config=StatesConfig(model=spec),
+                threads=0,
+                inputs={**inputs, "shards_cc3m": captions["shards_cc3m"]},
+            )
             inputs |= {"states": steps["states"], "targets": targets, "shards_cc3m": captions["shards_cc3m"]}
         else:
             inputs |= embeddings | captions | ({"shards_instruct": instruct} if name == "stage3" else {})
-        steps[name] = Step(name=name, run="pipelines.train:run", config=TrainConfig(model=spec, stage=getattr(recipe, name)), inputs=inputs, threads=0, isolate=False)
+        steps[name] = Step(
+            name=name, run="pipelines.train:run", config=TrainConfig(model=spec, stage=getattr(recipe, name)), inputs=inputs, threads=0, isolate=False
+        )
         trained[name] = steps[name]
     return trained
 
 
-def _add_evaluation(recipe: Recipe, steps: dict[str, Step], lists: Step, overlap: Step, export: Step, embeddings: dict[str, Step],
-                    captions: dict[str, Step], targets: Step, trained: dict[str, Step]) -> None:
+def _add_evaluation(
+    recipe: Recipe,
+    steps: dict[str, Step],
+    lists: Step,
+    overlap: Step,
+    export: Step,
+    embeddings: dict[str, Step],
+    captions: dict[str, Step],
+    targets: Step,
+    trained: dict[str, Step],
+) -> None:
     """eval_*, history, report."""
     spec = model_spec(recipe)
     lm = {"weights_lm": steps["weights_lm"]}
     evals = {
         "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs={"export": export, "lists": lists}, threads=0),
-        "eval_captions": Step(name="eval_captions", run="evals.captions:run", config=CaptionEvalConfig(model=spec), threads=1,
-                              inputs=lm | {"stage1": trained["stage1"]} | embeddings | captions),
-        "eval_alignment": Step(name="eval_alignment", run="evals.captions:run_alignment", config=AlignmentEvalConfig(model=spec), threads=1,
-                               inputs=lm | trained | {"states": steps["states"], "targets": targets, "shards_cc3m": captions["shards_cc3m"]}),
+        "eval_captions": Step(
+            name="eval_captions",
+            run="evals.captions:run",
+            config=CaptionEvalConfig(model=spec),
+            threads=1,
+            inputs=lm | {"stage1": trained["stage1"]} | embeddings | captions,
+        ),
+        "eval_alignment": Step(
+            name="eval_alignment",
+            run="evals.captions:run_alignment",
+            config=AlignmentEvalConfig(model=spec),
+            threads=1,
+            inputs=lm | trained | {"states": steps["states"], "targets": targets, "shards_cc3m": captions["shards_cc3m"]},
+        ),
     }
     seeds = tuple((name, getattr(recipe, name).seed) for name in recipe.stages)
-    history = Step(name="history", run="evals.history:run", config=HistoryConfig(recipe=recipe.name, seeds=seeds), inputs=evals | {"export": export} | trained,
-                   isolate=False)
-    report = Step(name="report", run="evals.report:run", config=ReportConfig(recipe=recipe.name), isolate=False,
-                  inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals})
+    history = Step(
+        name="history",
+        run="evals.history:run",
+        config=HistoryConfig(recipe=recipe.name, seeds=seeds),
+        inputs=evals | {"export": export} | trained,
+        isolate=False,
+    )
+    report = Step(
+        name="report",
+        run="evals.report:run",
+        config=ReportConfig(recipe=recipe.name),
+        isolate=False,
+        inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals},
+    )
     steps |= evals | {"history": history, "report": report}

@@ -113,7 +113,9 @@ def _train(ctx: StepContext, threads: int, collective: Any, progress: Progress) 
     if collective.rank == 0:
         _write(ctx, model, trained, log, seconds, names)
     return {
-        "stage": config.stage.stage, "steps": config.stage.steps, "trained_parameters": sum(p.numel() for p in trained.values()),
+        "stage": config.stage.stage,
+        "steps": config.stage.steps,
+        "trained_parameters": sum(p.numel() for p in trained.values()),
         **{f"final_{name}": value for name, value in log.tail_means().items()},
     }
 
@@ -190,7 +192,9 @@ def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads}
     trainer = TorchTrainer(
-        _worker, train_loop_config=parcel, scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads}),
+        _worker,
+        train_loop_config=parcel,
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads}),
         run_config=RunConfig(name=ctx.name, storage_path=str(ctx.work / "ray"), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
     )
     try:

@@ -45,8 +45,9 @@ def _pairs(meta: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def to_sample(meta: Mapping[str, Any], media_sha256: str) -> Sample:
     """A sample from its key.json."""
-    return Sample(key=meta["key"], source=meta["source"], modality=meta["modality"], texts=tuple(meta["texts"]), conversations=_pairs(meta),
-                  media_sha256=media_sha256)
+    return Sample(
+        key=meta["key"], source=meta["source"], modality=meta["modality"], texts=tuple(meta["texts"]), conversations=_pairs(meta), media_sha256=media_sha256
+    )
 
 
 def dataset_samples(shards: Mapping[str, ShardSet], names: Iterable[str]) -> tuple[dict[str, list[Sample]], dict[str, str]]:

@@ -109,7 +109,11 @@ def _one_step(model: torch.nn.Module, optimizer: FlatAdamW, data: StageData, ste
 
 
 def run_stage(
-    config: StageConfig, model: torch.nn.Module, data: StageData, work_dir: Path, collective: Collective | None = None,
+    config: StageConfig,
+    model: torch.nn.Module,
+    data: StageData,
+    work_dir: Path,
+    collective: Collective | None = None,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, torch.nn.Parameter], LossLog, float]:
     """Train one stage to its last step, continuing from the newest checkpoint in `work_dir`.

@@ -102,6 +102,7 @@ def run_text(ctx: StepContext) -> dict[str, Any]:
 
 # ---- conversions ----------------------------------------------------------------------------------------------------
 
+
 def llama_from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Dequantise a GGUF file once into a plain bfloat16 model (a model loaded from GGUF refuses to be saved)."""
     import torch
@@ -132,10 +133,16 @@ def whisper_encoder_from_ct2(path: Path) -> PreTrainedModel:
     state = {name: torch.from_numpy(value) for name, value in whisper_encoder(variables).items()}
     num_frames, width = state["embed_positions.weight"].shape
     config = WhisperConfig(
-        d_model=width, encoder_layers=len({n.split(".")[1] for n in state if n.startswith("layers.")}),
-        encoder_attention_heads=int(variables["encoder/num_heads"]), encoder_ffn_dim=state["layers.0.fc1.bias"].shape[0],
-        num_mel_bins=state["conv1.weight"].shape[1], max_source_positions=num_frames, decoder_layers=4, decoder_attention_heads=6,
-        decoder_ffn_dim=1536, vocab_size=51864,
+        d_model=width,
+        encoder_layers=len({n.split(".")[1] for n in state if n.startswith("layers.")}),
+        encoder_attention_heads=int(variables["encoder/num_heads"]),
+        encoder_ffn_dim=state["layers.0.fc1.bias"].shape[0],
+        num_mel_bins=state["conv1.weight"].shape[1],
+        max_source_positions=num_frames,
+        decoder_layers=4,
+        decoder_attention_heads=6,
+        decoder_ffn_dim=1536,
+        vocab_size=51864,
     )
     model = WhisperEncoder(config)
     model.load_state_dict(state, strict=True)
@@ -155,6 +162,7 @@ def renamed_in_order(source: Mapping[str, torch.Tensor], target: Mapping[str, to
 
 
 # ---- shared ---------------------------------------------------------------------------------------------------------
+
 
 def _begin(ctx: StepContext, pretrained: str, random: str | None) -> WeightsConfig:
     """Check the config and set the threads. random=None: any architecture name."""

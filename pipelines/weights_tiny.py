@@ -51,8 +51,13 @@ def lm_tokenizer() -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_byte_tokenizer(LM_SPECIALS), bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
-        unk_token="<|endoftext|>", model_max_length=2048, clean_up_tokenization_spaces=False,
+        tokenizer_object=_byte_tokenizer(LM_SPECIALS),
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHATML
     return tokenizer
@@ -66,8 +71,14 @@ def bert_tokenizer() -> PreTrainedTokenizerFast:
     core = _byte_tokenizer(BERT_SPECIALS)
     core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", mask_token="[MASK]",
-        model_max_length=64, clean_up_tokenization_spaces=False,
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        model_max_length=64,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -77,9 +88,18 @@ def tiny_llama(seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
     tokenizer = lm_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=LM_WIDTH, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, attn_implementation="sdpa",
+        vocab_size=len(tokenizer),
+        hidden_size=LM_WIDTH,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
     )
     return seeded(seed, lambda: LlamaForCausalLM(config)), tokenizer
 
@@ -90,8 +110,15 @@ def tiny_whisper_encoder(seed: int) -> WhisperEncoder:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     config = WhisperConfig(
-        d_model=AUDIO_WIDTH, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, decoder_layers=1,
-        decoder_attention_heads=2, decoder_ffn_dim=64, num_mel_bins=80, vocab_size=51864,
+        d_model=AUDIO_WIDTH,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=64,
+        num_mel_bins=80,
+        vocab_size=51864,
     )
     return seeded(seed, lambda: WhisperEncoder(config))
 
@@ -102,7 +129,12 @@ def tiny_bert(seed: int) -> tuple[BertModel, PreTrainedTokenizerFast]:
 
     tokenizer = bert_tokenizer()
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return seeded(seed, lambda: BertModel(config)), tokenizer

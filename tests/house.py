@@ -66,7 +66,9 @@ def licences() -> Iterator[str]:
     for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         name = re.split(r"[\[=<>!~ ]", requirement)[0]
         meta = importlib.metadata.metadata(name)
-        text = " ".join([meta.get("License-Expression") or "", (meta.get("License") or "")[:200], *(c for c in meta.get_all("Classifier") or [] if c.startswith("License"))])
+        text = " ".join(
+            [meta.get("License-Expression") or "", (meta.get("License") or "")[:200], *(c for c in meta.get_all("Classifier") or [] if c.startswith("License"))]
+        )
         if name not in READ_BY_HAND and not ALLOWED.search(text):
             yield f"{name}: licence {text.strip()[:80]!r} is not on the list"
 

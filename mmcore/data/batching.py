@@ -51,6 +51,11 @@ def deal(items: Sequence[T], count: int, seed: int, key: str, visit: int) -> lis
     return chosen
 
 
+def coin(share: float, seed: int, key: str, visit: int) -> bool:
+    """True for a seeded `share` of all (sample, visit)."""
+    return share > 0 and bool(_generator("coin", key, seed, visit).random() < share)
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One sample of the run."""
@@ -113,9 +118,7 @@ def answer_weights(samples: Sequence[Sample]) -> dict[tuple[str, str], float]:
 
     It takes away what can be answered from the question's wording alone.
     """
-    pairs = Counter(
-        (question_text(human, sample.modality), gpt) for sample in samples for human, gpt in sample.conversations if gpt.lower() in YES_NO
-    )
+    pairs = Counter((question_text(human, sample.modality), gpt) for sample in samples for human, gpt in sample.conversations if gpt.lower() in YES_NO)
     totals: Counter[str] = Counter()
     for (question, _), count in pairs.items():
         totals[question] += count
@@ -133,11 +136,15 @@ def collate(rows: Sequence[TokenRow], media: Mapping[str, tuple[torch.Tensor, to
         return torch.from_numpy(table).to(dtype)
 
     return Batch(
-        ids_BT=padded("ids", 0, torch.int64), targets_BT=padded("targets", IGNORE, torch.int64), weights_BT=padded("weights", 0.0, torch.float32),
-        segments_BT=padded("segments", PADDING, torch.int64), positions_BT=padded("positions", 0, torch.int64),
+        ids_BT=padded("ids", 0, torch.int64),
+        targets_BT=padded("targets", IGNORE, torch.int64),
+        weights_BT=padded("weights", 0.0, torch.float32),
+        segments_BT=padded("segments", PADDING, torch.int64),
+        positions_BT=padded("positions", 0, torch.int64),
         groups_BT=padded("groups", 0, torch.int64),
         media={
             modality: MediaBatch(features_BNE=features, lengths_B=lengths, rows_B=torch.tensor(list(numbers), dtype=torch.int64))
-            for modality, (features, lengths, numbers) in media.items() if len(numbers)
+            for modality, (features, lengths, numbers) in media.items()
+            if len(numbers)
         },
     )

@@ -60,8 +60,12 @@ class RowBuilder:
     def row(self) -> TokenRow:
         """The finished row."""
         return TokenRow(
-            ids=np.array(self._ids, np.int64), targets=np.array(self._targets, np.int64), weights=np.array(self._weights, np.float32),
-            segments=np.array(self._segments, np.int64), positions=np.array(self._positions, np.int64), groups=np.array(self._groups, np.int64),
+            ids=np.array(self._ids, np.int64),
+            targets=np.array(self._targets, np.int64),
+            weights=np.array(self._weights, np.float32),
+            segments=np.array(self._segments, np.int64),
+            positions=np.array(self._positions, np.int64),
+            groups=np.array(self._groups, np.int64),
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mmcore.config import StageConfig
-from mmcore.data.batching import YES_NO, Schedule, answer_weights, collate, deal, share
+from mmcore.data.batching import YES_NO, Schedule, answer_weights, coin, collate, deal, share
 from mmcore.data.chat import Chat, Turn, question_text
 from mmcore.input_projectors import num_projected
 from mmcore.losses import StepLoss, weighted_cross_entropy
@@ -36,7 +36,12 @@ class ChatData:
     """samples: dataset -> its samples in stored order; features: modality -> source; captions: media sha256 -> caption of the caption turn."""
 
     def __init__(
-        self, config: StageConfig, chat: Chat, samples: Mapping[str, Sequence[Sample]], features: Mapping[str, FeatureSource], projector: Any,
+        self,
+        config: StageConfig,
+        chat: Chat,
+        samples: Mapping[str, Sequence[Sample]],
+        features: Mapping[str, FeatureSource],
+        projector: Any,
         captions: Mapping[str, str] | None = None,
     ):
         self.config, self.chat, self.samples, self.features, self.projector = config, chat, samples, features, projector
@@ -100,5 +105,10 @@ class ChatData:
             weight = self.weights.get(sample.source, {}).get((question, gpt), 1.0)
             group = self._group(f"{sample.source}_yes_no" if gpt.lower() in YES_NO else sample.source)
             turns.append(Turn(question, gpt, weight, group))
-        caption = self.captions.get(sample.media_sha256) if config.caption_turn and sample.modality != "text" else None
-        return self.chat.question_row(sample.modality, tokens, turns, caption, config.dialogue)
+        return self.chat.question_row(sample.modality, tokens, turns, self._caption_turn(sample, visit), config.dialogue)
+
+    def _caption_turn(self, sample: Sample, visit: int) -> str | None:
+        """The caption that stands before this visit's questions, or None for the plain prompt."""
+        if not self.config.caption_turn or sample.modality == "text" or coin(self.config.plain_share, self.config.seed, sample.key, visit):
+            return None
+        return self.captions.get(sample.media_sha256)

@@ -61,8 +61,14 @@ def sniff(data: bytes) -> tuple[str, tuple[str, ...]]:
         raise MediaError("empty_file", "0 bytes")
     head = data[:16]
     for magic, ext, modalities in (
-        (b"\x89PNG\r\n\x1a\n", "png", _VISUAL), (b"\xff\xd8\xff", "jpg", _VISUAL), (b"GIF8", "gif", _VISUAL), (b"BM", "bmp", _VISUAL),
-        (b"OggS", "ogg", _BOTH), (b"fLaC", "flac", _SOUND), (b"ID3", "mp3", _SOUND), (b"\x1aE\xdf\xa3", "webm", _BOTH),
+        (b"\x89PNG\r\n\x1a\n", "png", _VISUAL),
+        (b"\xff\xd8\xff", "jpg", _VISUAL),
+        (b"GIF8", "gif", _VISUAL),
+        (b"BM", "bmp", _VISUAL),
+        (b"OggS", "ogg", _BOTH),
+        (b"fLaC", "flac", _SOUND),
+        (b"ID3", "mp3", _SOUND),
+        (b"\x1aE\xdf\xa3", "webm", _BOTH),
     ):
         if head.startswith(magic):
             return ext, modalities

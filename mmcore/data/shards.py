@@ -19,13 +19,28 @@ import pyarrow.parquet as pq
 
 from infra.storage import read_entry, read_json
 
-INDEX_SCHEMA = pa.schema([
-    ("key", pa.string()), ("source", pa.string()), ("split", pa.string()), ("modality", pa.string()), ("shard", pa.string()),
-    ("media_member", pa.string()), ("media_offset", pa.int64()), ("media_bytes", pa.int64()), ("json_offset", pa.int64()), ("json_bytes", pa.int64()),
-    ("media_sha256", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64()),
-    ("width", pa.int32()), ("height", pa.int32()), ("duration_s", pa.float64()), ("content_sha256", pa.string()),
-    ("duplicate_of", pa.string()),
-])
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("modality", pa.string()),
+        ("shard", pa.string()),
+        ("media_member", pa.string()),
+        ("media_offset", pa.int64()),
+        ("media_bytes", pa.int64()),
+        ("json_offset", pa.int64()),
+        ("json_bytes", pa.int64()),
+        ("media_sha256", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("duration_s", pa.float64()),
+        ("content_sha256", pa.string()),
+        ("duplicate_of", pa.string()),
+    ]
+)
 """shard: the tar's path relative to the stores. Offsets and sizes in bytes inside the tar. start_s, end_s: span of the
 medium, null for all of it. width, height: pixels, 0 without a picture. duration_s: of the whole file.
 content_sha256: hash of media, texts and conversations. duplicate_of: the lower key with the same content, or ""."""
@@ -34,8 +49,19 @@ LEDGER_SCHEMA = pa.schema([("key", pa.string()), ("status", pa.string()), ("reas
 """status: written, quarantined (bytes kept beside the tar) or failed (no bytes). reason: "" or one of REASONS."""
 
 REASONS = (
-    "missing_file", "empty_file", "not_media", "truncated", "decode", "too_large", "empty_text",
-    "http_4xx", "http_5xx", "timeout", "dns", "forbidden_address", "bad_uri",
+    "missing_file",
+    "empty_file",
+    "not_media",
+    "truncated",
+    "decode",
+    "too_large",
+    "empty_text",
+    "http_4xx",
+    "http_5xx",
+    "timeout",
+    "dns",
+    "forbidden_address",
+    "bad_uri",
 )
 
 
@@ -80,7 +106,8 @@ class ShardSet:
         """Keys in the order of the manifest, flagged duplicates left out unless asked for."""
         c = self._columns
         return [
-            key for key, i in self._row.items()
+            key
+            for key, i in self._row.items()
             if (source is None or c["source"][i] == source) and (split is None or c["split"][i] == split) and (duplicates or not c["duplicate_of"][i])
         ]
 

@@ -40,8 +40,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
     pictures = take_tree(config.easy_vqa, ctx.output)
     ctx.progress(total - 2, total, "stamps (Debian package, 161 MB)")
     stamps, reason = _stamps(ctx, config)
-    described = [{"file": f.target, "package": f.package, "version": f.version, "sha256": f.sha256, "licence": f.licence}
-                 for f in (*config.files, config.easy_vqa)]
+    described = [
+        {"file": f.target, "package": f.package, "version": f.version, "sha256": f.sha256, "licence": f.licence} for f in (*config.files, config.easy_vqa)
+    ]
     if stamps:
         deb = config.stamps
         described.append({"file": "stamps", "package": deb.package, "version": deb.version, "sha256": deb.sha256, "licence": deb.licence})
@@ -53,6 +54,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
 
 # ---- packages -------------------------------------------------------------------------------------------------------
+
 
 def locate(package: str, version: str, path: str) -> Path:
     """Where `path` of an installed package lies; the package is not imported. Raises AnyloomError with the remedy."""
@@ -118,6 +120,7 @@ def link(source: Path, target: Path) -> None:
 
 # ---- stamps ---------------------------------------------------------------------------------------------------------
 
+
 def _stamps(ctx: StepContext, config: AssetsConfig) -> tuple[int, str]:
     """(number of files, "") or (0, why the stamps are left out)."""
     if config.stamps_mode == "none":
@@ -167,8 +170,19 @@ def fetch_debian(deb: DebianPackage, work: Path) -> tuple[Path | None, str]:
     if not archive.exists():
         for folder in ("lists/partial", "cache/archives/partial", "download"):
             (area / folder).mkdir(parents=True, exist_ok=True)
-        options = ["-q", "-o", f"Dir::State::lists={area}/lists", "-o", f"Dir::Cache={area}/cache", "-o", "Acquire::Retries=2",
-                   "-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30"]
+        options = [
+            "-q",
+            "-o",
+            f"Dir::State::lists={area}/lists",
+            "-o",
+            f"Dir::Cache={area}/cache",
+            "-o",
+            "Acquire::Retries=2",
+            "-o",
+            "Acquire::http::Timeout=30",
+            "-o",
+            "Acquire::https::Timeout=30",
+        ]
         for arguments in (["update"], ["download", f"{deb.package}={deb.version}"]):
             try:
                 _command(["apt-get", *options, *arguments], cwd=area / "download")

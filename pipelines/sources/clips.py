@@ -41,9 +41,12 @@ def _pose(motion: str, t: float) -> tuple[float, float, float, float]:
     """(scale, angle in degrees, dx, dy) at time t in [0, 1]; dx, dy in shares of the side."""
     along = TRAVEL * (2 * t - 1)
     poses = {
-        "moving left": (1.0, 0.0, -along, 0.0), "moving right": (1.0, 0.0, along, 0.0),
-        "moving up": (1.0, 0.0, 0.0, -along), "moving down": (1.0, 0.0, 0.0, along),
-        "zooming in": (0.5 + t, 0.0, 0.0, 0.0), "zooming out": (1.5 - t, 0.0, 0.0, 0.0),
+        "moving left": (1.0, 0.0, -along, 0.0),
+        "moving right": (1.0, 0.0, along, 0.0),
+        "moving up": (1.0, 0.0, 0.0, -along),
+        "moving down": (1.0, 0.0, 0.0, along),
+        "zooming in": (0.5 + t, 0.0, 0.0, 0.0),
+        "zooming out": (1.5 - t, 0.0, 0.0, 0.0),
         "rotating": (1.0, -180.0 * t, 0.0, 0.0),
     }
     return poses[motion]

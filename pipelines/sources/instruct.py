@@ -52,13 +52,14 @@ def _turns(record: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     for position, turn in enumerate(record["conversations"]):
         here = f"{where}, field 'conversations', turn {position}"
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise AnyloomError(f"{here}: expected {{\"from\": \"human\" or \"gpt\", \"value\": text}}; correct the turn")
+            raise AnyloomError(f'{here}: expected {{"from": "human" or "gpt", "value": text}}; correct the turn')
         speaker = turn.get("from")
         if speaker not in SPEAKERS:
             raise AnyloomError(f"{here}: 'from' is {speaker!r}, expected 'human' or 'gpt'; rename the speaker")
         if speaker != SPEAKERS[position % 2]:
-            raise AnyloomError(f"{here}: 'from' is {speaker!r}, expected {SPEAKERS[position % 2]!r}: turns alternate and human begins; "
-                               "merge or reorder the turns")
+            raise AnyloomError(
+                f"{here}: 'from' is {speaker!r}, expected {SPEAKERS[position % 2]!r}: turns alternate and human begins; merge or reorder the turns"
+            )
         turns.append((speaker, _encodable(turn["value"], here)))
     if turns and turns[-1][0] != "gpt":
         raise AnyloomError(f"{where}, field 'conversations': the last turn is 'human', there is nothing to learn from; add the answer")

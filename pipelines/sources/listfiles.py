@@ -24,8 +24,16 @@ GROUPS = {
 }
 """Every dataset of both recipes, by group."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
-DRAW_PHRASES = ("draw {}", "please draw {}", "can you draw {}?", "show me a picture of {}", "make a picture of {}", "create an image of {}",
-                "paint {}", "i would like to see {}")
+DRAW_PHRASES = (
+    "draw {}",
+    "please draw {}",
+    "can you draw {}?",
+    "show me a picture of {}",
+    "make a picture of {}",
+    "create an image of {}",
+    "paint {}",
+    "i would like to see {}",
+)
 
 
 def list_path(root: Path, dataset: str) -> Path:
@@ -43,14 +51,20 @@ def write_cc3m(root: Path, dataset: str, rows: Iterable[tuple[str, str]]) -> int
 
 def write_webvid(root: Path, dataset: str, rows: Iterable[tuple[str, str, int, str]]) -> int:
     """rows: (videoid, uri, duration in whole seconds, caption)."""
-    return _write_csv(list_path(root, dataset), ("videoid", "contentUrl", "duration", "page_dir", "name"),
-                      [(video, uri, f"PT00H00M{seconds:02d}S", "000001_000050", name) for video, uri, seconds, name in rows])
+    return _write_csv(
+        list_path(root, dataset),
+        ("videoid", "contentUrl", "duration", "page_dir", "name"),
+        [(video, uri, f"PT00H00M{seconds:02d}S", "000001_000050", name) for video, uri, seconds, name in rows],
+    )
 
 
 def write_audiocaps(root: Path, dataset: str, rows: Iterable[tuple[str, str]]) -> int:
     """rows: (stem of the audio file, caption)."""
-    return _write_csv(list_path(root, dataset), ("audiocap_id", "youtube_id", "start_time", "caption"),
-                      [(str(number), stem, "0", caption) for number, (stem, caption) in enumerate(rows)])
+    return _write_csv(
+        list_path(root, dataset),
+        ("audiocap_id", "youtube_id", "start_time", "caption"),
+        [(str(number), stem, "0", caption) for number, (stem, caption) in enumerate(rows)],
+    )
 
 
 def write_instruct(root: Path, dataset: str, records: Sequence[dict[str, Any]]) -> int:
@@ -72,8 +86,12 @@ def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str,
 def draw_record(identity: str, caption: str, uri: str, phrase: int) -> dict[str, Any]:
     """A request for a picture; the answer is the placeholder that the model has to emit as a signal block."""
     request = DRAW_PHRASES[phrase % len(DRAW_PHRASES)].format(in_sentence(caption))
-    return {"id": identity, "output_image": uri, "image_captions": [caption],
-            "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": "<image>"}]}
+    return {
+        "id": identity,
+        "output_image": uri,
+        "image_captions": [caption],
+        "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": "<image>"}],
+    }
 
 
 def in_sentence(caption: str) -> str:

@@ -84,8 +84,9 @@ def csv_records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
         for values in rows:
             if values:
                 if len(values) != len(header):
-                    raise AnyloomError(f"{path}, line {line}: {len(values)} values for the {len(header)} columns {', '.join(header)}; "
-                                       "quote values that hold commas")
+                    raise AnyloomError(
+                        f"{path}, line {line}: {len(values)} values for the {len(header)} columns {', '.join(header)}; quote values that hold commas"
+                    )
                 yield line, dict(zip(header, values, strict=True))
             line = rows.line_num + 1
     except csv.Error as error:
@@ -94,11 +95,11 @@ def csv_records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
 
 def place(template: str, record: Mapping[str, str], default: str, where: str) -> str:
     """The media uri of a record: the template filled with the record's columns, or `default` without a template."""
+
     def fill(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in record:
-            raise AnyloomError(f"{where}: the media template '{template}' names column '{name}', the list has {', '.join(record)}; "
-                               "change media_template")
+            raise AnyloomError(f"{where}: the media template '{template}' names column '{name}', the list has {', '.join(record)}; change media_template")
         return record[name].strip()
 
     return re.sub(r"\{(\w+)\}", fill, template) if template else default

@@ -79,6 +79,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
 # ---- easy-VQA -------------------------------------------------------------------------------------------------------
 
+
 def read_questions(folder: Path) -> dict[int, list[Question]]:
     """Picture number -> its (line number in questions.json, question, answer)s, both in the file's order."""
     out: dict[int, list[Question]] = defaultdict(list)
@@ -121,6 +122,7 @@ def _easy_vqa(ctx: StepContext, assets: Path, train: dict[int, list[Question]], 
 
 
 # ---- stamps ---------------------------------------------------------------------------------------------------------
+
 
 def read_stamps(root: Path, heldout: float) -> list[Stamp]:
     """Every captioned stamp, sorted by path, with its side of the hold-out."""
@@ -174,8 +176,7 @@ def _stamps(output: Path, assets: Path, stamps: list[Stamp], config: SmolListsCo
         for stamp in sounds:
             link(assets / "stamps" / f"{stamp.stem}.ogg", output / "media" / "audio" / f"{_flat(stamp.stem)}.ogg")
         counts[f"stamps_{split}"] = write_cc3m(output, f"stamps_{split}", [(s.caption, f"media/stamps/{s.stem}.png") for s in pictures])
-        counts[f"sounds_{split}"] = write_audiocaps(
-            output, f"sounds_{split}", [(_flat(s.stem), f"the sound of {in_sentence(s.caption)}") for s in sounds])
+        counts[f"sounds_{split}"] = write_audiocaps(output, f"sounds_{split}", [(_flat(s.stem), f"the sound of {in_sentence(s.caption)}") for s in sounds])
     return counts
 
 
@@ -185,22 +186,33 @@ def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: S
     for number, caption in captions.items():
         if " " in caption and not caption.endswith("shape"):
             by_caption[caption].append(number)
-    wanted = [(caption, _picture("train", numbers[turn % len(numbers)]))
-              for caption, numbers in sorted(by_caption.items()) for turn in range(config.draw_per_caption)]
-    wanted += [(in_sentence(s.caption), f"media/stamps/{s.stem}.png")
-               for s in stamps if not s.heldout and "png" in s.media and is_noun_phrase(s.caption, config.max_words)]
+    wanted = [
+        (caption, _picture("train", numbers[turn % len(numbers)])) for caption, numbers in sorted(by_caption.items()) for turn in range(config.draw_per_caption)
+    ]
+    wanted += [
+        (in_sentence(s.caption), f"media/stamps/{s.stem}.png")
+        for s in stamps
+        if not s.heldout and "png" in s.media and is_noun_phrase(s.caption, config.max_words)
+    ]
     return write_instruct(output, "draw_train", [draw_record(f"draw_{n}", caption, uri, n) for n, (caption, uri) in enumerate(wanted)])
 
 
 # ---- clips ----------------------------------------------------------------------------------------------------------
 
+
 def _clip_pictures(assets: Path, stamps: list[Stamp], captions: dict[int, str], config: SmolListsConfig) -> list[tuple[str, Path, str, str]]:
     """(name, picture, caption inside a sentence, split) of each clip, in an order given by a hash of the name."""
-    pictures = [(_flat(s.stem), assets / "stamps" / f"{s.stem}.png", in_sentence(s.caption), s.split)
-                for s in stamps if "png" in s.media and is_noun_phrase(s.caption, config.max_words)]
+    pictures = [
+        (_flat(s.stem), assets / "stamps" / f"{s.stem}.png", in_sentence(s.caption), s.split)
+        for s in stamps
+        if "png" in s.media and is_noun_phrase(s.caption, config.max_words)
+    ]
     if not stamps:
-        pictures = [(f"easyvqa_{n}", assets / "easy_vqa" / "train" / "images" / f"{n}.png", caption,
-                     "heldout" if chance(f"clip {n}") < config.heldout else "train") for n, caption in captions.items() if caption]
+        pictures = [
+            (f"easyvqa_{n}", assets / "easy_vqa" / "train" / "images" / f"{n}.png", caption, "heldout" if chance(f"clip {n}") < config.heldout else "train")
+            for n, caption in captions.items()
+            if caption
+        ]
     return sorted(pictures, key=lambda item: (chance("clip order " + item[0]), item[0]))[: config.clips]
 
 

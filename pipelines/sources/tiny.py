@@ -22,8 +22,14 @@ from pipelines.sources.configs import TinyListsConfig
 from pipelines.sources.listfiles import draw_record, question_record, write_audiocaps, write_cc3m, write_instruct, write_webvid
 
 COLOURS = {
-    "black": (20, 20, 20), "blue": (40, 60, 220), "brown": (130, 80, 40), "gray": (128, 128, 128), "green": (30, 160, 60),
-    "red": (220, 40, 40), "teal": (0, 150, 150), "yellow": (240, 210, 40),
+    "black": (20, 20, 20),
+    "blue": (40, 60, 220),
+    "brown": (130, 80, 40),
+    "gray": (128, 128, 128),
+    "green": (30, 160, 60),
+    "red": (220, 40, 40),
+    "teal": (0, 150, 150),
+    "yellow": (240, 210, 40),
 }
 SHAPES = ("circle", "rectangle", "triangle")
 TONES = {"low": 220.0, "middle": 440.0, "high": 880.0}
@@ -64,8 +70,11 @@ def run(ctx: StepContext) -> dict[str, Any]:
     for split, size in (("train", config.stamps_train), ("heldout", config.stamps_heldout)):
         stamps[split] = _pictures(ctx.output, f"stamps/{split}", size, config)
         counts[f"stamps_{split}"] = write_cc3m(ctx.output, f"stamps_{split}", [(f"{s.caption.capitalize()}.", uri) for uri, s in stamps[split]])
-    counts["draw_train"] = write_instruct(ctx.output, "draw_train", [
-        draw_record(f"draw_{n}", shape.caption, uri, n) for n, (uri, shape) in enumerate((train + stamps["train"])[: config.draw_train])])
+    counts["draw_train"] = write_instruct(
+        ctx.output,
+        "draw_train",
+        [draw_record(f"draw_{n}", shape.caption, uri, n) for n, (uri, shape) in enumerate((train + stamps["train"])[: config.draw_train])],
+    )
     counts |= _clips(ctx.output, stamps, config)
     counts |= _sounds(ctx.output, config)
     ctx.progress(1, 1, "done")

@@ -31,9 +31,21 @@ def run(options: argparse.Namespace) -> list[dict]:
     warm, floor = [a[0] for a, _ in pairs], [b[0] for _, b in pairs]
     shutil.rmtree(box)
     ours, limit = statistics.median(warm), statistics.median(floor)
-    return [{"name": "demo_rerun", "ours": round(ours, 3), "peer": round(cold, 1), "limit": round(limit, 3), "unit": "s", "ratio_peer": round(cold / ours, 1),
-             "ratio_limit": round(limit / ours, 3), "runs": 5, "spread": [round(min(warm), 3), round(max(warm), 3)], "seed": 0,
-             "note": f"{options.recipe}; the cold run is a single run; 0 steps executed in each second run"}]
+    return [
+        {
+            "name": "demo_rerun",
+            "ours": round(ours, 3),
+            "peer": round(cold, 1),
+            "limit": round(limit, 3),
+            "unit": "s",
+            "ratio_peer": round(cold / ours, 1),
+            "ratio_limit": round(limit / ours, 3),
+            "runs": 5,
+            "spread": [round(min(warm), 3), round(max(warm), 3)],
+            "seed": 0,
+            "note": f"{options.recipe}; the cold run is a single run; 0 steps executed in each second run",
+        }
+    ]
 
 
 def seconds(arguments: list[str]) -> tuple[float, str]:

@@ -55,14 +55,25 @@ def run(options: argparse.Namespace) -> list[dict]:
     short = {phase: len(hits) for phase, hits in kills.items() if len(hits) < options.kills}
     if short:
         raise RuntimeError(f"fewer than {options.kills} kills in {short}; log: {log}")
-    note = f"{options.recipe}; kills per phase { {p: len(h) for p, h in kills.items()} }; steps hit {sorted({s for h in kills.values() for s in h})}; " \
-           f"{len(compared)} steps compared; {time.monotonic() - seconds:.0f} s"
+    note = (
+        f"{options.recipe}; kills per phase { {p: len(h) for p, h in kills.items()} }; steps hit {sorted({s for h in kills.values() for s in h})}; "
+        f"{len(compared)} steps compared; {time.monotonic() - seconds:.0f} s"
+    )
     if differing or lost or doubled:
         print(f"differing {differing}, lost {lost}, doubled {doubled}; kept: {box}", file=sys.stderr)
     else:
         shutil.rmtree(box)
-    return [{"name": "demo", "kills": sum(map(len, kills.values())), "differences": len(differing), "lost": len(lost), "doubled": len(doubled),
-             "seed": options.seed, "note": note}]
+    return [
+        {
+            "name": "demo",
+            "kills": sum(map(len, kills.values())),
+            "differences": len(differing),
+            "lost": len(lost),
+            "doubled": len(doubled),
+            "seed": options.seed,
+            "note": note,
+        }
+    ]
 
 
 def attempt(root: Path, recipe: str, log: Path, kills: dict[str, list[str]], wanted: int, rng: random.Random) -> None:
@@ -76,15 +87,19 @@ def attempt(root: Path, recipe: str, log: Path, kills: dict[str, list[str]], wan
                     return phase, step
         return None
 
-    if not wait_for(lambda: target() is not None, child, TIMEOUT_S):
-        if child.returncode != 0:
-            raise RuntimeError(f"the demo failed on its own (exit {child.returncode}); log: {log}")
-        return
-    hit = target()
-    time.sleep(rng.choice((0.0, rng.uniform(0, 1), rng.uniform(0, 8))))  # at once, early, or deep inside
-    hit = target() or hit  # what works at the moment of the kill
+    delay = rng.choice((0.0, rng.uniform(0, 1), rng.uniform(0, 8)))  # at once, early, or deep inside
+    while True:
+        if not wait_for(lambda: target() is not None, child, TIMEOUT_S):
+            if child.returncode != 0:
+                raise RuntimeError(f"the demo failed on its own (exit {child.returncode}); log: {log}")
+            return
+        time.sleep(delay)
+        hit = target()
+        if hit is not None:  # still at work: the kill lands inside the phase
+            break
+        delay = 0.0
     died = kill_all(child)
-    if hit is not None and child.returncode == -9:
+    if child.returncode == -9:
         kills[hit[0]].append(hit[1])
         print(f"killed {died} processes in {hit[0]} ({hit[1]})", flush=True)
 

@@ -77,21 +77,25 @@ def check(path: Path) -> None:
 
 def record_case(change: Callable[[dict[str, Any], random.Random], None]) -> Callable[[random.Random, Path], None]:
     """Mutate the record as JSON, then read."""
+
     def act(rng: random.Random, box: Path) -> None:
         path = make_artifact(rng, box)
         record = json.loads((path / ARTIFACT_RECORD).read_text())
         change(record, rng)
         (path / ARTIFACT_RECORD).write_text(json.dumps(record))
         check(path)
+
     return act
 
 
 def files_case(change: Callable[[Path, random.Random], None]) -> Callable[[random.Random, Path], None]:
     """Mutate the files, then read."""
+
     def act(rng: random.Random, box: Path) -> None:
         path = make_artifact(rng, box)
         change(path, rng)
         check(path)
+
     return act
 
 
@@ -202,4 +206,6 @@ def run(options: argparse.Namespace) -> list[dict]:
                     wrong, bad = wrong + 1, bad + 1
                     print(f"wrong reason in '{name}' input {i}: {outcome}")
         per_class[name] = {"inputs": options.inputs, "bad": bad, "expected": expected}
-    return [{"name": "kernel", "inputs": options.inputs * len(CLASSES), "crashes": crashes, "wrong_reason": wrong, "per_class": per_class, "seed": options.seed}]
+    return [
+        {"name": "kernel", "inputs": options.inputs * len(CLASSES), "crashes": crashes, "wrong_reason": wrong, "per_class": per_class, "seed": options.seed}
+    ]

@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=3, help="chaos: kills per phase")
     parser.add_argument("--reference", type=Path, help="a root that already holds an undisturbed run of this commit on this machine")
     parser.add_argument("--inputs", type=int, default=40, help="fuzz: inputs per mutation class")
+    parser.add_argument("--out", type=Path, default=PROJECT / "build", help="where the JSON goes")
     options = parser.parse_args()
     names = sorted(path.stem for path in HERE.glob(f"{options.kind}_*.py") if not options.only or path.stem == f"{options.kind}_{options.only}")
     if not names:
@@ -47,7 +48,7 @@ def main() -> int:
         if missing:
             raise KeyError(f"{entry.get('name')} lacks {missing}")
         print("\n".join(f"{field:>12}  {entry[field]}" for field in fields), end="\n\n")
-    write(PROJECT / "build" / f"{options.kind}.json", results)
+    write(options.out / f"{options.kind}.json", results)
     return int(any(entry[field] for entry in results for field in FAILS[options.kind]))
 
 

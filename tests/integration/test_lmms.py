@@ -34,8 +34,13 @@ def make_lists(root: Path, pictures: int = 6) -> Path:
             picture.putpixel((11, 11), (i, 0, 0))
             picture.save(root / uri)
             turns = [("what color is the shape?", colour), ("is there a red shape?", "yes" if colour == "red" else "no"), ("is there a shape?", "yes")]
-            records.append({"id": str(i), "image": uri, "conversations": [
-                {"from": who, "value": text} for pair in turns for who, text in zip(("human", "gpt"), pair, strict=True)]})
+            records.append(
+                {
+                    "id": str(i),
+                    "image": uri,
+                    "conversations": [{"from": who, "value": text} for pair in turns for who, text in zip(("human", "gpt"), pair, strict=True)],
+                }
+            )
         path = root / "instruct" / f"easyvqa_{split}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(records))
@@ -167,8 +172,9 @@ def test_wrong_arguments_are_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_the_entry_point_is_found_by_the_harness() -> None:
-    code = ("from infra.settings import offline_environment; offline_environment(); from lmms_eval.models import get_model; "
-            "print(get_model('anyloom').__module__)")
+    code = (
+        "from infra.settings import offline_environment; offline_environment(); from lmms_eval.models import get_model; print(get_model('anyloom').__module__)"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "evals.lmms_adapter"
     assert "Failed to load" not in found.stderr

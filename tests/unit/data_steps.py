@@ -18,8 +18,18 @@ from infra.step import Artifact, Resources, StepContext
 from infra.storage import digest_tree
 
 MEDIUM = pa.struct([("role", pa.string()), ("modality", pa.string()), ("uri", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
-SCHEMA = pa.schema([("key", pa.string()), ("source", pa.string()), ("split", pa.string()), ("modality", pa.string()), ("media", pa.list_(MEDIUM)),
-                    ("texts", pa.list_(pa.string())), ("conversations", pa.string()), ("licence", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("modality", pa.string()),
+        ("media", pa.list_(MEDIUM)),
+        ("texts", pa.list_(pa.string())),
+        ("conversations", pa.string()),
+        ("licence", pa.string()),
+    ]
+)
 
 
 def png(seed: int, side: int = 24) -> bytes:
@@ -39,9 +49,16 @@ def wav(seed: int, seconds: float = 0.3) -> bytes:
 
 
 def row(number: int, uri: str, *, source: str = "pets", modality: str = "image", text: str | None = None, **media: Any) -> dict[str, Any]:
-    return {"key": f"{source}-{number:06d}", "source": source, "split": "train", "modality": modality, "licence": "MIT", "conversations": "[]",
-            "media": [{"role": "input", "modality": modality, "uri": uri, "start_s": None, "end_s": None, **media}],
-            "texts": [f"caption {number}" if text is None else text]}
+    return {
+        "key": f"{source}-{number:06d}",
+        "source": source,
+        "split": "train",
+        "modality": modality,
+        "licence": "MIT",
+        "conversations": "[]",
+        "media": [{"role": "input", "modality": modality, "uri": uri, "start_s": None, "end_s": None, **media}],
+        "texts": [f"caption {number}" if text is None else text],
+    }
 
 
 def pictures(root: Path, count: int, source: str = "pets") -> list[dict[str, Any]]:
@@ -65,8 +82,16 @@ def run_step(root: Path, name: str, entry: str, config: Any, inputs: dict[str, s
     (root / "work" / name).mkdir(parents=True, exist_ok=True)
     module, function = entry.split(":")
     artifacts = {key: Artifact(name=key, path=root / value, fingerprint="f", digest="d", result={}) for key, value in inputs.items()}
-    ctx = StepContext(name=name, config=config, inputs=artifacts, sources={}, output=output, work=root / "work" / name, stores=root / "stores",
-                      resources=Resources(**{"use_ray": False, **resources}))
+    ctx = StepContext(
+        name=name,
+        config=config,
+        inputs=artifacts,
+        sources={},
+        output=output,
+        work=root / "work" / name,
+        stores=root / "stores",
+        resources=Resources(**{"use_ray": False, **resources}),
+    )
     return dict(getattr(importlib.import_module(module), function)(ctx))
 
 

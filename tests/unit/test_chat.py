@@ -67,7 +67,8 @@ def test_caption_turn_stands_before_the_questions_and_is_a_target(chat):
     row = chat.question_row("image", 1, [Turn("q", "a")], caption="red")
     assert "".join(words(chat, row.ids)) == (
         "<|im_start|>user\n<image>\nDescribe the image.<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
-        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>")
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>"
+    )
     assert targets(chat, row) == [*"red", "<|im_end|>", "a", "<|im_end|>"]
 
 
@@ -75,7 +76,8 @@ def test_dialogue_turns_see_each_other(chat):
     row = chat.question_row("image", 1, [Turn("q", "a"), Turn("r", "b")], dialogue=True)
     assert set(row.segments) == {0, 1}
     assert "".join(words(chat, row.ids)) == (
-        "<|im_start|>user\n<image>\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\nb<|im_end|>")
+        "<|im_start|>user\n<image>\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
+    )
 
 
 def test_placeholder_in_an_answer_is_the_whole_block(chat):
@@ -139,5 +141,8 @@ def test_deal_and_share_and_weights():
     assert deal(items[:3], 4, 0, "key", 7) == items[:3]
     for world in (1, 2, 3, 7):
         assert [i for rank in range(world) for i in share(5, rank, world)] == list(range(5))
-    samples = [Sample(key=str(i), source="s", modality="image", conversations=(("<image>\nred?", gpt), ("hue?", "red"))) for i, gpt in enumerate(["yes", "no", "no", "no"])]
+    samples = [
+        Sample(key=str(i), source="s", modality="image", conversations=(("<image>\nred?", gpt), ("hue?", "red")))
+        for i, gpt in enumerate(["yes", "no", "no", "no"])
+    ]
     assert answer_weights(samples) == {("red?", "yes"): pytest.approx(2.0), ("red?", "no"): pytest.approx(2 / 3)}

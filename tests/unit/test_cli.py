@@ -19,18 +19,21 @@ def test_help_shows_every_command_and_examples():
         assert word in text
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("run", "--recipe", "smoll"), "no recipe called smoll; there are: tiny, smol"),
-    (("plan", "--recipe", "tiny", "--set", "stage3.lrr=1"), "--set stage3.lrr: no such key; close ones: stage3.lr"),
-    (("plan", "--recipe", "tiny", "--set", "stage3.lr"), "write KEY=VALUE"),
-    (("run", "--recipe", "tiny", "stage9"), "no step called stage9; the steps are: "),
-    (("run", "--recipe", "tiny", "--no-ray", "--no-prefect", "--force", "stage9", "lists"), "--force stage9: no such step"),
-    (("artifacts", "why", "stage1"), "no artifact called stage1"),
-    (("artifacts", "why"), "needs a NAME"),
-    (("sql", "select 1"), "no history yet"),
-    (("generate", "--model", "nowhere", "hello"), "neither an exported directory"),
-    (("generate", "--model", ".", "--image", "gone.png", "hello"), "gone.png: No such file"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--recipe", "smoll"), "no recipe called smoll; there are: tiny, smol"),
+        (("plan", "--recipe", "tiny", "--set", "stage3.lrr=1"), "--set stage3.lrr: no such key; close ones: stage3.lr"),
+        (("plan", "--recipe", "tiny", "--set", "stage3.lr"), "write KEY=VALUE"),
+        (("run", "--recipe", "tiny", "stage9"), "no step called stage9; the steps are: "),
+        (("run", "--recipe", "tiny", "--no-ray", "--no-prefect", "--force", "stage9", "lists"), "--force stage9: no such step"),
+        (("artifacts", "why", "stage1"), "no artifact called stage1"),
+        (("artifacts", "why"), "needs a NAME"),
+        (("sql", "select 1"), "no history yet"),
+        (("generate", "--model", "nowhere", "hello"), "neither an exported directory"),
+        (("generate", "--model", ".", "--image", "gone.png", "hello"), "gone.png: No such file"),
+    ],
+)
 def test_mistakes_are_one_line_and_a_non_zero_exit(tmp_path, arguments, message):
     done = anyloom(*arguments, *(() if arguments[0] in ("generate",) else ("--root", tmp_path)), cwd=tmp_path)
     assert done.returncode == 1

@@ -153,8 +153,19 @@ def whisper_dir(root: Path) -> Path:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     torch.manual_seed(0)
-    config = WhisperConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, max_source_positions=100, num_mel_bins=80,
-                           vocab_size=64, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0)
+    config = WhisperConfig(
+        d_model=16,
+        encoder_layers=1,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        max_source_positions=100,
+        num_mel_bins=80,
+        vocab_size=64,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        decoder_start_token_id=0,
+    )
     WhisperEncoder(config).save_pretrained(root / "encoder")
     WhisperFeatureExtractor(chunk_length=2).save_pretrained(root / "encoder")
     return root

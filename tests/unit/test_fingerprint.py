@@ -45,7 +45,7 @@ def test_differences_name_the_field_and_both_values():
     spec = EncoderSpec(kind="timm_image", arch="a", width=8)
     lines = differences(to_plain(spec), to_plain(replace(spec, image_size=256)))
     assert lines == ["image_size: 224 -> 256"]
-    assert differences({"a": [1, 2]}, {"a": [1, 3], "b": 1}) == ["a[1]: 2 -> 3", 'b: absent -> 1']
+    assert differences({"a": [1, 2]}, {"a": [1, 3], "b": 1}) == ["a[1]: 2 -> 3", "b: absent -> 1"]
 
 
 def test_one_and_one_point_zero_and_true_are_three_identities():

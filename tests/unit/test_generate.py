@@ -59,8 +59,14 @@ def test_answer_equals_decoding_without_cache(helped):
         for _ in range(limit):
             builder_row = chat.question_row("text", 0, [])
             row = dataclasses.replace(
-                builder_row, ids=np.array(ids), targets=np.full(len(ids), -100), weights=np.zeros(len(ids), np.float32),
-                segments=np.zeros(len(ids), np.int64), positions=np.arange(len(ids)), groups=np.zeros(len(ids), np.int64))
+                builder_row,
+                ids=np.array(ids),
+                targets=np.full(len(ids), -100),
+                weights=np.zeros(len(ids), np.float32),
+                segments=np.zeros(len(ids), np.int64),
+                positions=np.arange(len(ids)),
+                groups=np.zeros(len(ids), np.int64),
+            )
             batch = collate([row], {"image": (torch.from_numpy(item.features_NE)[None], torch.tensor([count]), [0])})
             with torch.no_grad():
                 ids.append(int(made.model.lm.logits(made.model(batch)[0, -1:]).argmax()))
@@ -97,7 +103,9 @@ def test_signal_blocks_are_forced_complete_in_order():
     row = chat.question_row("text", 0, [])
     ids = [*ids, *table.block("image")]
     zeros = np.zeros(len(ids), np.int64)
-    row = dataclasses.replace(row, ids=np.array(ids), targets=zeros - 100, weights=zeros.astype(np.float32), segments=zeros, positions=np.arange(len(ids)), groups=zeros)
+    row = dataclasses.replace(
+        row, ids=np.array(ids), targets=zeros - 100, weights=zeros.astype(np.float32), segments=zeros, positions=np.arange(len(ids)), groups=zeros
+    )
     with torch.no_grad():
         expected = made.model.conditioning("image", made.model(collate([row], {}))[:, -4:])[0]
     assert torch.allclose(expected, answer.blocks[0].conditioning_QC, atol=1e-4)
@@ -126,7 +134,9 @@ def test_load_an_export_directory(tmp_path):
     tokenizer.save_pretrained(tmp_path / "lm")
     save_lora(made.model.lm.base, SPEC.lora, tmp_path / "lora")
     names = {**dict(made.model.named_parameters()), **dict(made.model.named_buffers())}
-    trained = {name: value.detach().clone() for name, value in names.items() if name.startswith(("input_proj", "output_proj", "lm.new_")) and "positions" not in name}
+    trained = {
+        name: value.detach().clone() for name, value in names.items() if name.startswith(("input_proj", "output_proj", "lm.new_")) and "positions" not in name
+    }
     trained["lm.new_head_rows"] += 0.01
     made.model.lm.new_head_rows.data.add_(0.01)
     save_file(trained, tmp_path / "tensors.safetensors")

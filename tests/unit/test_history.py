@@ -21,8 +21,20 @@ from infra.step import AnyloomError, Artifact, StepContext
 def _rows(run_id: str, samples: int = 3) -> dict[str, pa.Table]:
     return {
         "run": pa.table({"run_id": [run_id], "recipe": ["tiny"], "seeds": ["stage1=0"], "artifact": ["eval_vqa/abc"]}),
-        "metric": pa.table({"run_id": [run_id], "task": ["t"], "condition": ["helped"], "metric": ["exact_match"], "subgroup": ["all"],
-                            "value": [0.9], "ci_lo": [0.8], "ci_hi": [1.0], "n": [samples], "kind": ["score"]}),
+        "metric": pa.table(
+            {
+                "run_id": [run_id],
+                "task": ["t"],
+                "condition": ["helped"],
+                "metric": ["exact_match"],
+                "subgroup": ["all"],
+                "value": [0.9],
+                "ci_lo": [0.8],
+                "ci_hi": [1.0],
+                "n": [samples],
+                "kind": ["score"],
+            }
+        ),
         "sample": pa.table({"run_id": [run_id] * samples, "doc_key": [str(i) for i in range(samples)], "score": [1.0] * samples}),
         "loss": pa.table({"run_id": pa.array([], pa.string())}),
     }
@@ -99,10 +111,19 @@ def test_a_run_without_its_run_row_does_not_exist(tmp_path: Path) -> None:
     assert history.query(db, "SELECT DISTINCT run_id FROM sample")[1] == [("run0000",)]
 
 
-@pytest.mark.parametrize("sql", [
-    "ATTACH '/tmp/x.duckdb'", "COPY run TO '/tmp/x.csv'", "INSTALL httpfs", "SELECT * FROM read_csv('/etc/passwd')", "DELETE FROM run",
-    "SET enable_external_access = true", "SELECT 1; SELECT 2", "SELECT nothing FROM run",
-])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ATTACH '/tmp/x.duckdb'",
+        "COPY run TO '/tmp/x.csv'",
+        "INSTALL httpfs",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "DELETE FROM run",
+        "SET enable_external_access = true",
+        "SELECT 1; SELECT 2",
+        "SELECT nothing FROM run",
+    ],
+)
 def test_queries_cannot_do_harm(tmp_path: Path, sql: str) -> None:
     _writer(str(tmp_path / "stores"), 0, 1)
     with pytest.raises(AnyloomError):
@@ -118,11 +139,26 @@ def test_missing_and_damaged_database(tmp_path: Path) -> None:
 
 
 def _evaluation(folder: Path) -> Artifact:
-    questions = [QuestionRow(doc_key=f"d-{i}#0", question_id=i, image_id=i, picture=f"{i // 2}.png", question="is it red?",
-                             answer="yes" if i % 3 else "no") for i in range(12)]
-    rows = [{"run_condition": "helped", "doc_key": q.doc_key, "question_id": q.question_id, "picture": q.picture, "question": q.question,
-             "answer_type": "yes/no", "target": q.answer, "prediction": q.answer, "caption": "a red circle", "score": 1.0, "num_tokens": 2}
-            for q in questions]
+    questions = [
+        QuestionRow(doc_key=f"d-{i}#0", question_id=i, image_id=i, picture=f"{i // 2}.png", question="is it red?", answer="yes" if i % 3 else "no")
+        for i in range(12)
+    ]
+    rows = [
+        {
+            "run_condition": "helped",
+            "doc_key": q.doc_key,
+            "question_id": q.question_id,
+            "picture": q.picture,
+            "question": q.question,
+            "answer_type": "yes/no",
+            "target": q.answer,
+            "prediction": q.answer,
+            "caption": "a red circle",
+            "score": 1.0,
+            "num_tokens": 2,
+        }
+        for q in questions
+    ]
     write_table(folder / "samples.parquet", rows, VQA_SAMPLES)
     write_table(folder / "metrics.parquet", metric_rows({"helped": rows}, floor_scores(questions, questions), EvalConfig()), METRICS)
     return Artifact(name="eval_vqa", path=folder, fingerprint="f" * 64, digest="d" * 64, result={"lmms_task": "easyvqa_as_vqav2"})
@@ -135,13 +171,22 @@ def test_same_step_twice_adds_nothing(tmp_path: Path) -> None:
         output, work = tmp_path / attempt, tmp_path / f"work-{attempt}"
         output.mkdir()
         work.mkdir()
-        ctx = StepContext(name="history", config=HistoryConfig(recipe="tiny", seeds=(("stage1", 0),)), inputs=inputs, sources={}, output=output,
-                          work=work, stores=tmp_path / "stores")
+        ctx = StepContext(
+            name="history",
+            config=HistoryConfig(recipe="tiny", seeds=(("stage1", 0),)),
+            inputs=inputs,
+            sources={},
+            output=output,
+            work=work,
+            stores=tmp_path / "stores",
+        )
         digests.append((history.run(ctx), (output / "run.json").read_bytes()))
     assert digests[0] == digests[1]
     db = tmp_path / "history.duckdb"
     assert _count(db) == 1
-    _, rows = history.query(db, "SELECT recipe, task, condition, subgroup, accuracy, n, floor_always_yes, floor_blind_majority, artifact, seed "
-                                      "FROM leaderboard WHERE subgroup = 'all'")
+    _, rows = history.query(
+        db,
+        "SELECT recipe, task, condition, subgroup, accuracy, n, floor_always_yes, floor_blind_majority, artifact, seed FROM leaderboard WHERE subgroup = 'all'",
+    )
     assert rows == [("tiny", "easyvqa_as_vqav2", "helped", "all", 1.0, 12, pytest.approx(8 / 12), pytest.approx(8 / 12), "eval_vqa/ffffffffffff", "stage1=0")]
     assert len(history.query(db, "SELECT * FROM by_type")[1]) == 3

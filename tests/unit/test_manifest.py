@@ -77,9 +77,14 @@ def test_empty_lists_give_an_empty_manifest_with_the_full_schema(tmp_path, lists
     assert pq.read_schema(tmp_path / "out" / "manifest.parquet").names == manifest.SCHEMA.names
 
 
-@pytest.mark.parametrize(("change", "problem"), [
-    ({"format": "laion"}, "format is 'laion', expected one of cc3m"), ({"split": "dev"}, "split is 'dev'"), ({"name": "a-b"}, "letters, digits and _ only"),
-])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"format": "laion"}, "format is 'laion', expected one of cc3m"),
+        ({"split": "dev"}, "split is 'dev'"),
+        ({"name": "a-b"}, "letters, digits and _ only"),
+    ],
+)
 def test_bad_specs_are_refused(tmp_path, lists, change, problem):
     with pytest.raises(AnyloomError, match=problem):
         run(tmp_path / "out", ManifestConfig(datasets=(replace(STAMPS, **change),)), lists=lists)
@@ -96,6 +101,7 @@ def test_batches_join_without_a_seam(tmp_path, lists, monkeypatch):
 
 # ---- overlap --------------------------------------------------------------------------------------------------------
 
+
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     out = io.BytesIO()
     image.save(out, kind)
@@ -108,8 +114,15 @@ def fake_shards(samples: list[tuple[str, str, bytes]]) -> SimpleNamespace:
 
     keys = [f"{source}-{i:06d}" for i, (source, _, _) in enumerate(samples)]
     data = dict(zip(keys, (b for _, _, b in samples), strict=True))
-    index = pa.table({"key": keys, "source": [s for s, _, _ in samples], "split": [p for _, p, _ in samples], "modality": ["image"] * len(samples),
-                      "media_sha256": [hashlib.sha256(b).hexdigest() for _, _, b in samples]})
+    index = pa.table(
+        {
+            "key": keys,
+            "source": [s for s, _, _ in samples],
+            "split": [p for _, p, _ in samples],
+            "modality": ["image"] * len(samples),
+            "media_sha256": [hashlib.sha256(b).hexdigest() for _, _, b in samples],
+        }
+    )
     return SimpleNamespace(index=index, media=data.__getitem__)
 
 
@@ -136,14 +149,20 @@ def scene(seed: int) -> Image.Image:
 def test_exact_and_near_pictures_are_counted_apart_and_others_not_at_all(tmp_path, monkeypatch):
     seen, other = scene(1), scene(2)
     samples = [
-        ("train", "train", encoded(seen)), ("train", "train", encoded(scene(3))),
-        ("test", "test", encoded(seen)), ("test", "test", encoded(seen, "JPEG")), ("test", "test", encoded(seen.resize((200, 200)))),
+        ("train", "train", encoded(seen)),
+        ("train", "train", encoded(scene(3))),
+        ("test", "test", encoded(seen)),
+        ("test", "test", encoded(seen, "JPEG")),
+        ("test", "test", encoded(seen.resize((200, 200)))),
         ("test", "test", encoded(other)),
     ]
     counts, pairs = compare(tmp_path, samples, monkeypatch)
     assert counts == {("test", "train"): (1, 2)}
     assert [(p["heldout_key"], p["train_key"], p["kind"]) for p in pairs] == [
-        ("test-000002", "train-000000", "exact"), ("test-000003", "train-000000", "near"), ("test-000004", "train-000000", "near")]
+        ("test-000002", "train-000000", "exact"),
+        ("test-000003", "train-000000", "near"),
+        ("test-000004", "train-000000", "near"),
+    ]
 
 
 def test_colour_tells_apart_what_the_grey_hash_cannot(tmp_path, monkeypatch):

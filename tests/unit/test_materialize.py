@@ -186,12 +186,15 @@ def test_waiting_says_who_is_waited_for(tmp_path):
     assert f"process {child.pid}" in said[0]
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda d: d.update(digest=3), "digest"),
-    (lambda d: d.update(surprise=1), "surprise"),
-    (lambda d: d.pop("payload"), "payload"),
-    (lambda d: d["payload"].update(revision=9), "fingerprint does not belong"),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: d.update(digest=3), "digest"),
+        (lambda d: d.update(surprise=1), "surprise"),
+        (lambda d: d.pop("payload"), "payload"),
+        (lambda d: d["payload"].update(revision=9), "fingerprint does not belong"),
+    ],
+)
 def test_a_damaged_record_is_one_clear_error(tmp_path, damage, message):
     path = run_all([step("a")], tmp_path)["a"].artifact.path
     record = json.loads((path / ARTIFACT_RECORD).read_text())

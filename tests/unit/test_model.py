@@ -21,9 +21,12 @@ from mmcore.types import IGNORE
 from pipelines.weights_tiny import tiny_llama
 
 SPEC = ModelSpec(
-    dtype="float32", lora=LoraSpec(rank=2, alpha=4), tokens=SpecialTokens(image=4, video=0, audio=2),
+    dtype="float32",
+    lora=LoraSpec(rank=2, alpha=4),
+    tokens=SpecialTokens(image=4, video=0, audio=2),
     encoders=(("image", EncoderSpec(kind="timm_image", arch="x", width=12)), ("audio", EncoderSpec(kind="whisper_audio", arch="whisper", width=6))),
-    input_projector=InputProjectorSpec(init_std=0.02), output_projector=OutputProjectorSpec(width=16, layers=1, heads=2, ffn=32, queries=5, out=8),
+    input_projector=InputProjectorSpec(init_std=0.02),
+    output_projector=OutputProjectorSpec(width=16, layers=1, heads=2, ffn=32, queries=5, out=8),
 )
 
 

@@ -34,16 +34,19 @@ def test_overrides_reach_the_field_and_only_it():
     assert before == after
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [
-    ("stage3.lrr", 1, r"stage3\.lrr: no such key; close ones: .*stage3\.lr"),
-    ("stage3", 1, r"stage3: no such key"),
-    ("nothing", 1, r"nothing: no such key"),
-    ("stage3.lr.x", 1, r"no such key"),
-    ("stage3.steps", "many", r"stage3\.steps=many: expected int like"),
-    ("stage3.caption_turn", 1, r"expected bool"),
-    ("stages", "stage1", r"expected tuple"),
-    ("name", "x", r"a recipe's name is fixed"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("stage3.lrr", 1, r"stage3\.lrr: no such key; close ones: .*stage3\.lr"),
+        ("stage3", 1, r"stage3: no such key"),
+        ("nothing", 1, r"nothing: no such key"),
+        ("stage3.lr.x", 1, r"no such key"),
+        ("stage3.steps", "many", r"stage3\.steps=many: expected int like"),
+        ("stage3.caption_turn", 1, r"expected bool"),
+        ("stages", "stage1", r"expected tuple"),
+        ("name", "x", r"a recipe's name is fixed"),
+    ],
+)
 def test_wrong_overrides_are_one_clear_line(key, value, message):
     with pytest.raises(AnyloomError, match=message) as caught:
         get_recipe("tiny", {key: value})

@@ -35,12 +35,34 @@ def _artifact(root: Path, name: str, result: dict | None = None) -> Artifact:
 
 def _vqa(root: Path) -> Artifact:
     artifact = _artifact(root, "eval_vqa", {"lmms_task": "easyvqa_as_vqav2", "harness": "lmms-eval 0.7.3", "questions": 40})
-    questions = [QuestionRow(doc_key=f"t-{i}#0", question_id=i, image_id=i, picture=f"media/{i % 8}.png", question="<b>is it red?</b>",
-                             answer=("yes", "no", "red", "circle")[i % 4]) for i in range(40)]
+    questions = [
+        QuestionRow(
+            doc_key=f"t-{i}#0",
+            question_id=i,
+            image_id=i,
+            picture=f"media/{i % 8}.png",
+            question="<b>is it red?</b>",
+            answer=("yes", "no", "red", "circle")[i % 4],
+        )
+        for i in range(40)
+    ]
     rows = {
-        condition: [{"run_condition": condition, "doc_key": q.doc_key, "question_id": q.question_id, "picture": q.picture, "question": q.question,
-                     "answer_type": ("yes/no", "yes/no", "colour", "shape")[i % 4], "target": q.answer, "prediction": q.answer if i % every else "no",
-                     "caption": "a <i>circle</i>", "score": float(i % every != 0 or q.answer == "no"), "num_tokens": 2} for i, q in enumerate(questions)]
+        condition: [
+            {
+                "run_condition": condition,
+                "doc_key": q.doc_key,
+                "question_id": q.question_id,
+                "picture": q.picture,
+                "question": q.question,
+                "answer_type": ("yes/no", "yes/no", "colour", "shape")[i % 4],
+                "target": q.answer,
+                "prediction": q.answer if i % every else "no",
+                "caption": "a <i>circle</i>",
+                "score": float(i % every != 0 or q.answer == "no"),
+                "num_tokens": 2,
+            }
+            for i, q in enumerate(questions)
+        ]
         for condition, every in (("helped", 9), ("plain_prompt", 4), ("blank", 2), ("shuffled", 2))
     }
     write_table(artifact.path / "samples.parquet", [row for each in rows.values() for row in each], VQA_SAMPLES)

@@ -67,17 +67,29 @@ def test_every_bad_row_has_its_reason(tmp_path):
     media = tmp_path / "lists" / "media"
     (tmp_path / "secret.png").write_bytes(png(9))
     (media / "link.png").symlink_to(tmp_path / "secret.png")
-    bad = {"cut.png": (png(1)[:300], "truncated"), "page.png": (b"<html>not found</html>", "not_media"), "empty.png": (b"", "empty_file"),
-           "big.png": (b"\x89PNG" + b"0" * 200_000, "too_large"), "gone.png": (None, "missing_file"), "../secret.png": (None, "bad_uri"),
-           "link.png": (None, "bad_uri"), "/etc/hostname": (None, "bad_uri"), "s3://bucket/x.png": (None, "bad_uri")}
+    bad = {
+        "cut.png": (png(1)[:300], "truncated"),
+        "page.png": (b"<html>not found</html>", "not_media"),
+        "empty.png": (b"", "empty_file"),
+        "big.png": (b"\x89PNG" + b"0" * 200_000, "too_large"),
+        "gone.png": (None, "missing_file"),
+        "../secret.png": (None, "bad_uri"),
+        "link.png": (None, "bad_uri"),
+        "/etc/hostname": (None, "bad_uri"),
+        "s3://bucket/x.png": (None, "bad_uri"),
+    }
     expected = {}
     for number, (name, (data, why)) in enumerate(bad.items(), start=2):
         if data is not None:
             (media / name).write_bytes(data)
         rows.append(row(number, name if name[0] == "/" or ":" in name else f"media/../{name}" if ".." in name else f"media/{name}"))
         expected[rows[-1]["key"]] = why
-    rows += [row(20, "media/0.png", text=" "), row(21, "media/0.png", modality="audio"), row(22, "media/0.png", text="caption 0"),
-             row(23, "http://127.0.0.1:9/x.png")]
+    rows += [
+        row(20, "media/0.png", text=" "),
+        row(21, "media/0.png", modality="audio"),
+        row(22, "media/0.png", text="caption 0"),
+        row(23, "http://127.0.0.1:9/x.png"),
+    ]
     expected |= {"pets-000020": "empty_text", "pets-000021": "not_media", "pets-000023": "forbidden_address"}
     write_manifest(tmp_path, rows)
     result = build(tmp_path)
@@ -215,8 +227,15 @@ def test_http_reasons(server, tmp_path):
         with pytest.raises(FetchError) as caught:
             fetch(server + page, tmp_path, policy)
         reasons[page] = (caught.value.reason, caught.value.attempts)
-    assert reasons == {"/empty": ("empty_file", 1), "/404": ("http_4xx", 1), "/500": ("http_5xx", 2), "/slow": ("timeout", 2), "/short": ("truncated", 1),
-                       "/go-loop": ("bad_uri", 1), "/go-file": ("bad_uri", 1)}
+    assert reasons == {
+        "/empty": ("empty_file", 1),
+        "/404": ("http_4xx", 1),
+        "/500": ("http_5xx", 2),
+        "/slow": ("timeout", 2),
+        "/short": ("truncated", 1),
+        "/go-loop": ("bad_uri", 1),
+        "/go-file": ("bad_uri", 1),
+    }
     with pytest.raises(FetchError, match="too_large"):
         fetch(f"{server}/ok", tmp_path, FetchPolicy(allow_private=True, max_bytes=3))
 

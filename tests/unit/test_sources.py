@@ -38,6 +38,7 @@ def write(path: Path, data: bytes | str) -> Path:
 
 # ---- readers --------------------------------------------------------------------------------------------------------
 
+
 def test_cc3m_keeps_quotes_and_drops_bom_crlf_and_blank_lines(tmp_path):
     path = write(tmp_path / "a.tsv", b'\xef\xbb\xbfa "big" cat\tmedia/1.png\r\n\r\n"unbalanced\thttp://x/2.jpg\r\n')
     assert [(r.texts, r.media[0].uri) for r in cc3m.read(path)] == [(('a "big" cat',), "media/1.png"), (('"unbalanced',), "http://x/2.jpg")]
@@ -69,12 +70,15 @@ def test_webvid_reads_quoted_commas_line_ends_and_templates(tmp_path):
     assert row.media[0].uri == "videos/000001_000050/7.mp4"
 
 
-@pytest.mark.parametrize(("body", "problem"), [
-    ("videoid,name\n1,a\n", r"line 1: column 'contentUrl' is missing \(found videoid, name\)"),
-    ("videoid,contentUrl,name\n1,u,a\n2,u\n", r"line 3: 2 values for the 3 columns"),
-    ('videoid,contentUrl,name\n1,u,"open\n', r"line 2: unexpected end of data"),
-    ("", r"line 1: column 'videoid' is missing \(found nothing\)"),
-])
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("videoid,name\n1,a\n", r"line 1: column 'contentUrl' is missing \(found videoid, name\)"),
+        ("videoid,contentUrl,name\n1,u,a\n2,u\n", r"line 3: 2 values for the 3 columns"),
+        ('videoid,contentUrl,name\n1,u,"open\n', r"line 2: unexpected end of data"),
+        ("", r"line 1: column 'videoid' is missing \(found nothing\)"),
+    ],
+)
 def test_webvid_malformed(tmp_path, body, problem):
     with pytest.raises(AnyloomError, match=problem):
         list(webvid.read(write(tmp_path / "v.csv", body)))
@@ -121,26 +125,32 @@ def test_instruct_reads_llava_and_nextgpt_fields(tmp_path):
     rows = list(instruct.read(write(tmp_path / "i.json", b"\xef\xbb\xbf" + json.dumps(records).encode())))
     assert [r.modality for r in rows] == ["image", "video", "text", "text", "text"]
     assert [[(m.role, m.modality, m.uri) for m in r.media] for r in rows[:3]] == [
-        [("input", "image", "a.jpg")], [("input", "video", "a.mp4"), ("input", "video", "b.mp4")], [("output", "audio", "bark.wav")]]
+        [("input", "image", "a.jpg")],
+        [("input", "video", "a.mp4"), ("input", "video", "b.mp4")],
+        [("output", "audio", "bark.wav")],
+    ]
     assert rows[2].texts == ("a dog",) and rows[0].conversations == (("human", "<image>\nwhat?"), ("gpt", "a cat"))
     (row, *_) = instruct.read(tmp_path / "i.json", ReadOptions(media_template="coco/{uri}"))
     assert row.media[0].uri == "coco/a.jpg"
 
 
-@pytest.mark.parametrize(("record", "problem"), [
-    ({"image": "a.jpg"}, "field 'conversations' is missing"),
-    ({"conversations": "hi"}, "field 'conversations' is a text"),
-    ({"conversations": [{"from": "robot", "value": "x"}]}, "turn 0: 'from' is 'robot'"),
-    ({"conversations": [{"from": "human", "value": 3}]}, "turn 0: expected"),
-    ({"conversations": turns("a", "b") + turns("c", "d")[1:]}, "turn 2: 'from' is 'gpt', expected 'human'"),
-    ({"conversations": turns("a")}, "the last turn is 'human'"),
-    ({"image": 3, "conversations": turns("<image>", "x")}, "field 'image' is a number"),
-    ({"image": "a", "input_image": "b", "conversations": turns("<image>", "x")}, "both 'image' and 'input_image'"),
-    ({"image": "a", "conversations": turns("what?", "x")}, "0 <image> in the human turns but 1 input image files"),
-    ({"conversations": turns("draw", "<image>")}, "1 <image> in the gpt turns but 0 output image files"),
-    ({"conversations": turns("a", "\ud83d")}, "half a character"),
-    (["list"], "a list, expected an object"),
-])
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"image": "a.jpg"}, "field 'conversations' is missing"),
+        ({"conversations": "hi"}, "field 'conversations' is a text"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "turn 0: 'from' is 'robot'"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "turn 0: expected"),
+        ({"conversations": turns("a", "b") + turns("c", "d")[1:]}, "turn 2: 'from' is 'gpt', expected 'human'"),
+        ({"conversations": turns("a")}, "the last turn is 'human'"),
+        ({"image": 3, "conversations": turns("<image>", "x")}, "field 'image' is a number"),
+        ({"image": "a", "input_image": "b", "conversations": turns("<image>", "x")}, "both 'image' and 'input_image'"),
+        ({"image": "a", "conversations": turns("what?", "x")}, "0 <image> in the human turns but 1 input image files"),
+        ({"conversations": turns("draw", "<image>")}, "1 <image> in the gpt turns but 0 output image files"),
+        ({"conversations": turns("a", "\ud83d")}, "half a character"),
+        (["list"], "a list, expected an object"),
+    ],
+)
 def test_instruct_malformed_record_names_file_record_and_field(tmp_path, record, problem):
     fine = {"conversations": turns("hello", "hi")}
     path = write(tmp_path / "i.json", json.dumps([fine, record]))
@@ -149,10 +159,15 @@ def test_instruct_malformed_record_names_file_record_and_field(tmp_path, record,
     assert f"{path}, record 1" in str(caught.value) and problem in str(caught.value)
 
 
-@pytest.mark.parametrize(("body", "problem"), [
-    ('[{"a": 1},]', "line 1: not JSON"), ('{"a": 1}', "top level is an object"), ("[" * 100_000, "not usable JSON"),
-    ("[1" + "0" * 5000 + "]", "not usable JSON"),
-])
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ('[{"a": 1},]', "line 1: not JSON"),
+        ('{"a": 1}', "top level is an object"),
+        ("[" * 100_000, "not usable JSON"),
+        ("[1" + "0" * 5000 + "]", "not usable JSON"),
+    ],
+)
 def test_instruct_damaged_file(tmp_path, body, problem):
     with pytest.raises(AnyloomError, match=problem):
         list(instruct.read(write(tmp_path / "i.json", body)))
@@ -170,6 +185,7 @@ def test_writers_and_readers_agree(tmp_path):
 
 # ---- assets ---------------------------------------------------------------------------------------------------------
 
+
 def install(site: Path, name: str, version: str, files: dict[str, bytes]) -> None:
     for path, data in files.items():
         write(site / path, data)
@@ -177,11 +193,19 @@ def install(site: Path, name: str, version: str, files: dict[str, bytes]) -> Non
 
 
 def demo_config(sha256: str | None = None) -> AssetsConfig:
-    file = PackageFile(package="demo-model", version="1.0", path="demo_model/m.bin", sha256=sha256 or hashlib.sha256(b"weights").hexdigest(),
-                       target="model.bin", licence="MIT")
+    file = PackageFile(
+        package="demo-model", version="1.0", path="demo_model/m.bin", sha256=sha256 or hashlib.sha256(b"weights").hexdigest(), target="model.bin", licence="MIT"
+    )
     listing = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in (("test/q.json", b"[]"), ("train/q.json", b"[]")))
-    tree = PackageTree(package="demo-data", version="1.0", path="demo_data", folders=("train", "test"), sha256=hashlib.sha256(listing.encode()).hexdigest(),
-                       target="data", licence="MIT")
+    tree = PackageTree(
+        package="demo-data",
+        version="1.0",
+        path="demo_data",
+        folders=("train", "test"),
+        sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        target="data",
+        licence="MIT",
+    )
     return AssetsConfig(files=(file,), easy_vqa=tree, stamps_mode="none")
 
 
@@ -211,10 +235,14 @@ def test_assets_changed_file_is_refused_with_both_hashes(site, tmp_path):
         assets.run(context(tmp_path / "run2", demo_config()))
 
 
-@pytest.mark.parametrize(("change", "problem"), [
-    ({"package": "demo-absent"}, "demo-absent==1.0 is not installed"), ({"version": "2.0"}, "is version 1.0, expected 2.0"),
-    ({"path": "demo_model/none.bin"}, "has no demo_model/none.bin"),
-])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"package": "demo-absent"}, "demo-absent==1.0 is not installed"),
+        ({"version": "2.0"}, "is version 1.0, expected 2.0"),
+        ({"path": "demo_model/none.bin"}, "has no demo_model/none.bin"),
+    ],
+)
 def test_assets_absent_package_version_or_file_names_the_remedy(site, tmp_path, change, problem):
     config = demo_config()
     config = replace(config, files=(replace(config.files[0], **change),))
@@ -251,6 +279,7 @@ def test_required_stamps_raise(site, tmp_path, monkeypatch):
 
 # ---- tiny -----------------------------------------------------------------------------------------------------------
 
+
 def test_tiny_lists_are_complete_readable_and_reproducible(tmp_path):
     results = [tiny.run(context(tmp_path / name, TinyListsConfig())) for name in ("a", "b")]
     root = tmp_path / "a" / "output"
@@ -280,12 +309,21 @@ def test_tiny_another_seed_gives_other_pictures_and_true_answers(tmp_path):
 
 # ---- smol -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("question", "answer", "words"), [
-    ("what is the red shape?", "circle", {"red", "circle"}), ("what color is the shape?", "teal", {"teal"}),
-    ("what color is the triangle?", "blue", {"blue", "triangle"}), ("is there a green shape?", "yes", {"green"}),
-    ("is there a green shape?", "no", set()), ("is no circle present?", "no", {"circle"}), ("is no circle present?", "yes", set()),
-    ("does the image not contain a gray shape?", "no", {"gray"}), ("is there not a circle in the image?", "yes", set()),
-])
+
+@pytest.mark.parametrize(
+    ("question", "answer", "words"),
+    [
+        ("what is the red shape?", "circle", {"red", "circle"}),
+        ("what color is the shape?", "teal", {"teal"}),
+        ("what color is the triangle?", "blue", {"blue", "triangle"}),
+        ("is there a green shape?", "yes", {"green"}),
+        ("is there a green shape?", "no", set()),
+        ("is no circle present?", "no", {"circle"}),
+        ("is no circle present?", "yes", set()),
+        ("does the image not contain a gray shape?", "no", {"gray"}),
+        ("is there not a circle in the image?", "yes", set()),
+    ],
+)
 def test_only_what_a_question_affirms_is_known(question, answer, words):
     assert smol.affirmed(question, answer) == words
 

@@ -42,7 +42,7 @@ def test_entries_are_immutable_and_need_a_record(tmp_path):
 def test_damaged_entry_record_is_named(tmp_path):
     commit_entry(tmp_path / "e", staged(tmp_path / "e", f="1"), {})
     (tmp_path / "e" / "record.json").write_text("{")
-    with pytest.raises(AnyloomError, match="record.json is damaged"):
+    with pytest.raises(AnyloomError, match=r"record\.json is damaged"):
         read_entry(tmp_path / "e")
 
 

@@ -27,8 +27,13 @@ def make_lists(root: Path, pictures: int = 4) -> Path:
         (root / uri).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (i, 80, 20)).save(root / uri)
         turns = [("<image>\nwhat color is the shape?", colour), ("is there a red shape?", "yes" if colour == "red" else "no"), ("what shape is it?", "circle")]
-        records.append({"id": str(i), "image": uri, "conversations": [
-            {"from": who, "value": text} for pair in turns for who, text in zip(("human", "gpt"), pair, strict=True)]})
+        records.append(
+            {
+                "id": str(i),
+                "image": uri,
+                "conversations": [{"from": who, "value": text} for pair in turns for who, text in zip(("human", "gpt"), pair, strict=True)],
+            }
+        )
     path = root / "instruct" / "easyvqa_test.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records))
@@ -39,16 +44,23 @@ def test_every_pair_is_its_own_question(tmp_path: Path) -> None:
     questions = read_questions(make_lists(tmp_path))
     assert len(questions) == 12
     assert (questions[4].doc_key, questions[4].question_id, questions[4].question, questions[4].answer) == (
-        "easyvqa_test-000001#1", 1001, "is there a red shape?", "no")
+        "easyvqa_test-000001#1",
+        1001,
+        "is there a red shape?",
+        "no",
+    )
     assert questions[0].question == "what color is the shape?"
     assert [answer_group(a) for a in ("no", "teal", "circle", "cat")] == ["yes/no", "colour", "shape", "other"]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda r: r.pop("image"), "record 1: field image"),
-    (lambda r: r["conversations"].pop(), "conversations must hold"),
-    (lambda r: r["conversations"][2].update({"from": "gpt"}), r"conversations\[2\]"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("image"), "record 1: field image"),
+        (lambda r: r["conversations"].pop(), "conversations must hold"),
+        (lambda r: r["conversations"][2].update({"from": "gpt"}), r"conversations\[2\]"),
+    ],
+)
 def test_a_wrong_record_is_named(tmp_path: Path, change, message: str) -> None:
     path = make_lists(tmp_path)
     records = json.loads(path.read_text())

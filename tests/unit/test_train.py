@@ -1,5 +1,6 @@
 """Training at toy size: what a stage changes, kill and resume, world size, and stage 2 from cached states."""
 
+from itertools import pairwise
 import dataclasses
 import threading
 
@@ -61,12 +62,15 @@ def snapshot(model):
     return {name: value.detach().clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
 
 
-@pytest.mark.parametrize(("config", "starts"), [
-    (STAGE1, ("input_projectors.",)),
-    (STAGE2, ("output_projectors.", "lm.new_head_rows")),
-    (STAGE3, ("lm.base.", "lm.new_input_rows", "lm.new_head_rows", "input_projectors.")),
-    (dataclasses.replace(STAGE3, train_projectors=False), ("lm.base.", "lm.new_input_rows", "lm.new_head_rows")),
-])
+@pytest.mark.parametrize(
+    ("config", "starts"),
+    [
+        (STAGE1, ("input_projectors.",)),
+        (STAGE2, ("output_projectors.", "lm.new_head_rows")),
+        (STAGE3, ("lm.base.", "lm.new_input_rows", "lm.new_head_rows", "input_projectors.")),
+        (dataclasses.replace(STAGE3, train_projectors=False), ("lm.base.", "lm.new_input_rows", "lm.new_head_rows")),
+    ],
+)
 def test_a_stage_changes_exactly_its_tensors(config, starts, tmp_path):
     model, data = prepared(config)
     before = snapshot(model)
@@ -157,7 +161,9 @@ def test_world_size_changes_rounding_only(world, tmp_path):
 
 def test_flat_adamw_is_torch_adamw():
     config = dataclasses.replace(STAGE1, weight_decay=0.1, clip=0.0)
-    parameters = {name: torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))) for name, shape in (("a", (3, 4)), ("bb", (5,)))}
+    parameters = {
+        name: torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))) for name, shape in (("a", (3, 4)), ("bb", (5,)))
+    }
     copies = {name: torch.nn.Parameter(value.detach().clone()) for name, value in parameters.items()}
     reference = torch.optim.AdamW(copies.values(), lr=config.lr, betas=config.betas, weight_decay=0.1)
     flat = FlatAdamW(parameters, config)
@@ -177,7 +183,7 @@ def test_learning_rate_schedule():
     config = dataclasses.replace(STAGE1, steps=11, warmup_steps=2, lr=1.0, final_lr=0.1)
     rates = [learning_rate(config, step) for step in range(11)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[2:]))
 
 
 def test_stage3_rows_carry_caption_turn_weights_and_groups():
@@ -188,7 +194,9 @@ def test_stage3_rows_carry_caption_turn_weights_and_groups():
     assert "Describe the image." in text and captioned()[0].texts[0] in text and row.segments.max() == 2
     assert "Describe" not in model.chat.tokenizer.decode([i for i in data.row(asked()[6], 0, 3).ids if i < model.lm.table.base])  # no caption is known
     assert data.weights["asked"]["is it red?", "yes"] == pytest.approx(0.5 / (3 / 7)) and data.weights["asked"]["is it blue?", "no"] == 0.5
-    names = {data.part_names[int(g)] for row in (data.row(asked()[0], v, 3) for v in range(5)) for g, t in zip(row.groups, row.targets, strict=True) if t != IGNORE}
+    names = {
+        data.part_names[int(g)] for row in (data.row(asked()[0], v, 3) for v in range(5)) for g, t in zip(row.groups, row.targets, strict=True) if t != IGNORE
+    }
     assert names == {"caption_turn", "asked", "asked_yes_no"}
     assert all(hue in HUES for hue in HUES)
 

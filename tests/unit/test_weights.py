@@ -77,10 +77,15 @@ def test_tiny_encoders_load_and_have_the_stated_width(tmp_path):
     assert BertModel.from_pretrained(output / "encoder")(**tokens).last_hidden_state.shape == (1, 16, result["width"])
 
 
-@pytest.mark.parametrize(("part", "kind", "arch", "problem"), [
-    ("lm", "borrowed", "tiny-llama", "kind is 'borrowed'"), ("lm", "random", "huge", "use tiny-llama"),
-    ("image", "random", "no_such_net", "timm has no architecture"), ("audio", "pretrained", "whisper-large", "use whisper-tiny.en"),
-])
+@pytest.mark.parametrize(
+    ("part", "kind", "arch", "problem"),
+    [
+        ("lm", "borrowed", "tiny-llama", "kind is 'borrowed'"),
+        ("lm", "random", "huge", "use tiny-llama"),
+        ("image", "random", "no_such_net", "timm has no architecture"),
+        ("audio", "pretrained", "whisper-large", "use whisper-tiny.en"),
+    ],
+)
 def test_unknown_kind_or_arch_names_what_to_use(part, kind, arch, problem, tmp_path):
     with pytest.raises(AnyloomError, match=problem):
         run(part, tmp_path, WeightsConfig(kind=kind, arch=arch))
@@ -98,6 +103,7 @@ def test_renaming_in_order_is_strict():
 
 
 # ---- CTranslate2 ----------------------------------------------------------------------------------------------------
+
 
 def ct2_file(path: Path, variables: dict[str, np.ndarray], aliases: dict[str, str] | None = None, version: int = 6, spec: str = "WhisperSpec") -> Path:
     kinds = {np.dtype(np.float32): 0, np.dtype(np.int8): 1, np.dtype(np.int16): 2, np.dtype(np.int32): 3, np.dtype(np.float16): 4}

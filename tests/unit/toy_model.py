@@ -13,9 +13,12 @@ from mmcore.types import Sample
 from pipelines.weights_tiny import tiny_llama
 
 SPEC = ModelSpec(
-    dtype="float32", lora=LoraSpec(rank=2, alpha=4), tokens=SpecialTokens(image=4),
+    dtype="float32",
+    lora=LoraSpec(rank=2, alpha=4),
+    tokens=SpecialTokens(image=4),
     encoders=(("image", EncoderSpec(kind="timm_image", arch="x", width=12)),),
-    input_projector=InputProjectorSpec(init_std=0.05), output_projector=OutputProjectorSpec(width=16, layers=1, heads=2, ffn=32, queries=5, out=8),
+    input_projector=InputProjectorSpec(init_std=0.05),
+    output_projector=OutputProjectorSpec(width=16, layers=1, heads=2, ffn=32, queries=5, out=8),
 )
 HUES, FORMS = ("red", "blue", "teal"), ("circle", "square")
 
@@ -56,15 +59,23 @@ class Targets:
 
 def captioned(num: int = 11) -> list[Sample]:
     """Pictures with captions."""
-    return [Sample(key=f"pictures-{i:06d}", source="pictures", modality="image", texts=(f"a {HUES[i % 3]} {FORMS[i % 2]} {i}",), media_sha256=f"sha{i}")
-            for i in range(num)]
+    return [
+        Sample(key=f"pictures-{i:06d}", source="pictures", modality="image", texts=(f"a {HUES[i % 3]} {FORMS[i % 2]} {i}",), media_sha256=f"sha{i}")
+        for i in range(num)
+    ]
 
 
 def asked(num: int = 7) -> list[Sample]:
     """Pictures with five questions each."""
     rows = []
     for i in range(num):
-        pairs = (("<image>\nwhat hue?", HUES[i % 3]), ("form?", FORMS[i % 2]), ("is it red?", "yes" if i % 3 == 0 else "no"), ("is it blue?", "no"), ("n?", "1"))
+        pairs = (
+            ("<image>\nwhat hue?", HUES[i % 3]),
+            ("form?", FORMS[i % 2]),
+            ("is it red?", "yes" if i % 3 == 0 else "no"),
+            ("is it blue?", "no"),
+            ("n?", "1"),
+        )
         rows.append(Sample(key=f"asked-{i:06d}", source="asked", modality="image", conversations=pairs, media_sha256=f"sha{i}"))
     return rows
 
@@ -75,8 +86,18 @@ def drawn() -> list[Sample]:
 
 
 STAGE1 = StageConfig(stage="stage1", steps=6, batch=5, lr=3e-3, warmup_steps=2, checkpoint_every=2, mixture=(("pictures", 1.0),))
-STAGE3 = StageConfig(stage="stage3", steps=6, batch=5, lr=1e-3, warmup_steps=2, checkpoint_every=2, questions=2, caption_turn=True, balance_answers=True,
-                     mixture=(("asked", 3.0), ("drawn", 1.0), ("pictures", 1.0)))
+STAGE3 = StageConfig(
+    stage="stage3",
+    steps=6,
+    batch=5,
+    lr=1e-3,
+    warmup_steps=2,
+    checkpoint_every=2,
+    questions=2,
+    caption_turn=True,
+    balance_answers=True,
+    mixture=(("asked", 3.0), ("drawn", 1.0), ("pictures", 1.0)),
+)
 STAGE2 = StageConfig(stage="stage2", steps=6, batch=5, lr=1e-3, warmup_steps=2, checkpoint_every=2, mixture=(("pictures", 1.0),))
 
 

@@ -1,0 +1,40 @@
+"""The kill test on the tiny recipe: every phase, real SIGKILL, equal bytes. The same harness runs on smol by `make chaos ONLY=demo`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "tests/benchmarks/prove.py", "chaos", "demo", "--recipe", "tiny", "--kills", "1", "--out", str(tmp_path)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=1400,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (entry,) = json.loads((tmp_path / "chaos.json").read_text())
+    assert (entry["differences"], entry["lost"], entry["doubled"]) == (0, 0, 0) and entry["kills"] >= 6
+
+
+def test_fuzz_of_the_kernel_finds_no_crash_and_no_wrong_reason(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "tests/benchmarks/prove.py", "fuzz", "kernel", "--inputs", "5", "--out", str(tmp_path)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (entry,) = json.loads((tmp_path / "fuzz.json").read_text())
+    assert entry["crashes"] == entry["wrong_reason"] == 0 and entry["inputs"] >= 90
