@@ -76,6 +76,7 @@ def quiet_environment() -> None:
 
 def prefect_environment(root: Path) -> None:
     """Without a configured Prefect server, keep Prefect's ephemeral database below the root and its log to errors."""
+    quiet_environment()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")

@@ -1,8 +1,8 @@
 """Training at toy size: what a stage changes, kill and resume, world size, and stage 2 from cached states."""
 
-from itertools import pairwise
 import dataclasses
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
