@@ -163,13 +163,15 @@ def _silent(done: float, total: float, note: str = "") -> None:
 
 
 def _worker(parcel: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. A mendable error is left in a file: the driver raises it as it is."""
+    """What each Ray Train worker runs. A mendable error is left in a file for the driver, and no restart tries it again."""
     import torch
 
     from infra.settings import thread_environment
     from pipelines.train_loop import Collective, TorchCollective
 
     ctx: StepContext = parcel["ctx"]
+    if (ctx.work / "error.json").exists():
+        return
     thread_environment(parcel["threads"])
     collective = TorchCollective() if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1 else Collective()
     progress = FileProgress(ctx.work / "progress.json") if collective.rank == 0 else _silent
@@ -177,7 +179,9 @@ def _worker(parcel: dict[str, Any]) -> None:
         result = _train(ctx, parcel["threads"], collective, progress)
     except AnyloomError as error:
         write_atomic(ctx.work / "error.json", json.dumps(str(error)))
-        raise
+        if collective.world > 1:
+            raise  # the other ranks wait for this one: let Ray stop them
+        return
     if collective.rank == 0:
         write_atomic(ctx.work / "result.json", json.dumps(result))
 
@@ -197,14 +201,17 @@ def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
         scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads}),
         run_config=RunConfig(name=ctx.name, storage_path=str(ctx.work / "ray"), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
     )
+    failure = None
     try:
         with _relaying(ctx.work / "progress.json", ctx.progress):
             trainer.fit()
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
-        if (ctx.work / "error.json").exists():
-            raise AnyloomError(json.loads((ctx.work / "error.json").read_text())) from None
-        cause = str(error).strip().splitlines()
-        raise AnyloomError(f"{ctx.name}: the training workers failed {MAX_FAILURES + 1} times: {cause[-1] if cause else type(error).__name__}") from error
+        failure = error
+    if (ctx.work / "error.json").exists():
+        raise AnyloomError(json.loads((ctx.work / "error.json").read_text()))
+    if failure is not None:
+        cause = str(failure).strip().splitlines()
+        raise AnyloomError(f"{ctx.name}: the training workers failed {MAX_FAILURES + 1} times: {cause[-1] if cause else failure!r}") from failure
     result: dict[str, Any] = json.loads((ctx.work / "result.json").read_text())
     return result
 

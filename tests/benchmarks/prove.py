@@ -33,10 +33,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=3, help="chaos: kills per phase")
     parser.add_argument("--reference", type=Path, help="a root that already holds an undisturbed run of this commit on this machine")
+    parser.add_argument("--seeds", type=int, default=3, help="bench seeds: how many")
+    parser.add_argument("--root", type=Path, help="bench seeds: a root to build on")
     parser.add_argument("--inputs", type=int, default=40, help="fuzz: inputs per mutation class")
     parser.add_argument("--out", type=Path, default=PROJECT / "build", help="where the JSON goes")
     options = parser.parse_args()
-    names = sorted(path.stem for path in HERE.glob(f"{options.kind}_*.py") if not options.only or path.stem == f"{options.kind}_{options.only}")
+    names = sorted(path.stem for path in HERE.glob(f"{options.kind}_*.py") if path.stem == f"{options.kind}_{options.only}" or not options.only)
     if not names:
         known = ", ".join(sorted(p.stem.split("_", 1)[1] for p in HERE.glob(f"{options.kind}_*.py")))
         print(f"no {options.kind} entry called {options.only}; there are: {known}", file=sys.stderr)
