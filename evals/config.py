@@ -24,12 +24,12 @@ class EvalConfig:
     lmms_task: str = "easyvqa_as_vqav2"
     """Name of the lmms-eval task; data in the shape of a benchmark keeps `<data>_as_<benchmark>`."""
     num_questions: int = 0
-    """Questions drawn without replacement from the test list; 0 asks all of them."""
+    """Whole pictures are drawn until there are at least this many questions; 0 asks all of them."""
     seed: int = 0
     """Draws the questions and the shuffled pictures."""
     conditions: tuple[str, ...] = CONDITIONS
     """Subset of CONDITIONS; `helped` is left out when the export has no caption turn."""
-    chunk: int = 128
+    chunk: int = 256
     """Questions answered and persisted together; part of the identity because batches fix the rounding."""
     bootstrap_draws: int = 2000
     """Resamples of every confidence interval."""

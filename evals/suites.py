@@ -89,15 +89,27 @@ def _record_questions(list_path: Path, row: int, record: Any) -> list[QuestionRo
 
 
 def draw_questions(questions: list[QuestionRow], num_questions: int, seed: int) -> list[QuestionRow]:
-    """A seeded simple random sample without replacement, in list order; all of them for 0. Raises AnyloomError when there are too few."""
+    """A seeded random draw of whole pictures, with all their questions, until there are at least `num_questions`; in list order. 0: all.
+
+    Pictures, not questions, are drawn because intervals are clustered by picture and questions share a picture's prefix.
+    Raises AnyloomError when there are too few.
+    """
     if num_questions == 0:
         return questions
     if not 0 < num_questions <= len(questions):
         raise AnyloomError(f"eval num_questions is {num_questions} but the test list has {len(questions)}: set it between 1 and that, or 0 for all")
     import numpy as np
 
-    picks = np.random.default_rng(seed).choice(len(questions), size=num_questions, replace=False)
-    return [questions[i] for i in sorted(int(p) for p in picks)]
+    by_picture: dict[str, int] = {}
+    for question in questions:
+        by_picture[question.picture] = by_picture.get(question.picture, 0) + 1
+    pictures, drawn, count = list(by_picture), set(), 0
+    for index in np.random.default_rng(seed).permutation(len(pictures)):
+        if count >= num_questions:
+            break
+        drawn.add(pictures[int(index)])
+        count += by_picture[pictures[int(index)]]
+    return [question for question in questions if question.picture in drawn]
 
 
 def write_vqav2_parquet(questions: list[QuestionRow], list_root: Path, target: Path) -> None:

@@ -30,7 +30,7 @@ from mmcore.types import Answer, Event, MediaBatch, Question, SignalBlock, TextP
 
 DESCRIPTION, ENCODERS = "anyloom.json", "encoders"
 _ENCODER_DIRS = {"image": "image", "video": "image", "audio": "audio"}
-ROWS = 12
+ROWS = 24
 """Media whose questions are answered together."""
 QUESTIONS = 16
 """Questions per row; more about one medium take further rows."""
