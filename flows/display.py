@@ -13,6 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 
+LOG_WIDTH = 180
+"""Columns when the output is not a terminal."""
+
+
 def human_bytes(size: float) -> str:
     """1536 -> '1.5 KB'."""
     for unit in ("B", "KB", "MB", "GB", "TB"):
@@ -26,7 +30,7 @@ class Display:
     """Progress of many steps. Thread-safe; use as a context manager."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(stderr=False, soft_wrap=False, highlight=False)
+        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
         self.live = self.console.is_terminal
         self.bars = Progress(
             TextColumn("{task.description:<18}"),
