@@ -22,7 +22,7 @@ class Run:
     output: str
 
 
-def anyloom(*arguments, expect=0, timeout=400, env=None):
+def anyloom(*arguments, expect=0, timeout=800, env=None):
     """Run the command line; returns the CompletedProcess after checking its exit code."""
     done = subprocess.run([ANYLOOM, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=PROJECT, env={**os.environ, **(env or {})})
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -6,8 +6,10 @@ import importlib
 import inspect
 from pathlib import Path
 
+import pytest
 import yaml
 
+pytestmark = pytest.mark.timeout(900)
 PROJECT = Path(__file__).resolve().parents[2]
 
 

@@ -15,6 +15,7 @@ import pytest
 from infra.artifact import all_records, find, verify
 from infra.storage import sha256_file
 
+pytestmark = pytest.mark.timeout(900)  # each starts real servers; the first one also runs the whole tiny recipe
 TIMED = {"report", "history"}  # hold times of the run itself
 
 
