@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 if TYPE_CHECKING:
     import av
@@ -103,6 +103,7 @@ def decode_image(data: bytes) -> Image.Image:
     ext, modalities = sniff(data)
     if modalities != _VISUAL:
         raise MediaError("not_media", f"a {ext} file is no picture")
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it for its whole process; half a picture must stay an error here
     try:
         picture = Image.open(io.BytesIO(data))
         if picture.width * picture.height > MAX_PIXELS:

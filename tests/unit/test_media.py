@@ -124,3 +124,10 @@ def test_sounds_are_resampled_and_cut():
     assert probe(data, "audio") == media.Probe(ext="wav", duration_s=1.0)
     assert reason(probe, data[:9000], "audio") == "truncated"
     assert reason(decode_audio, data, 16000, 30, 5.0) == "decode"
+
+
+def test_a_librarys_global_switch_does_not_let_half_pictures_in(monkeypatch):
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # what importing lmms-eval does
+    assert reason(probe, picture("PNG", (64, 64), colour=None)[:400], "image") == "truncated"
