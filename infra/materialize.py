@@ -191,7 +191,7 @@ def provenance(seconds: float, threads: int) -> Provenance:
         seconds=round(seconds, 3),
         commit=_commit(),
         packages=packages,
-        device=f"cpu {platform.machine()}",
+        device=f"{'cuda' if Path('/proc/driver/nvidia/version').exists() else 'cpu'} host, {platform.machine()}",
         threads=threads,
     )
 

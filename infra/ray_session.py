@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from infra.settings import quiet_environment, thread_environment
+from infra.settings import cluster_is_given, quiet_environment, thread_environment
 
 
 def start(num_cpus: int, log_dir: Path | None = None) -> None:
@@ -23,7 +23,7 @@ def start(num_cpus: int, log_dir: Path | None = None) -> None:
     if not ray.is_initialized():
         # Unix socket paths are limited to 107 bytes, so the session directory cannot live below an arbitrary root.
         scratch = Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"
-        local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": num_cpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
+        local = {} if cluster_is_given() else {"num_cpus": num_cpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
         ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]
 
 

@@ -74,6 +74,11 @@ def quiet_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def cluster_is_given() -> bool:
+    """True when RAY_ADDRESS names an existing Ray cluster."""
+    return "RAY_ADDRESS" in os.environ
+
+
 def prefect_environment(root: Path) -> None:
     """Without a configured Prefect server, keep Prefect's ephemeral database below the root and its log to errors."""
     quiet_environment()

@@ -22,7 +22,7 @@ DATASETS = (
     Dataset(name="sounds_train", group="audiocaps", split="train", licence=STAMPS),
     Dataset(name="sounds_heldout", group="audiocaps", split="heldout", licence=STAMPS),
     Dataset(name="easyvqa_train", group="instruct", split="train", licence=VQA),
-    Dataset(name="draw_train", group="instruct", split="train", licence=VQA),
+    Dataset(name="draw_train", group="instruct", split="train", licence=f"{VQA}; {STAMPS}"),
     Dataset(name="easyvqa_test", group="instruct", split="test", licence=VQA),
 )
 

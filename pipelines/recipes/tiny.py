@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from evals.config import EvalConfig
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from pipelines.recipe import Recipe, Weights
@@ -14,7 +16,7 @@ def tiny() -> Recipe:
         name="tiny",
         lists="tiny",
         weights=Weights(kind="random", lm="tiny-llama", image="test_efficientnet", audio="tiny-whisper", text="tiny-bert"),
-        datasets=DATASETS,
+        datasets=tuple(replace(dataset, licence="Apache-2.0 (generated here)") for dataset in DATASETS),
         samples_per_shard=16,
         image=EncoderSpec(kind="timm_image", arch="test_efficientnet", width=256, grid=2, image_size=64, batch=8, part_rows=16),
         video=EncoderSpec(kind="timm_video", arch="test_efficientnet", width=256, grid=1, frames=2, image_size=64, batch=4, part_rows=16),

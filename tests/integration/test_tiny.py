@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from infra.artifact import all_records, find, verify
-from infra.storage import sha256_file
 
 pytestmark = pytest.mark.timeout(900)  # each starts real servers; the first one also runs the whole tiny recipe
 TIMED = {"report", "history"}  # hold times of the run itself
@@ -46,7 +45,7 @@ def test_everything_ran_once(tiny):
 
 def test_second_run_executes_nothing(tiny, cli):
     output = cli("run", "--recipe", "tiny", "--root", tiny.root).stdout
-    assert set(statuses(output).values()) == {"done"} and "0 of 28 steps executed" in output
+    assert set(statuses(output).values()) == {"done"} and re.search(r"\b0 of 28 steps executed", output)
 
 
 def test_without_ray_and_prefect_the_bytes_are_the_same(tiny, cli, tmp_path):
@@ -160,7 +159,7 @@ def test_artifacts_list_why_verify_gc(copy, cli):
     assert "stage1/" in doomed and "add --yes" in doomed and "lists/" not in doomed
     assert "removed" in cli("artifacts", "gc", "tiny", "--yes", "--root", copy).stdout
     assert "nothing to remove" in cli("artifacts", "gc", "tiny", "--root", copy).stdout
-    assert "0 of 28 steps executed" in cli("run", "--recipe", "tiny", "--root", copy).stdout
+    assert re.search(r"\b0 of 28 steps executed", cli("run", "--recipe", "tiny", "--root", copy).stdout)
 
 
 def test_a_damaged_artifact_is_named(copy, cli):
@@ -213,12 +212,6 @@ def test_no_disk_space_is_one_line_and_loses_nothing(copy, tmp_path):
         pytest.skip(f"no user namespaces here: {done.stderr.strip()[:80]}")
     assert done.returncode == 1, done.stderr
     assert re.search(r"no space left on the disk|No space left", done.stderr) and len(done.stderr.strip().splitlines()) == 1
-
-
-def test_hashes_of_lists_are_stable(tiny):
-    lists, record = find(tiny.root, "lists")
-    assert record.result["rows"] or record.result
-    assert sha256_file(lists / "cc3m" / "stamps_train.tsv")
 
 
 def test_no_installed_package_takes_our_names():
