@@ -95,10 +95,7 @@ class ReportConfig:
     """Draws the samples that are shown, failures included."""
     num_samples: int = 12
     """Samples shown."""
-    stand_in_note: str = (
-        "The questions are easy-vqa in the column layout of VQAv2, so that the official VQAv2 scorer runs on them unchanged. "
-        "They are not VQAv2: the score says nothing about that benchmark."
-    )
-    """Printed beside the headline."""
+    questions_are: str = "easy-vqa"
+    """What the evaluation's questions really are; said beside the headline."""
     licences: tuple[tuple[str, str], ...] = LICENCES
     """(part, licence and what it allows); those found in the export are added."""

@@ -35,6 +35,10 @@ MEANING = {
     "always_yes": "no model: always “yes”",
     "blind_majority": "no picture: the most frequent training answer to the same question text",
 }
+STAND_IN = (
+    "The questions are {questions}, in the column layout of VQAv2, so that the official VQAv2 scorer runs on them unchanged. "
+    "They are not VQAv2: the score says nothing about that benchmark."
+)
 TONE = {"helped": "model", "plain_prompt": "model", "blank": "control", "shuffled": "control"}
 Rows = list[dict[str, Any]]
 At = Mapping[tuple[str, str], dict[str, Any]]
@@ -105,7 +109,7 @@ def _headline(config: ReportConfig, artifact: Artifact, at: At, order: Sequence[
         f"Picture questions: {artifact.result.get('lmms_task', 'accuracy')}",
         f'<div class="headline">{left}<div>{_key(keep)}{chart}</div></div>',
         over,
-        paragraph(config.stand_in_note, "small"),
+        paragraph(STAND_IN.format(questions=config.questions_are), "small"),
         f"<p class='small'>Scored by {harness}, task <code>{task}</code>, metric exact_match (VQA accuracy). Intervals: 95 % bootstrap over pictures, "
         "because questions about one picture are not independent.</p>",
         source_note(artifact),

@@ -49,6 +49,8 @@ class Recipe:
     name: str
     lists: str
     """`smol`: lists written from the demo's packages; `tiny`: generated."""
+    questions_are: str = "easy-vqa"
+    """What the evaluation's questions really are; the report says so beside the score."""
     weights: Weights = Weights()
     datasets: tuple[Dataset, ...]
     heldout: float = 0.2

@@ -175,14 +175,14 @@ def _add_evaluation(
             name="eval_captions",
             run="evals.captions:run",
             config=CaptionEvalConfig(model=spec),
-            threads=1,
+            threads=0,
             inputs=lm | {"stage1": trained["stage1"]} | embeddings | captions,
         ),
         "eval_alignment": Step(
             name="eval_alignment",
             run="evals.captions:run_alignment",
             config=AlignmentEvalConfig(model=spec),
-            threads=1,
+            threads=0,
             inputs=lm | trained | {"states": steps["states"], "targets": targets, "shards_cc3m": captions["shards_cc3m"]},
         ),
     }
@@ -197,7 +197,7 @@ def _add_evaluation(
     report = Step(
         name="report",
         run="evals.report:run",
-        config=ReportConfig(recipe=recipe.name),
+        config=ReportConfig(recipe=recipe.name, questions_are=recipe.questions_are),
         isolate=False,
         inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals},
     )

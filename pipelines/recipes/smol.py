@@ -46,7 +46,7 @@ def smol() -> Recipe:
             batch=8,
             lr=3e-3,
             warmup_steps=20,
-            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 2.0), ("clips_train", 1.5), ("sounds_train", 0.75)),
+            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 2.0), ("clips_train", 1.5), ("sounds_train", 1.0)),
         ),
         stage2=StageConfig(
             stage="stage2",
@@ -74,9 +74,19 @@ def smol() -> Recipe:
 
 
 def smol_plain() -> Recipe:
-    """smol without help: no caption turn, no balanced answers."""
+    """smol without help: no caption turn, no balanced answers. More questions, a higher rate and captions beside them make up for part of it."""
     recipe = smol()
-    return replace(recipe, name="smol_plain", stage3=replace(recipe.stage3, caption_turn=False, balance_answers=False))
+    stage3 = replace(
+        recipe.stage3,
+        steps=220,
+        questions=8,
+        lr=2e-3,
+        warmup_steps=15,
+        caption_turn=False,
+        balance_answers=False,
+        mixture=(("easyvqa_train", 4.0), ("easyvqa_captions", 0.5), ("draw_train", 0.25)),
+    )
+    return replace(recipe, name="smol_plain", stage3=stage3)
 
 
 def smol_frozen() -> Recipe:

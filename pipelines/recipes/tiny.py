@@ -15,6 +15,7 @@ def tiny() -> Recipe:
     return Recipe(
         name="tiny",
         lists="tiny",
+        questions_are="generated",
         weights=Weights(kind="random", lm="tiny-llama", image="test_efficientnet", audio="tiny-whisper", text="tiny-bert"),
         datasets=tuple(replace(dataset, licence="Apache-2.0 (generated here)") for dataset in DATASETS),
         samples_per_shard=16,

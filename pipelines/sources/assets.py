@@ -136,23 +136,29 @@ def _stamps(ctx: StepContext, config: AssetsConfig) -> tuple[int, str]:
         shutil.rmtree(partial, ignore_errors=True)
         _command(["dpkg-deb", "-x", str(archive), str(partial)])
         partial.rename(extracted)
-    names = stamp_files(extracted / STAMPS_ROOT)
+    names = stamp_files(extracted / STAMPS_ROOT, config.spoken)
     for name in names:
         link(extracted / STAMPS_ROOT / name, ctx.output / "stamps" / name)
     return len(names), ""
 
 
-def stamp_files(root: Path) -> list[str]:
-    """Captioned pictures, their captions, and the sound effects that carry a caption; spoken descriptions stay behind.
+def spoken_name(stem: str, language: str) -> str:
+    """Name of the spoken description of a stamp; English carries no code."""
+    return f"{stem}_desc.ogg" if language == "en" else f"{stem}_desc_{language}.ogg"
 
-    The sounds under symbols/ are spoken numbers, letters and words: speech, not sound effects.
+
+def stamp_files(root: Path, spoken: tuple[str, ...]) -> list[str]:
+    """Captioned pictures, their captions, the sound effects that carry a caption, and the spoken descriptions in the languages `spoken`.
+
+    The plain sounds under symbols/ are spoken numbers, letters and words, not sound effects: they stay behind.
     """
     names = []
     for caption in sorted(root.rglob("*.txt")):
-        media = [p for p in (caption.with_suffix(".png"), caption.with_suffix(".ogg")) if p.is_file()]
-        names += [p.relative_to(root).as_posix() for p in media if p.suffix == ".png" or p.relative_to(root).parts[0] != "symbols"]
-        if media:
-            names.append(caption.relative_to(root).as_posix())
+        stem = caption.relative_to(root).with_suffix("").as_posix()
+        sounds = [] if stem.startswith("symbols/") else [f"{stem}.ogg"]
+        sounds += [spoken_name(stem, language) for language in spoken]
+        media = [name for name in (f"{stem}.png", *sounds) if (root / name).is_file()]
+        names += [*media, caption.relative_to(root).as_posix()] if media else []
     return sorted(names)
 
 

@@ -114,6 +114,8 @@ class AssetsConfig:
     stamps: DebianPackage = DebianPackage()
     stamps_mode: str = "optional"
     """`optional`: go on without the stamps where they cannot be had; `required`: that is an error; `none`: do not try."""
+    spoken: tuple[str, ...] = ("en", "fr", "es")
+    """Languages whose spoken descriptions of the stamps are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +135,10 @@ class SmolListsConfig:
     """Requests for each distinct easy-VQA caption."""
     max_words: int = 8
     """Longest caption that is put inside a sentence (draw requests, clips, sounds)."""
+    spoken: tuple[tuple[str, str], ...] = (("en", "English"), ("fr", "French"), ("es", "Spanish"))
+    """(code, name in captions) of the languages of spoken descriptions."""
+    spoken_each: int = 80
+    """Spoken descriptions taken of each language (English has 66)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,7 @@ Owns which asset goes into which dataset, the hold-out and the captions. Input: 
 the `media/` tree they point to. Refuses to know about manifests and shards.
 
 Hold-out: pictures that share a caption or their bytes form a group; a group goes to one side by a hash of its captions, and takes
-its clips and sounds along. Captions of easy-VQA pictures say only what the training questions affirm.
+its clips, sounds and spoken descriptions along. Captions of easy-VQA pictures say only what the training questions affirm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_atomic
-from pipelines.sources.assets import link
+from pipelines.sources.assets import link, spoken_name
 from pipelines.sources.clips import MOTIONS, encode_mp4, frames
 from pipelines.sources.configs import SmolListsConfig
 from pipelines.sources.listfiles import (
@@ -48,6 +48,8 @@ class Stamp:
     heldout: bool
     media: tuple[str, ...]
     """Suffixes present: png, ogg."""
+    spoken: tuple[str, ...] = ()
+    """Languages in which the caption is spoken."""
 
     @property
     def split(self) -> str:
@@ -59,7 +61,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
     config: SmolListsConfig = ctx.config
     assets = ctx.inputs["assets"].path
     left_out: list[str] = []
-    stamps = read_stamps(assets / "stamps", config.heldout) if (assets / "stamps").is_dir() else []
+    languages = tuple(code for code, _ in config.spoken)
+    stamps = read_stamps(assets / "stamps", config.heldout, languages) if (assets / "stamps").is_dir() else []
     if not stamps:
         left_out.append("no stamps: stamps_* and sounds_* are empty, clips_* show easy-VQA training pictures")
     ctx.progress(0.05, 1, "easy-VQA")
@@ -124,7 +127,7 @@ def _easy_vqa(ctx: StepContext, assets: Path, train: dict[int, list[Question]], 
 # ---- stamps ---------------------------------------------------------------------------------------------------------
 
 
-def read_stamps(root: Path, heldout: float) -> list[Stamp]:
+def read_stamps(root: Path, heldout: float, languages: tuple[str, ...] = ()) -> list[Stamp]:
     """Every captioned stamp, sorted by path, with its side of the hold-out."""
     found = []
     for text in sorted(root.rglob("*.txt")):
@@ -134,7 +137,16 @@ def read_stamps(root: Path, heldout: float) -> list[Stamp]:
         if caption and media:
             found.append((text.relative_to(root).with_suffix("").as_posix(), caption, media))
     group = _groups(root, found)
-    return [Stamp(stem, caption, chance("heldout " + group[stem]) < heldout, media) for stem, caption, media in found]
+    return [
+        Stamp(
+            stem,
+            caption,
+            chance("heldout " + group[stem]) < heldout,
+            media,
+            tuple(language for language in languages if (root / spoken_name(stem, language)).is_file()),
+        )
+        for stem, caption, media in found
+    ]
 
 
 def _groups(root: Path, found: list[tuple[str, str, tuple[str, ...]]]) -> dict[str, str]:
@@ -170,14 +182,26 @@ def _stamps(output: Path, assets: Path, stamps: list[Stamp], config: SmolListsCo
     for split in ("train", "heldout"):
         mine = [stamp for stamp in stamps if stamp.split == split]
         pictures = [stamp for stamp in mine if "png" in stamp.media]
-        sounds = [stamp for stamp in mine if "ogg" in stamp.media and is_noun_phrase(stamp.caption, config.max_words)]
+        effects = [stamp for stamp in mine if "ogg" in stamp.media and is_noun_phrase(stamp.caption, config.max_words)]
+        sounds = [(f"{s.stem}.ogg", f"the sound of {in_sentence(s.caption)}") for s in effects]
+        sounds += _spoken(stamps, split, config)
         for stamp in pictures:
             link(assets / "stamps" / f"{stamp.stem}.png", output / "media" / "stamps" / f"{stamp.stem}.png")
-        for stamp in sounds:
-            link(assets / "stamps" / f"{stamp.stem}.ogg", output / "media" / "audio" / f"{_flat(stamp.stem)}.ogg")
+        for name, _ in sounds:
+            link(assets / "stamps" / name, output / "media" / "audio" / _flat(name))
         counts[f"stamps_{split}"] = write_cc3m(output, f"stamps_{split}", [(s.caption, f"media/stamps/{s.stem}.png") for s in pictures])
-        counts[f"sounds_{split}"] = write_audiocaps(output, f"sounds_{split}", [(_flat(s.stem), f"the sound of {in_sentence(s.caption)}") for s in sounds])
+        counts[f"sounds_{split}"] = write_audiocaps(output, f"sounds_{split}", [(_flat(n).removesuffix(".ogg"), c) for n, c in sounds])
     return counts
+
+
+def _spoken(stamps: list[Stamp], split: str, config: SmolListsConfig) -> list[tuple[str, str]]:
+    """(file, caption) of the spoken descriptions of one split; of each language the same stamps whatever is added elsewhere."""
+    found = []
+    for code, language in config.spoken:
+        named = [s for s in stamps if code in s.spoken and is_noun_phrase(s.caption, config.max_words)]
+        chosen = sorted(named, key=lambda s: (chance(f"spoken {code} {s.stem}"), s.stem))[: config.spoken_each]
+        found += [(spoken_name(s.stem, code), f"a voice names {in_sentence(s.caption)} in {language}") for s in chosen if s.split == split]
+    return sorted(found)
 
 
 def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: SmolListsConfig) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -357,12 +358,26 @@ def fake_assets(root: Path, stamps: int) -> Path:
         Image.new("RGBA", (20, 10), (min(n, stamps - 2), 90, 0, 128)).save(stem.with_suffix(".png"))
         if n % 3 == 0:
             write(stem.with_suffix(".ogg"), f"sound {n}")
+        if n % 2 == 0:
+            write(stem.with_name(f"{stem.name}_desc.ogg"), f"spoken {n}")
+            write(stem.with_name(f"{stem.name}_desc_fr.ogg"), f"dite {n}")
     return root
+
+
+def test_stamps_keep_effects_and_the_asked_spoken_descriptions(tmp_path):
+    root = fake_assets(tmp_path, 7) / "stamps"
+    write(root / "symbols" / "one.txt", "One.")
+    write(root / "symbols" / "one.ogg", "the word one")
+    write(root / "symbols" / "one_desc_fr.ogg", "un")
+    kept = assets.stamp_files(root, ("en", "fr"))
+    assert {"animals/x06.ogg", "animals/x06_desc.ogg", "animals/x06_desc_fr.ogg", "symbols/one_desc_fr.ogg"} <= set(kept)
+    assert "symbols/one.ogg" not in kept and "animals/x01.ogg" not in kept
+    assert assets.stamp_files(root, ()) == [name for name in kept if "_desc" not in name and not name.startswith("symbols")]
 
 
 def test_smol_lists_hold_out_whole_groups_with_their_clips_and_sounds(tmp_path):
     source = fake_assets(tmp_path / "assets", 40)
-    config = SmolListsConfig(heldout=0.4, clips=30, clip_side=32, clip_frames=3, draw_per_caption=3)
+    config = SmolListsConfig(heldout=0.4, clips=30, spoken_each=9, clip_side=32, clip_frames=3, draw_per_caption=3)
     ctx = context(tmp_path / "run", config, assets=source)
     result = smol.run(ctx)
     root = ctx.output
@@ -371,10 +386,16 @@ def test_smol_lists_hold_out_whole_groups_with_their_clips_and_sounds(tmp_path):
     sides = {s: {r.texts[0]: (root / r.media[0].uri).read_bytes() for r in cc3m.read(list_path(root, f"stamps_{s}"))} for s in ("train", "heldout")}
     assert not sides["train"].keys() & sides["heldout"].keys()
     assert not set(sides["train"].values()) & set(sides["heldout"].values())
+    heard = {}
     for split in sides:
         things = {in_sentence(caption) for caption in sides[split]}
-        assert {r.texts[0].removeprefix("the sound of ") for r in audiocaps.read(list_path(root, f"sounds_{split}"), SOUNDS)} <= things
+        sounds = [r.texts[0] for r in audiocaps.read(list_path(root, f"sounds_{split}"), SOUNDS)]
+        assert {c.removeprefix("the sound of ") for c in sounds if c.startswith("the sound of ")} <= things
+        spoken = [re.fullmatch("a voice names (.*) in (English|French)", c) for c in sounds if not c.startswith("the sound of ")]
+        assert spoken and {match[1] for match in spoken} <= things
+        heard[split] = len(sounds)
         assert {r.texts[0].split(",")[0] for r in webvid.read(list_path(root, f"clips_{split}"))} <= things
+    assert sum(heard.values()) == 14 + 2 * 9  # every effect; of each language as many as asked for
     drawn = {r.texts[0] for r in instruct.read(list_path(root, "draw_train"))}
     assert "a red circle" in drawn and not drawn & {in_sentence(caption) for caption in sides["heldout"]}
 
