@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,10 +137,13 @@ class AnyloomLmms(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in request order. Equal (picture, question) pairs are asked once; what the answer file holds is not asked again.
 
-        The chunks are a function of all requests, and a chunk is done whole or not at all, so a continued run meets the same batches.
+        The chunks are a function of all requests, and a chunk is done whole or not at all, so a continued run meets the same batches. Pictures with
+        equally many questions stand together: their rows are equally long.
         """
         asks = self._asks(requests)
-        distinct = sorted({ask.key: ask for ask in asks}.values(), key=lambda ask: (ask.max_new_tokens, ask.shown, ask.text))
+        by_key = {ask.key: ask for ask in asks}
+        num_asked = Counter(ask.shown for ask in by_key.values())
+        distinct = sorted(by_key.values(), key=lambda ask: (ask.max_new_tokens, num_asked[ask.shown], ask.shown, ask.text))
         for start in range(0, len(distinct), self.chunk):
             batch = distinct[start : start + self.chunk]
             if any(ask.key not in self.answers.replies for ask in batch):

@@ -1,7 +1,7 @@
 """The states step: the LM states of every distinct caption, so that stage 2 trains without the language model.
 
 Input: weights_lm, the stages so far, the caption shards. Output: parts of states, the token rows as they stand, and states.json.
-Captions are taken in sorted order in parts of fixed batches, each part published on its own, so a killed run goes on to the same bytes.
+Captions are taken by length in parts of fixed batches, each part published on its own, so a killed run goes on to the same bytes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pipelines.train_data import GROUP_MODALITY, earlier_stages, shard_sets
 
 
 def distinct_captions(ctx: StepContext, modalities: list[str]) -> list[tuple[str, str]]:
-    """(modality, caption) of every distinct caption whose modality can be emitted, sorted; all splits."""
+    """(modality, caption) of every distinct caption whose modality can be emitted, shortest first (batches without much padding); all splits."""
     found: set[tuple[str, str]] = set()
     for group, shards in shard_sets(ctx.inputs, ctx.stores).items():
         modality = GROUP_MODALITY.get(group)
         if modality in modalities:
             found |= {(modality, text) for meta in shards.metas(shards.keys()) for text in meta["texts"]}
-    return sorted(found)
+    return sorted(found, key=lambda item: (item[0], len(item[1]), item[1]))
 
 
 def _part(model: AnyModel, captions: list[tuple[str, str]], batch: int) -> bytes:

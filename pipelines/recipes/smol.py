@@ -42,7 +42,7 @@ def smol() -> Recipe:
         stages=("stage1", "stage3", "stage2"),
         stage1=StageConfig(
             stage="stage1",
-            steps=240,
+            steps=160,
             batch=8,
             lr=3e-3,
             warmup_steps=20,
@@ -50,7 +50,7 @@ def smol() -> Recipe:
         ),
         stage2=StageConfig(
             stage="stage2",
-            steps=600,
+            steps=400,
             batch=32,
             lr=1e-3,
             warmup_steps=20,
