@@ -40,8 +40,10 @@ def kill_all(child: subprocess.Popen[bytes]) -> int:
 
 
 def working(root: Path) -> set[str]:
-    """Steps whose work directory exists: started and not complete."""
-    return {path.parent.name for path in root.glob("work/*/*") if path.is_dir()}
+    """Steps at work right now: those whose lock a process holds (a killed process holds none; what it left on disk says nothing)."""
+    with open("/proc/locks") as table:
+        held = {int(line.split()[5].split(":")[2]) for line in table if "FLOCK" in line and "->" not in line}
+    return {path.stem.rpartition("-")[0] for path in (root / "locks").glob("*-*.lock") if path.stat().st_ino in held}
 
 
 def wait_for(condition: Callable[[], bool], child: subprocess.Popen[bytes], timeout_s: float) -> bool:
