@@ -74,7 +74,7 @@ def smol() -> Recipe:
 
 
 def smol_plain() -> Recipe:
-    """smol without help: no caption turn, no balanced answers. More questions, a higher rate and captions beside them make up for part of it."""
+    """smol without help: no caption turn, no balanced answers. More questions, a higher rate and captions are meant to make up for it."""
     recipe = smol()
     stage3 = replace(
         recipe.stage3,

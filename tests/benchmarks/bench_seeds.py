@@ -1,7 +1,7 @@
 """Accuracy of the demo's recipes over seeds: helped, plain and frozen projectors, each beside its floors. Takes the better part of an hour on 2 cores.
 
 `prove.py bench seeds [--seeds 3] [--recipes smol,smol_plain] [--root DIR]`. Data, embeddings and stage 1 of a seed are made once; the runs branch off from
-there and go side by side, as many as there are cores, each on one thread (more work per second than one run on all). One entry per recipe: ours
+there and go side by side, as many as there are cores, each on one thread. One entry per recipe: ours
 is the mean accuracy over seeds on the questions of the recipe's evaluation, peer the blind per-question majority on the same questions, limit 1.
 """
 
@@ -36,8 +36,13 @@ def run(options: argparse.Namespace) -> list[dict]:
 def branch(root: Path, name: str) -> Path:
     """A root of its own beside `root`, with hard links to everything that is complete: one run at a time uses a root."""
     copy = root.parent / f"{root.name}.{name}"
+    if copy.exists():  # of an earlier run, which this one continues
+        return copy
+    partial = root.parent / f"{root.name}.{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
     for folder in ("artifacts", "stores"):
-        shutil.copytree(root / folder, copy / folder, copy_function=os.link, symlinks=True)
+        shutil.copytree(root / folder, partial / folder, copy_function=os.link, symlinks=True)
+    partial.rename(copy)
     return copy
 
 
