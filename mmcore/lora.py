@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 
 from infra.storage import write_atomic
 from mmcore.config import LoraSpec
+from mmcore.seeding import seeded
 
 _PREFIX, _ADAPTER = "base_model.model.", ".default."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -71,8 +72,7 @@ def attach_lora(base: torch.nn.Module, spec: LoraSpec, seed: int) -> None:
 
     if lora_parameters(base):
         raise ValueError("this language model already has a LoRA adapter: attach once, then load into it")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         inject_adapter_in_model(_config(spec), base)
     for layer in base.modules():
         inner = getattr(layer, "base_layer", None)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmcore.config import OutputProjectorSpec
+from mmcore.seeding import seeded
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
@@ -73,6 +74,5 @@ def build_output_projector(spec: OutputProjectorSpec, in_width: int, num_signals
     """A seeded projector. Raises ValueError for an unknown kind."""
     if spec.kind not in KINDS:
         raise ValueError(f"output projector kind {spec.kind!r} is unknown; there are: {', '.join(sorted(KINDS))}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return KINDS[spec.kind](spec, in_width, num_signals)

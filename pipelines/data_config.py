@@ -28,6 +28,8 @@ class EmbedConfig:
     """Which encoder sees the shards' media."""
 
     spec: EncoderSpec
+    splits: tuple[str, ...] = ("train", "heldout")
+    """Splits that are encoded. The pictures of `test` are not read here: the exported model encodes them itself when it is evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,6 +57,8 @@ class Recipe:
     """smol lists: share of the groups of stamps (pictures, clips, sounds) kept out of training."""
     clips: int = 400
     """smol lists: video clips rendered from stamps."""
+    easyvqa_pictures: int = 4000
+    """smol lists: easy-VQA training pictures that are taken, with all their questions (of 4,000)."""
     samples_per_shard: int = 500
     near_duplicate_bits: int = 2
     """Pictures whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""

@@ -114,7 +114,7 @@ def _add_sources(recipe: Recipe, steps: dict[str, Step]) -> Step:
         steps[f"weights_{part}"] = Step(
             name=f"weights_{part}", run=f"pipelines.weights:run_{part}", inputs=inputs, config=WeightsConfig(kind=weights.kind, arch=getattr(weights, part))
         )
-    config = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips) if recipe.lists == "smol" else TinyListsConfig()
+    config = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips, pictures=recipe.easyvqa_pictures) if recipe.lists == "smol" else TinyListsConfig()
     steps["lists"] = Step(name="lists", run=f"pipelines.sources.{recipe.lists}:run", config=config, inputs=inputs if recipe.lists == "smol" else {})
     return steps["lists"]
 

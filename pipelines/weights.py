@@ -55,9 +55,10 @@ def run_image(ctx: StepContext) -> dict[str, Any]:
         model = timm.create_model(config.arch)
         model.load_state_dict(renamed_in_order(_load_pth(_asset(ctx, "efficientnet_lite0.pth")), model.state_dict()), strict=True)
     else:
-        from pipelines.weights_tiny import seeded
+        from mmcore.seeding import seeded
 
-        model = seeded(config.seed, lambda: timm.create_model(config.arch))
+        with seeded(config.seed):
+            model = timm.create_model(config.arch)
     (ctx.output / "encoder").mkdir()
     save_file({name: value.contiguous() for name, value in sorted(model.state_dict().items())}, ctx.output / "encoder" / "model.safetensors")
     about = {"arch": config.arch, "width": model.num_features, "mean": list(model.pretrained_cfg["mean"]), "std": list(model.pretrained_cfg["std"])}

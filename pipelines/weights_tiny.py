@@ -6,16 +6,14 @@ values. Refuses to know where they are saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import torch
+from mmcore.seeding import seeded
 
 if TYPE_CHECKING:
     from transformers import BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-T = TypeVar("T")
 LM_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 BERT_SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 CHATML = (
@@ -24,13 +22,6 @@ CHATML = (
 )
 LM_WIDTH, AUDIO_WIDTH, TEXT_WIDTH = 64, 32, 32
 """Channels of the toy language model, audio encoder and text encoder; the toy image encoder (timm test_efficientnet) has 256."""
-
-
-def seeded(seed: int, build: Callable[[], T]) -> T:
-    """Build under a seed without touching the caller's random state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
 
 
 def _byte_tokenizer(specials: tuple[str, ...]):
@@ -101,7 +92,8 @@ def tiny_llama(seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         pad_token_id=tokenizer.pad_token_id,
         attn_implementation="sdpa",
     )
-    return seeded(seed, lambda: LlamaForCausalLM(config)), tokenizer
+    with seeded(seed):
+        return LlamaForCausalLM(config), tokenizer
 
 
 def tiny_whisper_encoder(seed: int) -> WhisperEncoder:
@@ -120,7 +112,8 @@ def tiny_whisper_encoder(seed: int) -> WhisperEncoder:
         num_mel_bins=80,
         vocab_size=51864,
     )
-    return seeded(seed, lambda: WhisperEncoder(config))
+    with seeded(seed):
+        return WhisperEncoder(config)
 
 
 def tiny_bert(seed: int) -> tuple[BertModel, PreTrainedTokenizerFast]:
@@ -137,4 +130,5 @@ def tiny_bert(seed: int) -> tuple[BertModel, PreTrainedTokenizerFast]:
         max_position_embeddings=64,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return seeded(seed, lambda: BertModel(config)), tokenizer
+    with seeded(seed):
+        return BertModel(config), tokenizer

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from mmcore.config import InputProjectorSpec
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
+
+    import numpy as np
 
 
 class InputProjector(Protocol):
@@ -40,12 +41,11 @@ def build_input_projector(spec: InputProjectorSpec, in_width: int, out_width: in
     """A seeded projector E=in_width -> D=out_width. Raises ValueError for an unknown kind."""
     import importlib
 
-    import torch
+    from mmcore.seeding import seeded
 
     if spec.kind not in KINDS:
         raise ValueError(f"input projector kind {spec.kind!r} is unknown; there are: {', '.join(sorted(KINDS))}")
     module, _, name = KINDS[spec.kind].partition(":")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         projector: torch.nn.Module = getattr(importlib.import_module(module), name)(in_width, out_width, spec.init_std)
     return projector

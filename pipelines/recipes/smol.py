@@ -33,6 +33,7 @@ def smol() -> Recipe:
         name="smol",
         lists="smol",
         datasets=DATASETS,
+        easyvqa_pictures=1600,
         image=EncoderSpec(kind="timm_image", arch="tf_efficientnet_lite0", width=1280, grid=3, image_size=192),
         video=EncoderSpec(kind="timm_video", arch="tf_efficientnet_lite0", width=1280, grid=2, frames=4, image_size=192, part_rows=32),
         audio=EncoderSpec(kind="whisper_audio", arch="whisper", width=384, tokens=8, max_seconds=6.0, part_rows=16),

@@ -126,6 +126,8 @@ class SmolListsConfig:
     """Share of the groups of stamps that is kept out of training."""
     clips: int = 160
     """Video clips rendered, of distinct stamps."""
+    pictures: int = 4000
+    """easy-VQA training pictures, with all their questions."""
     clip_side: int = 224
     """Pixels."""
     clip_rate_hz: int = 12

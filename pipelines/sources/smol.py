@@ -67,6 +67,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         left_out.append("no stamps: stamps_* and sounds_* are empty, clips_* show easy-VQA training pictures")
     ctx.progress(0.05, 1, "easy-VQA")
     train, test = (read_questions(assets / "easy_vqa" / split) for split in ("train", "test"))
+    train = {n: train[n] for n in sorted(sorted(train, key=lambda n: (chance(f"easyvqa {n}"), n))[: config.pictures])}
     captions = {picture: caption_of(questions) for picture, questions in train.items()}
     counts = _easy_vqa(ctx, assets, train, test, captions)
     ctx.progress(0.2, 1, "stamps")

@@ -1,7 +1,7 @@
 """Kill -9 of the whole demo in every phase; the end must be that of an undisturbed run, byte for byte.
 
-Phases: data, embed, stage1, stage2, stage3, evaluation. In each, `--kills` SIGKILLs of the driver and all its Ray and Prefect processes, at
-seeded random moments while a step of that phase works. `report` and `history` hold times of the run itself, so their bytes are not compared;
+Phases: data, embed, stage1, stage2, stage3, evaluation. In each, `--kills` SIGKILLs of the driver and all its Ray and Prefect processes, spread
+over the phase's steps, at seeded random moments while such a step works. `report` and `history` hold times of the run itself, so their bytes are not compared;
 scores, weights, shards and embeddings are.
 """
 
@@ -18,13 +18,16 @@ from pathlib import Path
 from demo_process import digests, kill_all, start, wait_for, working
 
 PHASES = {
-    "data": ("lists", "manifest_", "shards_", "overlap"),
-    "embed": ("embed_", "targets"),
+    "data": ("lists", "shards_instruct"),
+    "embed": ("embed_audio", "embed_video", "embed_image"),
     "stage1": ("stage1",),
     "stage2": ("states", "stage2"),
     "stage3": ("stage3",),
-    "evaluation": ("eval_",),
+    "evaluation": ("eval_captions", "eval_vqa"),
 }
+"""The steps that are killed, in the order they run."""
+BRIEF_S = {"shards_instruct": 0.7}
+"""Steps that may be over before a longer wait is."""
 TIMED = ("report", "history")
 TIMEOUT_S = 1800.0
 
@@ -81,9 +84,11 @@ def attempt(root: Path, recipe: str, log: Path, kills: dict[str, list[str]], wan
     child = start(root, recipe, log)
 
     def target() -> tuple[str, str] | None:
-        for step in sorted(working(root)):
-            for phase, prefixes in PHASES.items():
-                if len(kills[phase]) < wanted and step.startswith(prefixes):
+        busy = working(root)
+        for phase, steps in PHASES.items():
+            number = len(kills[phase])
+            for place, step in enumerate(steps):
+                if number < wanted and step in busy and place >= number * len(steps) // wanted:
                     return phase, step
         return None
 
@@ -93,7 +98,9 @@ def attempt(root: Path, recipe: str, log: Path, kills: dict[str, list[str]], wan
             if child.returncode != 0:
                 raise RuntimeError(f"the demo failed on its own (exit {child.returncode}); log: {log}")
             return
-        time.sleep(delay)
+        aim = target()
+        if aim is not None:
+            time.sleep(min(delay, BRIEF_S.get(aim[1], delay)))
         hit = target()
         if hit is not None:  # still at work: the kill lands inside the phase
             break
