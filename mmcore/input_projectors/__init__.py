@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from mmcore.config import InputProjectorSpec
 
 if TYPE_CHECKING:
-    import torch
-
     import numpy as np
+    import torch
 
 
 class InputProjector(Protocol):
