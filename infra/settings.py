@@ -62,6 +62,7 @@ def quiet_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "1",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_COLOR_PREFIX": "0",
         "RAY_worker_niceness": "0",
         "PYTHONWARNINGS": "ignore",
