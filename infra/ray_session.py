@@ -23,8 +23,6 @@ def start(num_cpus: int, log_dir: Path | None = None) -> None:
     if not ray.is_initialized():
         # Unix socket paths are limited to 107 bytes, so the session directory cannot live below an arbitrary root.
         scratch = Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"
-        if not cluster_is_given():
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims the node we sit on; one process less per stage
         local = {} if cluster_is_given() else {"num_cpus": num_cpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
         ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]
 
