@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--reference", type=Path, help="a root that already holds an undisturbed run of this commit on this machine")
     parser.add_argument("--seeds", type=int, default=3, help="bench seeds: how many")
     parser.add_argument("--recipes", default="smol,smol_plain,smol_frozen", help="bench seeds: which, separated by commas")
-    parser.add_argument("--root", type=Path, help="bench seeds: a root to build on")
+    parser.add_argument("--root", type=Path, help="bench: a root to build on (seeds), a finished run (demo_rerun)")
     parser.add_argument("--inputs", type=int, default=40, help="fuzz: inputs per mutation class")
     parser.add_argument("--out", type=Path, default=PROJECT / "build", help="where the JSON goes")
     options = parser.parse_args()
