@@ -104,9 +104,11 @@ def run_recipe(
 def _run_in_prefect(
     recipe: str, settings: Settings, overrides: Mapping[str, Any], targets: Sequence[str] | None, force: Sequence[str], lists: Mapping[str, str] | None
 ) -> None:
+    from flows.leftovers import end_orphaned_servers
     from infra.settings import prefect_environment
 
     prefect_environment(settings.root.absolute())
+    end_orphaned_servers(settings.root.absolute() / "prefect")
     quiet(settings.root.absolute() / "logs" / "run.log")
     from flows.end_to_end import end_to_end
 
