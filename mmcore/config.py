@@ -20,19 +20,19 @@ class EncoderSpec:
     """One frozen encoder with its preprocessing: raw media -> features_BNE."""
 
     kind: str
-    """Registry name in mmcore.encoders: `timm_image`, `timm_video` or `whisper_audio`."""
+    """Registry name in mmcore.encoders, e.g. `timm_image`, `whisper_audio`, `imagebind_video`."""
     arch: str
-    """Architecture inside the kind: a timm name, or `whisper`."""
+    """Architecture inside the kind: a timm name, `whisper`, `imagebind_huge` or `imagebind_toy`."""
     width: int
     """E, channels of one feature token."""
     grid: int = 0
-    """image, video: side of the pooled token grid of one frame (grid * grid tokens each)."""
+    """image, video: side of the pooled token grid of one frame (grid * grid tokens each). ImageBind: 0 stores the one pooled vector."""
     frames: int = 1
     """video: frames sampled uniformly from a clip."""
     image_size: int = 224
     """image, video: pixels per side after resizing (square; media are composited on white)."""
     tokens: int = 0
-    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many."""
+    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind: 0 stores the one pooled vector."""
     max_seconds: float = 30.0
     """audio: longer clips are cut, in seconds."""
     dtype: str = "float16"

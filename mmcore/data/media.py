@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -224,25 +224,29 @@ def decode_video_frames(data: bytes, frames: int, start_s: float = 0.0, end_s: f
 
     A clip with fewer frames than asked for repeats some. Only the sampled frames are converted to RGB.
     """
+    return choose_video_frames(data, lambda count, hz: [first + int((i + 0.5) * (last - first) / frames) for first, last in [span(count, hz, start_s, end_s)] for i in range(frames)])
+
+
+def choose_video_frames(data: bytes, choose: Callable[[int, float], Sequence[int]]) -> list[Image.Image]:
+    """RGB pictures at the indices that `choose` gives for (number of frames, frames per second), in its order. Raises MediaError."""
     with _opened(data, "video") as (container, stream):
         expected = sum(1 for packet in container.demux(stream) if packet.size)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-    picked, seen = _pick_frames(data, _positions(frames, expected, rate, start_s, end_s))
-    if seen != expected:  # packets that give no picture, or pictures without a packet of their own
-        picked, seen = _pick_frames(data, _positions(frames, seen, rate, start_s, end_s))
+        hz = float(stream.average_rate or stream.guessed_rate or 25)
+    picked, seen = _pick_frames(data, choose(expected, hz))
     if seen == 0:
         raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
+    if seen != expected:  # packets that give no picture, or pictures without a packet of their own
+        picked, seen = _pick_frames(data, choose(seen, hz))
     return picked
 
 
-def _positions(frames: int, count: int, rate: float, start_s: float, end_s: float | None) -> list[int]:
-    """Indices of the frames to take from a clip of `count` frames at `rate` per second."""
-    first = min(int(start_s * rate), max(0, count - 1))
-    last = count if end_s is None else max(first + 1, min(count, round(end_s * rate)))
-    return [first + int((i + 0.5) * (last - first) / frames) for i in range(frames)]
+def span(count: int, hz: float, start_s: float, end_s: float | None) -> tuple[int, int]:
+    """First and last (exclusive) frame of a span of a clip of `count` frames at `hz` per second; never empty."""
+    first = min(int(start_s * hz), max(0, count - 1))
+    return first, count if end_s is None else max(first + 1, min(count, round(end_s * hz)))
 
 
-def _pick_frames(data: bytes, wanted: list[int]) -> tuple[list[Image.Image], int]:
+def _pick_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Image], int]:
     """(pictures at the wanted indices, frames seen in all)."""
     found: dict[int, Image.Image] = {}
     seen = 0

@@ -8,6 +8,7 @@ Shape letters: N feature tokens, E encoder width.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,38 +57,30 @@ class BatchedEncoder:
         return features
 
 
-def _timm_image(spec: EncoderSpec, weights_dir: Path) -> Encoder:
-    from mmcore.encoders.timm_image import TimmImageEncoder
+def _from(module: str, name: str) -> Callable[[EncoderSpec, Path], Encoder]:
+    """A loader that imports its module when it is called."""
 
-    return TimmImageEncoder(spec, weights_dir)
+    def load(spec: EncoderSpec, weights_dir: Path) -> Encoder:
+        encoder: Encoder = getattr(importlib.import_module(f"mmcore.encoders.{module}"), name)(spec, weights_dir)
+        return encoder
 
-
-def _timm_video(spec: EncoderSpec, weights_dir: Path) -> Encoder:
-    from mmcore.encoders.timm_image import TimmVideoEncoder
-
-    return TimmVideoEncoder(spec, weights_dir)
-
-
-def _whisper_audio(spec: EncoderSpec, weights_dir: Path) -> Encoder:
-    from mmcore.encoders.whisper import WhisperAudioEncoder
-
-    return WhisperAudioEncoder(spec, weights_dir)
-
-
-def _bert_text(spec: EncoderSpec, weights_dir: Path) -> Encoder:
-    from mmcore.encoders.bert_text import BertTextEncoder
-
-    return BertTextEncoder(spec, weights_dir)
+    return load
 
 
 ENCODERS: dict[str, Callable[[EncoderSpec, Path], Encoder]] = {
-    "timm_image": _timm_image,
-    "timm_video": _timm_video,
-    "whisper_audio": _whisper_audio,
-    "bert_text": _bert_text,
+    "timm_image": _from("timm_image", "TimmImageEncoder"),
+    "timm_video": _from("timm_image", "TimmVideoEncoder"),
+    "hf_image": _from("hf_vision", "HfImageEncoder"),
+    "hf_video": _from("hf_vision", "HfVideoEncoder"),
+    "whisper_audio": _from("whisper", "WhisperAudioEncoder"),
+    "hf_audio": _from("hf_audio", "HfAudioEncoder"),
+    "bert_text": _from("bert_text", "BertTextEncoder"),
+    "imagebind_image": _from("imagebind_encoders", "ImageBindImageEncoder"),
+    "imagebind_video": _from("imagebind_encoders", "ImageBindVideoEncoder"),
+    "imagebind_audio": _from("imagebind_encoders", "ImageBindAudioEncoder"),
 }
 
-MODALITY_OF = {"timm_image": "image", "timm_video": "video", "whisper_audio": "audio", "bert_text": "text"}
+MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in ENCODERS}
 """What each kind encodes."""
 
 

@@ -9,8 +9,9 @@ from infra.step import AnyloomError
 from pipelines.recipe import Recipe, with_overrides
 from pipelines.recipes.smol import smol, smol_frozen, smol_plain
 from pipelines.recipes.tiny import tiny
+from pipelines.recipes.tiny_nextgpt import tiny_nextgpt
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "smol": smol, "smol_plain": smol_plain, "smol_frozen": smol_frozen}
+RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "tiny_nextgpt": tiny_nextgpt, "smol": smol, "smol_plain": smol_plain, "smol_frozen": smol_frozen}
 
 
 def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

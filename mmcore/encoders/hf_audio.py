@@ -1,0 +1,65 @@
+"""Sounds through an audio model of transformers: CLAP, HuBERT.
+
+Owns the choice between the pooled vector (tokens 0: CLAP's shared space, HuBERT's mean state) and spec.tokens tokens in time order. The front end is the
+model's own feature extractor. Each sound is an encoder call of its own, so its features do not depend on the others' lengths. Input: a transformers
+directory and media bytes; output: features [N, E]. Refuses to know what the features are for.
+
+Shape letters: F encoder frames, N feature tokens, E encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.nn import functional
+
+from mmcore.config import EncoderSpec
+from mmcore.data.media import decode_audio
+from mmcore.encoders import BatchedEncoder
+
+FAMILIES = {"clap": "ClapAudioModelWithProjection", "hubert": "HubertModel"}
+"""spec.arch up to its first `:` -> class of transformers."""
+
+
+class HfAudioEncoder(BatchedEncoder):
+    """One sound -> one vector, or spec.tokens tokens."""
+
+    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+        """Raises ValueError for an unknown family, or a model of another width."""
+        self.spec = spec
+        self._family = spec.arch.partition(":")[0]
+        if self._family not in FAMILIES:
+            raise ValueError(f"unknown audio family '{self._family}': choose one of {', '.join(FAMILIES)}")
+        folder = weights_dir / "encoder"
+        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+        self._model = getattr(transformers, FAMILIES[self._family]).from_pretrained(folder, **options).eval().requires_grad_(False)
+        self._front = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> dict[str, torch.Tensor]:
+        """Bytes -> the model's inputs."""
+        rate = self._front.sampling_rate
+        samples = decode_audio(data, rate, self.spec.max_seconds, start_s, end_s)
+        return dict(self._front(samples, sampling_rate=rate, return_tensors="pt"))
+
+    @torch.inference_mode()
+    def forward(self, items: Sequence[dict[str, torch.Tensor]]) -> list[np.ndarray]:
+        """Prepared inputs -> features [N, E] each."""
+        return [self._features(inputs) for inputs in items]
+
+    def _features(self, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+        outputs = self._model(**inputs)
+        states = outputs.last_hidden_state[0]
+        if states.ndim == 3:  # CLAP: channels x bands x time
+            states = states.mean(dim=1).T
+        if self.spec.tokens:
+            features_NE = functional.adaptive_avg_pool1d(states.T[None], self.spec.tokens)[0].T
+        else:
+            features_NE = outputs.audio_embeds if self._family == "clap" else states.mean(dim=0, keepdim=True)
+        if features_NE.shape[-1] != self.spec.width:
+            raise ValueError(f"{self.spec.arch} with {self.spec.tokens} tokens gives width {features_NE.shape[-1]}, the spec says {self.spec.width}")
+        return features_NE.numpy().astype(self.spec.dtype)

@@ -1,0 +1,145 @@
+"""ImageBind behind the Encoder face: pictures, clips, sounds and captions -> features.
+
+spec.grid (pictures, clips) and spec.tokens (sounds) choose what is stored: 0 gives the one pooled vector of the shared space, as NExT-GPT uses
+it (normalised, without the logit scale); more gives the trunk's own tokens, averaged over crops and pooled to that many, time step by time step.
+Input: bytes; output: features [N, E]. Refuses to know the architecture (mmcore.encoders.imagebind) and the preprocessing (…imagebind_inputs).
+
+Shape letters: B items, S clips of one item, N feature tokens, E width, out the width of the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch.nn import functional
+
+from infra.storage import read_json
+from mmcore.config import EncoderSpec
+from mmcore.data.media import choose_video_frames, decode_audio, decode_image, span
+from mmcore.encoders import BatchedEncoder
+from mmcore.encoders import imagebind_inputs as inputs
+from mmcore.encoders.imagebind import HUGE, HUGE_OUT, ImageBind, load_imagebind, modality_of, toy
+
+ARCHITECTURES = {"imagebind_huge": (HUGE, HUGE_OUT), "imagebind_toy": (toy(), 32)}
+"""spec.arch -> (trunks, width of the shared space)."""
+WEIGHTS = Path("encoder") / "model.safetensors"
+
+
+class ImageBindEncoder(BatchedEncoder):
+    """Shared half: one trunk, its weights and the choice between pooled vector and tokens."""
+
+    trunk: str
+
+    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+        """Raises ValueError when the weights are of another architecture or the width does not fit what is stored."""
+        self.spec = spec
+        if spec.arch not in ARCHITECTURES:
+            raise ValueError(f"unknown ImageBind size '{spec.arch}': choose one of {', '.join(ARCHITECTURES)}")
+        described = read_json(weights_dir / "encoder.json")
+        if described["arch"] != spec.arch:
+            raise ValueError(f"the spec asks for {spec.arch}, but {weights_dir} holds {described['arch']}")
+        specs, out = ARCHITECTURES[spec.arch]
+        gives = specs[self.trunk].width if self._num_tokens() else out
+        if gives != spec.width:
+            raise ValueError(f"{spec.kind} with {self._num_tokens() or 'pooled'} tokens gives width {gives}, the spec says {spec.width}")
+        self._model = load_trunks(weights_dir / WEIGHTS, spec.arch, (self.trunk,))
+
+    def _num_tokens(self) -> int:
+        return self.spec.grid
+
+    @torch.inference_mode()
+    def forward(self, items: Sequence[Any]) -> list[np.ndarray]:
+        """Prepared tensors, all of one shape -> features [N, E] each."""
+        batch = torch.stack(list(items))
+        features = self._tokens(batch) if self._num_tokens() else self._vector(batch)[:, None]
+        return list(features.float().numpy().astype(self.spec.dtype))
+
+    def _vector(self, batch: torch.Tensor) -> torch.Tensor:
+        """[B, out], unit vectors averaged over clips."""
+        model, name = self._model, self.trunk
+        vectors = model(name, batch)
+        scale = model.specs[name].scale
+        return vectors / model.modality_postprocessors[name][1].log_logit_scale.exp().clip(max=100) if scale else vectors
+
+    def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
+        """[B, N, E]."""
+        raise TypeError(f"{self.spec.kind} stores pooled vectors only: set grid and tokens to 0")
+
+    def _states(self, items: torch.Tensor) -> torch.Tensor:
+        """Patch states without CLS, behind the head's layer norm."""
+        model = self._model
+        states: torch.Tensor = model.modality_heads[self.trunk][0](model.tokens(self.trunk, items))
+        return states[:, 1:]
+
+
+class ImageBindImageEncoder(ImageBindEncoder):
+    """One picture -> one vector, or grid * grid tokens row by row."""
+
+    trunk = "vision"
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
+        """Bytes -> [3, 224, 224]; a picture has no span."""
+        return inputs.picture(decode_image(data))
+
+    def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
+        return _grid(self._states(batch), self.spec.grid)
+
+
+class ImageBindVideoEncoder(ImageBindEncoder):
+    """One clip -> one vector, or for each of its five moments grid * grid tokens, averaged over the three crops."""
+
+    trunk = "vision"
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
+        """Bytes -> [15, 3, 2, 224, 224]."""
+
+        def choose(count: int, hz: float) -> list[int]:
+            first, last = span(count, hz, start_s, end_s)
+            return [first + index for index in inputs.frame_indices(last - first, hz)]
+
+        return inputs.clip(choose_video_frames(data, choose))
+
+    def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
+        states = _grid(self._states(batch.flatten(0, 1)), self.spec.grid)
+        return states.unflatten(0, (len(batch), inputs.VIDEO_CLIPS, inputs.CROPS)).mean(dim=2).flatten(1, 2)
+
+
+class ImageBindAudioEncoder(ImageBindEncoder):
+    """One sound -> one vector, or spec.tokens tokens in time order over its three moments."""
+
+    trunk = "audio"
+
+    def _num_tokens(self) -> int:
+        return self.spec.tokens
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
+        """Bytes -> [3, 1, 128, 204]."""
+        return inputs.sound(decode_audio(data, inputs.AUDIO_HZ, self.spec.max_seconds, start_s, end_s))
+
+    def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
+        """The patch grid is mel bands x time: bands are averaged, time goes on from moment to moment."""
+        states = self._states(batch.flatten(0, 1))  # [B * S, bands * times, E]
+        spec = self._model.specs[self.trunk]
+        bands = (spec.size[1] - spec.patch[0]) // spec.stride[0] + 1
+        times = states.unflatten(1, (bands, -1)).mean(dim=1).unflatten(0, (len(batch), -1)).flatten(1, 2)
+        return functional.adaptive_avg_pool1d(times.transpose(1, 2), self.spec.tokens).transpose(1, 2)
+
+
+def _grid(states_BNE: torch.Tensor, grid: int) -> torch.Tensor:
+    """Square patch states -> [B, grid * grid, E]."""
+    side = round(states_BNE.shape[1] ** 0.5)
+    cells = states_BNE.transpose(1, 2).unflatten(2, (side, side))
+    return functional.adaptive_avg_pool2d(cells, grid).flatten(2).transpose(1, 2)
+
+
+def load_trunks(path: Path, arch: str, trunks: Sequence[str]) -> ImageBind:
+    """The frozen model with the given trunks only; other trunks' tensors are not read. Raises ValueError when the file does not fit."""
+    specs, out = ARCHITECTURES[arch]
+    with safe_open(path, framework="pt") as handle:
+        state = {name: handle.get_tensor(name).float() for name in handle.keys() if not modality_of(name) or modality_of(name) in trunks}
+    return load_imagebind(state, {name: specs[name] for name in trunks}, out)

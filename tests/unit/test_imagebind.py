@@ -1,0 +1,170 @@
+"""ImageBind: the released layout loads strictly, outputs equal those of the public implementation, preprocessing follows it.
+
+The golden files were made by tests/golden/imagebind_reference.py, which runs the public code (not part of this repository) on the same seeded inputs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_steps import png, run_step, wav
+from PIL import Image
+
+from infra.step import AnyloomError
+from mmcore.config import EncoderSpec
+from mmcore.encoders import imagebind_inputs as inputs
+from mmcore.encoders import load_encoder
+from mmcore.encoders.imagebind import HUGE, ImageBind, load_imagebind, modality_of, toy
+from mmcore.encoders.kaldi import fbank, mel_bank
+from pipelines.sources.clips import encode_mp4
+from pipelines.weights_config import WeightsConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "imagebind"
+PUBLISHED = {"vision": 632_829_440, "text": 354_032_641, "audio": 86_235_648, "depth": 21_871_872, "thermal": 86_211_072, "imu": 19_600_384}
+"""Parameters of stem, trunk, head and logit scale of each modality in the released file."""
+HERE = Path(__file__).parents[1] / "golden"
+
+
+def load_maker():
+    """The module that made the golden files: seeded weights and inputs are defined once."""
+    spec = importlib.util.spec_from_file_location("imagebind_reference", HERE / "imagebind_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MAKER = load_maker()
+SMALL = toy(**MAKER.SMALL, vocabulary=HUGE["text"].size[0])
+
+
+def small_state(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    shapes = ImageBind(SMALL, MAKER.OUT).state_dict()
+    return MAKER.seeded_state({name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in shapes.items()})
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    return {name: json.loads((GOLDEN / f"{name}.json").read_text()) for name in ("outputs", "inputs")}
+
+
+@pytest.mark.parametrize("modality", list(HUGE))
+def test_outputs_equal_the_public_implementation(modality, golden):
+    expected = torch.tensor(golden["outputs"][modality], dtype=torch.float64)
+    for dtype, limit in ((torch.float64, 1e-8), (torch.float32, 1e-4)):
+        state = {name: value for name, value in small_state().items() if modality_of(name) == modality}
+        model = load_imagebind({name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}, {modality: SMALL[modality]}, MAKER.OUT)
+        got = model(modality, MAKER.item(modality, dtype)).double()
+        assert float((got - expected).norm() / expected.norm()) < limit
+
+
+def test_full_layout_has_the_published_names_and_counts():
+    with torch.device("meta"):
+        model = ImageBind()
+    counts = {name: 0 for name in HUGE}
+    for name, parameter in model.named_parameters():
+        counts[modality_of(name)] += parameter.numel()
+    assert counts == PUBLISHED and sum(counts.values()) == 1_200_781_057
+    assert len(model.state_dict()) == 1311
+    assert [HUGE[name].num_tokens for name in ("vision", "text", "audio", "depth", "thermal", "imu")] == [257, 77, 229, 197, 197, 251]
+
+
+def test_a_file_loads_strictly_and_only_the_wanted_trunks():
+    state = small_state(torch.float32)
+    model = load_imagebind(state, {"audio": SMALL["audio"]}, MAKER.OUT)
+    assert {modality_of(name) for name in model.state_dict()} == {"audio"} and not any(p.requires_grad for p in model.parameters())
+    broken = dict(state)
+    del broken["modality_trunks.audio.blocks.1.attn.bias_k"]
+    with pytest.raises(ValueError, match=r"lacks modality_trunks\.audio\.blocks\.1\.attn\.bias_k$"):
+        load_imagebind(broken, SMALL, MAKER.OUT)
+    with pytest.raises(ValueError, match=r"has the unknown modality_heads\.audio\.9\.weight$"):
+        load_imagebind(state | {"modality_heads.audio.9.weight": torch.zeros(1)}, SMALL, MAKER.OUT)
+    name = "modality_heads.audio.2.weight"
+    with pytest.raises(ValueError, match=r"modality_heads\.audio\.2\.weight of shape \(3, 3\), expected \(32, 32\)"):
+        load_imagebind(state | {name: torch.zeros(3, 3)}, SMALL, MAKER.OUT)
+
+
+def test_an_item_of_another_size_is_refused():
+    model = load_imagebind(small_state(torch.float32), {"audio": SMALL["audio"]}, MAKER.OUT)
+    with pytest.raises(ValueError, match=r"takes items of shape \(1, 128, 204\), got \(1, 64, 204\)"):
+        model("audio", torch.zeros(2, 1, 64, 204))
+
+
+def same(tensor: torch.Tensor, expected: dict, limit: float) -> None:
+    got = MAKER.digest(tensor)
+    assert got["shape"] == expected["shape"]
+    assert np.abs(np.array(got["values"]) - np.array(expected["values"])).max() < limit
+    assert abs(got["mean"] - expected["mean"]) < limit and abs(got["std"] - expected["std"]) < limit
+
+
+def test_preprocessing_follows_the_public_code(golden):
+    expected = golden["inputs"]
+    same(inputs.picture(Image.fromarray(MAKER.picture_array())), expected["picture"], 1e-6)
+    same(inputs.clip([Image.fromarray(frame) for frame in MAKER.clip_array()]), expected["clip"], 1e-4)
+    same(inputs.sound(MAKER.sound_array()), expected["sound"], 2e-3)
+    same(inputs.sound(MAKER.sound_array(1.1)), expected["short_sound"], 2e-3)
+    for seconds, starts in expected["clip_starts"].items():
+        assert inputs.clip_starts(float(seconds), inputs.VIDEO_CLIPS) == pytest.approx(starts)
+
+
+def test_text_keeps_its_end_token():
+    words = {"a": 1, "dog": 2}
+    ids = inputs.text("a dog", lambda text: [words[word] for word in text.split()], 98, 99)
+    assert ids[:5].tolist() == [98, 1, 2, 99, 0] and len(ids) == 77
+    assert inputs.text("a " * 200, lambda text: [1] * 200, 98, 99)[-1] == 99
+
+
+def test_frames_of_a_clip_are_first_and_last_of_five_evenly_spread_spans():
+    assert inputs.frame_indices(250, 25.0) == [0, 49, 50, 99, 100, 149, 150, 199, 200, 249]
+    assert inputs.frame_indices(18, 12.0) == [0, 17] * 5
+    assert inputs.frame_indices(1, 25.0) == [0] * 10
+
+
+def test_mel_bank_covers_the_band_and_fbank_has_kaldis_frames():
+    bank = mel_bank(128, 512, 16000)
+    assert bank.shape == (256, 128) and bool((bank >= 0).all()) and float(bank.max()) <= 1
+    assert fbank(torch.zeros(32000), 16000).shape == (198, 128) and fbank(torch.zeros(100), 16000).shape == (0, 128)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("imagebind")
+    for trunk in ("vision", "audio"):
+        run_step(root, f"weights_{trunk}", "pipelines.weights:run_imagebind", WeightsConfig(kind="random", arch="imagebind_toy", trunks=(trunk,)), {})
+    return root
+
+
+@pytest.mark.parametrize(("kind", "grid", "tokens", "rows"), [("image", 0, 0, 1), ("image", 2, 0, 4), ("audio", 0, 0, 1), ("audio", 0, 6, 6)])
+def test_encoders_give_the_pooled_vector_or_tokens(weights, kind, grid, tokens, rows):
+    data = [png(0), png(1)] if kind == "image" else [wav(0, 0.5), wav(1, 3.0)]
+    spec = EncoderSpec(kind=f"imagebind_{kind}", arch="imagebind_toy", width=32, grid=grid, tokens=tokens, batch=2)
+    encoder = load_encoder(spec, weights / f"weights_{'audio' if kind == 'audio' else 'vision'}")
+    features = encoder.encode(data)
+    assert [f.shape for f in features] == [(rows, 32)] * 2 and features[0].dtype == np.float16
+    if rows == 1 and kind == "image":
+        assert np.linalg.norm(features[0].astype(np.float32)) == pytest.approx(1, abs=1e-2)
+    assert np.abs(features[0].astype(np.float32) - features[1].astype(np.float32)).max() > 1e-3
+
+
+def test_clips_have_tokens_for_each_of_five_moments(weights):
+    data = encode_mp4([Image.fromarray(frame) for frame in MAKER.clip_array()], 5)
+    for grid, rows in ((0, 1), (2, 20)):
+        spec = EncoderSpec(kind="imagebind_video", arch="imagebind_toy", width=32, grid=grid, batch=2)
+        assert load_encoder(spec, weights / "weights_vision").encode([data])[0].shape == (rows, 32)
+
+
+def test_wrong_sizes_are_named(weights):
+    with pytest.raises(ValueError, match="gives width 32, the spec says 64"):
+        load_encoder(EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=64), weights / "weights_vision")
+    with pytest.raises(ValueError, match="asks for imagebind_huge"):
+        load_encoder(EncoderSpec(kind="imagebind_image", arch="imagebind_huge", width=1024), weights / "weights_vision")
+
+
+def test_the_released_file_is_asked_for_and_a_broken_one_named(tmp_path):
+    config = WeightsConfig(kind="pretrained", arch="imagebind_huge", trunks=("audio",))
+    with pytest.raises(AnyloomError, match="--weights imagebind=FILE"):
+        run_step(tmp_path, "weights", "pipelines.weights:run_imagebind", config, {})
