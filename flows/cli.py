@@ -32,16 +32,8 @@ STAGED = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands and options."""
-    parser = argparse.ArgumentParser(
-        prog="anyloom",
-        description="Train and evaluate any-to-any multimodal LLMs as one DAG of resumable steps.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
+def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Options that commands share: where everything is, which recipe, how it runs; each includes the one before."""
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--root", type=Path, help="directory of artifacts, stores, history and report")
     which = argparse.ArgumentParser(add_help=False, parents=[where])
@@ -57,13 +49,34 @@ def build_parser() -> argparse.ArgumentParser:
         dest="lists",
         help="a list file of your own in place of the recipe's, e.g. stamps_train=my_cc3m.tsv (same format; paths in it are relative to it)",
     )
+    which.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="MODEL=FILE",
+        dest="weights",
+        help="a weights file you have got yourself, e.g. imagebind=imagebind_huge.pth (.pth or .safetensors, in the released layout)",
+    )
     how = argparse.ArgumentParser(add_help=False, parents=[which])
     how.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step even if it is done; equal bytes change nothing downstream")
     how.add_argument("--threads", type=int, help="CPU threads in all (default: every core)")
     how.add_argument("--no-prefect", action="store_false", dest="use_prefect", default=None, help="run the same steps without a Prefect server")
     how.add_argument("--no-ray", action="store_false", dest="use_ray", default=None, help="run the same steps in this process")
     how.add_argument("--remote", help="fsspec URL that mirrors finished artifacts, e.g. s3://bucket/anyloom")
+    return where, which, how
 
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(
+        prog="anyloom",
+        description="Train and evaluate any-to-any multimodal LLMs as one DAG of resumable steps.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    where, which, how = _shared_options()
     run = commands.add_parser("run", parents=[how], help="run a recipe, or the steps named", description="Materialize a recipe. What is done is kept.")
     run.add_argument("targets", nargs="*", metavar="STEP", help="only these steps and what they need; a trailing * matches by prefix")
     for name, (targets, what) in STAGED.items():
@@ -138,6 +151,7 @@ def cmd_run(args: argparse.Namespace) -> int:
         targets=args.targets or None,
         force=args.force,
         lists=parse_pairs(args.lists, "--list", "DATASET=FILE"),
+        weights=parse_pairs(args.weights, "--weights", "MODEL=FILE"),
     )
 
 
@@ -148,7 +162,8 @@ def cmd_plan(args: argparse.Namespace) -> int:
     from infra.plan import plan
 
     settings = settings_of(args)
-    steps = recipe_steps(args.recipe, parse_overrides(args.overrides), parse_pairs(args.lists, "--list", "DATASET=FILE"))
+    own = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=FILE")
+    steps = recipe_steps(args.recipe, parse_overrides(args.overrides), *own)
     rows = plan(steps.values(), settings.root.absolute())
     Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
     print(f"{sum(r.status == 'done' for r in rows)} of {len(rows)} steps done below {settings.root.absolute()}")

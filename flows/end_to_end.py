@@ -18,13 +18,15 @@ def end_to_end(
     force: list[str] | None = None,
     targets: list[str] | None = None,
     lists: dict[str, str] | None = None,
+    weights: dict[str, str] | None = None,
     threads: int | None = None,
     use_ray: bool | None = None,
 ) -> dict[str, str]:
     """Materialize a recipe.
 
     recipe: a name from `anyloom recipes`; root: where everything is kept; overrides: `{"stage3.lr": 1e-4}`; force: steps to run again;
-    targets: only these steps and what they need; lists: dataset -> list file of your own. Returns step name -> what happened (executed, reused, same bytes).
+    targets: only these steps and what they need; lists: dataset -> list file of your own; weights: model -> weights file of your own (imagebind).
+    Returns step name -> what happened (executed, reused, same bytes).
     """
     settings = load_settings(root=root, threads=threads, use_ray=use_ray)
-    return run_targets(recipe, overrides=overrides, targets=targets, force=force or [], lists=lists, settings=settings)
+    return run_targets(recipe, overrides=overrides, targets=targets, force=force or [], lists=lists, weights=weights, settings=settings)

@@ -22,12 +22,15 @@ TRAIN_STAGES = ("export",)
 EVALUATE = ("history", "report")
 
 
-def recipe_steps(recipe: str, overrides: Mapping[str, Any], lists: Mapping[str, str | Path] | None = None) -> dict[str, Step]:
-    """Every step of a recipe by name. Raises AnyloomError for an unknown recipe, override key or dataset."""
+def recipe_steps(
+    recipe: str, overrides: Mapping[str, Any], lists: Mapping[str, str | Path] | None = None, weights: Mapping[str, str | Path] | None = None
+) -> dict[str, Step]:
+    """Every step of a recipe by name; lists and weights: files of the user's own. Raises AnyloomError for an unknown recipe, override key or dataset."""
     from pipelines.recipes import get_recipe
     from pipelines.steps import build
 
-    return build(get_recipe(recipe, overrides), {name: Path(path).absolute() for name, path in (lists or {}).items()})
+    own_lists, own_weights = ({name: Path(path).absolute() for name, path in (given or {}).items()} for given in (lists, weights))
+    return build(get_recipe(recipe, overrides), own_lists, own_weights)
 
 
 def select(steps: Mapping[str, Step], targets: Sequence[str] | None) -> list[Step]:
@@ -57,13 +60,14 @@ def run_targets(
     targets: Sequence[str] | None = None,
     force: Sequence[str] = (),
     lists: Mapping[str, str] | None = None,
+    weights: Mapping[str, str] | None = None,
     settings: Settings | None = None,
     display: Display | None = None,
 ) -> dict[str, str]:
     """Materialize targets, print the closing table. Returns step -> status. Raises the first step's error."""
     settings = settings or load_settings(root=root)
     overrides = overrides or {}
-    steps = select(recipe_steps(recipe, overrides, lists), targets)
+    steps = select(recipe_steps(recipe, overrides, lists, weights), targets)
     place = make_place(settings)
     offline_environment()
     quiet(place.root / "logs" / "run.log")
@@ -83,10 +87,11 @@ def run_recipe(
     targets: Sequence[str] | None,
     force: Sequence[str],
     lists: Mapping[str, str] | None = None,
+    weights: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """What `anyloom run` does: nothing at all when everything is done, else the Prefect flow or the plain runner. Returns the exit code."""
-    steps = select(recipe_steps(recipe, overrides, lists), targets)
+    steps = select(recipe_steps(recipe, overrides, lists, weights), targets)
     place = make_place(settings)
     started = time.monotonic()
     rows = plan(steps, place.root)
@@ -95,14 +100,20 @@ def run_recipe(
         return 0
     with exclusive(place.root / "locks" / "run.lock", lambda who: say(f"another run uses {place.root}; waiting for {who}")):
         if settings.use_prefect:
-            _run_in_prefect(recipe, settings, overrides, targets, force, lists)
+            _run_in_prefect(recipe, settings, overrides, targets, force, lists, weights)
         else:
-            run_targets(recipe, root=settings.root, overrides=overrides, targets=targets, force=force, lists=lists, settings=settings)
+            run_targets(recipe, root=settings.root, overrides=overrides, targets=targets, force=force, lists=lists, weights=weights, settings=settings)
     return 0
 
 
 def _run_in_prefect(
-    recipe: str, settings: Settings, overrides: Mapping[str, Any], targets: Sequence[str] | None, force: Sequence[str], lists: Mapping[str, str] | None
+    recipe: str,
+    settings: Settings,
+    overrides: Mapping[str, Any],
+    targets: Sequence[str] | None,
+    force: Sequence[str],
+    lists: Mapping[str, str] | None,
+    weights: Mapping[str, str] | None,
 ) -> None:
     from flows.leftovers import end_orphaned_servers
     from infra.settings import prefect_environment
@@ -119,6 +130,7 @@ def _run_in_prefect(
         force=list(force),
         targets=list(targets) if targets else None,
         lists=dict(lists or {}),
+        weights=dict(weights or {}),
         threads=settings.threads,
         use_ray=settings.use_ray,
     )

@@ -15,7 +15,7 @@ from infra.step import AnyloomError, Step
 from mmcore.config import MODALITIES, EncoderSpec, ModelSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
-from pipelines.recipe import Recipe, Weights
+from pipelines.recipe import Recipe
 from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import WeightsConfig
@@ -44,12 +44,14 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     own_lists: dataset name -> a list file that takes the place of the recipe's; it counts by its bytes, and its relative media paths start at
     its own directory. own_weights: `imagebind` -> the released file. Raises AnyloomError for a name the recipe does not have.
     """
-    own_lists = dict(own_lists or {})
+    own_lists, own_weights = dict(own_lists or {}), dict(own_weights or {})
+    if set(own_weights) - {"imagebind"}:
+        raise AnyloomError(f"--weights {sorted(set(own_weights) - {'imagebind'})[0]}: no such model; files are taken for: imagebind")
     unknown = set(own_lists) - {d.name for d in recipe.datasets}
     if unknown:
         raise AnyloomError(f"--list {sorted(unknown)[0]}: no such dataset; the recipe has: {', '.join(d.name for d in recipe.datasets)}")
     steps: dict[str, Step] = {}
-    lists = _add_sources(recipe, steps, own_weights or {})
+    lists = _add_sources(recipe, steps, own_weights)
     shards = _add_shards(recipe, steps, lists, own_lists)
     pictures = {"shards_cc3m": shards["cc3m"], "shards_instruct": shards["instruct"]}
     captions = {f"shards_{group}": shards[group] for group in ("cc3m", "webvid", "audiocaps")}

@@ -224,7 +224,9 @@ def decode_video_frames(data: bytes, frames: int, start_s: float = 0.0, end_s: f
 
     A clip with fewer frames than asked for repeats some. Only the sampled frames are converted to RGB.
     """
-    return choose_video_frames(data, lambda count, hz: [first + int((i + 0.5) * (last - first) / frames) for first, last in [span(count, hz, start_s, end_s)] for i in range(frames)])
+    return choose_video_frames(
+        data, lambda count, hz: [first + int((i + 0.5) * (last - first) / frames) for first, last in [span(count, hz, start_s, end_s)] for i in range(frames)]
+    )
 
 
 def choose_video_frames(data: bytes, choose: Callable[[int, float], Sequence[int]]) -> list[Image.Image]:

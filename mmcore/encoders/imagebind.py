@@ -82,7 +82,7 @@ class Stem(nn.Module):
             convolution = nn.Conv3d(spec.size[0], spec.width, spec.patch, spec.stride, bias=False)
             self.proj: nn.Module = nn.Sequential(nn.Identity(), convolution)  # the released file counts the repetition in time as layer 0
         elif len(spec.patch) == 2:
-            self.proj = nn.Conv2d(spec.size[0], spec.width, spec.patch, spec.stride, bias=False)
+            self.proj = nn.Conv2d(spec.size[0], spec.width, (spec.patch[0], spec.patch[1]), (spec.stride[0], spec.stride[1]), bias=False)
         else:
             self.proj = nn.Linear(spec.size[0] * spec.patch[0], spec.width, bias=False)
         self.norm_layer: nn.Module | None = nn.LayerNorm(spec.width) if len(spec.patch) < 3 else None
@@ -174,8 +174,8 @@ class Attention(nn.Module):
         if self.bias_k is not None and self.bias_v is not None:
             key = torch.cat([key, self.bias_k.expand(len(key), -1, -1)], dim=1)
             value = torch.cat([value, self.bias_v.expand(len(value), -1, -1)], dim=1)
-        split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
-        mixed = functional.scaled_dot_product_attention(*split, is_causal=causal)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
         return functional.linear(mixed.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
 
 
@@ -299,6 +299,17 @@ class ImageBind(nn.Module):
         head = self.modality_heads[modality]
         vectors: torch.Tensor = self.modality_postprocessors[modality](head(states_BNE, items) if isinstance(head, TextHead) else head(states_BNE))
         return vectors
+
+    def unscaled(self, modality: str, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors of `forward` without the modality's logit scale."""
+        layers: Any = self.modality_postprocessors[modality]
+        return vectors / layers[1].log_logit_scale.exp().clip(max=MAX_SCALE) if self.specs[modality].scale else vectors
+
+    def normed(self, modality: str, states_BNE: torch.Tensor) -> torch.Tensor:
+        """States behind the head's layer norm, which the released code applies before it picks a token."""
+        head: Any = self.modality_heads[modality]
+        states: torch.Tensor = (head.proj if isinstance(head, TextHead) else head)[0](states_BNE)
+        return states
 
     def _flat(self, modality: str, items: torch.Tensor) -> tuple[torch.Tensor, int | None]:
         spec = self.specs[modality]

@@ -61,10 +61,7 @@ class ImageBindEncoder(BatchedEncoder):
 
     def _vector(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, out], unit vectors averaged over clips."""
-        model, name = self._model, self.trunk
-        vectors = model(name, batch)
-        scale = model.specs[name].scale
-        return vectors / model.modality_postprocessors[name][1].log_logit_scale.exp().clip(max=100) if scale else vectors
+        return self._model.unscaled(self.trunk, self._model(self.trunk, batch))
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, N, E]."""
@@ -72,8 +69,7 @@ class ImageBindEncoder(BatchedEncoder):
 
     def _states(self, items: torch.Tensor) -> torch.Tensor:
         """Patch states without CLS, behind the head's layer norm."""
-        model = self._model
-        states: torch.Tensor = model.modality_heads[self.trunk][0](model.tokens(self.trunk, items))
+        states = self._model.normed(self.trunk, self._model.tokens(self.trunk, items))
         return states[:, 1:]
 
 

@@ -119,9 +119,7 @@ def reference_model(module: Any, full: bool) -> Any:
     if full:
         return module.imagebind_huge()
     sizes = {
-        f"{m}_{key}": value
-        for m in SHAPES
-        for key, value in (("embed_dim", SMALL["width"]), ("num_blocks", SMALL["blocks"]), ("num_heads", SMALL["heads"]))
+        f"{m}_{key}": value for m in SHAPES for key, value in (("embed_dim", SMALL["width"]), ("num_blocks", SMALL["blocks"]), ("num_heads", SMALL["heads"]))
     }
     return module.ImageBindModel(out_embed_dim=OUT, audio_drop_path=0.1, imu_drop_path=0.7, **sizes)
 

@@ -57,7 +57,9 @@ def test_outputs_equal_the_public_implementation(modality, golden):
     expected = torch.tensor(golden["outputs"][modality], dtype=torch.float64)
     for dtype, limit in ((torch.float64, 1e-8), (torch.float32, 1e-4)):
         state = {name: value for name, value in small_state().items() if modality_of(name) == modality}
-        model = load_imagebind({name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}, {modality: SMALL[modality]}, MAKER.OUT)
+        model = load_imagebind(
+            {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}, {modality: SMALL[modality]}, MAKER.OUT
+        )
         got = model(modality, MAKER.item(modality, dtype)).double()
         assert float((got - expected).norm() / expected.norm()) < limit
 
