@@ -1,7 +1,8 @@
 """Pictures and clips through a vision model of transformers: CLIP, SigLIP, DINOv2.
 
 Owns the choice between the pooled vector (grid 0: the shared space for CLIP and SigLIP, the CLS state for DINOv2) and patch tokens pooled to a
-grid. Preprocessing is the model's own image processor. Input: a transformers directory and media bytes; output: features [N, E]. Refuses to know what the features are for.
+grid. Preprocessing is the model's own image processor. Input: a transformers directory and media bytes; output: features [N, E]. Refuses to know
+what the features are for.
 
 Shape letters: B batch, N feature tokens, E encoder width.
 """
