@@ -79,7 +79,8 @@ class Stem(nn.Module):
     def __init__(self, spec: TrunkSpec):
         super().__init__()
         if len(spec.patch) == 3:
-            convolution = nn.Conv3d(spec.size[0], spec.width, spec.patch, spec.stride, bias=False)
+            kernel, stride = ((sides[0], sides[1], sides[2]) for sides in (spec.patch, spec.stride))
+            convolution = nn.Conv3d(spec.size[0], spec.width, kernel, stride, bias=False)
             self.proj: nn.Module = nn.Sequential(nn.Identity(), convolution)  # the released file counts the repetition in time as layer 0
         elif len(spec.patch) == 2:
             self.proj = nn.Conv2d(spec.size[0], spec.width, (spec.patch[0], spec.patch[1]), (spec.stride[0], spec.stride[1]), bias=False)

@@ -75,8 +75,10 @@ def write_manifest(root: Path, rows: list[dict[str, Any]], name: str = "manifest
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), root / name / "manifest.parquet")
 
 
-def run_step(root: Path, name: str, entry: str, config: Any, inputs: dict[str, str], **resources: Any) -> dict[str, Any]:
-    """Run one step below `root`; inputs: name -> directory below root. The work directory stays, as after a kill."""
+def run_step(
+    root: Path, name: str, entry: str, config: Any, inputs: dict[str, str], sources: dict[str, Path] | None = None, **resources: Any
+) -> dict[str, Any]:
+    """Run one step below `root`; inputs: name -> directory below root; sources: files of the user's. The work directory stays, as after a kill."""
     output = root / name
     output.mkdir()
     (root / "work" / name).mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,7 @@ def run_step(root: Path, name: str, entry: str, config: Any, inputs: dict[str, s
         name=name,
         config=config,
         inputs=artifacts,
-        sources={},
+        sources=sources or {},
         output=output,
         work=root / "work" / name,
         stores=root / "stores",

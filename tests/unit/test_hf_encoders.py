@@ -41,10 +41,10 @@ def audio(family):
                 **BODY, conv_dim=(16, 16), conv_stride=(5, 4), conv_kernel=(10, 8), num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4
             )
             return transformers.HubertModel(config), transformers.Wav2Vec2FeatureExtractor(sampling_rate=16000)
-        config = transformers.ClapAudioConfig(
-            patch_embeds_hidden_size=16, hidden_size=32, depths=[1, 1], num_attention_heads=[2, 2], projection_dim=16
+        config = transformers.ClapAudioConfig(patch_embeds_hidden_size=16, hidden_size=32, depths=[1, 1], num_attention_heads=[2, 2], projection_dim=16)
+        return transformers.ClapAudioModelWithProjection(config), transformers.ClapFeatureExtractor(
+            max_length_s=2, truncation="rand_trunc", padding="repeatpad"
         )
-        return transformers.ClapAudioModelWithProjection(config), transformers.ClapFeatureExtractor(max_length_s=2, truncation="rand_trunc", padding="repeatpad")
 
 
 @pytest.fixture

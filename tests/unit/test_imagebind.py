@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from data_steps import png, run_step, wav
 from PIL import Image
+from safetensors import safe_open
 
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec
@@ -73,6 +75,38 @@ def test_full_layout_has_the_published_names_and_counts():
     assert counts == PUBLISHED and sum(counts.values()) == 1_200_781_057
     assert len(model.state_dict()) == 1311
     assert [HUGE[name].num_tokens for name in ("vision", "text", "audio", "depth", "thermal", "imu")] == [257, 77, 229, 197, 197, 251]
+
+
+def released(model: ImageBind) -> dict[str, torch.Tensor]:
+    """A state dict of the released names and shapes that takes no room: one number, repeated."""
+    return {name: torch.zeros(()).expand(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def test_full_layout_is_the_released_one():
+    with torch.device("meta"):
+        model = ImageBind()
+    found = {(re.sub(r"blocks\.\d+", "blocks.{i}", name), "x".join(map(str, tensor.shape))) for name, tensor in model.state_dict().items()}
+    assert found == {tuple(line.partition(" ")[::2]) for line in (GOLDEN / "layout.txt").read_text().splitlines()}
+
+
+def test_the_released_file_gives_the_wanted_trunk_and_a_missing_key_fails_by_name(tmp_path):
+    with torch.device("meta"):
+        model = ImageBind()
+    state = released(model)
+    torch.save(state, tmp_path / "imagebind_huge.pth")
+    config = WeightsConfig(kind="pretrained", arch="imagebind_huge", trunks=("depth",))
+    given = {"imagebind": tmp_path / "imagebind_huge.pth"}
+    result = run_step(tmp_path, "weights_depth", "pipelines.weights:run_imagebind", config, {}, sources=given)
+    assert result["parameters"] == PUBLISHED["depth"]
+    with safe_open(tmp_path / "weights_depth" / "encoder" / "model.safetensors", framework="pt") as handle:
+        assert {modality_of(name) for name in handle.keys()} == {"depth"}
+    del state["modality_trunks.depth.blocks.7.mlp.fc2.bias"]
+    torch.save(state, tmp_path / "imagebind_huge.pth")
+    with pytest.raises(AnyloomError, match=r"imagebind_huge\.pth: the ImageBind file lacks modality_trunks\.depth\.blocks\.7\.mlp\.fc2\.bias$"):
+        run_step(tmp_path, "weights_again", "pipelines.weights:run_imagebind", config, {}, sources=given)
+    (tmp_path / "imagebind_huge.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(AnyloomError, match="is no safetensors file and no PyTorch weights file"):
+        run_step(tmp_path, "weights_bad", "pipelines.weights:run_imagebind", config, {}, sources=given)
 
 
 def test_a_file_loads_strictly_and_only_the_wanted_trunks():
