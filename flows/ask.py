@@ -12,17 +12,24 @@ from infra.settings import offline_environment
 from infra.step import AnyloomError
 
 Media = list[tuple[str, bytes]]
+MEANT = {"image": "picture (PNG, JPEG, WebP, GIF …)", "video": "video (MP4, WebM …)", "audio": "sound (WAV, OGG, FLAC, MP3 …)"}
 
 
 def read_media(args: argparse.Namespace) -> Media:
-    """The bytes of --image, --video and --audio files. Raises AnyloomError naming a file that cannot be read."""
+    """The bytes of --image, --video and --audio files. Raises AnyloomError naming a file that cannot be read or is not what its option says."""
+    from mmcore.data.media import MediaError, probe
+
     media: Media = []
     for modality in ("image", "video", "audio"):
         for path in getattr(args, modality):
             try:
-                media.append((modality, path.read_bytes()))
+                data = path.read_bytes()
+                probe(data, modality)
             except OSError as error:
                 raise AnyloomError(f"--{modality} {path}: {error.strerror or error}") from None
+            except MediaError as error:
+                raise AnyloomError(f"--{modality} {path}: this is no {MEANT[modality]} that can be read ({error.detail})") from None
+            media.append((modality, data))
     return media
 
 

@@ -17,9 +17,9 @@ EPILOG = """examples:
   anyloom run --recipe smol                     everything: lists, shards, embeddings, stages 1-3, evaluation, report
   anyloom plan --set stage3.lr=1e-4             what that change would run again, and why
   anyloom run --set stage3.lr=1e-4              run just that
-  anyloom generate --model runs/model --image cat.png "What is this?"
+  anyloom generate --model runs --image cat.png "What is this?"
   anyloom sql "select * from leaderboard"       the benchmark history
-  anyloom artifacts why stage3                  what an artifact was made from, down to the source rows
+  anyloom artifacts why stage3                  what an artifact was made from, down to the source lists
 Every command takes --root DIR (default: runs, or ANYLOOM_ROOT). `anyloom COMMAND --help` says more."""
 
 STAGED = {

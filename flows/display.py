@@ -25,6 +25,13 @@ def human_bytes(size: float) -> str:
     return ""
 
 
+def human_rate(done: float, total: float, seconds: float) -> str:
+    """'2.5/s', or '4.0 s each' below one a second; nothing for what has no units (total 1) or has hardly begun."""
+    if total <= 1 or done < 2:
+        return ""
+    return f"{done / seconds:.1f}/s" if done >= seconds else f"{seconds / done:.1f} s each"
+
+
 class Display:
     """Progress of many steps. Thread-safe; use as a context manager."""
 
@@ -76,13 +83,13 @@ class Display:
                 return
             task, started = self.tasks[name]
             elapsed = max(time.monotonic() - started, 1e-6)
-            rate = f"{done / elapsed:.1f}/s" if done else ""
+            rate = human_rate(done, total, elapsed)
             if self.live:
                 self.bars.update(task, completed=done, total=total, rate=rate, note=note)  # type: ignore[arg-type]
             elif time.monotonic() - self.printed.get(name, started) >= 20:
                 self.printed[name] = time.monotonic()
-                left = f", about {elapsed / done * (total - done):.0f} s left" if done else ""
-                self.say(f"[....]  {name}: {done:.0f}/{total:.0f} {rate}{left} {note}".rstrip())
+                left = f", about {elapsed / done * (total - done):.0f} s left" if done >= min(3, total / 2) else ""
+                self.say(f"[....]  {name}: {', '.join(part for part in (f'{done:.0f}/{total:.0f}', rate + left, note) if part)}")
 
     def finish(self, name: str, status: str, seconds: float) -> None:
         """A step ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,9 @@ def run_recipe(
     if not force and all(row.status == DONE for row in rows):
         closing_table(Display(), [(row.step.name, "done", 0.0, row) for row in rows], place.root, time.monotonic() - started)
         return 0
+    servers = [name for name, used in (("Prefect", settings.use_prefect), ("Ray", settings.use_ray)) if used]
+    if servers:
+        say(f"starting {' and '.join(servers)}")
     with exclusive(place.root / "locks" / "run.lock", lambda who: say(f"another run uses {place.root}; waiting for {who}")):
         if settings.use_prefect:
             _run_in_prefect(recipe, settings, overrides, targets, force, lists, weights)
@@ -156,8 +160,29 @@ def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRo
     for name, _, _, row in rows:
         for thing in row.record.result.get("left_out", []) if row.record else []:
             display.say(f"left out ({name}): {thing}")
+        if row.record:
+            for line in rows_left_out(name, row.path, row.record.result):
+                display.say(line)
     display.say(f"{executed} of {len(rows)} steps executed in {seconds:.0f} s; everything is below {root}")
     report = next((row.path for name, _, _, row in rows if name == "report"), None)
     if report is not None:
+        command = Path(sys.argv[0]) if Path(sys.argv[0]).name == "anyloom" else Path("anyloom")
         display.say(f"report: {report / 'report.html'}")
-        display.say('ask it yourself: anyloom sql "select * from leaderboard"')
+        display.say(f'ask the history: {command} sql "select * from leaderboard" --root {root}')
+        display.say(f'ask the model: {command} generate --model {root} --image PICTURE "what color is the shape?"')
+
+
+def rows_left_out(name: str, path: Path, result: Mapping[str, Any]) -> list[str]:
+    """What a shards step could not take in, for the user: counts by reason, the first row, where the others are."""
+    count = result.get("quarantined", 0) + result.get("failed", 0)
+    if not count:
+        return []
+    import pyarrow.parquet as pq
+
+    ledger = pq.read_table(path / "ledger.parquet").to_pylist()
+    first = next(line for line in ledger if line["status"] != "written")
+    reasons = ", ".join(f"{reason} {n}" for reason, n in result["reasons"].items())
+    return [
+        f"left out ({name}): {count} of {result['rows']} rows ({reasons}), the first is {first['key']}: {first['detail']}",
+        f"  all of them, with the reason: {path / 'ledger.parquet'}",
+    ]

@@ -192,8 +192,10 @@ def test_an_unreadable_picture_becomes_a_ledger_row(copy, cli, tmp_path):
     (tmp_path / "page.png").write_text("<html>404</html>")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     arguments = own_list(tmp_path, "a thing\tgood.png\na page\tpage.png\na cut one\tcut.png\ngone\tgone.png\nescape\t../../etc/passwd\n")
-    cli(*arguments, "--root", copy, "shards_cc3m")
+    output = cli(*arguments, "--root", copy, "shards_cc3m").stdout
+    assert re.search(r"left out \(shards_cc3m\): 4 of \d+ rows \(.*not_media 1.*\), the first is stamps_train-000001", output)
     path, _ = find(copy, "shards_cc3m")
+    assert str(path / "ledger.parquet") in output
     rows = {row["key"]: (row["status"], row["reason"]) for row in pq.read_table(path / "ledger.parquet").to_pylist() if row["key"].startswith("stamps_train")}
     assert rows["stamps_train-000000"] == ("written", "")
     assert rows["stamps_train-000001"] == ("quarantined", "not_media")

@@ -22,7 +22,7 @@ def test_help_shows_every_command_and_examples():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "--recipe", "smoll"), "no recipe called smoll; there are: tiny, smol"),
+        (("run", "--recipe", "smoll"), "no recipe called smoll; there are: tiny, tiny_nextgpt, smol"),
         (("plan", "--recipe", "tiny", "--set", "stage3.lrr=1"), "--set stage3.lrr: no such key; close ones: stage3.lr"),
         (("plan", "--recipe", "tiny", "--set", "stage3.lr"), "write KEY=VALUE"),
         (("run", "--recipe", "tiny", "stage9"), "no step called stage9; the steps are: "),
@@ -32,6 +32,7 @@ def test_help_shows_every_command_and_examples():
         (("sql", "select 1"), "no history yet"),
         (("generate", "--model", "nowhere", "hello"), "neither an exported directory"),
         (("generate", "--model", ".", "--image", "gone.png", "hello"), "gone.png: No such file"),
+        (("generate", "--model", ".", "--image", __file__, "hello"), "test_cli.py: this is no picture (PNG, JPEG"),
     ],
 )
 def test_mistakes_are_one_line_and_a_non_zero_exit(tmp_path, arguments, message):
