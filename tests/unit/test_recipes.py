@@ -54,7 +54,7 @@ def test_wrong_overrides_are_one_clear_line(key, value, message):
 
 
 def test_unknown_recipe_names_those_there_are():
-    with pytest.raises(AnyloomError, match="no recipe called smoll; there are: tiny, smol"):
+    with pytest.raises(AnyloomError, match="no recipe called smoll; there are: tiny, tiny_nextgpt, smol"):
         get_recipe("smoll")
 
 
