@@ -18,10 +18,10 @@ from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.recipe import Recipe
 from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
-from pipelines.weights_config import WeightsConfig
+from pipelines.weights_config import ImageBindConfig, WeightsConfig
 
 GROUPS = ("cc3m", "webvid", "audiocaps", "instruct")
-IMAGEBIND_TRUNKS = {"image": ("vision",), "audio": ("audio",), "text": ("text",), "lm": ()}
+IMAGEBIND_TRUNKS = {"image": ("vision",), "audio": ("audio",)}
 """Part of the recipe's weights -> the trunks it keeps; clips share the pictures' trunk."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
 
@@ -114,15 +114,16 @@ def _add_sources(recipe: Recipe, steps: dict[str, Step], own_weights: Mapping[st
         steps["assets"] = Step(name="assets", run="pipelines.sources.assets:run", config=AssetsConfig())
         inputs = {"assets": steps["assets"]}
     for part in ("lm", "image", "audio", "text"):
-        arch = getattr(recipe.weights, part)
-        trunks = IMAGEBIND_TRUNKS[part] if arch.startswith("imagebind") else ()
-        steps[f"weights_{part}"] = Step(
-            name=f"weights_{part}",
-            run=f"pipelines.weights:run_{'imagebind' if trunks else part}",
-            inputs={} if trunks else inputs,
-            config=WeightsConfig(kind=recipe.weights.kind, arch=arch, trunks=trunks),
-            sources={"imagebind": own_weights["imagebind"]} if trunks and "imagebind" in own_weights else {},
-        )
+        name, arch = f"weights_{part}", getattr(recipe.weights, part)
+        if part in IMAGEBIND_TRUNKS and arch.startswith("imagebind"):
+            steps[name] = Step(
+                name=name,
+                run="pipelines.weights:run_imagebind",
+                config=ImageBindConfig(kind=recipe.weights.kind, arch=arch, trunks=IMAGEBIND_TRUNKS[part]),
+                sources={"imagebind": own_weights["imagebind"]} if "imagebind" in own_weights else {},
+            )
+        else:
+            steps[name] = Step(name=name, run=f"pipelines.weights:run_{part}", inputs=inputs, config=WeightsConfig(kind=recipe.weights.kind, arch=arch))
     config = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips, pictures=recipe.easyvqa_pictures) if recipe.lists == "smol" else TinyListsConfig()
     steps["lists"] = Step(name="lists", run=f"pipelines.sources.{recipe.lists}:run", config=config, inputs=inputs if recipe.lists == "smol" else {})
     return steps["lists"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_atomic
-from pipelines.weights_config import WeightsConfig
+from pipelines.weights_config import ImageBindConfig, WeightsConfig
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,8 @@ def run_imagebind(ctx: StepContext) -> dict[str, Any]:
     from mmcore.encoders.imagebind import ImageBind, load_imagebind
     from mmcore.encoders.imagebind_encoders import ARCHITECTURES
 
-    config = _begin(ctx, "imagebind_huge", "imagebind_toy")
+    _begin(ctx, "imagebind_huge", "imagebind_toy")
+    config: ImageBindConfig = ctx.config
     specs, out = ARCHITECTURES[config.arch]
     chosen = {name: specs[name] for name in config.trunks}
     if config.kind == "pretrained":
@@ -218,7 +219,7 @@ def _begin(ctx: StepContext, pretrained: str, random: str | None) -> WeightsConf
 
 def _finish(ctx: StepContext, model: torch.nn.Module, **facts: int) -> dict[str, Any]:
     """Write the licence and return what the user sees."""
-    config: WeightsConfig = ctx.config
+    config: WeightsConfig | ImageBindConfig = ctx.config
     name, licence, source = RANDOM_LICENCE if config.kind == "random" else LICENCES[config.arch]
     _write_json(ctx.output / "licence.json", {"name": name, "licence": licence, "source": source})
     for tensors in ctx.output.rglob("*.safetensors"):

@@ -13,8 +13,20 @@ class WeightsConfig:
     """`pretrained` (from the assets) or `random` (toy size, from the seed)."""
     arch: str
     """pretrained: SmolLM2-135M-Instruct, tf_efficientnet_lite0, whisper-tiny.en, all-MiniLM-L6-v2.
-    random: tiny-llama, a timm name such as test_efficientnet, tiny-whisper, tiny-bert, imagebind_toy."""
+    random: tiny-llama, a timm name such as test_efficientnet, tiny-whisper, tiny-bert."""
     seed: int = 0
     """random only."""
-    trunks: tuple[str, ...] = ()
-    """imagebind only: the trunks that are kept (vision, audio, text, …)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageBindConfig:
+    """Where ImageBind comes from, and how much of it."""
+
+    kind: str
+    """`pretrained` (the released file, which the user gives) or `random` (toy size, from the seed)."""
+    arch: str
+    """imagebind_huge or imagebind_toy."""
+    seed: int = 0
+    """random only."""
+    trunks: tuple[str, ...]
+    """The trunks that are kept: vision, text, audio, depth, thermal, imu."""

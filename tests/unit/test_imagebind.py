@@ -24,7 +24,7 @@ from mmcore.encoders import load_encoder
 from mmcore.encoders.imagebind import HUGE, ImageBind, load_imagebind, modality_of, toy
 from mmcore.encoders.kaldi import fbank, mel_bank
 from pipelines.sources.clips import encode_mp4
-from pipelines.weights_config import WeightsConfig
+from pipelines.weights_config import ImageBindConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "imagebind"
 PUBLISHED = {"vision": 632_829_440, "text": 354_032_641, "audio": 86_235_648, "depth": 21_871_872, "thermal": 86_211_072, "imu": 19_600_384}
@@ -94,7 +94,7 @@ def test_the_released_file_gives_the_wanted_trunk_and_a_missing_key_fails_by_nam
         model = ImageBind()
     state = released(model)
     torch.save(state, tmp_path / "imagebind_huge.pth")
-    config = WeightsConfig(kind="pretrained", arch="imagebind_huge", trunks=("depth",))
+    config = ImageBindConfig(kind="pretrained", arch="imagebind_huge", trunks=("depth",))
     given = {"imagebind": tmp_path / "imagebind_huge.pth"}
     result = run_step(tmp_path, "weights_depth", "pipelines.weights:run_imagebind", config, {}, sources=given)
     assert result["parameters"] == PUBLISHED["depth"]
@@ -170,7 +170,7 @@ def test_mel_bank_covers_the_band_and_fbank_has_kaldis_frames():
 def weights(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("imagebind")
     for trunk in ("vision", "audio"):
-        run_step(root, f"weights_{trunk}", "pipelines.weights:run_imagebind", WeightsConfig(kind="random", arch="imagebind_toy", trunks=(trunk,)), {})
+        run_step(root, f"weights_{trunk}", "pipelines.weights:run_imagebind", ImageBindConfig(kind="random", arch="imagebind_toy", trunks=(trunk,)), {})
     return root
 
 
@@ -201,6 +201,6 @@ def test_wrong_sizes_are_named(weights):
 
 
 def test_the_released_file_is_asked_for_and_a_broken_one_named(tmp_path):
-    config = WeightsConfig(kind="pretrained", arch="imagebind_huge", trunks=("audio",))
+    config = ImageBindConfig(kind="pretrained", arch="imagebind_huge", trunks=("audio",))
     with pytest.raises(AnyloomError, match="--weights imagebind=FILE"):
         run_step(tmp_path, "weights", "pipelines.weights:run_imagebind", config, {})
