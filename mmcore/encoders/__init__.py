@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmcore.config import EncoderSpec
+from mmcore.data.features import computed_dtype
 
 
 class Encoder(Protocol):
@@ -40,6 +41,11 @@ class BatchedEncoder:
     """Shared half of the encoders: cuts items into calls of spec.batch."""
 
     spec: EncoderSpec
+
+    @property
+    def out_dtype(self) -> str:
+        """NumPy type of the features: float16 where they are stored so, else float32 (the store packs bfloat16 and int8)."""
+        return computed_dtype(self.spec.dtype)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> Any:
         """See Encoder."""

@@ -46,4 +46,4 @@ class BertTextEncoder(BatchedEncoder):
         for row, ids in enumerate(items):
             ids_BN[row, : len(ids)], mask_BN[row, : len(ids)] = torch.from_numpy(ids), 1
         states_BNE = self._model(input_ids=ids_BN, attention_mask=mask_BN).last_hidden_state
-        return [states[: len(ids)].numpy().astype(self.spec.dtype) for states, ids in zip(states_BNE, items, strict=True)]
+        return [states[: len(ids)].numpy().astype(self.out_dtype) for states, ids in zip(states_BNE, items, strict=True)]

@@ -62,4 +62,4 @@ class HfAudioEncoder(BatchedEncoder):
             features_NE = outputs.audio_embeds if self._family == "clap" else states.mean(dim=0, keepdim=True)
         if features_NE.shape[-1] != self.spec.width:
             raise ValueError(f"{self.spec.arch} with {self.spec.tokens} tokens gives width {features_NE.shape[-1]}, the spec says {self.spec.width}")
-        return features_NE.numpy().astype(self.spec.dtype)
+        return features_NE.numpy().astype(self.out_dtype)

@@ -85,7 +85,7 @@ class HfImageEncoder(BatchedEncoder):
             features_BNE = getattr(outputs, self._family.pooled)[:, None]
         if features_BNE.shape[-1] != self.spec.width:
             raise ValueError(f"{self.spec.arch} with grid {self.spec.grid} gives width {features_BNE.shape[-1]}, the spec says {self.spec.width}")
-        return features_BNE.numpy().astype(self.spec.dtype)
+        return features_BNE.numpy().astype(self.out_dtype)
 
 
 class HfVideoEncoder(HfImageEncoder):

@@ -57,7 +57,7 @@ class ImageBindEncoder(BatchedEncoder):
         """Prepared tensors, all of one shape -> features [N, E] each."""
         batch = torch.stack(list(items))
         features = self._tokens(batch) if self._num_tokens() else self._vector(batch)[:, None]
-        return list(features.float().numpy().astype(self.spec.dtype))
+        return list(features.float().numpy().astype(self.out_dtype))
 
     def _vector(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, out], unit vectors averaged over clips."""

@@ -73,7 +73,7 @@ class TimmImageEncoder(BatchedEncoder):
         if states.shape[1] != self.spec.width:
             raise ValueError(f"{self.spec.arch} gives {states.shape[1]} channels, the spec says {self.spec.width}")
         pooled = nn.functional.adaptive_avg_pool2d(states, self.spec.grid)
-        return pooled.flatten(2).transpose(1, 2).numpy().astype(self.spec.dtype)
+        return pooled.flatten(2).transpose(1, 2).numpy().astype(self.out_dtype)
 
 
 class TimmVideoEncoder(TimmImageEncoder):
