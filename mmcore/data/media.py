@@ -95,6 +95,17 @@ def probe(data: bytes, modality: str) -> Probe:
     return _probe_audio(data, ext)
 
 
+# ---- texts
+
+
+def decode_text(data: bytes) -> str:
+    """The text of UTF-8 bytes. Raises MediaError: decode."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MediaError("decode", f"text of {len(data)} bytes: byte {error.start} is not UTF-8") from None
+
+
 # ---- pictures
 
 
