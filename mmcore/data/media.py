@@ -296,6 +296,12 @@ def decode_audio(data: bytes, hz: int, max_seconds: float, start_s: float = 0.0,
     return samples
 
 
+def audio_hz(data: bytes) -> int:
+    """Samples per second of a sound as it is stored. Raises MediaError."""
+    with _opened(data, "audio") as (_, stream):
+        return int(stream.rate)
+
+
 def _then_flush(frames: Iterator[Any]) -> Iterator[Any]:
     yield from frames
     yield None

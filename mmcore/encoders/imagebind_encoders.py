@@ -21,10 +21,11 @@ from torch.nn import functional
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
-from mmcore.data.media import choose_video_frames, decode_audio, decode_image, decode_text, span
+from mmcore.data.media import audio_hz, choose_video_frames, decode_audio, decode_image, decode_text, span
 from mmcore.encoders import BatchedEncoder, clip_bpe
 from mmcore.encoders import imagebind_inputs as inputs
 from mmcore.encoders.imagebind import HUGE, HUGE_OUT, ImageBind, load_imagebind, modality_of, toy
+from mmcore.encoders.resample import resample
 
 ARCHITECTURES = {"imagebind_huge": (HUGE, HUGE_OUT), "imagebind_toy": (toy(vocabulary=HUGE["text"].size[0]), 32)}
 """spec.arch -> (trunks, width of the shared space). The toy reads the same words as the huge one."""
@@ -116,7 +117,8 @@ class ImageBindAudioEncoder(ImageBindEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, 1, 128, 204]."""
-        return inputs.sound(decode_audio(data, inputs.AUDIO_HZ, self.spec.max_seconds, start_s, end_s))
+        hz = audio_hz(data)
+        return inputs.sound(resample(decode_audio(data, hz, self.spec.max_seconds, start_s, end_s), hz, inputs.AUDIO_HZ))
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         """The patch grid is mel bands x time: bands are averaged, time goes on from moment to moment."""

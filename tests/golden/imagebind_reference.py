@@ -26,6 +26,7 @@ SMALL = {"width": 32, "blocks": 2, "heads": 2}
 OUT = 32
 BATCH = 2
 WORDS, LONG_TEXT = ("A dog.", "a  DOG &amp; a cat, 3 km away!"), "tree " * 100
+RATES = (8000, 22050, 44100)
 CONSTANTS = (".mask", "log_logit_scale")
 SHAPES = {
     "vision": (3, 2, 224, 224),
@@ -71,9 +72,9 @@ def picture_array() -> np.ndarray:
     return np.clip(np.stack(channels, -1), 0, 255).astype(np.uint8)
 
 
-def sound_array(seconds: float = 6.5) -> np.ndarray:
-    """A chirp with a beat, float32 at 16 kHz; long enough that the three spans do not overlap (see imagebind_inputs: there the public code differs)."""
-    t = np.arange(int(seconds * 16000)) / 16000
+def sound_array(seconds: float = 6.5, hz: int = 16000) -> np.ndarray:
+    """A chirp with a beat, float32; long enough that the three spans do not overlap (see imagebind_inputs: there the public code differs)."""
+    t = np.arange(int(seconds * hz)) / hz
     return (0.4 * np.sin(2 * np.pi * (80 * t + 900 * t * t)) + 0.2 * np.sin(2 * np.pi * 440 * t) * (t % 0.3 > 0.1) + 0.01).astype(np.float32)
 
 
@@ -159,6 +160,9 @@ def reference_inputs(data: Any, pv_functional: Any) -> dict[str, Any]:
         }
         wavfile.write(sound, 16000, sound_array(1.1))
         made["short_sound"] = digest(data.load_and_transform_audio_data([str(sound)], "cpu")[0])
+        for hz in RATES:
+            wavfile.write(sound, hz, sound_array(hz=hz))
+            made[f"sound_{hz}"] = digest(data.load_and_transform_audio_data([str(sound)], "cpu")[0])
     frames = torch.from_numpy(clip_array()).permute(3, 0, 1, 2).float() / 255
     normalise = data.NormalizeVideo(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
     clips = [normalise(pv_functional.short_side_scale(frames[:, 2 * n : 2 * n + 2], 224)) for n in range(5)]
@@ -271,10 +275,14 @@ def compare_media(checkout: Path) -> None:
     """Prints how far our preprocessing of the checkout's own pictures and sounds, of clips made from them, and of texts is from the public one."""
     import tempfile
 
-    from mmcore.data.media import decode_audio, decode_image
+    from mmcore.config import EncoderSpec
+    from mmcore.data.media import decode_image
     from mmcore.encoders import clip_bpe
     from mmcore.encoders import imagebind_inputs as inputs
+    from mmcore.encoders.imagebind_encoders import ImageBindAudioEncoder
 
+    ears = ImageBindAudioEncoder.__new__(ImageBindAudioEncoder)  # its ears need no weights
+    ears.spec = EncoderSpec(kind="imagebind_audio", arch="imagebind_huge", width=1024)
     _, data, _ = import_reference(checkout)
     pictures, sounds = (sorted((checkout / ".assets").glob(pattern)) for pattern in ("*.jpg", "*.wav"))
     for path in pictures:
@@ -282,11 +290,11 @@ def compare_media(checkout: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for path in sounds:
             expected = data.load_and_transform_audio_data([str(path)], "cpu")[0]
-            show(path.name, inputs.sound(decode_audio(path.read_bytes(), inputs.AUDIO_HZ, 60.0)), expected)
+            show(path.name, ears.prepare(path.read_bytes()), expected)
             mono = Path(folder) / path.name
             first_channel(path, mono)
             expected = data.load_and_transform_audio_data([str(mono)], "cpu")[0]
-            show(f"{path.name}, first channel", inputs.sound(decode_audio(mono.read_bytes(), inputs.AUDIO_HZ, 60.0)), expected)
+            show(f"{path.name}, first channel", ears.prepare(mono.read_bytes()), expected)
         for path in pictures:
             for seconds, hz in ((8.0, 25), (1.5, 30)):
                 clip = Path(folder) / f"{path.stem}-{seconds:g}s-{hz}hz.mp4"

@@ -24,6 +24,7 @@ from mmcore.encoders import MODALITY_OF, clip_bpe, load_encoder
 from mmcore.encoders import imagebind_inputs as inputs
 from mmcore.encoders.imagebind import HUGE, ImageBind, load_imagebind, modality_of, toy
 from mmcore.encoders.kaldi import fbank, mel_bank
+from mmcore.encoders.resample import resample
 from pipelines.sources.clips import encode_mp4
 from pipelines.weights_config import ImageBindConfig
 
@@ -144,6 +145,8 @@ def test_preprocessing_follows_the_public_code(golden):
     same(inputs.clip([Image.fromarray(frame) for frame in MAKER.clip_array()]), expected["clip"], 1e-4)
     same(inputs.sound(MAKER.sound_array()), expected["sound"], 2e-3)
     same(inputs.sound(MAKER.sound_array(1.1)), expected["short_sound"], 2e-3)
+    for hz in MAKER.RATES:
+        same(inputs.sound(resample(MAKER.sound_array(hz=hz), hz, inputs.AUDIO_HZ)), expected[f"sound_{hz}"], 5e-3)  # near silence the logarithm amplifies rounding
     for seconds, starts in expected["clip_starts"].items():
         assert inputs.clip_starts(float(seconds), inputs.VIDEO_CLIPS) == pytest.approx(starts)
 
@@ -170,6 +173,18 @@ def test_mel_bank_covers_the_band_and_fbank_has_kaldis_frames():
     bank = mel_bank(128, 512, 16000)
     assert bank.shape == (256, 128) and bool((bank >= 0).all()) and float(bank.max()) <= 1
     assert fbank(torch.zeros(32000), 16000).shape == (198, 128) and fbank(torch.zeros(100), 16000).shape == (0, 128)
+
+
+def test_a_sound_keeps_what_fits_below_the_new_rate_and_loses_the_rest():
+    t = np.arange(44100) / 44100
+    kept, lost = resample(np.sin(2 * np.pi * 5000 * t), 44100, 16000), resample(np.sin(2 * np.pi * 12000 * t), 44100, 16000)
+    assert len(kept) == 16000 and kept.dtype == np.float32
+    np.testing.assert_allclose(kept[500:-500], np.sin(2 * np.pi * 5000 * np.arange(16000) / 16000)[500:-500], atol=1e-2)
+    assert np.abs(lost[500:-500]).max() < 1e-2
+    np.testing.assert_array_equal(resample(kept, 16000, 16000), kept)
+    odd = resample(np.ones(5003, np.float32), 44101, 16000)  # rates without a common divisor
+    assert len(odd) == 1816 and odd[100:-100] == pytest.approx(np.ones(1616), abs=1e-2)
+    assert len(resample(np.ones(3, np.float32), 8000, 16000)) == 6
 
 
 @pytest.fixture(scope="module")
