@@ -19,9 +19,10 @@ import transformers
 from torch.nn import functional
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_audio
+from mmcore.data.media import decode_waveform
 from mmcore.encoders import BatchedEncoder
 from mmcore.encoders.hf import load_part
+from mmcore.encoders.resample import resample
 
 FAMILIES = {"clap": "ClapAudioModelWithProjection", "hubert": "HubertModel"}
 """spec.arch up to its first `:` -> class of transformers."""
@@ -44,7 +45,7 @@ class HfAudioEncoder(BatchedEncoder):
         """Bytes -> the model's inputs."""
         rate = self._front.sampling_rate
         longest = min(self.spec.max_seconds, self._front.max_length_s) if self._family == "clap" else self.spec.max_seconds
-        samples = decode_audio(data, rate, longest, start_s, end_s)
+        samples = resample(*decode_waveform(data, longest, start_s, end_s), rate)
         return dict(self._front(samples, sampling_rate=rate, return_tensors="pt"))
 
     @torch.inference_mode()

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
-from mmcore.data.media import audio_hz, choose_video_frames, decode_audio, decode_image, decode_text, span
+from mmcore.data.media import choose_video_frames, decode_image, decode_text, decode_waveform, span
 from mmcore.encoders import BatchedEncoder, clip_bpe
 from mmcore.encoders import imagebind_inputs as inputs
 from mmcore.encoders.imagebind import HUGE, HUGE_OUT, ImageBind, load_imagebind, modality_of, toy
@@ -117,8 +117,8 @@ class ImageBindAudioEncoder(ImageBindEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, 1, 128, 204]."""
-        hz = audio_hz(data)
-        return inputs.sound(resample(decode_audio(data, hz, self.spec.max_seconds, start_s, end_s), hz, inputs.AUDIO_HZ))
+        samples, hz = decode_waveform(data, self.spec.max_seconds, start_s, end_s)
+        return inputs.sound(resample(samples, hz, inputs.AUDIO_HZ))
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         """The patch grid is mel bands x time: bands are averaged, time goes on from moment to moment."""

@@ -146,7 +146,9 @@ def test_preprocessing_follows_the_public_code(golden):
     same(inputs.sound(MAKER.sound_array()), expected["sound"], 2e-3)
     same(inputs.sound(MAKER.sound_array(1.1)), expected["short_sound"], 2e-3)
     for hz in MAKER.RATES:
-        same(inputs.sound(resample(MAKER.sound_array(hz=hz), hz, inputs.AUDIO_HZ)), expected[f"sound_{hz}"], 5e-3)  # near silence the logarithm amplifies rounding
+        same(
+            inputs.sound(resample(MAKER.sound_array(hz=hz), hz, inputs.AUDIO_HZ)), expected[f"sound_{hz}"], 5e-3
+        )  # near silence the logarithm amplifies rounding
     for seconds, starts in expected["clip_starts"].items():
         assert inputs.clip_starts(float(seconds), inputs.VIDEO_CLIPS) == pytest.approx(starts)
 
