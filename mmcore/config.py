@@ -26,13 +26,14 @@ class EncoderSpec:
     width: int
     """E, channels of one feature token."""
     grid: int = 0
-    """image, video: side of the pooled token grid of one frame (grid * grid tokens each). ImageBind: 0 stores the one pooled vector."""
+    """image, video: side of the pooled token grid of one frame (grid * grid tokens each). ImageBind, transformers: 0 stores the one pooled vector."""
     frames: int = 1
     """video: frames sampled uniformly from a clip."""
     image_size: int = 224
     """image, video: pixels per side after resizing (square; media are composited on white)."""
     tokens: int = 0
-    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind: 0 stores the one pooled vector."""
+    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind, transformers: 0 stores the one
+    pooled vector. bert_text: longest text; other texts: 0, they have the pooled vector only."""
     max_seconds: float = 30.0
     """audio: longer clips are cut, in seconds."""
     dtype: str = "float16"

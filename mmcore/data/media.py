@@ -95,6 +95,17 @@ def probe(data: bytes, modality: str) -> Probe:
     return _probe_audio(data, ext)
 
 
+# ---- texts
+
+
+def decode_text(data: bytes) -> str:
+    """The text of UTF-8 bytes. Raises MediaError: decode."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MediaError("decode", f"text of {len(data)} bytes: byte {error.start} is not UTF-8") from None
+
+
 # ---- pictures
 
 
@@ -261,19 +272,34 @@ def _pick_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Image],
 
 
 def decode_audio(data: bytes, hz: int, max_seconds: float, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-    """float32 mono samples at `hz` of the sound or its span, at most `max_seconds`, about -1..1. Raises MediaError."""
+    """float32 mono samples at `hz` of the sound or its span, at most `max_seconds`, about -1..1. Raises MediaError.
+
+    FFmpeg resamples and mixes: two channels are added with weights of 0.71 each, so equal channels come out 1.41 times as loud as one of them.
+    """
+    samples, _ = _decode_samples(data, hz, "mono", max_seconds, start_s, end_s)
+    return samples
+
+
+def decode_waveform(data: bytes, max_seconds: float, start_s: float = 0.0, end_s: float | None = None) -> tuple[np.ndarray, int]:
+    """(float32 samples of the sound or its span, their rate in Hz) at the rate they are stored with, mean of the channels. Raises MediaError."""
+    return _decode_samples(data, None, None, max_seconds, start_s, end_s)
+
+
+def _decode_samples(data: bytes, hz: int | None, layout: str | None, max_seconds: float, start_s: float, end_s: float | None) -> tuple[np.ndarray, int]:
+    """(samples, rate); hz, layout None: as stored."""
     import av
 
-    first = round(start_s * hz)
     seconds = max_seconds if end_s is None else min(max_seconds, end_s - start_s)
-    limit = round(seconds * hz)
     pieces: list[np.ndarray] = []
     total = 0
     with _opened(data, "audio") as (container, stream):
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=hz)
+        rate = hz or int(stream.rate)
+        first, limit = round(start_s * rate), round(seconds * rate)
+        resampler = av.AudioResampler(format="flt" if layout == "mono" else "fltp", layout=layout or stream.layout, rate=rate)
         for frame in _then_flush(container.decode(stream)):
             for piece in resampler.resample(frame):
-                pieces.append(piece.to_ndarray().reshape(-1))
+                channels_CN = piece.to_ndarray()
+                pieces.append(channels_CN[0] if len(channels_CN) == 1 else channels_CN.mean(axis=0))
                 total += pieces[-1].size
             if total >= first + limit:
                 break
@@ -282,7 +308,7 @@ def decode_audio(data: bytes, hz: int, max_seconds: float, start_s: float = 0.0,
     samples = np.concatenate(pieces)[first : first + limit].astype(np.float32, copy=False)
     if not np.isfinite(samples).all():
         raise MediaError("decode", f"sound of {len(data)} bytes: samples are not finite")
-    return samples
+    return samples, rate
 
 
 def _then_flush(frames: Iterator[Any]) -> Iterator[Any]:

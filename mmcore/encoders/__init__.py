@@ -80,10 +80,12 @@ ENCODERS: dict[str, Callable[[EncoderSpec, Path], Encoder]] = {
     "hf_video": _from("hf_vision", "HfVideoEncoder"),
     "whisper_audio": _from("whisper", "WhisperAudioEncoder"),
     "hf_audio": _from("hf_audio", "HfAudioEncoder"),
+    "hf_text": _from("hf_text", "HfTextEncoder"),
     "bert_text": _from("bert_text", "BertTextEncoder"),
     "imagebind_image": _from("imagebind_encoders", "ImageBindImageEncoder"),
     "imagebind_video": _from("imagebind_encoders", "ImageBindVideoEncoder"),
     "imagebind_audio": _from("imagebind_encoders", "ImageBindAudioEncoder"),
+    "imagebind_text": _from("imagebind_encoders", "ImageBindTextEncoder"),
 }
 
 MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in ENCODERS}

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mmcore.config import EncoderSpec
+from mmcore.data.media import decode_text
 from mmcore.encoders import BatchedEncoder
 
 
@@ -35,8 +36,8 @@ class BertTextEncoder(BatchedEncoder):
             raise ValueError(f"the text encoder in {weights_dir} is {self._model.config.hidden_size} wide, the spec says {spec.width}")
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Bytes -> token ids int64 [at most spec.tokens]; a text has no span."""
-        return np.asarray(self._tokenizer(data.decode("utf-8"), truncation=True, max_length=self.spec.tokens)["input_ids"], np.int64)
+        """Bytes -> token ids int64 [at most spec.tokens]; a text has no span. Raises MediaError."""
+        return np.asarray(self._tokenizer(decode_text(data), truncation=True, max_length=self.spec.tokens)["input_ids"], np.int64)
 
     @torch.inference_mode()
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mmcore.data import media
-from mmcore.data.media import MediaError, decode_audio, decode_image, decode_video_frames, probe
+from mmcore.data.media import MediaError, decode_audio, decode_image, decode_video_frames, decode_waveform, probe
 
 
 def picture(fmt: str = "PNG", size: tuple[int, int] = (20, 10), mode: str = "RGB", colour: object = (255, 0, 0)) -> bytes:
@@ -124,6 +124,28 @@ def test_sounds_are_resampled_and_cut():
     assert probe(data, "audio") == media.Probe(ext="wav", duration_s=1.0)
     assert reason(probe, data[:9000], "audio") == "truncated"
     assert reason(decode_audio, data, 16000, 30, 5.0) == "decode"
+
+
+@pytest.mark.parametrize("codec", ["flac", "libvorbis", "pcm_s16le"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_waveform_keeps_its_rate_and_averages_its_channels(codec, channels):
+    hz, t = 22050, np.arange(22050) / 22050
+    left = (0.5 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+    planes = np.stack([left, 0.25 * left][:channels])
+    out = io.BytesIO()
+    with av.open(out, "w", format={"flac": "flac", "libvorbis": "ogg", "pcm_s16le": "wav"}[codec]) as container:
+        stream = container.add_stream(codec, rate=hz, layout="stereo" if channels == 2 else "mono")
+        frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=stream.layout.name)
+        frame.sample_rate = hz
+        converter = av.AudioResampler(format=stream.format, layout=stream.layout, rate=hz)
+        for piece in converter.resample(frame):
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode())
+    samples, found_hz = decode_waveform(out.getvalue(), 30)
+    assert found_hz == hz and samples.dtype == np.float32 and len(samples) == pytest.approx(hz, abs=256)
+    np.testing.assert_allclose(samples[2000:12000], planes.mean(axis=0)[2000:12000], atol=0.03 if codec == "libvorbis" else 1e-4)
+    cut, _ = decode_waveform(out.getvalue(), 30, 0.25, 0.5)
+    np.testing.assert_array_equal(cut, samples[round(0.25 * hz) : round(0.25 * hz) + round(0.25 * hz)])
 
 
 def test_a_librarys_global_switch_does_not_let_half_pictures_in(monkeypatch):
