@@ -28,9 +28,13 @@ class EncoderSpec:
     grid: int = 0
     """image, video: side of the pooled token grid of one frame (grid * grid tokens each). ImageBind: 0 stores the one pooled vector."""
     frames: int = 1
-    """video: frames sampled uniformly from a clip."""
+    """video: frames taken from a clip."""
+    sampling: str = "uniform"
+    """video: `uniform` takes the middles of equal parts; `scenes` spreads the frames over the clip's scenes (see mmcore.data.scenes)."""
     image_size: int = 224
     """image, video: pixels per side after resizing (square; media are composited on white)."""
+    tiles: int = 0
+    """image: largest number of tiles that a picture too large for image_size is also cut into (see mmcore.encoders.tiled); 0: the whole picture only."""
     tokens: int = 0
     """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind: 0 stores the one pooled vector."""
     max_seconds: float = 30.0
