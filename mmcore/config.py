@@ -49,6 +49,20 @@ class EncoderSpec:
     """Bumped when our code for this encoder changes meaning."""
 
 
+SAMPLED = ("timm_video", "hf_video")
+"""Kinds that follow EncoderSpec.sampling; ImageBind has clip times of its own."""
+
+
+def check_encoder(spec: EncoderSpec) -> None:
+    """Raises ValueError for a sampling or a number of tiles that the kind of encoder has no use for."""
+    if spec.sampling != "uniform" and (spec.sampling != "scenes" or spec.kind not in SAMPLED):
+        raise ValueError(f"{spec.kind} has no sampling '{spec.sampling}': set it to uniform (scenes: for {', '.join(SAMPLED)})")
+    if spec.tiles and not spec.kind.endswith("_image"):
+        raise ValueError(f"{spec.kind} encodes no pictures: set tiles to 0")
+    if spec.tiles < 0 or spec.tiles == 1:
+        raise ValueError(f"{spec.kind} with tiles {spec.tiles}: set it to 0 (off) or to at least 2")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpecialTokens:
     """Signal-token counts per modality (0: the model cannot emit that modality)."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, HistoryConfig, ReportConfig
 from infra.step import AnyloomError, Step
-from mmcore.config import MODALITIES, EncoderSpec, ModelSpec
+from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.recipe import Recipe
@@ -106,6 +106,10 @@ def _add_embed(recipe: Recipe, steps: dict[str, Step], modality: str, inputs: di
     """embed_<modality>, or another name, with the encoder of the modality."""
     spec: EncoderSpec = getattr(recipe, modality)
     name = name or f"embed_{modality}"
+    try:
+        check_encoder(spec)
+    except ValueError as error:
+        raise AnyloomError(f"{recipe.name}, encoder of {modality}: {error}") from error
     steps[name] = Step(name=name, run=run, config=EmbedConfig(spec=spec), inputs=inputs, threads=0, spread=True, isolate=False)
     return steps[name]
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmcore.config import EncoderSpec
+from mmcore.config import EncoderSpec, check_encoder
 
 
 class Encoder(Protocol):
@@ -80,9 +80,6 @@ ENCODERS: dict[str, Callable[[EncoderSpec, Path], Encoder]] = {
     "imagebind_audio": _from("imagebind_encoders", "ImageBindAudioEncoder"),
 }
 
-SAMPLED = ("timm_video", "hf_video")
-"""Kinds that follow spec.sampling; ImageBind has clip times of its own."""
-
 MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in ENCODERS}
 """What each kind encodes."""
 
@@ -91,8 +88,7 @@ def load_encoder(spec: EncoderSpec, weights_dir: Path) -> Encoder:
     """The encoder of `spec` with the weights of an artifact (`weights_dir/encoder/…`). Raises ValueError when they do not fit."""
     if spec.kind not in ENCODERS:
         raise ValueError(f"unknown encoder kind '{spec.kind}': choose one of {', '.join(sorted(ENCODERS))}")
-    if spec.sampling != "uniform" and (spec.sampling != "scenes" or spec.kind not in SAMPLED):
-        raise ValueError(f"{spec.kind} has no sampling '{spec.sampling}': set it to uniform (scenes: for {', '.join(SAMPLED)})")
+    check_encoder(spec)
     encoder = ENCODERS[spec.kind](spec, Path(weights_dir))
     if not spec.tiles:
         return encoder

@@ -41,11 +41,9 @@ class TiledEncoder(BatchedEncoder):
     """One picture -> the tokens of its thumbnail, then those of every tile. spec.batch counts encoder inputs, not pictures."""
 
     def __init__(self, spec: EncoderSpec, inner: Encoder):
-        """Raises ValueError for an encoder of something else, a useless number of tiles, or squares of another size than the encoder sees."""
-        if not isinstance(inner, PictureEncoder) or not spec.kind.endswith("_image"):
-            raise ValueError(f"{spec.kind} encodes no pictures: set tiles to 0")
-        if spec.tiles < 2:
-            raise ValueError(f"{spec.kind} with tiles {spec.tiles}: set it to 0 (off) or to at least 2")
+        """Raises ValueError for an encoder that takes no decoded pictures, or sees squares of another size."""
+        if not isinstance(inner, PictureEncoder):
+            raise ValueError(f"{spec.kind} takes no decoded pictures: set tiles to 0")
         self.spec, self._inner = spec, inner
         self._prepare_tile = getattr(inner, "prepare_tile", inner.prepare_picture)
         blank = inner.prepare_picture(Image.new("RGB", (spec.image_size, spec.image_size)))
