@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmcore.config import EncoderSpec
+from mmcore.config import EncoderSpec, check_encoder
 from mmcore.data.features import computed_dtype
 
 
@@ -96,4 +96,10 @@ def load_encoder(spec: EncoderSpec, weights_dir: Path) -> Encoder:
     """The encoder of `spec` with the weights of an artifact (`weights_dir/encoder/…`). Raises ValueError when they do not fit."""
     if spec.kind not in ENCODERS:
         raise ValueError(f"unknown encoder kind '{spec.kind}': choose one of {', '.join(sorted(ENCODERS))}")
-    return ENCODERS[spec.kind](spec, Path(weights_dir))
+    check_encoder(spec)
+    encoder = ENCODERS[spec.kind](spec, Path(weights_dir))
+    if not spec.tiles:
+        return encoder
+    from mmcore.encoders.tiled import TiledEncoder
+
+    return TiledEncoder(spec, encoder)

@@ -20,7 +20,8 @@ from PIL import Image
 from torch.nn import functional
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_image, decode_video_frames
+from mmcore.data.media import decode_image
+from mmcore.data.scenes import sample_frames
 from mmcore.encoders import BatchedEncoder
 from mmcore.encoders.hf import load_part
 
@@ -63,15 +64,23 @@ class HfImageEncoder(BatchedEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, H, W]; a picture has no span."""
-        return self._pixels([decode_image(data)])[0]
+        return self.prepare_picture(decode_image(data))
+
+    def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
+        """RGB -> [3, H, W]."""
+        return self._pixels([picture])[0]
+
+    def prepare_tile(self, tile: Image.Image) -> torch.Tensor:
+        """RGB of the model's own size -> [3, H, W], all of it: DINOv2's processor would cut off the rim."""
+        return self._pixels([tile], do_resize=False, do_center_crop=False)[0]
 
     @torch.inference_mode()
     def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """[3, H, W] each -> features [N, E] each."""
         return list(self._features(torch.stack(list(items))).numpy().astype(self.out_dtype))
 
-    def _pixels(self, pictures: list[Image.Image]) -> torch.Tensor:
-        pixels: torch.Tensor = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
+    def _pixels(self, pictures: list[Image.Image], **options: bool) -> torch.Tensor:
+        pixels: torch.Tensor = self._processor(images=pictures, return_tensors="pt", **options)["pixel_values"]
         return pixels
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -101,7 +110,7 @@ class HfVideoEncoder(HfImageEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [frames, 3, H, W]."""
-        return self._pixels(decode_video_frames(data, self.spec.frames, start_s, end_s))
+        return self._pixels(sample_frames(data, self.spec.frames, self.spec.sampling, start_s, end_s))
 
     @torch.inference_mode()
     def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:

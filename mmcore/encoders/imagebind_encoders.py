@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch.nn import functional
 
@@ -82,7 +83,11 @@ class ImageBindImageEncoder(ImageBindEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, 224, 224]; a picture has no span."""
-        return inputs.picture(decode_image(data))
+        return self.prepare_picture(decode_image(data))
+
+    def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
+        """RGB -> [3, 224, 224]."""
+        return inputs.picture(picture)
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         return _grid(self._states(batch), self.spec.grid)

@@ -94,6 +94,17 @@ def test_a_clip_is_its_frames(weights):
     assert features.shape == (12, 32) and np.abs(features[:4].astype(float) - features[8:].astype(float)).max() > 1e-3
 
 
+def test_a_short_scene_is_seen_when_frames_are_spread_over_scenes(weights):
+    folder = weights(vision("siglip"))
+    clip = encode_mp4([Image.new("RGB", (48, 48), "red" if n < 4 else "blue") for n in range(24)], 12)
+    differs = []
+    for sampling in ("uniform", "scenes"):
+        spec = EncoderSpec(kind="hf_video", arch="siglip", width=32, frames=2, sampling=sampling)
+        first, second = load_encoder(spec, folder).encode([clip])[0].astype(float)
+        differs.append(bool(np.abs(first - second).max() > 1e-2))
+    assert differs == [False, True]
+
+
 @pytest.mark.parametrize(("family", "pooled", "wide"), [("hubert", 32, 32), ("clap", 16, 32)])
 def test_sounds_do_not_depend_on_their_neighbours(family, pooled, wide, weights):
     folder = weights(audio(family))
