@@ -99,7 +99,7 @@ def test_a_short_scene_is_seen_when_frames_are_spread_over_scenes(weights):
     clip = encode_mp4([Image.new("RGB", (48, 48), "red" if n < 4 else "blue") for n in range(24)], 12)
     differs = []
     for sampling in ("uniform", "scenes"):
-        spec = EncoderSpec(kind="hf_video", arch="siglip", width=32, frames=2, sampling=sampling)
+        spec = EncoderSpec(kind="hf_video", arch="siglip", width=32, grid=1, frames=2, sampling=sampling)
         first, second = load_encoder(spec, folder).encode([clip])[0].astype(float)
         differs.append(bool(np.abs(first - second).max() > 1e-2))
     assert differs == [False, True]
