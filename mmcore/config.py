@@ -32,7 +32,8 @@ class EncoderSpec:
     image_size: int = 224
     """image, video: pixels per side after resizing (square; media are composited on white)."""
     tokens: int = 0
-    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind: 0 stores the one pooled vector."""
+    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind: 0 stores the one pooled vector.
+    text: longest text in tokens; 0 stores the mean over a text's tokens."""
     max_seconds: float = 30.0
     """audio: longer clips are cut, in seconds."""
     dtype: str = "float16"

@@ -2,6 +2,7 @@
 
     assets -> lists -> manifest_* -> shards_* -> embed_*, targets -> stage1..3 (states before stage2) -> export -> eval_* -> history -> report
 
+A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
 Every arrow is an artifact on storage. This module only wires; importing it loads no model library and runs nothing.
 """
 
@@ -11,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, HistoryConfig, ReportConfig
+from infra.plan import topological
 from infra.step import AnyloomError, Step
 from mmcore.config import MODALITIES, EncoderSpec, ModelSpec
+from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, Retrieval
 from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, WeightsConfig
@@ -68,6 +71,8 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
         "embed_video": _add_embed(recipe, steps, "video", {"weights": steps["weights_image"], "shards_webvid": shards["webvid"]}),
         "embed_audio": _add_embed(recipe, steps, "audio", {"weights": steps["weights_audio"], "shards_audiocaps": shards["audiocaps"]}),
     }
+    if recipe.two_tower is not None:
+        return _two_tower(recipe, recipe.two_tower, steps, embeddings, captions)
     trained = _add_stages(recipe, steps, embeddings, captions, shards["instruct"], targets)
     steps["export"] = Step(
         name="export",
@@ -212,3 +217,22 @@ def _add_evaluation(
         inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals},
     )
     steps |= evals | {"history": history, "report": report}
+
+
+def _two_tower(recipe: Recipe, towers: Retrieval, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step]) -> dict[str, Step]:
+    """embed_text, two_tower, eval_retrieval. Returns them and every step of the data behind them."""
+    text = Step(
+        name="embed_text",
+        run="pipelines.embed_text:run",
+        config=EmbedConfig(spec=towers.text),
+        inputs={"weights": steps["weights_text"], **captions},
+        threads=0,
+        spread=True,
+        isolate=False,
+    )
+    inputs = {**embeddings, "embed_text": text, **captions}
+    encoders = tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:])
+    spec = TwoTowerSpec(encoders=encoders, text=towers.text, shape=towers.shape)
+    trained = Step(name="two_tower", run="pipelines.train:run", config=TrainConfig(model=spec, stage=towers.stage), inputs=inputs, threads=0, isolate=False)
+    evaluation = Step(name="eval_retrieval", run="evals.retrieval:run", config=towers.evaluation, inputs={"two_tower": trained, **inputs}, threads=0)
+    return {step.name: step for step in topological([steps["overlap"], steps["targets"], evaluation])}
