@@ -16,7 +16,7 @@ from infra.plan import DONE, plan
 from infra.step import AnyloomError, Artifact
 
 if TYPE_CHECKING:
-    from pipelines.search import Hit
+    from evals.gallery import Shown
 
 SHEET = "search.html"
 
@@ -44,12 +44,13 @@ def cmd_search(args: argparse.Namespace) -> int:
 
 def search(
     root: Path, recipe: str, query: str, top: int, out: Path, overrides: Mapping[str, Any] | None = None, lists: Mapping[str, str] | None = None
-) -> list[Hit]:
+) -> list[Shown]:
     """The `top` media below `root` nearest to `query`: writes the sheet to `out`, prints the table, returns the hits.
 
-    overrides, lists: the same --set and --list as the run that made the towers. Raises AnyloomError for an empty query, top < 1, an unknown recipe, one without towers, and when a step it needs is not done (saying which command).
+    overrides, lists: the same --set and --list as the run that made the towers. Raises AnyloomError for an empty query, top < 1, an unknown recipe, one
+    without towers, and when a step it needs is not done (naming the command that does it).
     """
-    from evals.gallery import Shown, sheet
+    from evals.gallery import sheet
     from flows.display import Display, table
     from infra.settings import offline_environment
     from infra.storage import write_atomic
@@ -70,9 +71,8 @@ def search(
     root = root.absolute()
     offline_environment()
     hits = nearest_media(query, top, wanted.two_tower.text, finished(root, recipe, overrides or {}, lists or {}), root / "stores")
-    shown = [Shown(key=h.key, modality=h.modality, caption=h.caption, score=h.score, data=h.data, start_s=h.start_s, end_s=h.end_s) for h in hits]
     try:
-        page = sheet(query, f"The {len(hits)} nearest media by cosine in the space of recipe {recipe}'s two towers, all modalities together.", shown)
+        page = sheet(query, f"The {len(hits)} nearest media by cosine in the space of recipe {recipe}'s two towers, all modalities together.", hits)
     except MediaError as error:
         raise AnyloomError(f"search: a medium cannot be shown ({error}): run the shards steps again with --force") from error
     write_atomic(out.absolute(), page)

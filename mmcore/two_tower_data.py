@@ -20,7 +20,6 @@ from mmcore.signals import target_key
 from mmcore.two_tower import Sum, TwoTower, gather_rows, info_nce, same_pairs
 from mmcore.types import Sample
 
-
 FIT_TOKENS = 65536
 """Feature tokens, evenly thinned out, that a tower's standardisation is fitted on."""
 _CHUNK = 256

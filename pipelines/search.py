@@ -7,9 +7,9 @@ recipe. Output: hits, nearest first. Refuses to know which artifacts a recipe ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from evals.gallery import Shown
 from infra.step import AnyloomError, Artifact
 from mmcore.config import EncoderSpec
 
@@ -17,23 +17,7 @@ BATCH = 256
 """Media per call of a tower."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hit:
-    """One medium."""
-
-    key: str
-    """The lowest key that carries the medium."""
-    modality: str
-    caption: str
-    """Its first caption; "" when it has none."""
-    score: float
-    """Cosine with the query."""
-    data: bytes
-    start_s: float
-    end_s: float | None
-
-
-def nearest_media(query: str, top: int, text: EncoderSpec, artifacts: Mapping[str, Artifact], stores: Path) -> list[Hit]:
+def nearest_media(query: str, top: int, text: EncoderSpec, artifacts: Mapping[str, Artifact], stores: Path) -> list[Shown]:
     """The `top` media nearest to the query, over all modalities; media with the same bytes and span count once, under their lowest key.
 
     artifacts: two_tower, weights_text, every embed_<modality> and shards_*, by step name. Equal scores stand in the order of their keys.
@@ -73,7 +57,7 @@ def nearest_media(query: str, top: int, text: EncoderSpec, artifacts: Mapping[st
         shards, (_, start_s, end_s) = where[key]
         captions = shards.meta(key)["texts"]
         hits.append(
-            Hit(
+            Shown(
                 key=key,
                 modality=modality,
                 caption=captions[0] if captions else "",

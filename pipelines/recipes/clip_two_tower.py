@@ -19,15 +19,15 @@ def clip_two_tower() -> Recipe:
     """Two towers (InfoNCE) on smol's stored features and pooled MiniLM captions; retrieval and search."""
     towers = Retrieval(
         text=EncoderSpec(kind="bert_text", arch="bert", width=384, tokens=0, batch=32, part_rows=1024),
-        shape=TowerShape(width=256),
+        shape=TowerShape(width=512, pooling="mean", temperature=0.2, across=True),
         stage=StageConfig(
             stage="two_tower",
-            steps=400,
+            steps=150,
             batch=256,
             lr=1e-3,
             warmup_steps=20,
             weight_decay=0.1,
-            checkpoint_every=100,
+            checkpoint_every=50,
             mixture=(("stamps_train", 4.0), ("easyvqa_captions", 0.5), ("clips_train", 2.0), ("sounds_train", 2.0)),
         ),
     )

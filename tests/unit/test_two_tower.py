@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from infra.step import AnyloomError
-from mmcore.config import EncoderSpec, StageConfig
 from mmcore.checkpoint import load_latest
+from mmcore.config import EncoderSpec, StageConfig
 from mmcore.stages import saved_tensors
 from mmcore.two_tower import MAX_LOG_SCALE, TwoTower, gather_rows, info_nce, load_two_tower, same_pairs
 from mmcore.two_tower_config import TowerShape, TwoTowerSpec
