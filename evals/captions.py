@@ -39,7 +39,8 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
         rows = [row for m, row in pairs if m == modality]
         if not rows:
             continue
-        scored, embeddings = _Scored(ctx.work / f"{modality}.jsonl"), EmbeddingSet(ctx.inputs[f"embed_{modality}"].path, ctx.stores)
+        encoder = dict(config.model.encoders)[modality]
+        scored, embeddings = _Scored(ctx.work / f"{modality}.jsonl"), EmbeddingSet(ctx.inputs[f"embed_{modality}"].path, ctx.stores, encoder)
         for batch in scored.missing(rows, config.batch):
             model = model or _load_model(ctx)
             scored.add(_score(model, embeddings, modality, batch))

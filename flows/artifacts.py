@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from flows.display import Display, human_bytes, table
 from infra.artifact import age, all_records, find, garbage, lineage, read_record, remove, verify
+from infra.lock import exclusive
 from infra.step import AnyloomError
 
 
@@ -73,6 +74,11 @@ def check(root: Path, name: str | None, yes: bool) -> int:
 
 def collect(root: Path, name: str | None, yes: bool) -> int:
     """Remove what nothing pins, after saying what. Pinned: the steps of the recipes kept, and everything they were made from."""
+    with exclusive(root / "locks" / "run.lock", lambda who: print(f"a run uses {root}; waiting for {who}", flush=True)):
+        return _collect(root, name, yes)
+
+
+def _collect(root: Path, name: str | None, yes: bool) -> int:
     from flows.run import recipe_steps
     from infra.plan import plan
     from pipelines.recipes import RECIPES

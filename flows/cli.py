@@ -24,7 +24,6 @@ Every command takes --root DIR (default: runs, or ANYLOOM_ROOT). `anyloom COMMAN
 
 STAGED = {
     "data": (("manifest_*", "shards_*", "overlap"), "source lists -> manifests -> WebDataset shards"),
-    "embed": (("embed_*", "targets"), "shards -> embedding store"),
     "train": (("export",), "the three training stages and the exported model"),
     "eval": (("eval_*",), "lmms-eval suites and held-out checks"),
     "history": (("history",), "evaluation results -> history.duckdb"),
@@ -68,6 +67,8 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
+    from flows import store
+
     parser = argparse.ArgumentParser(
         prog="anyloom",
         description="Train and evaluate any-to-any multimodal LLMs as one DAG of resumable steps.",
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.").set_defaults(
             targets=list(targets)
         )
+    store.add_commands(commands, where, how)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
     recipes = commands.add_parser("recipes", help="list the recipes, or print one as JSON")
     recipes.add_argument("name", nargs="?")
@@ -153,6 +155,13 @@ def cmd_run(args: argparse.Namespace) -> int:
         lists=parse_pairs(args.lists, "--list", "DATASET=FILE"),
         weights=parse_pairs(args.weights, "--weights", "MODEL=FILE"),
     )
+
+
+def cmd_embed(args: argparse.Namespace) -> int:
+    """embed"""
+    from flows import store
+
+    return cmd_run(args) if args.action == "build" else store.main(args, settings_of(args).root.absolute())
 
 
 def cmd_plan(args: argparse.Namespace) -> int:
@@ -232,6 +241,7 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
+    "embed": cmd_embed,
     "plan": cmd_plan,
     "recipes": cmd_recipes,
     "sql": cmd_sql,

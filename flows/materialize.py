@@ -78,7 +78,7 @@ class GraphRun:
                 raise NotRun(f"{name} was left out because {next(iter(self.errors))} failed")
             started = time.monotonic()
             self.display.start(name)
-            resources = Resources(threads=threads, workers=threads if step.spread else 1, use_ray=self.settings.use_ray)
+            resources = Resources(threads=threads, workers=threads if step.spread else 1, gpus=self.settings.num_gpus, use_ray=self.settings.use_ray)
             try:
                 outcome = materialize(
                     step,

@@ -18,7 +18,7 @@ from infra.settings import Settings, load_settings, offline_environment
 from infra.step import AnyloomError, Step
 from infra.storage import Remote
 
-PREPARE_DATA = ("overlap", "embed_image", "embed_video", "embed_audio", "targets")
+PREPARE_DATA = ("overlap", "embed_*", "targets")
 TRAIN_STAGES = ("export",)
 EVALUATE = ("history", "report")
 

@@ -19,6 +19,7 @@ class Settings(BaseModel):
 
     root: Path = Field(default=Path("runs"), description="directory of artifacts, stores, history and report (ANYLOOM_ROOT)")
     threads: int = Field(default=0, ge=0, description="CPU threads in all; 0 means every core (ANYLOOM_THREADS)")
+    gpus: int | None = Field(default=None, ge=0, description="GPUs to use; by default all of this machine (ANYLOOM_GPUS)")
     use_ray: bool = Field(default=True, description="run steps as Ray tasks (ANYLOOM_RAY)")
     use_prefect: bool = Field(default=True, description="schedule steps as Prefect tasks (ANYLOOM_PREFECT)")
     remote: str = Field(default="", description="fsspec URL that mirrors finished artifacts and stores, e.g. s3://bucket/run (ANYLOOM_REMOTE)")
@@ -28,10 +29,15 @@ class Settings(BaseModel):
         """Threads in all, at least 1."""
         return self.threads or len(os.sched_getaffinity(0))
 
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of this machine to use, found without loading a library."""
+        return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if self.gpus is None else self.gpus
+
 
 def load_settings(**overrides: object) -> Settings:
     """Settings from ANYLOOM_* variables; `overrides` that are not None win. Raises AnyloomError naming the wrong variable."""
-    names = {"root": "ANYLOOM_ROOT", "threads": "ANYLOOM_THREADS", "use_ray": "ANYLOOM_RAY", "use_prefect": "ANYLOOM_PREFECT", "remote": "ANYLOOM_REMOTE"}
+    names = {field: f"ANYLOOM_{field.removeprefix('use_').upper()}" for field in Settings.model_fields}
     values: dict[str, object] = {field: os.environ[name] for field, name in names.items() if name in os.environ}
     values |= {field: value for field, value in overrides.items() if value is not None}
     try:

@@ -24,6 +24,8 @@ class Resources:
     """CPU threads this step may keep busy."""
     workers: int = 1
     """Ray workers (training ranks, or actors of a pool) the step may start."""
+    gpus: int = 0
+    """GPUs of this machine the step may use."""
     use_ray: bool = True
     """False: everything in this process, no Ray import."""
 

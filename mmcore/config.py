@@ -26,14 +26,18 @@ class EncoderSpec:
     width: int
     """E, channels of one feature token."""
     grid: int = 0
-    """image, video: side of the pooled token grid of one frame (grid * grid tokens each). ImageBind: 0 stores the one pooled vector."""
+    """image, video: side of the pooled token grid of one frame (grid * grid tokens each). ImageBind, transformers: 0 stores the one pooled vector."""
     frames: int = 1
-    """video: frames sampled uniformly from a clip."""
+    """video: frames taken from a clip."""
+    sampling: str = "uniform"
+    """video: `uniform` takes the middles of equal parts; `scenes` spreads the frames over the clip's scenes (see mmcore.data.scenes)."""
     image_size: int = 224
     """image, video: pixels per side after resizing (square; media are composited on white)."""
+    tiles: int = 0
+    """image: largest number of tiles that a picture too large for image_size is also cut into (see mmcore.encoders.tiled); 0: the whole picture only."""
     tokens: int = 0
-    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind: 0 stores the one pooled vector.
-    text: longest text in tokens; 0 stores the mean over a text's tokens."""
+    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind, transformers: 0 stores the one
+    pooled vector. bert_text: longest text, or 0 for the mean over a text's tokens; other texts: 0, they have the pooled vector only."""
     max_seconds: float = 30.0
     """audio: longer clips are cut, in seconds."""
     dtype: str = "float16"
@@ -44,6 +48,20 @@ class EncoderSpec:
     """Rows per part of the embedding store, the unit of work and of resumption."""
     revision: int = 1
     """Bumped when our code for this encoder changes meaning."""
+
+
+SAMPLED = ("timm_video", "hf_video")
+"""Kinds that follow EncoderSpec.sampling; ImageBind has clip times of its own."""
+
+
+def check_encoder(spec: EncoderSpec) -> None:
+    """Raises ValueError for a sampling or a number of tiles that the kind of encoder has no use for."""
+    if spec.sampling != "uniform" and (spec.sampling != "scenes" or spec.kind not in SAMPLED):
+        raise ValueError(f"{spec.kind} has no sampling '{spec.sampling}': set it to uniform (scenes: for {', '.join(SAMPLED)})")
+    if spec.tiles and not spec.kind.endswith("_image"):
+        raise ValueError(f"{spec.kind} encodes no pictures: set tiles to 0")
+    if spec.tiles < 0 or spec.tiles == 1:
+        raise ValueError(f"{spec.kind} with tiles {spec.tiles}: set it to 0 (off) or to at least 2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

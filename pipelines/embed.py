@@ -2,15 +2,14 @@
 
 Owns the plan (what the store lacks, cut into parts in a fixed order) and the artifact that pins the parts. Input: artifact `weights` and every
 `shards_*`; output: generation.json, rows.parquet (key -> part, offset, length). `run_targets` does the same for the captions' token states.
-Refuses to know how features are computed (mmcore.encoders) and who reads them (mmcore.data.embeddings).
+Refuses to know how features are computed (mmcore.encoders), how parts are made (pipelines.embed_worker) and who reads them (mmcore.data.embeddings).
 
-A space is one encoder with its preprocessing and weights; what is computed in it is addressed by the hash of the medium's bytes.
+A space is one encoder with its preprocessing, weights and stored type; what is computed in it is addressed by the hash of the medium's bytes.
 Parts are the unit of work: killed at any moment, the same command continues with the plan it had, so the bytes come out the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -18,21 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from infra.fingerprint import canonical_json, fingerprint, to_plain
+from infra.fingerprint import fingerprint
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_entry, read_json, write_atomic
 from mmcore.config import EncoderSpec
-from mmcore.data.embeddings import PART_SCHEMA, ROWS_SCHEMA
+from mmcore.data.embeddings import ROWS_SCHEMA
+from mmcore.data.features import computed_dtype
 from mmcore.data.shards import ShardSet
 from mmcore.encoders import MODALITY_OF
 from pipelines.data_config import EmbedConfig, TargetsConfig
-from pipelines.embed_worker import Item, PartTask, build_parts
+from pipelines.embed_pool import build_parts
+from pipelines.embed_space import Space, span_address, text_sha256
+from pipelines.embed_worker import Item, PartTask
 from pipelines.shard_build import write_parquet
-
-Located = dict[str, tuple[str, int, int]]
-"""sha256 -> (part, offset, length)."""
 
 
 def run(ctx: StepContext) -> Mapping[str, Any]:
@@ -61,84 +59,73 @@ def run_targets(ctx: StepContext) -> Mapping[str, Any]:
     return _embed(config.spec, "text", {f"text:{sha256}": sha256 for sha256 in items}, items, ctx)
 
 
-def span_address(sha256: str, start_s: float | None, end_s: float | None) -> str:
-    """What a medium, or a span of it, is called in the store."""
-    if start_s is None and end_s is None:
-        return sha256
-    return f"{sha256}@{start_s or 0.0:.3f}-" + ("" if end_s is None else f"{end_s:.3f}")
-
-
-def text_sha256(text: str) -> str:
-    """The address of a caption's states."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _embed(spec: EncoderSpec, modality: str, keys: Mapping[str, str], items: Mapping[str, Item], ctx: StepContext) -> Mapping[str, Any]:
-    """Fill the store, then write the artifact."""
-    space = {"spec": to_plain(spec), "weights": ctx.inputs["weights"].digest}
-    directory = ctx.stores / "embeddings" / fingerprint(space)[:12]
-    write_atomic(directory / "space.json", canonical_json(space))
-    tasks = _tasks(_plan(items, _located(directory), spec.part_rows, ctx.work / "plan.json"), items, directory, ctx.work)
-    missing = [task for task in tasks if read_entry(task.entry) is None]
+    """Fill the store, then write the artifact. keys: sample key -> address; items: address -> what to encode."""
+    computed_dtype(spec.dtype)  # a wrong type is refused before hours of work
+    space = Space.of(spec, ctx.inputs["weights"].digest, ctx.stores)
+    missing = [task for task in _tasks(_plan(items, space, spec, ctx.work / "plan.json"), items, space, ctx.work) if read_entry(task.entry) is None]
     encoded = sum(len(task.items) for task in missing)
     done, total, started = len(items) - encoded, len(items), time.monotonic()
     ctx.progress(done, total, f"{done} of {total} are in the store")
-    for count in build_parts(missing, spec, ctx.inputs["weights"].path, ctx.stores, ctx.resources):
-        done += count
+    encode_s, workers, batches = 0.0, 1, set()
+    for part in build_parts(missing, spec, ctx.inputs["weights"].path, ctx.stores, ctx.resources):
+        done, encode_s, workers = done + part.items, encode_s + part.encode_s, part.workers
+        batches.add(part.batch)
         ctx.progress(done, total, f"{(done - total + encoded) / (time.monotonic() - started):.0f}/s")
     seconds = time.monotonic() - started
-    result = _write_artifact(space, directory, modality, keys, ctx)
-    timing = {"encoded": encoded, "reused": total - encoded, "seconds": round(seconds, 3), "items_per_s": round(encoded / seconds, 1) if encoded else None}
+    result = _write_artifact(space.refreshed(), modality, keys, ctx)
+    timing = {
+        "encoded": encoded,
+        "reused": total - encoded,
+        "seconds": round(seconds, 3),
+        "items_per_s": round(encoded / seconds, 1) if encoded else None,
+        "workers": workers if encoded else 0,
+        "encoder_busy": round(encode_s / (seconds * workers), 3) if encoded else None,
+        "batch": min(batches, default=None),
+    }
     write_atomic(ctx.output / "info" / "timing.json", json.dumps(timing))
     return result
 
 
-def _located(directory: Path) -> Located:
-    """What the committed parts of a space hold. A medium that two builds encoded at the same time counts in the first part by name."""
-    found: Located = {}
-    for part in sorted((directory / "parts").glob("*")):
-        if read_entry(part) is not None:
-            columns = pq.read_table(part / "rows.parquet", schema=PART_SCHEMA).to_pydict()
-            for sha256, offset, length in zip(columns["media_sha256"], columns["offset"], columns["length"], strict=True):
-                found.setdefault(sha256, (part.name, offset, length))
-    return found
-
-
-def _plan(items: Mapping[str, Item], located: Located, part_rows: int, path: Path) -> list[list[str]]:
-    """Parts to encode, as lists of sha256: those of the saved plan as long as it still covers what is missing, else a new one, saved first."""
-    missing = sorted(set(items) - set(located))
+def _plan(items: Mapping[str, Item], space: Space, spec: EncoderSpec, path: Path) -> dict[str, Any]:
+    """{space, batch, parts}: parts to encode, as lists of addresses: the saved plan as long as it still covers what is missing, else a new one, saved first."""
+    missing = sorted(set(items) - set(space.located))
     if path.exists():
-        parts: list[list[str]] = read_json(path)
-        planned = {sha256 for part in parts for sha256 in part}
-        if planned <= set(items) and set(missing) <= planned:
-            return parts
-    parts = [missing[start : start + part_rows] for start in range(0, len(missing), part_rows)]
-    write_atomic(path, json.dumps(parts))
-    return parts
+        plan: dict[str, Any] = read_json(path)
+        planned = {address for part in plan["parts"] for address in part}
+        if planned <= set(items) and set(missing) <= planned and plan["batch"] == spec.batch:
+            return plan
+    plan = {"space": space.directory.name, "batch": spec.batch, "parts": [missing[i : i + spec.part_rows] for i in range(0, len(missing), spec.part_rows)]}
+    write_atomic(path, json.dumps(plan))
+    return plan
 
 
-def _tasks(parts: list[list[str]], items: Mapping[str, Item], directory: Path, work: Path) -> list[PartTask]:
+def part_name(addresses: list[str]) -> str:
+    """Directory name of the part that holds exactly these media."""
+    return f"{addresses[0][:8]}-{fingerprint(addresses)[:12]}"
+
+
+def _tasks(plan: Mapping[str, Any], items: Mapping[str, Item], space: Space, work: Path) -> list[PartTask]:
     tasks = []
-    for part in parts:
-        name = f"{part[0][:8]}-{fingerprint(part)[:12]}"
-        tasks.append(PartTask(items=tuple(items[sha256] for sha256 in part), entry=directory / "parts" / name, staging=work / "parts" / name))
+    for part in plan["parts"]:
+        name = part_name(part)
+        staging = work / "parts" / name
+        tasks.append(PartTask(items=tuple(items[address] for address in part), entry=space.part(name), staging=staging, batch=plan["batch"]))
     return tasks
 
 
-def _write_artifact(space: Mapping[str, Any], directory: Path, modality: str, keys: Mapping[str, str], ctx: StepContext) -> Mapping[str, Any]:
+def _write_artifact(space: Space, modality: str, keys: Mapping[str, str], ctx: StepContext) -> Mapping[str, Any]:
     """generation.json and rows.parquet (sorted by key), from what the store holds now. Returns the counts."""
-    located = _located(directory)
-    rows = [
-        {"key": key, "media_sha256": sha256, **dict(zip(("part", "offset", "length"), located[sha256], strict=True))} for key, sha256 in sorted(keys.items())
-    ]
+    rows = []
+    for key, address in sorted(keys.items()):
+        if address not in space.located:
+            raise AnyloomError(f"the features of {key} vanished from {space.directory} while the step ran: run the same command again")
+        rows.append({"key": key, "media_sha256": address, **dict(zip(("part", "offset", "length"), space.located[address], strict=True))})
     used = sorted({row["part"] for row in rows})
-    entries = []
-    for name in used:
-        record = read_entry(directory / "parts" / name)
-        if record is None:
-            raise AnyloomError(f"{directory / 'parts' / name} vanished while the step ran: run the same command again")
-        entries.append({"path": (directory / "parts" / name).relative_to(ctx.stores).as_posix(), "digest": record["digest"]})
+    entries = [{"path": space.part(name).relative_to(ctx.stores).as_posix(), "digest": space.records[name]["digest"]} for name in used]
     write_parquet(pa.Table.from_pylist(rows, ROWS_SCHEMA), ctx.output / "rows.parquet")
-    write_atomic(ctx.output / "generation.json", json.dumps({"space": space, "modality": modality, "entries": entries}, indent=1, sort_keys=True))
-    lengths = {sha256: located[sha256][2] for sha256 in keys.values()}
-    return {"samples": len(rows), "media": len(lengths), "tokens": sum(lengths.values()), "parts": len(used), "width": space["spec"]["width"]}
+    generation = {"space": space.description, "modality": modality, "entries": entries}
+    write_atomic(ctx.output / "generation.json", json.dumps(generation, indent=1, sort_keys=True))
+    lengths = {address: space.located[address][2] for address in keys.values()}
+    width = space.description["spec"]["width"]
+    return {"samples": len(rows), "media": len(lengths), "tokens": sum(lengths.values()), "parts": len(used), "width": width}

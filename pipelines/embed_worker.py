@@ -1,8 +1,8 @@
-"""Workers of the embedding store: one part after the other, each committed on its own.
+"""Worker of the embedding store: one part after the other, each committed on its own.
 
-Owns the loop decode -> encode -> commit, and the two ways to run several of them: Ray actors, or threads of this process. Every torch call of an
-encoder uses one thread, and a part's batches are fixed by its task, so the bytes are the same with one worker or many, with Ray or without.
-Refuses to know which parts are needed.
+Owns the loop decode -> encode -> commit. On a CPU every torch call of an encoder uses one thread, and a part's batches are fixed by its task, so
+the bytes are the same with one worker or many, with Ray or without. When memory runs out the batch is halved, for the rest of this worker's life, and
+the part's record says so. Refuses to know which parts are needed and how many workers there are (pipelines.embed_pool).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import importlib.metadata
 import io
 import shutil
 import sys
-import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from infra import ray_session
-from infra.settings import offline_environment, thread_environment
-from infra.step import AnyloomError, Resources
+from infra.settings import offline_environment
+from infra.step import AnyloomError
 from infra.storage import commit_entry, disk_errors, write_atomic
 from mmcore.config import EncoderSpec
 from mmcore.data.embeddings import PART_SCHEMA
+from mmcore.data.features import pack, relative_error
 from mmcore.data.media import MediaError
 from mmcore.data.shards import ShardSet
 from pipelines.shard_build import write_parquet
@@ -62,12 +62,28 @@ class PartTask:
     entry: Path
     staging: Path
     """Scratch directory of this part on the same file system."""
+    batch: int
+    """Items per encoder call, as planned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartDone:
+    """What a worker says about a part it has committed."""
+
+    items: int
+    encode_s: float
+    """Seconds inside the encoder."""
+    batch: int
+    """Items per encoder call, after any halving."""
+    workers: int = 1
+    """Workers of the pool it belongs to."""
 
 
 class PartBuilder:
     """One encoder copy that turns tasks into committed parts. Not for use by several threads at once."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path, stores: Path):
+    def __init__(self, spec: EncoderSpec, weights_dir: Path, stores: Path, device: str = "cpu", decoders: int = 1):
+        """device: `cpu` or `cuda:<n>`; decoders: threads that decode ahead of the encoder."""
         offline_environment()
         keep_freed_memory()
         import torch
@@ -76,50 +92,73 @@ class PartBuilder:
 
         torch.set_num_threads(1)
         self._encoder = load_encoder(spec, weights_dir)
-        self._spec, self._stores = spec, stores
+        self._spec, self._stores, self._device, self._decoders = spec, stores, device, decoders
         self._shards: dict[str, ShardSet] = {}
+        self._batch = sys.maxsize
+        """Largest batch that has not run out of memory."""
+        self._encode_s = 0.0
 
-    def build(self, task: PartTask) -> int:
-        """Encode and commit one part; returns its number of items. Raises AnyloomError when an item cannot be decoded or the disk is full."""
+    def build(self, task: PartTask) -> PartDone:
+        """Encode and commit one part. Raises AnyloomError when an item cannot be decoded, one item needs more memory than there is, or the disk is full."""
         import torch
 
         torch.set_num_threads(1)  # the setting belongs to the thread that computes
-        features = self._encode(task.items)
+        self._batch, self._encode_s = min(self._batch, task.batch), 0.0
+        features = self._encode(task)
         shutil.rmtree(task.staging, ignore_errors=True)
         try:
             with disk_errors(task.entry):
                 task.staging.mkdir(parents=True)
-                self._write(task, features)
-                commit_entry(task.entry, task.staging, {"items": len(features), "libraries": {name: importlib.metadata.version(name) for name in RECORDED}})
+                error = self._write(task, features)
+                libraries = {name: importlib.metadata.version(name) for name in RECORDED}
+                record = {"items": len(features), "libraries": libraries, "device": self._device.partition(":")[0], "relative_error": error}
+                commit_entry(task.entry, task.staging, {**record, "batch": self._batch, "planned_batch": task.batch})
         finally:
             shutil.rmtree(task.staging, ignore_errors=True)
-        return len(features)
+        return PartDone(items=len(features), encode_s=self._encode_s, batch=self._batch)
 
-    def _encode(self, items: Sequence[Item]) -> list[np.ndarray]:
-        """Features [N_i, E] of every item; one thread decodes ahead of the encoder."""
-        batches = [items[start : start + self._spec.batch] for start in range(0, len(items), self._spec.batch)]
+    def _encode(self, task: PartTask) -> list[np.ndarray]:
+        """Features [N_i, E] of every item; decoding threads stay AHEAD batches before the encoder."""
+        for generation in sorted({item.generation for item in task.items} - {"", *self._shards}):
+            self._shards[generation] = ShardSet(Path(generation), self._stores)
+        batches = iter([task.items[start : start + task.batch] for start in range(0, len(task.items), task.batch)])
         features: list[np.ndarray] = []
-        waiting: deque[Future[list[Any]]] = deque()
-        with ThreadPoolExecutor(1, "decode") as decoder:
-            upcoming = iter(batches)
-            for batch in islice(upcoming, AHEAD):
-                waiting.append(decoder.submit(self._prepare, batch))
-            while waiting:
-                prepared = waiting.popleft().result()
-                following = next(upcoming, None)
-                if following is not None:
-                    waiting.append(decoder.submit(self._prepare, following))
-                features += self._encoder.forward(prepared)
+        waiting: deque[list[Future[Any]]] = deque()
+        with ThreadPoolExecutor(self._decoders, "decode") as decoder:
+            try:
+                for batch in islice(batches, AHEAD):
+                    waiting.append([decoder.submit(self._prepare, item) for item in batch])
+                while waiting:
+                    prepared = [future.result() for future in waiting.popleft()]
+                    for batch in islice(batches, 1):
+                        waiting.append([decoder.submit(self._prepare, item) for item in batch])
+                    features += self._forward(prepared)
+            finally:
+                decoder.shutdown(wait=True, cancel_futures=True)
         return features
 
-    def _prepare(self, items: Sequence[Item]) -> list[Any]:
-        return [self._prepare_one(item) for item in items]
+    def _forward(self, prepared: Sequence[Any]) -> list[np.ndarray]:
+        """Features of prepared items, the batch halved as long as memory does not suffice."""
+        features: list[np.ndarray] = []
+        started = time.monotonic()
+        while len(features) < len(prepared):
+            try:
+                features += self._encoder.forward(prepared[len(features) : len(features) + self._batch])
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if self._batch == 1:
+                    raise AnyloomError(f"one item of {self._spec.kind} {self._spec.arch} needs more memory than {self._device} has: {error}") from error
+                self._batch = max(1, min(self._batch, len(prepared)) // 2)
+            else:
+                continue
+            free_device_memory()
+        self._encode_s += time.monotonic() - started
+        return features
 
-    def _prepare_one(self, item: Item) -> Any:
+    def _prepare(self, item: Item) -> Any:
         if not item.generation:
             return self._encoder.prepare(item.value.encode())
-        if item.generation not in self._shards:
-            self._shards[item.generation] = ShardSet(Path(item.generation), self._stores)
         try:
             return self._encoder.prepare(self._shards[item.generation].media(item.value), item.start_s, item.end_s)
         except MediaError as error:
@@ -127,17 +166,35 @@ class PartBuilder:
                 f"sample {item.value} cannot be decoded ({error}), though its shard took it in: run the shards step again with --force"
             ) from error
 
-    def _write(self, task: PartTask, features: list[np.ndarray]) -> None:
-        """features.npy [all tokens, E] and rows.parquet."""
+    def _write(self, task: PartTask, features: list[np.ndarray]) -> float:
+        """The feature files [all tokens, E] and rows.parquet. Returns the relative error of the stored type."""
         lengths = np.array([len(rows) for rows in features], np.int64)
         together = np.concatenate(features)
-        if together.shape[1] != self._spec.width or not np.isfinite(together).all():
-            raise ValueError(f"encoder {self._spec.arch} gave features of shape {together.shape}, finite: {bool(np.isfinite(together).all())}")
-        buffer = io.BytesIO()
-        np.save(buffer, together, allow_pickle=False)
-        write_atomic(task.staging / "features.npy", buffer.getvalue())
+        if together.shape[1] != self._spec.width:
+            raise ValueError(f"encoder {self._spec.arch} gave features of shape {together.shape}, the spec says {self._spec.width} channels")
+        files = pack(together, self._spec.dtype)
+        for name, array in files.items():
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            write_atomic(task.staging / name, buffer.getvalue())
         columns = {"media_sha256": [item.address for item in task.items], "offset": np.cumsum(lengths) - lengths, "length": lengths}
         write_parquet(pa.table(columns, schema=PART_SCHEMA), task.staging / "rows.parquet")
+        return relative_error(together, files)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for what torch and Python raise when a device or the host has no memory left."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def free_device_memory() -> None:
+    """Give cached blocks back before the next, smaller try."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def keep_freed_memory() -> None:
@@ -154,55 +211,3 @@ def keep_freed_memory() -> None:
         mallopt(m_mmap_threshold, 2**30)
         mallopt(m_trim_threshold, 2**31 - 1)
         mallopt(m_arena_max, 1)  # arenas of further threads are limited to 64 MB
-
-
-def build_parts(tasks: Sequence[PartTask], spec: EncoderSpec, weights_dir: Path, stores: Path, resources: Resources) -> Iterator[int]:
-    """Build every part; yields the number of items of each as it is done, in any order."""
-    if resources.use_ray and resources.workers > 1 and len(tasks) > 1:
-        return _with_actors(tasks, (spec, weights_dir, stores), min(resources.workers, len(tasks)))
-    return _with_threads(tasks, (spec, weights_dir, stores), max(1, min(max(resources.threads, resources.workers), len(tasks))))
-
-
-def _with_actors(tasks: Sequence[PartTask], arguments: tuple[Any, ...], workers: int) -> Iterator[int]:
-    ray_session.start(workers)
-    import ray
-    from ray.util import ActorPool
-
-    thread_environment(1)
-    remote = ray.remote(num_cpus=1, max_restarts=0)(PartBuilder)
-    actors = [remote.remote(*arguments) for _ in range(workers)]
-    try:
-        yield from ActorPool(actors).map_unordered(lambda actor, task: actor.build.remote(task), tasks)
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from None
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def _with_threads(tasks: Sequence[PartTask], arguments: tuple[Any, ...], workers: int) -> Iterator[int]:
-    """Each thread has its own encoder copy; torch lets go of the interpreter while it computes."""
-    import torch
-
-    before = torch.get_num_threads()
-    own = threading.local()
-
-    def build(task: PartTask) -> int:
-        if not hasattr(own, "builder"):
-            own.builder = PartBuilder(*arguments)
-        return own.builder.build(task)
-
-    try:
-        if workers == 1:
-            yield from map(build, tasks)
-            return
-        with ThreadPoolExecutor(workers, "encode") as pool:
-            futures = [pool.submit(build, task) for task in tasks]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
-    finally:
-        torch.set_num_threads(before)

@@ -78,6 +78,8 @@ class Recipe:
     image: EncoderSpec
     video: EncoderSpec
     audio: EncoderSpec
+    video_audio: bool = False
+    """Also encode the sound of the clips, with the encoder of sounds (step embed_video_audio). Nothing is trained on it yet."""
     lm_dtype: str = "bfloat16"
     input_projector: InputProjectorSpec = InputProjectorSpec()
     output_projector: OutputProjectorSpec = OutputProjectorSpec()

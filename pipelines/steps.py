@@ -14,7 +14,7 @@ from pathlib import Path
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, HistoryConfig, ReportConfig
 from infra.plan import topological
 from infra.step import AnyloomError, Step
-from mmcore.config import MODALITIES, EncoderSpec, ModelSpec
+from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder
 from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
@@ -71,6 +71,9 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
         "embed_video": _add_embed(recipe, steps, "video", {"weights": steps["weights_image"], "shards_webvid": shards["webvid"]}),
         "embed_audio": _add_embed(recipe, steps, "audio", {"weights": steps["weights_audio"], "shards_audiocaps": shards["audiocaps"]}),
     }
+    if recipe.video_audio:
+        tracks = {"weights": steps["weights_audio"], "shards_webvid": shards["webvid"]}
+        _add_embed(recipe, steps, "audio", tracks, name="embed_video_audio", run="pipelines.embed_tracks:run")
     if recipe.two_tower is not None:
         return _two_tower(recipe, recipe.two_tower, steps, embeddings, captions)
     trained = _add_stages(recipe, steps, embeddings, captions, shards["instruct"], targets)
@@ -104,11 +107,15 @@ def _add_shards(recipe: Recipe, steps: dict[str, Step], lists: Step, own_lists: 
     return shards
 
 
-def _add_embed(recipe: Recipe, steps: dict[str, Step], modality: str, inputs: dict[str, Step]) -> Step:
-    """embed_<modality>."""
+def _add_embed(recipe: Recipe, steps: dict[str, Step], modality: str, inputs: dict[str, Step], name: str = "", run: str = "pipelines.embed:run") -> Step:
+    """embed_<modality>, or another name, with the encoder of the modality."""
     spec: EncoderSpec = getattr(recipe, modality)
-    name = f"embed_{modality}"
-    steps[name] = Step(name=name, run="pipelines.embed:run", config=EmbedConfig(spec=spec), inputs=inputs, threads=0, spread=True, isolate=False)
+    name = name or f"embed_{modality}"
+    try:
+        check_encoder(spec)
+    except ValueError as error:
+        raise AnyloomError(f"{recipe.name}, encoder of {modality}: {error}") from error
+    steps[name] = Step(name=name, run=run, config=EmbedConfig(spec=spec), inputs=inputs, threads=0, spread=True, isolate=False)
     return steps[name]
 
 

@@ -74,7 +74,8 @@ def _chat_stage(config: TrainConfig, ctx: StepContext, stages: tuple[Path, ...])
     shards = shard_sets(ctx.inputs, ctx.stores)
     samples, _ = dataset_samples(shards, [name for name, _ in config.stage.mixture])
     captions = true_captions(shards) if config.stage.caption_turn else {}
-    data = ChatData(config.stage, model.chat, samples, feature_sources(ctx.inputs, ctx.stores), config.model.input_projector, captions)
+    features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
+    data = ChatData(config.stage, model.chat, samples, features, config.model.input_projector, captions)
     if config.stage.stage == "stage1":
         _fit_input_projectors(model, data, [modality for modality, _ in config.model.encoders])
     return model, data

@@ -13,6 +13,7 @@ from typing import Any
 
 from infra.step import AnyloomError, Artifact
 from infra.storage import read_json
+from mmcore.config import EncoderSpec
 from mmcore.data.shards import ShardSet
 from mmcore.special_tokens import MEDIA
 from mmcore.types import Sample
@@ -86,11 +87,11 @@ def true_captions(shards: Mapping[str, ShardSet]) -> dict[str, str]:
     return found
 
 
-def feature_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, Any]:
-    """modality -> EmbeddingSet, for every `embed_<modality>` input."""
+def feature_sources(inputs: Mapping[str, Artifact], stores: Path, encoders: Mapping[str, EncoderSpec]) -> dict[str, Any]:
+    """modality -> EmbeddingSet, for every `embed_<modality>` input. Raises ValueError when another encoder than the model's made one of them."""
     from mmcore.data.embeddings import EmbeddingSet
 
-    return {modality: EmbeddingSet(inputs[f"embed_{modality}"].path, stores) for modality in MEDIA if f"embed_{modality}" in inputs}
+    return {m: EmbeddingSet(inputs[f"embed_{m}"].path, stores, encoders.get(m)) for m in MEDIA if f"embed_{m}" in inputs}
 
 
 def target_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, Any]:

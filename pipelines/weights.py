@@ -134,6 +134,24 @@ def run_text(ctx: StepContext) -> dict[str, Any]:
     return _finish(ctx, model, width=model.config.hidden_size)
 
 
+def run_joint(ctx: StepContext) -> dict[str, Any]:
+    """`encoder/`: a toy CLIP, SigLIP or CLAP whole, both sides of its space, with its tokenizer and its image processor or feature extractor."""
+    from pipelines.weights_joint import TINY, WIDTH
+
+    config: WeightsConfig = ctx.config
+    if config.kind != "random" or config.arch not in TINY:
+        raise AnyloomError(
+            f"{ctx.name}: no {config.kind} weights for arch '{config.arch}'; use random with one of {', '.join(sorted(TINY))}. "
+            "A real model needs no step: put the files of its transformers directory into a folder `encoder`"
+        )
+    _begin(ctx, config.arch, config.arch)
+    model, beside = TINY[config.arch](config.seed)
+    tokenizer, front = beside
+    _save(model, ctx.output / "encoder", tokenizer)
+    front.save_pretrained(ctx.output / "encoder")
+    return _finish(ctx, model, width=WIDTH)
+
+
 # ---- conversions ----------------------------------------------------------------------------------------------------
 
 

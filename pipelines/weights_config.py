@@ -13,7 +13,7 @@ class WeightsConfig:
     """`pretrained` (from the assets) or `random` (toy size, from the seed)."""
     arch: str
     """pretrained: SmolLM2-135M-Instruct, tf_efficientnet_lite0, whisper-tiny.en, all-MiniLM-L6-v2.
-    random: tiny-llama, a timm name such as test_efficientnet, tiny-whisper, tiny-bert."""
+    random: tiny-llama, a timm name such as test_efficientnet, tiny-whisper, tiny-bert, tiny-clip, tiny-siglip, tiny-clap."""
     seed: int = 0
     """random only."""
 

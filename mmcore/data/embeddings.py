@@ -1,15 +1,16 @@
 """EmbeddingSet: reads the features that one embed artifact pins, by sample key.
 
 Owns memory-mapped access to ragged rows of the embedding store. Input: an artifact directory (generation.json, rows.parquet) and the
-stores directory its parts live in; output: zero-padded float32 batches. Refuses to read a part without a committed record or with another
-digest than the artifact pins. Refuses to know how features are made.
+stores directory its parts live in; output: zero-padded batches. Refuses to read a part without a committed record or with another digest
+than the artifact pins, and to be taken for another encoder's features. Refuses to know how features are made.
 
 Shape letters: B batch, N feature tokens, E encoder width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,13 @@ import pyarrow.parquet as pq
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
+from mmcore.data.features import FeatureFile, computed_dtype
 from mmcore.data.shards import pinned_entries
 
+PLAN_FIELDS = ("batch", "part_rows")
+"""Fields of an EncoderSpec that say how work is cut, not what is computed: they change features by rounding at most and are no part of a space."""
+SMALL_BYTES = 8192
+"""Items below this size are copied part by part in one call; larger ones one by one, which saves a copy."""
 PART_SCHEMA = pa.schema([("media_sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
 """Rows of a part: media_sha256 addresses the medium (a span of it as `sha256@start-end`) or text; offset and length in tokens of features.npy."""
 ROWS_SCHEMA = pa.schema([("key", pa.string()), ("media_sha256", pa.string()), ("part", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
@@ -30,25 +36,36 @@ ROWS_SCHEMA = pa.schema([("key", pa.string()), ("media_sha256", pa.string()), ("
 class EmbeddingSet:
     """Features of every sample of one artifact; samples that share a medium share the stored rows."""
 
-    def __init__(self, artifact_dir: Path, stores: Path):
-        """Raises ValueError when a part is missing, uncommitted or not the one that was pinned."""
+    def __init__(self, artifact_dir: Path, stores: Path, expect: EncoderSpec | None = None):
+        """expect: the encoder the reader believes made the features.
+
+        Raises ValueError when a part is missing, uncommitted or not the one that was pinned, and when another encoder made them, naming the fields.
+        """
         artifact_dir, stores = Path(artifact_dir), Path(stores)
         generation = read_json(artifact_dir / "generation.json")
         self.modality: str = generation["modality"]
         self.space: dict[str, Any] = generation["space"]
         self.spec = EncoderSpec(**self.space["spec"])
-        self._parts = {Path(path).name: stores / path for path in pinned_entries(artifact_dir, stores)}
+        if expect is not None:
+            refuse_other_encoder(self.space["spec"], expect, artifact_dir)
         rows = pq.read_table(artifact_dir / "rows.parquet", schema=ROWS_SCHEMA)
         self._keys: list[str] = rows.column("key").to_pylist()
         self._row = {key: i for i, key in enumerate(self._keys)}
-        self._part: list[str] = rows.column("part").to_pylist()
+        parts = rows.column("part").combine_chunks().dictionary_encode()
+        pinned = {Path(path).name: stores / path for path in pinned_entries(artifact_dir, stores)}
+        self._part, self._paths = parts.indices.to_numpy(), [pinned[name] for name in parts.dictionary.to_pylist()]
         self._offset, self._length = rows.column("offset").to_numpy(), rows.column("length").to_numpy()
-        self._open: dict[str, np.ndarray] = {}
+        self._open: dict[int, FeatureFile] = {}
 
     @property
     def width(self) -> int:
         """E."""
         return self.spec.width
+
+    @property
+    def dtype(self) -> str:
+        """NumPy type that `get` gives and `gather` can give without a conversion."""
+        return computed_dtype(self.spec.dtype)
 
     def keys(self) -> list[str]:
         """All keys, sorted."""
@@ -64,25 +81,65 @@ class EmbeddingSet:
         """N of one sample."""
         return int(self._length[self._at(key)])
 
-    def get(self, key: str) -> np.ndarray:
-        """Stored features [N, E] of one sample, as stored (a view of the file)."""
-        i = self._at(key)
-        part, start = self._part[i], int(self._offset[i])
-        if part not in self._open:
-            self._open[part] = np.load(self._parts[part] / "features.npy", mmap_mode="r", allow_pickle=False)
-        return self._open[part][start : start + int(self._length[i])]
+    def parts_of(self, keys: Sequence[str]) -> list[Path]:
+        """Directories of the parts that hold these samples, sorted."""
+        return sorted({self._paths[int(self._part[self._at(key)])] for key in keys})
 
-    def gather(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(features_BNE float32 zero-padded to the longest of the batch, lengths_B int64). Raises ValueError for an unknown key."""
-        pieces = [self.get(key) for key in keys]
-        lengths_B = np.array([len(piece) for piece in pieces], np.int64)
-        features_BNE = np.zeros((len(pieces), int(lengths_B.max(initial=0)), self.width), np.float32)
-        for row, piece in zip(features_BNE, pieces, strict=True):
-            row[: len(piece)] = piece
+    def get(self, key: str) -> np.ndarray:
+        """Features [N, E] of one sample: a view of the file for float16 and float32, float32 values for the other stored types."""
+        i = self._at(key)
+        start = int(self._offset[i])
+        return self._file(int(self._part[i])).rows(start, start + int(self._length[i]))
+
+    def gather(self, keys: Sequence[str], dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
+        """(features_BNE of `dtype`, zero-padded to the longest of the batch; lengths_B int64). Raises ValueError for an unknown key."""
+        try:
+            rows_B = np.array([self._row[key] for key in keys], np.int64)
+        except KeyError as error:
+            raise self._unknown(error.args[0]) from None
+        lengths_B = self._length[rows_B].astype(np.int64)
+        longest = int(lengths_B.max(initial=0))
+        same_length = bool((lengths_B == longest).all())
+        make = np.empty if same_length else np.zeros
+        features_BNE = make((len(rows_B), longest, self.width), dtype)
+        if same_length and longest * self.width * np.dtype(self.dtype).itemsize < SMALL_BYTES:
+            self._copy_by_part(rows_B, longest, features_BNE)
+        else:
+            where = zip(features_BNE, self._part[rows_B].tolist(), self._offset[rows_B].tolist(), lengths_B.tolist(), strict=True)
+            for target, part, start, length in where:
+                target[:length] = self._file(part).rows(start, start + length)
         return features_BNE, lengths_B
+
+    def _copy_by_part(self, rows_B: np.ndarray, length: int, out_BNE: np.ndarray) -> None:
+        parts_B, offsets_B = self._part[rows_B], self._offset[rows_B]
+        order_B = np.argsort(parts_B, kind="stable")
+        for group in np.split(order_B, np.flatnonzero(np.diff(parts_B[order_B])) + 1) if len(order_B) else []:
+            out_BNE[group] = self._file(int(parts_B[group[0]])).blocks(length, offsets_B[group])
+
+    def _file(self, part: int) -> FeatureFile:
+        if part not in self._open:
+            self._open[part] = FeatureFile(self._paths[part])
+        return self._open[part]
 
     def _at(self, key: str) -> int:
         try:
             return self._row[key]
         except KeyError:
-            raise ValueError(f"no {self.modality} features of '{key}' in this artifact") from None
+            raise self._unknown(key) from None
+
+    def _unknown(self, key: str) -> ValueError:
+        return ValueError(f"no {self.modality} features of '{key}' in this artifact")
+
+
+def space_fields(spec: EncoderSpec) -> dict[str, Any]:
+    """What of a spec decides the features: all but PLAN_FIELDS."""
+    return {name: value for name, value in dataclasses.asdict(spec).items() if name not in PLAN_FIELDS}
+
+
+def refuse_other_encoder(stored: Mapping[str, Any], expect: EncoderSpec, artifact_dir: Path) -> None:
+    """Raises ValueError naming every field in which the stored features' encoder is not the expected one."""
+    expected = space_fields(expect)
+    found = {name: stored.get(name) for name in expected}
+    differing = [f"{name} is {found[name]!r} there and {expected[name]!r} here" for name in sorted(expected) if found[name] != expected[name]]
+    if differing:
+        raise ValueError(f"{artifact_dir} holds features of another encoder: {'; '.join(differing)}")

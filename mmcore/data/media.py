@@ -1,6 +1,7 @@
 """Media: raw bytes of a picture, clip or sound -> pixels, frames or samples, with limits against hostile files.
 
 Owns sniffing (what the bytes say they are), decoding and probing. Input: bytes; output: PIL pictures, float32 sound, or Probe.
+The sound of a video file is read like any other sound. Which frames of a clip are wanted is told from outside (see scenes).
 Every failure is a MediaError with a reason of the closed set, whose text depends on the bytes alone (no addresses, no paths).
 Refuses to know where the bytes come from, what an encoder wants, and what a sample is.
 """
@@ -12,13 +13,16 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 if TYPE_CHECKING:
     import av
+
+T = TypeVar("T")
 
 MAX_PIXELS = 50_000_000
 """Pixels of one picture or video frame; more is refused before decoding."""
@@ -40,6 +44,10 @@ class MediaError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class NoTrackError(MediaError):
+    """A file that may hold both, but has no picture track or no sound track. Its reason is not_media."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +101,17 @@ def probe(data: bytes, modality: str) -> Probe:
     if modality == "video":
         return _probe_video(data, ext)
     return _probe_audio(data, ext)
+
+
+# ---- texts
+
+
+def decode_text(data: bytes) -> str:
+    """The text of UTF-8 bytes. Raises MediaError: decode."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MediaError("decode", f"text of {len(data)} bytes: byte {error.start} is not UTF-8") from None
 
 
 # ---- pictures
@@ -190,11 +209,23 @@ def _opened(data: bytes, modality: str) -> Iterator[tuple[av.container.InputCont
         with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
             streams = container.streams.video if modality == "video" else container.streams.audio
             if not streams:
-                raise MediaError("not_media", f"{ext} without a {modality} stream")
+                raise NoTrackError("not_media", f"{ext} without a {modality} stream")
+            if streams[0].codec_context is None:
+                raise MediaError("decode", f"{ext} of {len(data)} bytes: no decoder for its {modality}")
             streams[0].codec_context.thread_count = 1
             yield container, streams[0]
     except av.error.FFmpegError as error:
         raise MediaError("decode", f"{ext} of {len(data)} bytes: {error.strerror or type(error).__name__}") from error
+
+
+def map_video_frames(data: bytes, function: Callable[[av.VideoFrame], T]) -> tuple[list[T], float]:
+    """(function of every frame in time order, frames per second). Only one frame is held at a time. Raises MediaError."""
+    with _opened(data, "video") as (container, stream):
+        hz = float(stream.average_rate or stream.guessed_rate or 25)
+        found = [function(frame) for frame in _frames(container, stream)]
+    if not found:
+        raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
+    return found, hz
 
 
 def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
@@ -234,11 +265,11 @@ def choose_video_frames(data: bytes, choose: Callable[[int, float], Sequence[int
     with _opened(data, "video") as (container, stream):
         expected = sum(1 for packet in container.demux(stream) if packet.size)
         hz = float(stream.average_rate or stream.guessed_rate or 25)
-    picked, seen = _pick_frames(data, choose(expected, hz))
+    picked, seen = pick_video_frames(data, choose(expected, hz))
     if seen == 0:
         raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
     if seen != expected:  # packets that give no picture, or pictures without a packet of their own
-        picked, seen = _pick_frames(data, choose(seen, hz))
+        picked, seen = pick_video_frames(data, choose(seen, hz))
     return picked
 
 
@@ -248,8 +279,8 @@ def span(count: int, hz: float, start_s: float, end_s: float | None) -> tuple[in
     return first, count if end_s is None else max(first + 1, min(count, round(end_s * hz)))
 
 
-def _pick_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Image], int]:
-    """(pictures at the wanted indices, frames seen in all)."""
+def pick_video_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Image], int]:
+    """(RGB pictures at those of the wanted indices that there are, in the given order; frames seen in all). Raises MediaError."""
     found: dict[int, Image.Image] = {}
     seen = 0
     with _opened(data, "video") as (container, stream):
@@ -261,28 +292,69 @@ def _pick_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Image],
 
 
 def decode_audio(data: bytes, hz: int, max_seconds: float, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-    """float32 mono samples at `hz` of the sound or its span, at most `max_seconds`, about -1..1. Raises MediaError."""
-    import av
+    """float32 mono samples at `hz` of the sound or its span, at most `max_seconds`, about -1..1. Raises MediaError; NoTrackError for a silent video file.
 
-    first = round(start_s * hz)
-    seconds = max_seconds if end_s is None else min(max_seconds, end_s - start_s)
-    limit = round(seconds * hz)
-    pieces: list[np.ndarray] = []
-    total = 0
+    Of several tracks it is the first, on the clip's own time: second 0 is the first picture, so a track that starts later begins with silence. Channels are
+    averaged with equal weights; the mix of libswresample would drop the low-frequency channel and make stereo 3 dB louder than mono.
+    """
+    return _decode_samples(data, hz, max_seconds, start_s, end_s)[0]
+
+
+def decode_waveform(data: bytes, max_seconds: float, start_s: float = 0.0, end_s: float | None = None) -> tuple[np.ndarray, int]:
+    """(samples as decode_audio gives them, their rate in Hz) at the rate they are stored with. Raises MediaError; NoTrackError for a silent video file."""
+    return _decode_samples(data, None, max_seconds, start_s, end_s)
+
+
+def _decode_samples(data: bytes, hz: int | None, max_seconds: float, start_s: float, end_s: float | None) -> tuple[np.ndarray, int]:
+    """(samples, rate); hz None: as stored."""
     with _opened(data, "audio") as (container, stream):
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=hz)
-        for frame in _then_flush(container.decode(stream)):
-            for piece in resampler.resample(frame):
-                pieces.append(piece.to_ndarray().reshape(-1))
-                total += pieces[-1].size
-            if total >= first + limit:
+        rate = hz or int(stream.rate)
+        limit = max(0, round((max_seconds if end_s is None else min(max_seconds, end_s - start_s)) * rate))
+        frames = container.decode(stream)
+        head = next(frames, None)
+        at = round((_delay_s(container, head) - start_s) * rate)  # of the next sample, counted from the start of the span
+        pieces = [np.zeros(min(max(at, 0), limit), np.float32)]
+        for piece in _mono(frames if head is None else chain([head], frames), rate):
+            if at + piece.size > 0:
+                pieces.append(piece[max(0, -at) :])
+            at += piece.size
+            if at >= limit:
                 break
-    if total <= first:
+    samples = np.concatenate(pieces)[:limit].astype(np.float32, copy=False)
+    if samples.size <= pieces[0].size:
         raise MediaError("decode", f"sound of {len(data)} bytes: no samples")
-    samples = np.concatenate(pieces)[first : first + limit].astype(np.float32, copy=False)
     if not np.isfinite(samples).all():
         raise MediaError("decode", f"sound of {len(data)} bytes: samples are not finite")
-    return samples
+    return samples, rate
+
+
+def _delay_s(container: av.container.InputContainer, head: Any) -> float:
+    """Seconds from a clip's first picture to its first sound (`head`, a frame); 0 for a file without moving pictures."""
+    import av
+
+    pictures = next((stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic), None)
+    if pictures is None or pictures.start_time is None or pictures.time_base is None or head is None or head.time is None:
+        return 0.0
+    return float(head.time - pictures.start_time * pictures.time_base)
+
+
+def _mono(frames: Iterator[Any], hz: int) -> Iterator[np.ndarray]:
+    """Samples at `hz`, the mean of the channels, piece by piece; a track may change its rate or channels on the way.
+
+    Packed samples: PyAV reads outside of the memory of planar ones with more than 8 channels.
+    """
+    import av
+
+    resampler, before = av.AudioResampler(format="flt", rate=hz), None
+    for frame in _then_flush(frames):
+        form = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
+        pieces: list[Any] = []
+        if form != before:
+            pieces += resampler.resample(None)
+            resampler, before = av.AudioResampler(format="flt", rate=hz), form
+        if frame is not None:
+            pieces += resampler.resample(frame)
+        yield from (piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(axis=1) for piece in pieces)
 
 
 def _then_flush(frames: Iterator[Any]) -> Iterator[Any]:

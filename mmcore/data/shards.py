@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +92,7 @@ class ShardSet:
         if foreign:
             raise ValueError(f"the index of {generation_dir} names shards that its generation does not pin: {sorted(foreign)[:3]}")
         self._descriptors: dict[str, int] = {}
+        self._opening = threading.Lock()
         self._metas: dict[str, dict[str, Any]] = {}
 
     @cached_property
@@ -152,8 +154,9 @@ class ShardSet:
             raise ValueError(f"no sample '{key}' in this generation (was it quarantined? see ledger.parquet)") from None
 
     def _read(self, shard: str, offset: int, size: int) -> bytes:
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self.stores / shard, os.O_RDONLY | os.O_CLOEXEC)
+        with self._opening:  # several threads may decode from one ShardSet
+            if shard not in self._descriptors:
+                self._descriptors[shard] = os.open(self.stores / shard, os.O_RDONLY | os.O_CLOEXEC)
         data = os.pread(self._descriptors[shard], size, offset)
         if len(data) != size:
             raise ValueError(f"{self.stores / shard} ends before byte {offset + size}: the shard is damaged; remove its directory and run again")

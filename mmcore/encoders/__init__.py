@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmcore.config import EncoderSpec
+from mmcore.config import EncoderSpec, check_encoder
+from mmcore.data.features import computed_dtype
 
 
 class Encoder(Protocol):
@@ -40,6 +41,11 @@ class BatchedEncoder:
     """Shared half of the encoders: cuts items into calls of spec.batch."""
 
     spec: EncoderSpec
+
+    @property
+    def out_dtype(self) -> str:
+        """NumPy type of the features: float16 where they are stored so, else float32 (the store packs bfloat16 and int8)."""
+        return computed_dtype(self.spec.dtype)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> Any:
         """See Encoder."""
@@ -74,10 +80,12 @@ ENCODERS: dict[str, Callable[[EncoderSpec, Path], Encoder]] = {
     "hf_video": _from("hf_vision", "HfVideoEncoder"),
     "whisper_audio": _from("whisper", "WhisperAudioEncoder"),
     "hf_audio": _from("hf_audio", "HfAudioEncoder"),
+    "hf_text": _from("hf_text", "HfTextEncoder"),
     "bert_text": _from("bert_text", "BertTextEncoder"),
     "imagebind_image": _from("imagebind_encoders", "ImageBindImageEncoder"),
     "imagebind_video": _from("imagebind_encoders", "ImageBindVideoEncoder"),
     "imagebind_audio": _from("imagebind_encoders", "ImageBindAudioEncoder"),
+    "imagebind_text": _from("imagebind_encoders", "ImageBindTextEncoder"),
 }
 
 MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in ENCODERS}
@@ -88,4 +96,10 @@ def load_encoder(spec: EncoderSpec, weights_dir: Path) -> Encoder:
     """The encoder of `spec` with the weights of an artifact (`weights_dir/encoder/…`). Raises ValueError when they do not fit."""
     if spec.kind not in ENCODERS:
         raise ValueError(f"unknown encoder kind '{spec.kind}': choose one of {', '.join(sorted(ENCODERS))}")
-    return ENCODERS[spec.kind](spec, Path(weights_dir))
+    check_encoder(spec)
+    encoder = ENCODERS[spec.kind](spec, Path(weights_dir))
+    if not spec.tiles:
+        return encoder
+    from mmcore.encoders.tiled import TiledEncoder
+
+    return TiledEncoder(spec, encoder)

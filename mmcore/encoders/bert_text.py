@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mmcore.config import EncoderSpec
+from mmcore.data.media import decode_text
 from mmcore.encoders import BatchedEncoder
 
 MAX_POOLED_TOKENS = 256
@@ -38,25 +39,24 @@ class BertTextEncoder(BatchedEncoder):
         self._model = AutoModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32).eval().requires_grad_(False)
         if self._model.config.hidden_size != spec.width:
             raise ValueError(f"the text encoder in {weights_dir} is {self._model.config.hidden_size} wide, the spec says {spec.width}")
-
         self._longest = spec.tokens or min(MAX_POOLED_TOKENS, self._model.config.max_position_embeddings)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Bytes -> token ids int64 [at most spec.tokens]; a text has no span."""
-        return np.asarray(self._tokenizer(data.decode("utf-8"), truncation=True, max_length=self._longest)["input_ids"], np.int64)
+        """Bytes -> token ids int64 [at most spec.tokens]; a text has no span. Raises MediaError."""
+        return np.asarray(self._tokenizer(decode_text(data), truncation=True, max_length=self._longest)["input_ids"], np.int64)
 
     @torch.inference_mode()
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Token ids each -> features [N_i, E] each; [1, E] when pooled."""
         if self.spec.tokens:
             states_BNE = self._states(items, self.spec.tokens)
-            return [states[: len(ids)].numpy().astype(self.spec.dtype) for states, ids in zip(states_BNE, items, strict=True)]
+            return [states[: len(ids)].numpy().astype(self.out_dtype) for states, ids in zip(states_BNE, items, strict=True)]
         found: dict[int, np.ndarray] = {}
         padded = [min(self._longest, -(-len(ids) // BUCKET) * BUCKET) for ids in items]
         for length in sorted(set(padded)):
             rows = [i for i, own in enumerate(padded) if own == length]
             for i, states_NE in zip(rows, self._states([items[i] for i in rows], length), strict=True):
-                found[i] = states_NE[: len(items[i])].mean(0, keepdim=True).numpy().astype(self.spec.dtype)
+                found[i] = states_NE[: len(items[i])].mean(0, keepdim=True).numpy().astype(self.out_dtype)
         return [found[i] for i in range(len(items))]
 
     def _states(self, items: Sequence[np.ndarray], length: int) -> torch.Tensor:

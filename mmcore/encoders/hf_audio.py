@@ -1,8 +1,9 @@
 """Sounds through an audio model of transformers: CLAP, HuBERT.
 
-Owns the choice between the pooled vector (tokens 0: CLAP's shared space, HuBERT's mean state) and spec.tokens tokens in time order. The front end is the
-model's own feature extractor. Each sound is an encoder call of its own, so its features do not depend on the others' lengths. Input: a transformers
-directory and media bytes; output: features [N, E]. Refuses to know what the features are for.
+Owns the choice between the pooled vector (tokens 0: the unit vector of CLAP's shared space, HuBERT's mean state) and spec.tokens tokens in time order.
+The front end is the model's own feature extractor; a sound longer than CLAP's window is cut to its beginning, because the extractor would cut a piece out
+at random. Each sound is an encoder call of its own, so its features do not depend on the others' lengths. Input: a transformers directory and media
+bytes; output: features [N, E]. Refuses to know what the features are for.
 
 Shape letters: F encoder frames, N feature tokens, E encoder width.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ import transformers
 from torch.nn import functional
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_audio
+from mmcore.data.media import decode_waveform
 from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.hf import load_part
+from mmcore.encoders.resample import resample
 
 FAMILIES = {"clap": "ClapAudioModelWithProjection", "hubert": "HubertModel"}
 """spec.arch up to its first `:` -> class of transformers."""
@@ -36,14 +38,14 @@ class HfAudioEncoder(BatchedEncoder):
         if self._family not in FAMILIES:
             raise ValueError(f"unknown audio family '{self._family}': choose one of {', '.join(FAMILIES)}")
         folder = weights_dir / "encoder"
-        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-        self._model = getattr(transformers, FAMILIES[self._family]).from_pretrained(folder, **options).eval().requires_grad_(False)
+        self._model = load_part(folder, self._family, FAMILIES[self._family])
         self._front = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> dict[str, torch.Tensor]:
         """Bytes -> the model's inputs."""
         rate = self._front.sampling_rate
-        samples = decode_audio(data, rate, self.spec.max_seconds, start_s, end_s)
+        longest = min(self.spec.max_seconds, self._front.max_length_s) if self._family == "clap" else self.spec.max_seconds
+        samples = resample(*decode_waveform(data, longest, start_s, end_s), rate)
         return dict(self._front(samples, sampling_rate=rate, return_tensors="pt"))
 
     @torch.inference_mode()
@@ -59,7 +61,7 @@ class HfAudioEncoder(BatchedEncoder):
         if self.spec.tokens:
             features_NE = functional.adaptive_avg_pool1d(states.T[None], self.spec.tokens)[0].T
         else:
-            features_NE = outputs.audio_embeds if self._family == "clap" else states.mean(dim=0, keepdim=True)
+            features_NE = functional.normalize(outputs.audio_embeds, dim=-1) if self._family == "clap" else states.mean(dim=0, keepdim=True)
         if features_NE.shape[-1] != self.spec.width:
             raise ValueError(f"{self.spec.arch} with {self.spec.tokens} tokens gives width {features_NE.shape[-1]}, the spec says {self.spec.width}")
-        return features_NE.numpy().astype(self.spec.dtype)
+        return features_NE.numpy().astype(self.out_dtype)

@@ -1,7 +1,7 @@
 """Pictures and clips through a vision model of transformers: CLIP, SigLIP, DINOv2.
 
-Owns the choice between the pooled vector (grid 0: the shared space for CLIP and SigLIP, the CLS state for DINOv2) and patch tokens pooled to a
-grid. Preprocessing is the model's own image processor. Input: a transformers directory and media bytes; output: features [N, E]. Refuses to know
+Owns the choice between the pooled vector (grid 0: the unit vector of the shared space for CLIP and SigLIP, the CLS state for DINOv2) and patch tokens
+pooled to a grid. Preprocessing is the model's own image processor. Input: a transformers directory and media bytes; output: features [N, E]. Refuses to know
 what the features are for.
 
 Shape letters: B batch, N feature tokens, E encoder width.
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,10 @@ from PIL import Image
 from torch.nn import functional
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_image, decode_video_frames
+from mmcore.data.media import decode_image
+from mmcore.data.scenes import sample_frames
 from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.hf import load_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,14 @@ class Family:
     """Output that holds the pooled vector."""
     prefix: int
     """Tokens before the patches."""
+    shared: bool
+    """The pooled vector lies in a space shared with texts, where only directions count."""
 
 
 FAMILIES = {
-    "clip": Family("CLIPVisionModelWithProjection", "image_embeds", 1),
-    "siglip": Family("SiglipVisionModel", "pooler_output", 0),
-    "dinov2": Family("Dinov2Model", "pooler_output", 1),
+    "clip": Family("CLIPVisionModelWithProjection", "image_embeds", 1, True),
+    "siglip": Family("SiglipVisionModel", "pooler_output", 0, True),
+    "dinov2": Family("Dinov2Model", "pooler_output", 1, False),
 }
 """spec.arch up to its first `:` -> family; what follows names the weights, e.g. `siglip:so400m-patch14-384`."""
 
@@ -56,25 +59,32 @@ class HfImageEncoder(BatchedEncoder):
             raise ValueError(f"unknown vision family '{family}': choose one of {', '.join(FAMILIES)}")
         self._family = FAMILIES[family]
         folder = weights_dir / "encoder"
-        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-        self._model = getattr(transformers, self._family.model).from_pretrained(folder, **options).eval().requires_grad_(False)
+        self._model = load_part(folder, family, self._family.model)
         self._processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, H, W]; a picture has no span."""
-        return self._pixels([decode_image(data)])[0]
+        return self.prepare_picture(decode_image(data))
+
+    def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
+        """RGB -> [3, H, W]."""
+        return self._pixels([picture])[0]
+
+    def prepare_tile(self, tile: Image.Image) -> torch.Tensor:
+        """RGB of the model's own size -> [3, H, W], all of it: DINOv2's processor would cut off the rim."""
+        return self._pixels([tile], do_resize=False, do_center_crop=False)[0]
 
     @torch.inference_mode()
     def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """[3, H, W] each -> features [N, E] each."""
-        return list(self._features(torch.stack(list(items))))
+        return list(self._features(torch.stack(list(items))).numpy().astype(self.out_dtype))
 
-    def _pixels(self, pictures: list[Image.Image]) -> torch.Tensor:
-        pixels: torch.Tensor = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
+    def _pixels(self, pictures: list[Image.Image], **options: bool) -> torch.Tensor:
+        pixels: torch.Tensor = self._processor(images=pictures, return_tensors="pt", **options)["pixel_values"]
         return pixels
 
-    def _features(self, pixels: torch.Tensor) -> np.ndarray:
-        """[B, 3, H, W] -> features_BNE of the stored dtype."""
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] -> features_BNE."""
         outputs = self._model(pixel_values=pixels)
         if self.spec.grid:
             patches_BNE = outputs.last_hidden_state[:, self._family.prefix :]
@@ -82,20 +92,31 @@ class HfImageEncoder(BatchedEncoder):
             cells = patches_BNE.transpose(1, 2).unflatten(2, (side, side))
             features_BNE = functional.adaptive_avg_pool2d(cells, self.spec.grid).flatten(2).transpose(1, 2)
         else:
-            features_BNE = getattr(outputs, self._family.pooled)[:, None]
+            features_BNE = self._unit(getattr(outputs, self._family.pooled)[:, None])
         if features_BNE.shape[-1] != self.spec.width:
             raise ValueError(f"{self.spec.arch} with grid {self.spec.grid} gives width {features_BNE.shape[-1]}, the spec says {self.spec.width}")
-        return features_BNE.numpy().astype(self.spec.dtype)
+        return features_BNE
+
+    def _unit(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Unit vectors where the space is a shared one."""
+        return functional.normalize(vectors, dim=-1) if self._family.shared else vectors
 
 
 class HfVideoEncoder(HfImageEncoder):
-    """One clip -> the features of `frames` pictures, frame by frame. A clip is one encoder call, whatever else is in the batch."""
+    """One clip -> the tokens of `frames` pictures, frame by frame, or one vector: the mean of theirs (of length 1 in a shared space).
+
+    A clip is one encoder call, whatever else is in the batch.
+    """
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [frames, 3, H, W]."""
-        return self._pixels(decode_video_frames(data, self.spec.frames, start_s, end_s))
+        return self._pixels(sample_frames(data, self.spec.frames, self.spec.sampling, start_s, end_s))
 
     @torch.inference_mode()
     def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:
-        """[frames, 3, H, W] each -> features [frames * tokens, E] each."""
-        return [self._features(frames).reshape(-1, self.spec.width) for frames in items]
+        """[frames, 3, H, W] each -> features [frames * tokens, E] each, [1, E] with grid 0."""
+        return [self._clip(frames).numpy().astype(self.out_dtype) for frames in items]
+
+    def _clip(self, frames: torch.Tensor) -> torch.Tensor:
+        features = self._features(frames).reshape(-1, self.spec.width)
+        return features if self.spec.grid else self._unit(features.mean(dim=0, keepdim=True))

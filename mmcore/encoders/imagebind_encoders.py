@@ -1,8 +1,9 @@
 """ImageBind behind the Encoder face: pictures, clips, sounds and captions -> features.
 
-spec.grid (pictures, clips) and spec.tokens (sounds) choose what is stored: 0 gives the one pooled vector of the shared space, as NExT-GPT uses
-it (normalised, without the logit scale); more gives the trunk's own tokens, averaged over crops and pooled to that many, time step by time step.
-Input: bytes; output: features [N, E]. Refuses to know the architecture (mmcore.encoders.imagebind) and the preprocessing (…imagebind_inputs).
+spec.grid (pictures, clips) and spec.tokens (sounds) choose what is stored: 0 gives the one pooled vector of the shared space, as NExT-GPT uses it
+(normalised, without the logit scale); texts have nothing else. More gives the trunk's own tokens, averaged over crops and pooled to that many, time
+step by time step. Input: bytes; output: features [N, E]. Refuses to know the architecture (mmcore.encoders.imagebind) and the preprocessing
+(…imagebind_inputs).
 
 Shape letters: B items, S clips of one item, N feature tokens, E width, out the width of the shared space.
 """
@@ -15,18 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch.nn import functional
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
-from mmcore.data.media import choose_video_frames, decode_audio, decode_image, span
-from mmcore.encoders import BatchedEncoder
+from mmcore.data.media import choose_video_frames, decode_image, decode_text, decode_waveform, span
+from mmcore.encoders import BatchedEncoder, clip_bpe
 from mmcore.encoders import imagebind_inputs as inputs
 from mmcore.encoders.imagebind import HUGE, HUGE_OUT, ImageBind, load_imagebind, modality_of, toy
+from mmcore.encoders.resample import resample
 
-ARCHITECTURES = {"imagebind_huge": (HUGE, HUGE_OUT), "imagebind_toy": (toy(), 32)}
-"""spec.arch -> (trunks, width of the shared space)."""
+ARCHITECTURES = {"imagebind_huge": (HUGE, HUGE_OUT), "imagebind_toy": (toy(vocabulary=HUGE["text"].size[0]), 32)}
+"""spec.arch -> (trunks, width of the shared space). The toy reads the same words as the huge one."""
 WEIGHTS = Path("encoder") / "model.safetensors"
 
 
@@ -57,7 +60,7 @@ class ImageBindEncoder(BatchedEncoder):
         """Prepared tensors, all of one shape -> features [N, E] each."""
         batch = torch.stack(list(items))
         features = self._tokens(batch) if self._num_tokens() else self._vector(batch)[:, None]
-        return list(features.float().numpy().astype(self.spec.dtype))
+        return list(features.float().numpy().astype(self.out_dtype))
 
     def _vector(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, out], unit vectors averaged over clips."""
@@ -80,7 +83,11 @@ class ImageBindImageEncoder(ImageBindEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, 224, 224]; a picture has no span."""
-        return inputs.picture(decode_image(data))
+        return self.prepare_picture(decode_image(data))
+
+    def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
+        """RGB -> [3, 224, 224]."""
+        return inputs.picture(picture)
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         return _grid(self._states(batch), self.spec.grid)
@@ -115,7 +122,8 @@ class ImageBindAudioEncoder(ImageBindEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, 1, 128, 204]."""
-        return inputs.sound(decode_audio(data, inputs.AUDIO_HZ, self.spec.max_seconds, start_s, end_s))
+        samples, hz = decode_waveform(data, self.spec.max_seconds, start_s, end_s)
+        return inputs.sound(resample(samples, hz, inputs.AUDIO_HZ))
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         """The patch grid is mel bands x time: bands are averaged, time goes on from moment to moment."""
@@ -124,6 +132,22 @@ class ImageBindAudioEncoder(ImageBindEncoder):
         bands = (spec.size[1] - spec.patch[0]) // spec.stride[0] + 1
         times = states.unflatten(1, (bands, -1)).mean(dim=1).unflatten(0, (len(batch), -1)).flatten(1, 2)
         return functional.adaptive_avg_pool1d(times.transpose(1, 2), self.spec.tokens).transpose(1, 2)
+
+
+class ImageBindTextEncoder(ImageBindEncoder):
+    """One text -> one unit vector, without the logit scale: its cosines with the other kinds' pooled vectors are ImageBind's similarities."""
+
+    trunk = "text"
+
+    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+        """Raises ValueError like the others, and when the spec asks for tokens."""
+        if spec.grid or spec.tokens:
+            raise ValueError(f"{spec.kind} stores pooled vectors only: set grid and tokens to 0")
+        super().__init__(spec, weights_dir)
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
+        """UTF-8 bytes -> ids [77]; a text has no span. Raises MediaError."""
+        return inputs.text(decode_text(data), clip_bpe.encode, clip_bpe.START, clip_bpe.END)
 
 
 def _grid(states_BNE: torch.Tensor, grid: int) -> torch.Tensor:

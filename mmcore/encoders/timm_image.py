@@ -26,7 +26,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_image, decode_video_frames
+from mmcore.data.media import decode_image
+from mmcore.data.scenes import sample_frames
 from mmcore.encoders import BatchedEncoder
 
 TRANSFORMERS = ("vit_", "deit", "beit", "eva")
@@ -50,7 +51,11 @@ class TimmImageEncoder(BatchedEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Bytes -> uint8 [H, W, 3]; a picture has no span."""
-        return self._square(decode_image(data))
+        return self.prepare_picture(decode_image(data))
+
+    def prepare_picture(self, picture: Image.Image) -> np.ndarray:
+        """RGB -> uint8 [H, W, 3]."""
+        return self._square(picture)
 
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         """uint8 [H, W, 3] each -> features [grid * grid, E] each."""
@@ -73,7 +78,7 @@ class TimmImageEncoder(BatchedEncoder):
         if states.shape[1] != self.spec.width:
             raise ValueError(f"{self.spec.arch} gives {states.shape[1]} channels, the spec says {self.spec.width}")
         pooled = nn.functional.adaptive_avg_pool2d(states, self.spec.grid)
-        return pooled.flatten(2).transpose(1, 2).numpy().astype(self.spec.dtype)
+        return pooled.flatten(2).transpose(1, 2).numpy().astype(self.out_dtype)
 
 
 class TimmVideoEncoder(TimmImageEncoder):
@@ -81,7 +86,7 @@ class TimmVideoEncoder(TimmImageEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Bytes -> uint8 [frames, H, W, 3]."""
-        return np.stack([self._square(frame) for frame in decode_video_frames(data, self.spec.frames, start_s, end_s)])
+        return np.stack([self._square(frame) for frame in sample_frames(data, self.spec.frames, self.spec.sampling, start_s, end_s)])
 
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         """uint8 [frames, H, W, 3] each -> features [frames * grid * grid, E] each."""

@@ -66,7 +66,7 @@ class WhisperAudioEncoder(BatchedEncoder):
         for states_FE, (_, seconds) in zip(states_BFE, items, strict=True):
             inside = min(len(states_FE), max(1, math.ceil(seconds * self._frames_hz)))
             pooled = nn.functional.adaptive_avg_pool1d(states_FE[:inside].T, self.spec.tokens).T
-            features.append(pooled.numpy().astype(self.spec.dtype))
+            features.append(pooled.numpy().astype(self.out_dtype))
         return features
 
 

@@ -1,19 +1,21 @@
-"""Clips: short H.264 videos of one picture in motion, on white.
+"""Clips: short H.264 videos of one picture in motion, on white, with or without a sound.
 
-Owns the motions and the encoder settings. Input: a PIL picture; output: mp4 bytes, the same for the same picture whatever the
+Owns the motions and the encoder settings. Input: a PIL picture (and samples); output: mp4 bytes, the same for the same picture whatever the
 machine load (see X264; no times in the container). Refuses to know what the picture shows.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 from PIL import Image
 
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "zooming in", "zooming out", "rotating")
 X264 = {"threads": "1", "crf": "23", "preset": "veryfast", "x264-params": "cpu-independent=1:mbtree=0"}
 """One thread, the same decisions on every processor, and no macroblock tree: its vector code gives other bytes from run to run."""
+SOUND_HZ = 16_000
 TRAVEL = 0.28
 """moving: distance of the picture's centre from the frame's centre at both ends, as a share of the side."""
 
@@ -52,20 +54,28 @@ def _pose(motion: str, t: float) -> tuple[float, float, float, float]:
     return poses[motion]
 
 
-def encode_mp4(pictures: Iterator[Image.Image], rate_hz: int) -> bytes:
-    """H.264 in mp4, yuv420p. Bit-exact container flags and X264: the same frames give the same bytes."""
+def encode_mp4(pictures: Iterable[Image.Image], rate_hz: int, sound: np.ndarray | None = None) -> bytes:
+    """H.264 in mp4, yuv420p. Bit-exact container flags and X264: the same frames give the same bytes.
+
+    sound: int16 samples, mono, at SOUND_HZ; kept as FLAC, because a lossy encoder's bytes depend on the processor.
+    """
     import av
 
     out = io.BytesIO()
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = None
+        stream, track = None, None
         for picture in pictures:
             if stream is None:
                 stream = container.add_stream("libx264", rate=rate_hz, options=X264)
                 stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, "yuv420p"
                 stream.codec_context.thread_count = 1
+                track = None if sound is None else container.add_stream("flac", rate=SOUND_HZ, layout="mono")
             container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         if stream is None:
             raise ValueError("a clip needs at least one frame")
         container.mux(stream.encode())
+        if track is not None and sound is not None:
+            frame = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+            frame.sample_rate = SOUND_HZ
+            container.mux(packet for packet in [*track.encode(frame), *track.encode(None)] if packet.size)
     return out.getvalue()

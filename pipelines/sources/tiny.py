@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from infra.step import AnyloomError, StepContext
-from pipelines.sources.clips import MOTIONS, encode_mp4, frames
+from pipelines.sources.clips import MOTIONS, SOUND_HZ, encode_mp4, frames
 from pipelines.sources.configs import TinyListsConfig
 from pipelines.sources.listfiles import draw_record, question_record, write_audiocaps, write_cc3m, write_instruct, write_webvid
 
@@ -35,7 +35,6 @@ SHAPES = ("circle", "rectangle", "triangle")
 TONES = {"low": 220.0, "middle": 440.0, "high": 880.0}
 """Hz."""
 WAVES = ("sine", "square")
-SAMPLE_RATE_HZ = 16_000
 MAX_QUESTIONS = 18
 
 
@@ -116,20 +115,24 @@ def tone(pitch_hz: float, shape: str, seconds: float) -> bytes:
     """A 16 kHz mono Ogg FLAC file that fades in and out; the same bytes every time."""
     import av
 
-    times = np.arange(int(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    samples = np.sin(2 * np.pi * pitch_hz * times)
-    if shape == "square":
-        samples = np.copysign(0.5, samples)
-    samples = samples * np.minimum(1.0, 10 * np.minimum(times, seconds - times) / seconds)
-    frame = av.AudioFrame.from_ndarray((12_000 * samples).astype(np.int16)[None], format="s16", layout="mono")
-    frame.sample_rate = SAMPLE_RATE_HZ
+    frame = av.AudioFrame.from_ndarray(_samples(pitch_hz, shape, seconds)[None], format="s16", layout="mono")
+    frame.sample_rate = SOUND_HZ
     out = io.BytesIO()
     with av.open(out, "w", format="ogg", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono")
+        stream = container.add_stream("flac", rate=SOUND_HZ, layout="mono")
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             if packet.size:  # FLAC's last packet only repeats the header, which Ogg cannot hold
                 container.mux(packet)
     return out.getvalue()
+
+
+def _samples(pitch_hz: float, shape: str, seconds: float) -> np.ndarray:
+    """int16 samples of a tone at SOUND_HZ."""
+    times = np.arange(int(seconds * SOUND_HZ)) / SOUND_HZ
+    samples = np.sin(2 * np.pi * pitch_hz * times)
+    if shape == "square":
+        samples = np.copysign(0.5, samples)
+    return (12_000 * samples * np.minimum(1.0, 10 * np.minimum(times, seconds - times) / seconds)).astype(np.int16)
 
 
 def _pictures(output: Path, folder: str, count: int, config: TinyListsConfig) -> list[tuple[str, Shape]]:
@@ -148,15 +151,16 @@ def _pictures(output: Path, folder: str, count: int, config: TinyListsConfig) ->
 
 
 def _clips(output: Path, stamps: dict[str, list[tuple[str, Shape]]], config: TinyListsConfig) -> dict[str, int]:
-    """Half-second clips of the stamps of the same split, in motion."""
-    counts = {}
+    """Half-second clips of the stamps of the same split, in motion; every other one with a tone."""
+    counts, pitches = {}, tuple(TONES.values())
     for split, size in (("train", config.clips_train), ("heldout", config.clips_heldout)):
         rows = []
         for number in range(size):
             uri, shape = stamps[split][number % len(stamps[split])]
             motion, name = MOTIONS[number % len(MOTIONS)], f"{split}_{number:03d}"
+            sound = None if number % 2 else _samples(pitches[number // 2 % len(pitches)], "sine", 0.5)
             with Image.open(output / uri) as opened:
-                _write(output / "media" / "clips" / f"{name}.mp4", encode_mp4(frames(opened, motion, 6, 2 * config.side), 12))
+                _write(output / "media" / "clips" / f"{name}.mp4", encode_mp4(frames(opened, motion, 6, 2 * config.side), 12, sound))
             rows.append((name, f"media/clips/{name}.mp4", 1, f"{shape.caption}, {motion}"))
         counts[f"clips_{split}"] = write_webvid(output, f"clips_{split}", rows)
     return counts

@@ -15,9 +15,9 @@ import psutil
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def start(root: Path, recipe: str, log: Path) -> subprocess.Popen[bytes]:
-    """`anyloom run` in a session of its own, output appended to `log`."""
-    command = [str(Path(sys.executable).with_name("anyloom")), "run", "--recipe", recipe, "--root", str(root)]
+def start(root: Path, recipe: str, log: Path, *extra: str, command: tuple[str, ...] = ("run",)) -> subprocess.Popen[bytes]:
+    """`anyloom run` (or another command) in a session of its own, output appended to `log`."""
+    command = (str(Path(sys.executable).with_name("anyloom")), *command, "--recipe", recipe, "--root", str(root), *extra)
     with open(log, "ab") as out:
         return subprocess.Popen(command, cwd=PROJECT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
 
@@ -58,9 +58,9 @@ def wait_for(condition: Callable[[], bool], child: subprocess.Popen[bytes], time
     raise TimeoutError(f"nothing for {timeout_s} s")
 
 
-def digests(root: Path, recipe: str) -> dict[str, str]:
+def digests(root: Path, recipe: str, overrides: dict | None = None) -> dict[str, str]:
     """Step -> digest of every complete step of the recipe below `root`."""
     from flows.run import recipe_steps
     from infra.plan import plan
 
-    return {row.step.name: row.record.digest for row in plan(recipe_steps(recipe, {}).values(), root) if row.record is not None}
+    return {row.step.name: row.record.digest for row in plan(recipe_steps(recipe, overrides or {}).values(), root) if row.record is not None}

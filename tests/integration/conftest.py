@@ -40,3 +40,9 @@ def tiny(tmp_path_factory) -> Run:
 def cli():
     """The command line as a function."""
     return anyloom
+
+
+@pytest.fixture(scope="session")
+def cli_once():
+    """The command line as a function, for fixtures that live longer than a test."""
+    return anyloom

@@ -34,7 +34,7 @@ def test_flow_stages_name_real_steps():
     for recipe in ("tiny", "smol"):
         steps = recipe_steps(recipe, {})
         for targets in (PREPARE_DATA, TRAIN_STAGES, EVALUATE):
-            assert len(select(steps, targets)) == len(targets)
+            assert len(select(steps, targets)) >= len(targets)
 
 
 def test_the_run_is_recorded_by_prefect(tiny):

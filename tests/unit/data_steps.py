@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import wave
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,32 @@ def wav(seed: int, seconds: float = 0.3) -> bytes:
         out.setframerate(16000)
         out.writeframes(np.random.default_rng(seed).integers(-9000, 9000, int(16000 * seconds), dtype=np.int16).tobytes())
     return buffer.getvalue()
+
+
+def mp4(pictures: list[Image.Image], hz: int = 12, sound: np.ndarray | None = None, codec: str = "aac", layout: str = "mono", delay_s: float = 0.0) -> bytes:
+    """H.264, with a sound of float32 [channels, samples] at 16 kHz that starts `delay_s` later."""
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        video = out.add_stream("libx264", rate=hz, options={"crf": "18", "preset": "veryfast"})
+        video.width, video.height, video.pix_fmt = *pictures[0].size, "yuv420p"
+        track = out.add_stream(codec, rate=16000, layout=layout) if sound is not None else None
+        for picture in pictures:
+            out.mux(video.encode(av.VideoFrame.from_image(picture)))
+        out.mux(video.encode())
+        if track is not None:
+            for start in range(0, sound.shape[1], 1024):
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, start : start + 1024]), format="fltp", layout=layout)
+                frame.sample_rate, frame.pts, frame.time_base = 16000, start + round(delay_s * 16000), Fraction(1, 16000)
+                out.mux(track.encode(frame))
+            out.mux(track.encode())
+    return buffer.getvalue()
+
+
+def tone(seconds: float, hz: float = 440.0) -> np.ndarray:
+    """float32 [1, samples] at 16 kHz, amplitude 0.5."""
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(16000 * seconds)) / 16000)).astype(np.float32)[None]
 
 
 def row(number: int, uri: str, *, source: str = "pets", modality: str = "image", text: str | None = None, **media: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,15 @@ import torch
 from data_steps import pictures, pinned, png, row, run_step, tree, wav, write_manifest
 from safetensors.torch import save_file
 
+import pipelines.embed_pool
 import pipelines.embed_worker
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec
-from mmcore.data.embeddings import EmbeddingSet
+from mmcore.data.embeddings import EmbeddingSet, space_fields
 from mmcore.encoders import load_encoder
 from mmcore.encoders.timm_image import fold_batch_norm
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
-from pipelines.embed import text_sha256
+from pipelines.embed_space import Space, text_sha256
 
 SPEC = EncoderSpec(kind="timm_image", arch="test_efficientnet", width=256, grid=2, image_size=32, batch=4, part_rows=8)
 
@@ -59,7 +61,7 @@ def test_cached_equals_computed_and_shared_media_are_stored_once(tmp_path, weigh
     root = prepare(tmp_path, weights)
     assert embed(root) == {"samples": 20, "media": 19, "tokens": 76, "parts": 3, "width": 256}
     stored = EmbeddingSet(root / "embed", root / "stores")
-    assert stored.keys() == [f"pets-{i:06d}" for i in range(20)] and stored.width == 256 and stored.spec == SPEC
+    assert stored.keys() == [f"pets-{i:06d}" for i in range(20)] and stored.width == 256 and space_fields(stored.spec) == space_fields(SPEC)
     features, lengths = stored.gather(stored.keys())
     assert features.shape == (20, 4, 256) and features.dtype == np.float32 and lengths.tolist() == [4] * 20
     assert np.array_equal(features[0], features[19])
@@ -73,6 +75,15 @@ def test_bytes_do_not_depend_on_workers(tmp_path, weights):
     for name, resources in (("one", {}), ("two", {"threads": 2}), ("ray", {"workers": 2, "use_ray": True})):
         embed(prepare(tmp_path / name, weights), **resources)
     assert artifact(tmp_path / "one") == artifact(tmp_path / "two") == artifact(tmp_path / "ray")
+
+
+def test_an_error_in_an_actor_arrives_as_it_was(tmp_path, weights):
+    root = prepare(tmp_path, weights)
+    (root / "weights").unlink()
+    (root / "weights").mkdir()
+    (root / "weights" / "encoder.json").write_text('{"arch": "resnet18"}')
+    with pytest.raises(ValueError, match="asks for test_efficientnet"):
+        embed(root, workers=2, use_ray=True)
 
 
 def artifact(root: Path) -> dict[str, str]:
@@ -89,7 +100,7 @@ def test_killed_and_run_again_ends_with_the_same_bytes(tmp_path, weights, monkey
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        original(self, *arguments)
+        return original(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipelines.embed_worker.PartBuilder, "_write", break_at_2)
@@ -108,13 +119,76 @@ def test_second_run_and_growth_encode_only_what_is_new(tmp_path, weights, monkey
     embed(root)
     before = pinned(root, "embed")
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.embed_worker, "PartBuilder", lambda *_: pytest.fail("an encoder was loaded"))
+        patch.setattr(pipelines.embed_pool, "PartBuilder", lambda *_: pytest.fail("an encoder was loaded"))
         embed(root, name="again")
     assert tree(root, "embed")["embed"] == tree(root, "again")["again"]
     prepare(root, weights, 24)
     embed(root, 24, name="grown")
     assert set(before) < set(pinned(root, "grown"))
     assert json.loads((root / "grown" / "info" / "timing.json").read_text())["encoded"] == 4  # pictures 19..22; 23 has the bytes of 0
+
+
+def timing(root: Path, name: str) -> dict:
+    return json.loads((root / name / "info" / "timing.json").read_text())
+
+
+def test_cutting_the_work_differently_computes_nothing_new(tmp_path, weights):
+    root = prepare(tmp_path, weights)
+    embed(root)
+    for name, change, encoded in (("batch", {"batch": 3, "part_rows": 5}, 0), ("dtype", {"dtype": "int8"}, 19), ("size", {"image_size": 64}, 19)):
+        config = EmbedConfig(spec=replace(SPEC, **change))
+        run_step(root, name, "pipelines.embed:run", config, {"weights": "weights", "shards_pets": "shards_20"})
+        assert timing(root, name)["encoded"] == encoded, name
+    assert tree(root, "embed")["embed"] == tree(root, "batch")["batch"]
+    assert len(list(Space.all(root / "stores"))) == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
+def test_stored_types_end_to_end(tmp_path, weights, dtype):
+    root = prepare(tmp_path, weights)
+    spec = replace(SPEC, dtype=dtype)
+    run_step(root, "embed", "pipelines.embed:run", EmbedConfig(spec=spec), {"weights": "weights", "shards_pets": "shards_20"})
+    stored = EmbeddingSet(root / "embed", root / "stores", spec)
+    exact = load_encoder(replace(SPEC, dtype="float32"), weights).encode([png(i) for i in range(19)])
+    features, _ = stored.gather(stored.keys()[:19])
+    error = float(np.linalg.norm(features - np.stack(exact)) / np.linalg.norm(np.stack(exact)))
+    assert error < {"bfloat16": 4e-3, "float32": 1e-5, "int8": 1.5e-2}[dtype]
+    (space,) = Space.all(root / "stores")
+    recorded = max(record["relative_error"] for record in space.records.values())
+    assert (recorded == 0) == (dtype == "float32") and (dtype == "float32" or abs(recorded - error) < 0.3 * error)
+
+
+def test_running_out_of_memory_halves_the_batch_and_says_so(tmp_path, weights, monkeypatch):
+    from mmcore.encoders.timm_image import TimmImageEncoder
+
+    root, calls, forward, most = prepare(tmp_path, weights), [], TimmImageEncoder.forward, [2]
+
+    def small_memory(self, items):
+        calls.append(len(items))
+        if len(items) > most[0]:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        return forward(self, items)
+
+    monkeypatch.setattr(TimmImageEncoder, "forward", small_memory)
+    embed(root)
+    assert calls[:4] == [4, 2, 2, 2] and max(calls[1:]) == 2  # learnt once
+    (space,) = Space.all(root / "stores")
+    assert {(record["batch"], record["planned_batch"]) for record in space.records.values()} == {(2, 4)} and timing(root, "embed")["batch"] == 2
+    features, _ = EmbeddingSet(root / "embed", root / "stores").gather([f"pets-{i:06d}" for i in range(19)])
+    assert np.allclose(
+        features, np.stack([forward(load_encoder(SPEC, weights), [load_encoder(SPEC, weights).prepare(png(i))])[0] for i in range(19)]), atol=2e-3
+    )
+    most[0] = 0
+    with pytest.raises(AnyloomError, match="one item of timm_image test_efficientnet needs more memory than cpu has"):
+        run_step(root, "none", "pipelines.embed:run", EmbedConfig(spec=replace(SPEC, image_size=64)), {"weights": "weights", "shards_pets": "shards_20"})
+
+
+def test_an_error_of_the_encoder_is_not_taken_for_lack_of_memory(tmp_path, weights, monkeypatch):
+    from mmcore.encoders.timm_image import TimmImageEncoder
+
+    monkeypatch.setattr(TimmImageEncoder, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes do not fit")))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        embed(prepare(tmp_path, weights))
 
 
 def test_folding_keeps_the_function(weights):

@@ -19,10 +19,12 @@ from safetensors import safe_open
 
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec
+from mmcore.data.media import MediaError
+from mmcore.encoders import MODALITY_OF, clip_bpe, load_encoder
 from mmcore.encoders import imagebind_inputs as inputs
-from mmcore.encoders import load_encoder
 from mmcore.encoders.imagebind import HUGE, ImageBind, load_imagebind, modality_of, toy
 from mmcore.encoders.kaldi import fbank, mel_bank
+from mmcore.encoders.resample import resample
 from pipelines.sources.clips import encode_mp4
 from pipelines.weights_config import ImageBindConfig
 
@@ -143,6 +145,10 @@ def test_preprocessing_follows_the_public_code(golden):
     same(inputs.clip([Image.fromarray(frame) for frame in MAKER.clip_array()]), expected["clip"], 1e-4)
     same(inputs.sound(MAKER.sound_array()), expected["sound"], 2e-3)
     same(inputs.sound(MAKER.sound_array(1.1)), expected["short_sound"], 2e-3)
+    for hz in MAKER.RATES:
+        same(
+            inputs.sound(resample(MAKER.sound_array(hz=hz), hz, inputs.AUDIO_HZ)), expected[f"sound_{hz}"], 5e-3
+        )  # near silence the logarithm amplifies rounding
     for seconds, starts in expected["clip_starts"].items():
         assert inputs.clip_starts(float(seconds), inputs.VIDEO_CLIPS) == pytest.approx(starts)
 
@@ -152,6 +158,11 @@ def test_text_keeps_its_end_token():
     ids = inputs.text("a dog", lambda text: [words[word] for word in text.split()], 98, 99)
     assert ids[:5].tolist() == [98, 1, 2, 99, 0] and len(ids) == 77
     assert inputs.text("a " * 200, lambda text: [1] * 200, 98, 99)[-1] == 99
+
+
+def test_texts_have_the_ids_of_the_public_code(golden):
+    for text, expected in golden["inputs"]["text"].items():
+        assert inputs.text(text, clip_bpe.encode, clip_bpe.START, clip_bpe.END).tolist() == expected
 
 
 def test_frames_of_a_clip_are_first_and_last_of_five_evenly_spread_spans():
@@ -166,10 +177,22 @@ def test_mel_bank_covers_the_band_and_fbank_has_kaldis_frames():
     assert fbank(torch.zeros(32000), 16000).shape == (198, 128) and fbank(torch.zeros(100), 16000).shape == (0, 128)
 
 
+def test_a_sound_keeps_what_fits_below_the_new_rate_and_loses_the_rest():
+    t = np.arange(44100) / 44100
+    kept, lost = resample(np.sin(2 * np.pi * 5000 * t), 44100, 16000), resample(np.sin(2 * np.pi * 12000 * t), 44100, 16000)
+    assert len(kept) == 16000 and kept.dtype == np.float32
+    np.testing.assert_allclose(kept[500:-500], np.sin(2 * np.pi * 5000 * np.arange(16000) / 16000)[500:-500], atol=1e-2)
+    assert np.abs(lost[500:-500]).max() < 1e-2
+    np.testing.assert_array_equal(resample(kept, 16000, 16000), kept)
+    odd = resample(np.ones(5003, np.float32), 44101, 16000)  # rates without a common divisor
+    assert len(odd) == 1816 and odd[100:-100] == pytest.approx(np.ones(1616), abs=1e-2)
+    assert len(resample(np.ones(3, np.float32), 8000, 16000)) == 6
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("imagebind")
-    for trunk in ("vision", "audio"):
+    for trunk in ("vision", "audio", "text"):
         run_step(root, f"weights_{trunk}", "pipelines.weights:run_imagebind", ImageBindConfig(kind="random", arch="imagebind_toy", trunks=(trunk,)), {})
     return root
 
@@ -184,6 +207,25 @@ def test_encoders_give_the_pooled_vector_or_tokens(weights, kind, grid, tokens, 
     if rows == 1 and kind == "image":
         assert np.linalg.norm(features[0].astype(np.float32)) == pytest.approx(1, abs=1e-2)
     assert np.abs(features[0].astype(np.float32) - features[1].astype(np.float32)).max() > 1e-3
+
+
+def test_a_text_is_one_unit_vector_in_the_space_of_the_others(weights):
+    assert MODALITY_OF["imagebind_text"] == "text"
+    spec = EncoderSpec(kind="imagebind_text", arch="imagebind_toy", width=32, dtype="float32", batch=2)
+    encoder = load_encoder(spec, weights / "weights_text")
+    texts = ["A dog.", "two cats &amp; a café 🐕", "tree " * 100]
+    vectors = np.concatenate(encoder.encode([text.encode() for text in texts]))
+    assert vectors.shape == (3, 32) and np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3))
+    ids = torch.stack([inputs.text(text, clip_bpe.encode, clip_bpe.START, clip_bpe.END) for text in texts])
+    with safe_open(weights / "weights_text" / "encoder" / "model.safetensors", framework="pt") as handle:
+        state = {name: handle.get_tensor(name) for name in handle.keys()}
+    model = load_imagebind(state, {"text": toy(vocabulary=HUGE["text"].size[0])["text"]}, 32)
+    np.testing.assert_allclose(vectors * (1 / 0.07), model("text", ids).numpy(), rtol=1e-4, atol=1e-4)  # without the logit scale
+    np.testing.assert_array_equal(np.concatenate(encoder.encode([b"a DOG."])), np.concatenate(encoder.encode([b"A  dog."])))
+    with pytest.raises(MediaError, match="text of 3 bytes: byte 1 is not UTF-8"):
+        encoder.encode([b"a\xff."])
+    with pytest.raises(ValueError, match="imagebind_text stores pooled vectors only: set grid and tokens to 0"):
+        load_encoder(EncoderSpec(kind="imagebind_text", arch="imagebind_toy", width=32, tokens=4), weights / "weights_text")
 
 
 def test_clips_have_tokens_for_each_of_five_moments(weights):

@@ -10,10 +10,11 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from data_steps import mp4, tone
 from PIL import Image
 
 from mmcore.data import media
-from mmcore.data.media import MediaError, decode_audio, decode_image, decode_video_frames, probe
+from mmcore.data.media import MediaError, NoTrackError, decode_audio, decode_image, decode_video_frames, decode_waveform, probe
 
 
 def picture(fmt: str = "PNG", size: tuple[int, int] = (20, 10), mode: str = "RGB", colour: object = (255, 0, 0)) -> bytes:
@@ -124,6 +125,111 @@ def test_sounds_are_resampled_and_cut():
     assert probe(data, "audio") == media.Probe(ext="wav", duration_s=1.0)
     assert reason(probe, data[:9000], "audio") == "truncated"
     assert reason(decode_audio, data, 16000, 30, 5.0) == "decode"
+
+
+@pytest.mark.parametrize("codec", ["flac", "libvorbis", "pcm_s16le"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_waveform_keeps_its_rate_and_averages_its_channels(codec, channels):
+    hz, t = 22050, np.arange(22050) / 22050
+    left = (0.5 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+    planes = np.stack([left, 0.25 * left][:channels])
+    out = io.BytesIO()
+    with av.open(out, "w", format={"flac": "flac", "libvorbis": "ogg", "pcm_s16le": "wav"}[codec]) as container:
+        stream = container.add_stream(codec, rate=hz, layout="stereo" if channels == 2 else "mono")
+        frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=stream.layout.name)
+        frame.sample_rate = hz
+        converter = av.AudioResampler(format=stream.format, layout=stream.layout, rate=hz)
+        for piece in converter.resample(frame):
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode())
+    samples, found_hz = decode_waveform(out.getvalue(), 30)
+    assert found_hz == hz and samples.dtype == np.float32 and len(samples) == pytest.approx(hz, abs=256)
+    np.testing.assert_allclose(samples[2000:12000], planes.mean(axis=0)[2000:12000], atol=0.03 if codec == "libvorbis" else 1e-4)
+    cut, _ = decode_waveform(out.getvalue(), 30, 0.25, 0.5)
+    np.testing.assert_array_equal(cut, samples[round(0.25 * hz) : round(0.25 * hz) + round(0.25 * hz)])
+
+
+def channels(count: int, sounding: int, seconds: float = 0.5) -> np.ndarray:
+    """float32 [count, samples] at 16 kHz: a tone in one channel, the others silent."""
+    samples = np.zeros((count, round(16000 * seconds)), np.float32)
+    samples[sounding] = tone(seconds)[0]
+    return samples
+
+
+def pcm(samples: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as out:
+        out.setnchannels(len(samples))
+        out.setsampwidth(2)
+        out.setframerate(16000)
+        out.writeframes((samples.T * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def strength(samples: np.ndarray) -> float:
+    """Amplitude of a sine of this power."""
+    return float(np.sqrt(2 * np.square(samples[1000:-1000]).mean()))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 8, 16])
+def test_a_sound_in_any_channel_is_in_the_mix(count):
+    """Python writes no channel names, so libav takes 6 as 5.1 and 8 as 7.1 with their low-frequency channel, and 3 and 16 as they come."""
+    for sounding in range(count):
+        for hz in (16000, 8000):
+            mixed = decode_audio(pcm(channels(count, sounding)), hz, 30)
+            assert mixed.ndim == 1 and len(mixed) == pytest.approx(hz / 2, abs=40) and strength(mixed) == pytest.approx(0.5 / count, rel=0.02)
+    loud = decode_audio(pcm(np.repeat(2 * tone(0.5), count, axis=0) * 0.999), 16000, 30)
+    assert np.abs(loud).max() <= 1.0  # full scale in every channel stays inside the range
+
+
+def test_a_sound_in_any_channel_of_5_1_film_sound_is_in_the_mix():
+    for sounding in range(6):
+        samples = channels(6, sounding)
+        if sounding == 3:  # AAC keeps only the lowest frequencies of this channel
+            samples[3] = tone(0.5, 60.0)[0]
+        mixed = decode_audio(mp4([Image.new("RGB", (32, 32))] * 6, sound=samples, layout="5.1"), 16000, 30)
+        assert strength(mixed) > 0.04
+
+
+def test_the_sound_of_a_clip_is_on_the_clips_own_time():
+    shown = [Image.new("RGB", (32, 32))] * 24
+    data = mp4(shown, sound=tone(1.0))
+    whole = decode_audio(data, 16000, 30)
+    assert len(whole) == pytest.approx(16000, abs=1100) and strength(whole[:15000]) == pytest.approx(0.5, rel=0.05)
+    assert len(decode_audio(data, 8000, 0.25)) == 2000
+    late = mp4(shown, sound=tone(1.0), delay_s=0.5)
+    samples = decode_audio(late, 16000, 30)
+    assert len(samples) == pytest.approx(24000, abs=1100) and np.abs(samples[:7900]).max() < 0.02 and not samples[:6500].any()
+    assert strength(samples[7000:22000]) == pytest.approx(0.5, rel=0.05)
+    assert np.array_equal(decode_audio(late, 16000, 30, 0.25, 1.0), samples[4000:16000])
+    assert reason(decode_audio, late, 16000, 30, 0.0, 0.25) == "decode"  # nothing sounds yet
+    assert reason(decode_audio, data, 16000, 30, 1.5) == "decode"  # nor any more
+
+
+def mp3(samples: np.ndarray, layout: str, hz: int = 16000) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp3", options={"write_xing": "0", "id3v2_version": "0"}) as out:
+        track = out.add_stream("libmp3lame", rate=hz, layout=layout)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        frame.sample_rate = hz
+        out.mux(track.encode(frame))
+        out.mux(track.encode())
+    return buffer.getvalue()
+
+
+def test_a_track_may_change_its_channels_on_the_way():
+    data = mp3(tone(1.0), "mono") + mp3(np.repeat(tone(1.0), 2, axis=0), "stereo")
+    samples = decode_audio(data, 16000, 30)
+    assert len(samples) == pytest.approx(32000, abs=6000)
+    assert strength(samples[2000:14000]) == pytest.approx(0.5, rel=0.05) and strength(samples[-14000:-2000]) == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_clip_without_a_sound_track_is_a_case_of_its_own():
+    with pytest.raises(NoTrackError, match="not_media: mp4 without a audio stream"):
+        decode_audio(mp4([Image.new("RGB", (32, 32))] * 3), 16000, 30)
+    with pytest.raises(MediaError) as caught:
+        decode_audio(picture(), 16000, 30)
+    assert not isinstance(caught.value, NoTrackError)
 
 
 def test_a_librarys_global_switch_does_not_let_half_pictures_in(monkeypatch):

@@ -68,6 +68,26 @@ def test_every_key_that_is_offered_is_accepted():
             assert to_plain(get_recipe("tiny", {key: value})) == to_plain(recipe)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tiny_nextgpt", {"video.sampling": "scenes"}, "encoder of video: imagebind_video has no sampling 'scenes'"),
+        ("tiny", {"video.tiles": 4}, "encoder of video: timm_video encodes no pictures"),
+        ("tiny", {"image.tiles": 1}, "encoder of image: timm_image with tiles 1"),
+    ],
+)
+def test_an_encoder_that_cannot_do_it_is_named_before_anything_runs(name, change, message):
+    with pytest.raises(AnyloomError, match=message):
+        build(get_recipe(name, change))
+
+
+def test_the_sound_of_clips_is_a_step_only_when_asked_for():
+    assert "embed_video_audio" not in build(get_recipe("tiny"))
+    steps = build(get_recipe("tiny", {"video_audio": True}))
+    assert steps["embed_video_audio"].config == steps["embed_audio"].config
+    assert set(steps["embed_video_audio"].inputs) == {"weights", "shards_webvid"}
+
+
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_the_graph_is_whole(name):
     steps = build(get_recipe(name))

@@ -1,0 +1,83 @@
+"""Feature files: how the rows of a part are laid out on disk, and how they are read back without copies.
+
+Owns the four stored types and the error each one costs. Input: features [T, E] of a part; output: arrays to write beside each other, and
+`FeatureFile`, which maps them. float16, float32: the values. bfloat16: the upper half of the float32 bits, as uint16. int8: one symmetric scale
+per row (LLM.int8(), Dettmers et al. 2022, row-wise absmax). Refuses to know which row belongs to which medium.
+
+Shape letters: T rows (tokens) of a part, E encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DTYPES = ("float16", "bfloat16", "float32", "int8")
+"""What `EncoderSpec.dtype` may be."""
+VALUES, SCALES = "features.npy", "scales.npy"
+
+
+def computed_dtype(dtype: str) -> str:
+    """The NumPy type in which an encoder hands over features that are stored as `dtype`. Raises ValueError for an unknown one."""
+    if dtype not in DTYPES:
+        raise ValueError(f"features cannot be stored as '{dtype}': choose one of {', '.join(DTYPES)}")
+    return "float16" if dtype == "float16" else "float32"
+
+
+def pack(features_TE: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """File name -> array. Raises ValueError when a value is not finite, or does not fit into the type."""
+    if not np.isfinite(features_TE).all():
+        raise ValueError(
+            f"{int((~np.isfinite(features_TE)).sum())} features are not finite (float16 ends at 65504: set the encoder's dtype to bfloat16 or float32)"
+        )
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(features_TE, np.float32).view(np.uint32)
+        return {VALUES: ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)}  # to nearest, ties to even
+    if dtype == "int8":
+        values = features_TE.astype(np.float32)
+        scales_T = np.abs(values).max(axis=1, initial=0.0) / np.float32(127)
+        return {VALUES: np.rint(values / np.where(scales_T > 0, scales_T, 1)[:, None]).astype(np.int8), SCALES: scales_T.astype(np.float32)}
+    return {VALUES: features_TE.astype(computed_dtype(dtype), copy=False)}
+
+
+def unpack(stored: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
+    """float32 (or the stored float16 / float32 as it is) from what `pack` made."""
+    if stored.dtype == np.int8:
+        assert scales is not None
+        return stored * scales[:, None]
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored
+
+
+def relative_error(features_TE: np.ndarray, packed: Mapping[str, np.ndarray]) -> float:
+    """Norm of what storing lost over the norm of the features; 0 for features without any."""
+    exact = features_TE.astype(np.float64)
+    lost = np.linalg.norm(exact - unpack(packed[VALUES], packed.get(SCALES)))
+    return float(lost / np.linalg.norm(exact)) if exact.any() else 0.0
+
+
+class FeatureFile:
+    """The memory-mapped rows of one part."""
+
+    def __init__(self, part: Path):
+        self._values: np.ndarray = np.load(part / VALUES, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # plain arrays slice faster than np.memmap
+        self._scales: np.ndarray | None = np.load(part / SCALES, mmap_mode="r", allow_pickle=False).view(np.ndarray) if (part / SCALES).exists() else None
+        self.plain = self._values.dtype.kind == "f"
+        """True when the stored values are the features."""
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Features [stop - start, E]: a view of the file for float16 and float32, else float32."""
+        if self.plain:
+            return self._values[start:stop]
+        return unpack(self._values[start:stop], None if self._scales is None else self._scales[start:stop])
+
+    def blocks(self, length: int, starts: np.ndarray) -> np.ndarray:
+        """Features [len(starts), length, E] of many items of one length in one copy."""
+        if length and self.plain and len(self._values) % length == 0 and not (starts % length).any():
+            view: Any = self._values.reshape(-1, length, self._values.shape[1])
+            return view[starts // length]
+        return np.stack([self.rows(start, start + length) for start in starts.tolist()])

@@ -1,0 +1,101 @@
+"""Large pictures as a thumbnail and tiles, through any encoder of pictures.
+
+Owns the choice of the grid, the cutting and the order: the whole picture as the encoder prepares it, then squares of its own size, row by row from the
+top left. Input: picture bytes; output: features [(1 + tiles) * N, E] of one picture, so lengths differ from picture to picture. Refuses to know the encoder.
+
+The grid is chosen as LLaVA-NeXT does for images of any resolution (https://llava-vl.github.io/blog/2024-01-30-llava-next/; `select_best_resolution` in
+https://github.com/haotian-liu/LLaVA, llava/mm_utils.py): most of the picture's own pixels first, then least padding. Here every grid of at most spec.tiles
+squares may be chosen, one square meaning none (the thumbnail shows the same), and the padding is white like all of our backgrounds, not black.
+
+Shape letters: N feature tokens of one encoder input, E encoder width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from mmcore.config import EncoderSpec
+from mmcore.data.media import decode_image
+from mmcore.encoders import BatchedEncoder, Encoder
+
+
+@runtime_checkable
+class PictureEncoder(Protocol):
+    """What an encoder of pictures offers beside the bytes' way in. One whose preprocessing cuts off the rim also has prepare_tile."""
+
+    def prepare_picture(self, picture: Image.Image) -> Any:
+        """RGB -> one prepared item."""
+        ...
+
+    def forward(self, items: Sequence[Any]) -> list[np.ndarray]:
+        """See Encoder."""
+        ...
+
+
+class TiledEncoder(BatchedEncoder):
+    """One picture -> the tokens of its thumbnail, then those of every tile. spec.batch counts encoder inputs, not pictures."""
+
+    def __init__(self, spec: EncoderSpec, inner: Encoder):
+        """Raises ValueError for an encoder that takes no decoded pictures, or sees squares of another size."""
+        if not isinstance(inner, PictureEncoder):
+            raise ValueError(f"{spec.kind} takes no decoded pictures: set tiles to 0")
+        self.spec, self._inner = spec, inner
+        self._prepare_tile = getattr(inner, "prepare_tile", inner.prepare_picture)
+        blank = inner.prepare_picture(Image.new("RGB", (spec.image_size, spec.image_size)))
+        side = blank.shape[1]
+        if side != spec.image_size:
+            raise ValueError(f"{spec.arch} sees {side} x {side} pixels, the spec says {spec.image_size}: tiles need image_size {side}")
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> list[Any]:
+        """Bytes -> prepared thumbnail and tiles; a picture has no span."""
+        picture = decode_image(data)
+        tiles = cut(picture, self.spec.image_size, self.spec.tiles)
+        return [self._inner.prepare_picture(picture), *(self._prepare_tile(tile) for tile in tiles)]
+
+    def forward(self, items: Sequence[list[Any]]) -> list[np.ndarray]:
+        """Thumbnail and tiles of each -> features [(1 + tiles) * N, E] each; spec.batch inputs per call of the encoder."""
+        together = [one for item in items for one in item]
+        features: list[np.ndarray] = []
+        for start in range(0, len(together), self.spec.batch):
+            features += self._inner.forward(together[start : start + self.spec.batch])
+        at = iter(features)
+        return [np.concatenate([next(at) for _ in item]) for item in items]
+
+
+def grid(width: int, height: int, side: int, most: int) -> tuple[int, int]:
+    """(columns, rows) of at most `most` squares of `side` pixels for a picture of width x height; (1, 1) when more would show nothing more.
+
+    The grid in which the fitted picture keeps most pixels (never counted beyond its own), then the one with the least padding; then fewest
+    squares, then fewest columns.
+    """
+    best, chosen = (-1, 0), (1, 1)
+    for columns, rows in sorted(((c, r) for c in range(1, most + 1) for r in range(1, most // c + 1)), key=lambda shape: (shape[0] * shape[1], shape[0])):
+        squares = columns * rows
+        scale = min(columns * side / width, rows * side / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        if (kept, kept - squares * side * side) > best:
+            best, chosen = (kept, kept - squares * side * side), (columns, rows)
+    return chosen
+
+
+def cut(picture: Image.Image, side: int, most: int) -> list[Image.Image]:
+    """The tiles of a picture, side x side pixels each, row by row from the top left; none for a picture that one square holds.
+
+    The picture is scaled (bicubic) until it fits its grid in one direction, and centred on white in the other.
+    """
+    columns, rows = grid(*picture.size, side, most)
+    if columns * rows == 1:
+        return []
+    canvas = Image.new("RGB", (columns * side, rows * side), (255, 255, 255))
+    across, down = canvas.width / picture.width, canvas.height / picture.height
+    if across < down:
+        size = (canvas.width, min(math.ceil(picture.height * across), canvas.height))
+    else:
+        size = (min(math.ceil(picture.width * down), canvas.width), canvas.height)
+    canvas.paste(picture.resize(size, Image.Resampling.BICUBIC), ((canvas.width - size[0]) // 2, (canvas.height - size[1]) // 2))
+    return [canvas.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)) for y in range(rows) for x in range(columns)]
