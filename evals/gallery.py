@@ -21,7 +21,9 @@ FRAMES = 4
 MAX_SOUND_BYTES = 400_000
 """A larger sound is named, not put into the sheet."""
 SOUND_TYPES = {"ogg": "audio/ogg", "flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg", "m4a": "audio/mp4", "webm": "audio/webm"}
-STYLE = """<style>.card img{height:170px;image-rendering:auto}.card .sound{display:flex;align-items:center;height:170px;margin:0;padding:0 10px;border-bottom:1px solid var(--rule)}
+STYLE = """<style>.card img{height:170px;image-rendering:auto}
+.card .sound{display:flex;align-items:center;height:170px;margin:0;padding:0 10px;
+border-bottom:1px solid var(--rule)}
 .sound audio{width:100%}
 .card code{font-size:11px}.card .rank{float:right;margin-left:8px;color:var(--soft);font-variant-numeric:tabular-nums}</style>"""
 

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from infra.artifact import as_artifact
 from infra.plan import DONE, plan
-from infra.step import AnyloomError, Artifact
+from infra.step import AnyloomError, Artifact, Step
+from mmcore.config import MODALITIES
 
 if TYPE_CHECKING:
     from evals.gallery import Shown
+    from pipelines.recipe import Recipe
+    from pipelines.search import SearchSpace
 
 SHEET = "search.html"
 
@@ -37,21 +40,29 @@ def cmd_search(args: argparse.Namespace) -> int:
     """embed search"""
     from flows.cli import parse_overrides, parse_pairs, settings_of
 
-    lists = parse_pairs(args.lists, "--list", "DATASET=FILE")
-    search(settings_of(args).root, args.recipe, args.query, args.top, args.out, parse_overrides(args.overrides), lists)
+    given = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=FILE")
+    search(settings_of(args).root, args.recipe, args.query, args.top, args.out, parse_overrides(args.overrides), *given)
     return 0
 
 
 def search(
-    root: Path, recipe: str, query: str, top: int, out: Path, overrides: Mapping[str, Any] | None = None, lists: Mapping[str, str] | None = None
+    root: Path,
+    recipe: str,
+    query: str,
+    top: int,
+    out: Path,
+    overrides: Mapping[str, Any] | None = None,
+    lists: Mapping[str, str] | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> list[Shown]:
     """The `top` media below `root` nearest to `query`: writes the sheet to `out`, prints the table, returns the hits.
 
-    overrides, lists: the same --set and --list as the run that made the towers. Raises AnyloomError for an empty query, top < 1, an unknown recipe, one
-    without towers, and when a step it needs is not done (naming the command that does it).
+    overrides, lists, weights: the same --set, --list and --weights as the run that made the features. Raises AnyloomError for an empty query, top < 1, an
+    unknown recipe, one without a text side, and when a step it needs is not done (naming the command that does it).
     """
     from evals.gallery import sheet
     from flows.display import Display, table
+    from flows.run import recipe_steps
     from infra.settings import offline_environment
     from infra.storage import write_atomic
     from mmcore.data.media import MediaError
@@ -66,13 +77,15 @@ def search(
     if out.is_dir():
         raise AnyloomError(f"--out {out}: this is a directory; name a file, e.g. {out / SHEET}")
     wanted = get_recipe(recipe, overrides)
-    if wanted.two_tower is None:
+    if wanted.two_tower is None and wanted.query is None:
         raise AnyloomError(f"search: recipe {recipe} has no text side to search with; use --recipe clip_two_tower, which shares smol's data and features")
     root = root.absolute()
+    found = finished(recipe, root, recipe_steps(recipe, overrides or {}, lists, weights), needed_steps(wanted))
     offline_environment()
-    hits = nearest_media(query, top, wanted.two_tower.text, finished(root, recipe, overrides or {}, lists or {}), root / "stores")
+    space = space_of(wanted, found)
+    hits = nearest_media(query, top, space, found, root / "stores")
     try:
-        page = sheet(query, f"The {len(hits)} nearest media by cosine in the space of recipe {recipe}'s two towers, all modalities together.", hits)
+        page = sheet(query, f"The {len(hits)} nearest media by cosine in {space.name} (recipe {recipe}), all modalities together.", hits)
     except MediaError as error:
         raise AnyloomError(f"search: a medium cannot be shown ({error}): run the shards steps again with --force") from error
     write_atomic(out.absolute(), page)
@@ -89,22 +102,34 @@ def plain(text: str) -> str:
     return escape("".join(character if character.isprintable() else " " for character in text))
 
 
-def finished(root: Path, recipe: str, overrides: Mapping[str, Any], lists: Mapping[str, str]) -> dict[str, Artifact]:
-    """The recipe's artifacts that search reads, by step name. Raises AnyloomError naming the command that makes what is missing."""
-    from flows.run import recipe_steps
+def text_weights(recipe: Recipe) -> str:
+    """Name of the step with the weights that queries are encoded with."""
+    return "weights_text" if recipe.two_tower else recipe.query_weights or "weights_query"
 
-    steps = recipe_steps(recipe, overrides, lists)
-    rows = {row.step.name: row for row in plan([steps["two_tower"]], root)}
-    needed = [name for name in rows if name in ("two_tower", "weights_text") or name.startswith(("embed_", "shards_"))]
-    missing = [name for name in needed if rows[name].status != DONE]
+
+def needed_steps(recipe: Recipe) -> list[str]:
+    """The steps that search stands on; what they are made from is needed too."""
+    return ["two_tower"] if recipe.two_tower else [text_weights(recipe), *(f"embed_{modality}" for modality in MODALITIES[1:])]
+
+
+def space_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> SearchSpace:
+    """The space that the recipe's sentences and media share; the recipe has two towers or a query encoder."""
+    from pipelines.search import SharedSpace, TowerSpace
+
+    weights = artifacts[text_weights(recipe)].path
+    if recipe.two_tower is not None:
+        return TowerSpace(recipe.two_tower.text, weights, artifacts["two_tower"].path)
+    assert recipe.query is not None
+    return SharedSpace(recipe.query, weights, {modality: getattr(recipe, modality) for modality in MODALITIES[1:]})
+
+
+def finished(recipe: str, root: Path, steps: Mapping[str, Step], wanted: Sequence[str]) -> dict[str, Artifact]:
+    """The artifacts of `wanted` and all before them, by step name. Raises AnyloomError naming the command that makes what is missing."""
+    rows = {row.step.name: row for row in plan([steps[name] for name in wanted], root)}
+    missing = [name for name, row in rows.items() if row.status != DONE and (name in wanted or name.startswith("embed_"))]
     if missing:
         embedding = ", ".join(name for name in missing if name.startswith("embed_"))
-        changed = "".join(f" {option} {key}={value}" for option, given in (("--set", overrides), ("--list", lists)) for key, value in given.items())
-        what = "the towers are not trained" if missing == ["two_tower"] else f"nothing is embedded for this recipe ({embedding or missing[0]} not done)"
-        raise AnyloomError(f"search: {what} below {root}; first: anyloom run two_tower --recipe {recipe} --root {root}{changed}")
-    found = {}
-    for name in needed:
-        path, record = rows[name].path, rows[name].record
-        assert path is not None and record is not None
-        found[name] = as_artifact(path, record)
-    return found
+        what = f"nothing is embedded for this recipe ({embedding} not done)" if embedding else f"{', '.join(missing)} not done"
+        command = f"anyloom run {' '.join(wanted)} --recipe {recipe} --root {root}"
+        raise AnyloomError(f"search: {what} below {root}; first: {command} (with the same --set, --list and --weights, if any)")
+    return {name: as_artifact(row.path, row.record) for name, row in rows.items() if row.path is not None and row.record is not None}

@@ -91,6 +91,10 @@ class Recipe:
     stage2: StageConfig
     stage3: StageConfig
     evaluation: EvalConfig = EvalConfig()
+    query: EncoderSpec | None = None
+    """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
+    query_weights: str = ""
+    """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
     two_tower: Retrieval | None = None
     """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
 

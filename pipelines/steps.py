@@ -71,6 +71,8 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
         "embed_video": _add_embed(recipe, steps, "video", {"weights": steps["weights_image"], "shards_webvid": shards["webvid"]}),
         "embed_audio": _add_embed(recipe, steps, "audio", {"weights": steps["weights_audio"], "shards_audiocaps": shards["audiocaps"]}),
     }
+    if recipe.query is not None:
+        _add_query(recipe, recipe.query, steps, own_weights)
     if recipe.video_audio:
         tracks = {"weights": steps["weights_audio"], "shards_webvid": shards["webvid"]}
         _add_embed(recipe, steps, "audio", tracks, name="embed_video_audio", run="pipelines.embed_tracks:run")
@@ -224,6 +226,22 @@ def _add_evaluation(
         inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals},
     )
     steps |= evals | {"history": history, "report": report}
+
+
+def _add_query(recipe: Recipe, query: EncoderSpec, steps: dict[str, Step], own_weights: Mapping[str, Path]) -> None:
+    """weights_query, unless a step of the recipe holds the query encoder's weights already. Raises AnyloomError when that step does not exist."""
+    if recipe.query_weights:
+        if recipe.query_weights not in steps:
+            raise AnyloomError(f"{recipe.name}: query_weights {recipe.query_weights}: no such step; use weights_image, weights_audio or weights_text")
+        return
+    if query.kind != "imagebind_text":
+        raise AnyloomError(f"{recipe.name}: query {query.kind} has no step of its own: name the one that holds its weights in query_weights")
+    steps["weights_query"] = Step(
+        name="weights_query",
+        run="pipelines.weights:run_imagebind",
+        config=ImageBindConfig(kind=recipe.weights.kind, arch=query.arch, trunks=("text",)),
+        sources={"imagebind": own_weights["imagebind"]} if "imagebind" in own_weights else {},
+    )
 
 
 def _two_tower(recipe: Recipe, towers: Retrieval, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step]) -> dict[str, Step]:

@@ -9,21 +9,25 @@ import re
 import numpy as np
 import pytest
 import torch
-from data_steps import pictures, png, run_step, tree, wav, write_manifest
+from data_steps import pictures, png, row, run_step, tree, wav, write_manifest
 from PIL import Image
 
 from evals.config import RetrievalEvalConfig
 from evals.gallery import MAX_SOUND_BYTES, Shown, preview, sheet
 from evals.retrieval import Media, caption_groups, category, chance_level, distinct_media, mean_vectors, neighbour_hits, ranks, retrieval_metrics
 from flows.search import add_search, plain, search
-from infra.step import AnyloomError
+from infra.step import AnyloomError, Artifact
 from mmcore.config import EncoderSpec
 from mmcore.data.embeddings import EmbeddingSet
 from mmcore.data.shards import ShardSet
 from mmcore.encoders import load_encoder
 from mmcore.signals import target_key
 from pipelines.data_config import EmbedConfig, ShardsConfig
+from pipelines.recipes import get_recipe
+from pipelines.search import SharedSpace, nearest_media
 from pipelines.sources.clips import encode_mp4, frames
+from pipelines.steps import build
+from pipelines.weights_config import ImageBindConfig
 
 POOLED = EncoderSpec(kind="bert_text", arch="bert", width=32, tokens=0, batch=3, part_rows=4)
 
@@ -201,6 +205,54 @@ def test_sheet_is_self_contained_and_escaped():
     assert preview(items[1]) == preview(items[1])
 
 
+# ---- a space that a model's own text side shares
+
+
+def test_search_in_the_space_of_one_model(tmp_path):
+    rows = pictures(tmp_path, 3)
+    (tmp_path / "lists" / "media" / "2.png").write_bytes(png(0))  # the bytes of the first
+    for i in range(2):
+        (tmp_path / "lists" / f"{i}.wav").write_bytes(wav(i, 1.0))
+    write_manifest(tmp_path, rows + [row(i, f"{i}.wav", source="sounds", modality="audio") for i in range(2)])
+    run_step(tmp_path, "shards", "pipelines.shards:run", ShardsConfig(), {"manifest": "manifest", "lists": "lists"})
+    specs = {name: EncoderSpec(kind=f"imagebind_{name}", arch="imagebind_toy", width=32, batch=2) for name in ("image", "audio", "text")}
+    for name, trunk in (("image", "vision"), ("audio", "audio"), ("text", "text")):
+        config = ImageBindConfig(kind="random", arch="imagebind_toy", trunks=(trunk,))
+        run_step(tmp_path, f"weights_{name}", "pipelines.weights:run_imagebind", config, {})
+    for name in ("image", "audio"):
+        run_step(tmp_path, f"embed_{name}", "pipelines.embed:run", EmbedConfig(spec=specs[name]), {"weights": f"weights_{name}", "shards_a": "shards"})
+    names = {"embed_image": "embed_image", "embed_audio": "embed_audio", "shards_a": "shards"}
+    artifacts = {name: Artifact(name=name, path=tmp_path / folder, fingerprint="f", digest="d", result={}) for name, folder in names.items()}
+    space = SharedSpace(specs["text"], tmp_path / "weights_text", {name: specs[name] for name in ("image", "audio")})
+    hits = nearest_media("a dog", 9, space, artifacts, tmp_path / "stores")
+    (query,) = load_encoder(specs["text"], tmp_path / "weights_text").encode([b"a dog"])
+    expected = {}
+    for key, modality, data in (
+        ("pets-000000", "image", png(0)),
+        ("pets-000001", "image", png(1)),
+        *((f"sounds-{i:06d}", "audio", wav(i, 1.0)) for i in range(2)),
+    ):
+        (vector,) = load_encoder(specs[modality], tmp_path / f"weights_{modality}").encode([data])
+        expected[key] = float(np.dot(vector[0].astype(float), query[0].astype(float)))
+    assert {hit.key: hit.score for hit in hits} == pytest.approx(expected, abs=2e-3)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert {hit.caption for hit in hits} == {"caption 0", "caption 1"} and hits[0].data in (png(0), png(1), wav(0, 1.0), wav(1, 1.0))
+    with pytest.raises(AnyloomError, match="no media encoder of the recipe stores pooled vectors of imagebind_toy"):
+        SharedSpace(specs["text"], tmp_path / "weights_text", {"image": dataclasses.replace(specs["image"], grid=2), "audio": POOLED})
+
+
+def test_the_query_encoders_weights_have_a_step():
+    steps = build(get_recipe("tiny_nextgpt"))
+    assert steps["weights_query"].config.trunks == ("text",) and "weights_query" not in build(get_recipe("tiny"))
+    recipe = dataclasses.replace(get_recipe("tiny_nextgpt"), query_weights="weights_nowhere")
+    with pytest.raises(AnyloomError, match="query_weights weights_nowhere: no such step; use weights_image"):
+        build(recipe)
+    joint = dataclasses.replace(recipe, query=dataclasses.replace(recipe.query, kind="hf_text"), query_weights="weights_image")
+    assert "weights_query" not in build(joint)
+    with pytest.raises(AnyloomError, match="query hf_text has no step of its own: name the one"):
+        build(dataclasses.replace(joint, query_weights=""))
+
+
 # ---- errors of search
 
 
@@ -214,6 +266,10 @@ def test_sheet_is_self_contained_and_escaped():
         (
             {},
             r"nothing is embedded for this recipe \(embed_image, .*embed_text not done\) below .*; first: anyloom run two_tower --recipe tiny_two_tower --root",
+        ),
+        (
+            {"recipe": "tiny_nextgpt"},
+            r"\(embed_image, embed_video, embed_audio not done\) .*; first: anyloom run weights_query embed_image embed_video embed_audio",
         ),
         ({"out": "."}, "this is a directory"),
     ],
