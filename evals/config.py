@@ -75,6 +75,29 @@ class AlignmentEvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalEvalConfig:
+    """Held-out retrieval between media and captions, and neighbours among the encoders' own features (eval_retrieval)."""
+
+    datasets: tuple[tuple[str, str], ...] = (("image", "stamps_heldout"), ("video", "clips_heldout"), ("audio", "sounds_heldout"))
+    """(modality, held-out dataset): its distinct media and captions are the candidates."""
+    ks: tuple[int, ...] = (1, 5, 10)
+    """Recall at these ranks."""
+    neighbours: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("image", ("stamps_train", "stamps_heldout")),
+        ("video", ("clips_train", "clips_heldout")),
+        ("audio", ("sounds_train", "sounds_heldout")),
+    )
+    """(modality, datasets whose media are each other's neighbours)."""
+    num_neighbours: int = 5
+    category_folder: int = 2
+    """Part of a medium's path in its list that names its category, from 0; parts end at `/` or `__`. A part that is the file itself is none."""
+    batch: int = 256
+    """Media or captions per call of a tower; part of the identity because it fixes the rounding."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class HistoryConfig:
     """What a run is called in the history."""
 

@@ -53,6 +53,23 @@ ALIGNMENT_SAMPLES = pa.schema(
         ("error_shuffled", pa.float64()),
     ]
 )
+RETRIEVAL_SAMPLES = pa.schema(
+    [
+        ("modality", pa.string()),
+        ("source", pa.string()),
+        ("direction", pa.string()),
+        ("key", pa.string()),
+        ("media_sha256", pa.string()),
+        ("media_group", pa.string()),
+        ("caption", pa.string()),
+        ("rank", pa.int64()),
+        ("correct", pa.int64()),
+        ("candidates", pa.int64()),
+    ]
+)
+"""direction: media_to_text or text_to_media. key, media_sha256, caption: of the query; a caption's medium is the first that carries it.
+media_group: media that share a caption, the unit that the bootstrap draws.
+rank: of the best correct candidate, from 1; correct: how many of the candidates are."""
 METRICS = pa.schema(
     [
         ("condition", pa.string()),

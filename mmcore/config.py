@@ -37,7 +37,7 @@ class EncoderSpec:
     """image: largest number of tiles that a picture too large for image_size is also cut into (see mmcore.encoders.tiled); 0: the whole picture only."""
     tokens: int = 0
     """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind, transformers: 0 stores the one
-    pooled vector. bert_text: longest text; other texts: 0, they have the pooled vector only."""
+    pooled vector. bert_text: longest text, or 0 for the mean over a text's tokens; other texts: 0, they have the pooled vector only."""
     max_seconds: float = 30.0
     """audio: longer clips are cut, in seconds."""
     dtype: str = "float16"

@@ -33,8 +33,9 @@ STAGES = {
     "stage1": StageSpec(trains=("input_projectors.*",), saves=("input_projectors.*.mean_E", "input_projectors.*.std_E")),
     "stage2": StageSpec(trains=("output_projectors.*", "lm.new_head_rows"), saves=("output_projectors.*.mean_QC", "output_projectors.*.scale")),
     "stage3": StageSpec(trains=("lm.base.*.lora_?.*", "lm.new_input_rows", "lm.new_head_rows"), optional=("input_projectors.*",), lora=True),
+    "two_tower": StageSpec(trains=("media.*", "text.*", "log_scale"), saves=("*.mean_E", "*.std_E")),
 }
-"""Stage 1: pretrain_enc; stage 2: pretrain_dec; stage 3: instruction tuning."""
+"""Stage 1: pretrain_enc; stage 2: pretrain_dec; stage 3: instruction tuning. two_tower is a model of its own (mmcore.two_tower)."""
 
 
 def stage_spec(stage: str) -> StageSpec:

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evals.config import EvalConfig
+from evals.config import EvalConfig, RetrievalEvalConfig
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.two_tower_config import TowerShape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,18 @@ class Weights:
     image: str = "tf_efficientnet_lite0"
     audio: str = "whisper-tiny.en"
     text: str = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retrieval:
+    """Two towers on the stored features, in place of the language model and its stages."""
+
+    text: EncoderSpec
+    """Encoder of the captions, one vector each."""
+    shape: TowerShape = TowerShape()
+    stage: StageConfig
+    """Training; the stage is called `two_tower`."""
+    evaluation: RetrievalEvalConfig = RetrievalEvalConfig()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +91,12 @@ class Recipe:
     stage2: StageConfig
     stage3: StageConfig
     evaluation: EvalConfig = EvalConfig()
+    query: EncoderSpec | None = None
+    """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
+    query_weights: str = ""
+    """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
+    two_tower: Retrieval | None = None
+    """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

@@ -2,6 +2,7 @@
 
     assets -> lists -> manifest_* -> shards_* -> embed_*, targets -> stage1..3 (states before stage2) -> export -> eval_* -> history -> report
 
+A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
 Every arrow is an artifact on storage. This module only wires; importing it loads no model library and runs nothing.
 """
 
@@ -11,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, HistoryConfig, ReportConfig
+from infra.plan import topological
 from infra.step import AnyloomError, Step
 from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder
+from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, Retrieval
 from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, WeightsConfig
@@ -68,9 +71,13 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
         "embed_video": _add_embed(recipe, steps, "video", {"weights": steps["weights_image"], "shards_webvid": shards["webvid"]}),
         "embed_audio": _add_embed(recipe, steps, "audio", {"weights": steps["weights_audio"], "shards_audiocaps": shards["audiocaps"]}),
     }
+    if recipe.query is not None:
+        _add_query(recipe, recipe.query, steps, own_weights)
     if recipe.video_audio:
         tracks = {"weights": steps["weights_audio"], "shards_webvid": shards["webvid"]}
         _add_embed(recipe, steps, "audio", tracks, name="embed_video_audio", run="pipelines.embed_tracks:run")
+    if recipe.two_tower is not None:
+        return _two_tower(recipe, recipe.two_tower, steps, embeddings, captions)
     trained = _add_stages(recipe, steps, embeddings, captions, shards["instruct"], targets)
     steps["export"] = Step(
         name="export",
@@ -219,3 +226,38 @@ def _add_evaluation(
         inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals},
     )
     steps |= evals | {"history": history, "report": report}
+
+
+def _add_query(recipe: Recipe, query: EncoderSpec, steps: dict[str, Step], own_weights: Mapping[str, Path]) -> None:
+    """weights_query, unless a step of the recipe holds the query encoder's weights already. Raises AnyloomError when that step does not exist."""
+    if recipe.query_weights:
+        if recipe.query_weights not in steps:
+            raise AnyloomError(f"{recipe.name}: query_weights {recipe.query_weights}: no such step; use weights_image, weights_audio or weights_text")
+        return
+    if query.kind != "imagebind_text":
+        raise AnyloomError(f"{recipe.name}: query {query.kind} has no step of its own: name the one that holds its weights in query_weights")
+    steps["weights_query"] = Step(
+        name="weights_query",
+        run="pipelines.weights:run_imagebind",
+        config=ImageBindConfig(kind=recipe.weights.kind, arch=query.arch, trunks=("text",)),
+        sources={"imagebind": own_weights["imagebind"]} if "imagebind" in own_weights else {},
+    )
+
+
+def _two_tower(recipe: Recipe, towers: Retrieval, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step]) -> dict[str, Step]:
+    """embed_text, two_tower, eval_retrieval. Returns them and every step of the data behind them."""
+    text = Step(
+        name="embed_text",
+        run="pipelines.embed_text:run",
+        config=EmbedConfig(spec=towers.text),
+        inputs={"weights": steps["weights_text"], **captions},
+        threads=0,
+        spread=True,
+        isolate=False,
+    )
+    inputs = {**embeddings, "embed_text": text, **captions}
+    encoders = tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:])
+    spec = TwoTowerSpec(encoders=encoders, text=towers.text, shape=towers.shape)
+    trained = Step(name="two_tower", run="pipelines.train:run", config=TrainConfig(model=spec, stage=towers.stage), inputs=inputs, threads=0, isolate=False)
+    evaluation = Step(name="eval_retrieval", run="evals.retrieval:run", config=towers.evaluation, inputs={"two_tower": trained, **inputs}, threads=0)
+    return {step.name: step for step in topological([steps["overlap"], steps["targets"], evaluation])}

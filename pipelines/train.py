@@ -1,6 +1,7 @@
 """The training step: one stage, in process or under Ray Train, with the same bytes.
 
-Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2).
+Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2); features, caption vectors
+and shards (two_tower).
 Output: tensors.safetensors (and lora/), losses.parquet, stage.json. Our own checkpoints in the work directory are the truth: a worker that
 dies is started again and goes on from them. Bytes hold for one machine, thread count and number of workers; others change rounding only.
 Ray only starts the workers: it stores nothing that is read again.
@@ -98,6 +99,7 @@ def _train(ctx: StepContext, threads: int, collective: Any, progress: Progress) 
 
     from mmcore.stages import stage_spec
     from pipelines.train_loop import run_stage
+    from pipelines.two_tower import two_tower_stage
 
     torch.set_num_threads(threads)
     config: TrainConfig = ctx.config
@@ -106,6 +108,8 @@ def _train(ctx: StepContext, threads: int, collective: Any, progress: Progress) 
         stage_spec(config.stage.stage)
         if config.stage.stage == "stage2":
             model, data = _signal_stage(config, ctx)
+        elif config.stage.stage == "two_tower":
+            model, data = two_tower_stage(config, ctx, collective)
         else:
             model, data = _chat_stage(config, ctx, tuple(ctx.inputs[name].path for name in names))
         trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmcore.config import ModelSpec, StageConfig
+from mmcore.two_tower_config import TwoTowerSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +16,8 @@ class TrainConfig:
     """One training stage."""
 
     stage: StageConfig
-    model: ModelSpec
+    model: ModelSpec | TwoTowerSpec
+    """TwoTowerSpec for the stage `two_tower`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

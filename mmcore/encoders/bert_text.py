@@ -1,8 +1,8 @@
-"""Texts through a BERT encoder: the token states that conditioning is aligned with.
+"""Texts through a BERT encoder: the token states that conditioning is aligned with, or one pooled vector per text.
 
 Owns tokenization, truncation to spec.tokens (CLS and SEP included) and the forward pass. Input: UTF-8 bytes of a text;
-output: features [N, E] of the real tokens only. Every text is padded to the same length, so no text depends on its neighbours' length.
-Refuses to know what the states are for.
+output: features [N, E] of the real tokens only, or with tokens=0 their mean [1, E] (mean pooling of sentence-transformers, Reimers & Gurevych 2019,
+arXiv 1908.10084, not normalised). A text's padding depends on its own length alone, never on its neighbours. Refuses to know what the states are for.
 
 Shape letters: B batch, N tokens, E width.
 """
@@ -20,31 +20,50 @@ from mmcore.config import EncoderSpec
 from mmcore.data.media import decode_text
 from mmcore.encoders import BatchedEncoder
 
+MAX_POOLED_TOKENS = 256
+"""Longest text that is pooled, in tokens, CLS and SEP included: what all-MiniLM-L6-v2 is used with. Longer ones are cut."""
+BUCKET = 16
+"""Pooled texts are padded to the next multiple of this many tokens."""
+
 
 class BertTextEncoder(BatchedEncoder):
-    """One text -> its last hidden states."""
+    """One text -> its last hidden states, or their mean."""
 
     def __init__(self, spec: EncoderSpec, weights_dir: Path):
-        """Raises ValueError when the weights have another width or the spec asks for fewer than 3 tokens."""
-        if spec.tokens < 3:
-            raise ValueError(f"encoder {spec.kind} needs tokens >= 3 (CLS, a token, SEP), got {spec.tokens}")
+        """Raises ValueError when the weights have another width or the spec asks for 1 or 2 tokens, or fewer than none."""
+        if spec.tokens < 3 and spec.tokens != 0:
+            raise ValueError(f"encoder {spec.kind} needs tokens >= 3 (CLS, a token, SEP), or 0 for one pooled vector, got {spec.tokens}")
         self.spec = spec
         directory = str(weights_dir / "encoder")
         self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         self._model = AutoModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32).eval().requires_grad_(False)
         if self._model.config.hidden_size != spec.width:
             raise ValueError(f"the text encoder in {weights_dir} is {self._model.config.hidden_size} wide, the spec says {spec.width}")
+        self._longest = spec.tokens or min(MAX_POOLED_TOKENS, self._model.config.max_position_embeddings)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Bytes -> token ids int64 [at most spec.tokens]; a text has no span. Raises MediaError."""
-        return np.asarray(self._tokenizer(decode_text(data), truncation=True, max_length=self.spec.tokens)["input_ids"], np.int64)
+        return np.asarray(self._tokenizer(decode_text(data), truncation=True, max_length=self._longest)["input_ids"], np.int64)
 
     @torch.inference_mode()
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Token ids each -> features [N_i, E] each."""
-        ids_BN = torch.full((len(items), self.spec.tokens), self._tokenizer.pad_token_id)
+        """Token ids each -> features [N_i, E] each; [1, E] when pooled."""
+        if self.spec.tokens:
+            states_BNE = self._states(items, self.spec.tokens)
+            return [states[: len(ids)].numpy().astype(self.out_dtype) for states, ids in zip(states_BNE, items, strict=True)]
+        found: dict[int, np.ndarray] = {}
+        padded = [min(self._longest, -(-len(ids) // BUCKET) * BUCKET) for ids in items]
+        for length in sorted(set(padded)):
+            rows = [i for i, own in enumerate(padded) if own == length]
+            for i, states_NE in zip(rows, self._states([items[i] for i in rows], length), strict=True):
+                found[i] = states_NE[: len(items[i])].mean(0, keepdim=True).numpy().astype(self.out_dtype)
+        return [found[i] for i in range(len(items))]
+
+    def _states(self, items: Sequence[np.ndarray], length: int) -> torch.Tensor:
+        """Last hidden states [B, length, E] of texts padded to `length` tokens."""
+        ids_BN = torch.full((len(items), length), self._tokenizer.pad_token_id)
         mask_BN = torch.zeros_like(ids_BN)
         for row, ids in enumerate(items):
             ids_BN[row, : len(ids)], mask_BN[row, : len(ids)] = torch.from_numpy(ids), 1
-        states_BNE = self._model(input_ids=ids_BN, attention_mask=mask_BN).last_hidden_state
-        return [states[: len(ids)].numpy().astype(self.out_dtype) for states, ids in zip(states_BNE, items, strict=True)]
+        states_BNE: torch.Tensor = self._model(input_ids=ids_BN, attention_mask=mask_BN).last_hidden_state
+        return states_BNE

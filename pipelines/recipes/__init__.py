@@ -7,11 +7,20 @@ from typing import Any
 
 from infra.step import AnyloomError
 from pipelines.recipe import Recipe, with_overrides
+from pipelines.recipes.clip_two_tower import clip_two_tower, tiny_two_tower
 from pipelines.recipes.smol import smol, smol_frozen, smol_plain
 from pipelines.recipes.tiny import tiny
 from pipelines.recipes.tiny_nextgpt import tiny_nextgpt
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "tiny_nextgpt": tiny_nextgpt, "smol": smol, "smol_plain": smol_plain, "smol_frozen": smol_frozen}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "tiny": tiny,
+    "tiny_nextgpt": tiny_nextgpt,
+    "smol": smol,
+    "smol_plain": smol_plain,
+    "smol_frozen": smol_frozen,
+    "clip_two_tower": clip_two_tower,
+    "tiny_two_tower": tiny_two_tower,
+}
 
 
 def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -25,4 +25,5 @@ def tiny_nextgpt() -> Recipe:
         image=EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=WIDTH, batch=8, part_rows=16),
         video=EncoderSpec(kind="imagebind_video", arch="imagebind_toy", width=WIDTH, batch=2, part_rows=16),
         audio=EncoderSpec(kind="imagebind_audio", arch="imagebind_toy", width=WIDTH, batch=4, part_rows=16),
+        query=EncoderSpec(kind="imagebind_text", arch="imagebind_toy", width=WIDTH),
     )

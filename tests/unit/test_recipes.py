@@ -92,7 +92,22 @@ def test_the_sound_of_clips_is_a_step_only_when_asked_for():
 def test_the_graph_is_whole(name):
     steps = build(get_recipe(name))
     assert {step.name for step in topological(steps.values())} == set(steps)
-    assert {"stage1", "stage2", "stage3", "export", "eval_vqa", "history", "report"} <= set(steps)
+    towers = {"embed_text", "two_tower", "eval_retrieval", "overlap", "targets"}
+    stages = {"stage1", "stage2", "stage3", "export", "eval_vqa", "history", "report"}
+    expected, absent = (towers, stages) if get_recipe(name).two_tower else (stages, towers - {"overlap", "targets"})
+    assert expected <= set(steps) and not absent & set(steps)
+
+
+def test_the_two_towers_stand_on_the_steps_of_smol():
+    from infra.plan import identity
+
+    smol, towers = build(get_recipe("smol")), build(get_recipe("clip_two_tower"))
+    shared = set(smol) & set(towers)
+    assert set(towers) - shared == {"embed_text", "two_tower", "eval_retrieval"} and {"embed_image", "embed_video", "embed_audio", "shards_cc3m"} <= shared
+    for name in shared:
+        digests = dict.fromkeys(smol[name].inputs, "d")
+        assert identity(smol[name], digests) == identity(towers[name], digests)
+        assert {key: step.name for key, step in smol[name].inputs.items()} == {key: step.name for key, step in towers[name].inputs.items()}
 
 
 def test_stage_order_is_the_recipes_list():

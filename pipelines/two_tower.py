@@ -1,0 +1,35 @@
+"""The two-tower stage: from artifacts to the model and its data. pipelines.train launches it, pipelines.train_loop trains it.
+
+Input: features (`embed_<modality>`), caption vectors (`embed_text`) and shards. Refuses to know losses and checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from infra.step import StepContext
+from mmcore.two_tower_config import TwoTowerSpec
+from pipelines.train_config import TrainConfig
+from pipelines.train_data import dataset_samples, feature_sources, shard_sets
+
+if TYPE_CHECKING:
+    from mmcore.two_tower import TwoTower
+    from mmcore.two_tower_data import TwoTowerData
+    from pipelines.train_loop import Collective
+
+
+def two_tower_stage(config: TrainConfig, ctx: StepContext, collective: Collective) -> tuple[TwoTower, TwoTowerData]:
+    """The fresh model, its towers standardised on the training samples, and its data."""
+    from mmcore.data.embeddings import EmbeddingSet
+    from mmcore.two_tower import TwoTower
+    from mmcore.two_tower_data import TwoTowerData
+
+    spec = config.model
+    assert isinstance(spec, TwoTowerSpec)
+    samples, _ = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
+    features = feature_sources(ctx.inputs, ctx.stores)
+    texts = EmbeddingSet(ctx.inputs["embed_text"].path, ctx.stores)
+    model = TwoTower(spec)
+    data = TwoTowerData(config.stage, samples, features, texts, collective.sum_)
+    data.fit(model)
+    return model, data
