@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.").set_defaults(
             targets=list(targets)
         )
-    store.add_commands(commands, where, how)
+    store.add_commands(commands, where, which, how)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
     recipes = commands.add_parser("recipes", help="list the recipes, or print one as JSON")
     recipes.add_argument("name", nargs="?")
@@ -161,7 +161,9 @@ def cmd_embed(args: argparse.Namespace) -> int:
     """embed"""
     from flows import store
 
-    return cmd_run(args) if args.action == "build" else store.main(args, settings_of(args).root.absolute())
+    if args.action == "build":
+        return cmd_run(args)
+    return args.handler(args) if args.action == "search" else store.main(args, settings_of(args).root.absolute())
 
 
 def cmd_plan(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""anyloom embed: build, verify, stats, gc. Presents what the embedding store holds; the work is done by the layers below."""
+"""anyloom embed: build, search, verify, stats, gc. Presents what the embedding store holds; the work is done by the layers below."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.display import Display, human_bytes, table
+from flows.search import add_search
 from infra.artifact import all_records, remove
 from infra.lock import exclusive
 from infra.step import AnyloomError
@@ -18,12 +19,14 @@ BUILD = ("embed_*", "targets")
 """The steps behind `embed build`."""
 
 
-def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.ArgumentParser) -> None:
+def add_commands(commands: Any, where: argparse.ArgumentParser, which: argparse.ArgumentParser, how: argparse.ArgumentParser) -> None:
     """`embed` and its actions."""
-    embed = commands.add_parser("embed", help="the embedding store: build, verify, stats, gc", description="Frozen encoders' features, each medium once.")
+    what = "the embedding store: build, search, verify, stats, gc"
+    embed = commands.add_parser("embed", help=what, description="Frozen encoders' features, each medium once.")
     actions = embed.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = actions.add_parser("build", parents=[how], help="shards -> embedding store; only what is missing is encoded")
     build.set_defaults(targets=list(BUILD))
+    add_search(actions, [which])
     check = actions.add_parser(
         "verify",
         parents=[where],
