@@ -45,5 +45,6 @@ class BertTextEncoder(BatchedEncoder):
         mask_BN = torch.zeros_like(ids_BN)
         for row, ids in enumerate(items):
             ids_BN[row, : len(ids)], mask_BN[row, : len(ids)] = torch.from_numpy(ids), 1
-        states_BNE = self._model(input_ids=ids_BN, attention_mask=mask_BN).last_hidden_state
-        return [states[: len(ids)].numpy().astype(self.spec.dtype) for states, ids in zip(states_BNE, items, strict=True)]
+        with self._arithmetic():
+            states_BNE = self._model(input_ids=self._put(ids_BN), attention_mask=self._put(mask_BN)).last_hidden_state
+        return [states[: len(ids)] for states, ids in zip(self._stored(states_BNE), items, strict=True)]

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from torch.nn import functional
 
 from mmcore.config import EncoderSpec
 from mmcore.data.media import decode_image, decode_video_frames
 from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.pooling import pool_grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +75,15 @@ class HfImageEncoder(BatchedEncoder):
 
     def _features(self, pixels: torch.Tensor) -> np.ndarray:
         """[B, 3, H, W] -> features_BNE of the stored dtype."""
-        outputs = self._model(pixel_values=pixels)
+        with self._arithmetic():
+            outputs = self._model(pixel_values=self._put(pixels))
         if self.spec.grid:
-            patches_BNE = outputs.last_hidden_state[:, self._family.prefix :]
-            side = round(patches_BNE.shape[1] ** 0.5)
-            cells = patches_BNE.transpose(1, 2).unflatten(2, (side, side))
-            features_BNE = functional.adaptive_avg_pool2d(cells, self.spec.grid).flatten(2).transpose(1, 2)
+            features_BNE = pool_grid(outputs.last_hidden_state[:, self._family.prefix :].float(), self.spec.grid)
         else:
             features_BNE = getattr(outputs, self._family.pooled)[:, None]
         if features_BNE.shape[-1] != self.spec.width:
             raise ValueError(f"{self.spec.arch} with grid {self.spec.grid} gives width {features_BNE.shape[-1]}, the spec says {self.spec.width}")
-        return features_BNE.numpy().astype(self.spec.dtype)
+        return self._stored(features_BNE)
 
 
 class HfVideoEncoder(HfImageEncoder):
