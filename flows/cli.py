@@ -193,10 +193,10 @@ def cmd_encoders(args: argparse.Namespace) -> int:
     from flows.display import Display, table
     from mmcore.encoders.catalogue import CATALOGUE
 
-    header = ("weights", "kinds", "arch", "licence", "commercial use", "features", "tiny twin", "published")
-    rows = [(e.name, ", ".join(e.kinds), e.arch, e.licence, e.commercial, e.features, e.tiny, e.published) for e in CATALOGUE]
+    header = ("weights, where published, arch", "kinds", "licence", "commercial", "features", "tiny twin")
+    rows = [(f"{e.name}\n  {e.published}\n  {e.arch}", "\n".join(e.kinds), e.licence, e.commercial, e.features, e.tiny) for e in CATALOGUE]
     Display().console.print(table("", header, [[escape(cell) for cell in row] for row in rows]))
-    print("a twin is random, of the same layout at toy size: --set weights.kind=random --set weights.image=TWIN; files of your own: --weights")
+    print("A twin is random, of the same layout at toy size: --set weights.kind=random --set weights.image=TWIN. Files of your own: --weights image=PATH.")
     return 0
 
 

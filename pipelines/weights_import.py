@@ -8,8 +8,6 @@ missing or of another shape, another family or another width is an error that na
 
 from __future__ import annotations
 
-import io
-import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from mmcore.encoders import MODALITY_OF, catalogue
 from pipelines.weights import finish, load_state, save, write_json
 from pipelines.weights_config import ImportConfig
 from pipelines.weights_files import FRONTS, TOKENIZERS, loader_of
+from pipelines.weights_media import medium
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +41,11 @@ UNUSED = ("pooler.",)
 def run(ctx: StepContext) -> dict[str, Any]:
     """`encoder/`, `encoder.json`, `licence.json` from the given files."""
     import torch
+    from transformers.utils import logging as transformers_logging
 
     config: ImportConfig = ctx.config
     spec = config.specs[0]
+    transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, ctx.resources.threads))
     ctx.progress(0, 2, "reading")
     model, about = (_take_timm if loader_of(spec.kind) == "timm" else _take_directory)(ctx, spec)
@@ -87,7 +88,7 @@ def _take_directory(ctx: StepContext, spec: EncoderSpec) -> tuple[Any, dict[str,
     if spec.kind == "vae_image":
         model, facts = _vae(given, folder, described), {"width": described.get("latent_channels")}
     else:
-        family = "whisper" if spec.kind == "whisper_audio" else catalogue.family(spec.arch)
+        family = _family(spec)
         takes = MODEL_TYPES.get(family)
         if takes is None:
             raise AnyloomError(f"{ctx.name}: arch '{spec.arch}' of {spec.kind} is none that can be taken in: {', '.join(MODEL_TYPES)}")
@@ -99,6 +100,11 @@ def _take_directory(ctx: StepContext, spec: EncoderSpec) -> tuple[Any, dict[str,
     for name in sorted({*FRONTS, *TOKENIZERS} & set(ctx.sources)):
         (ctx.output / "encoder" / name).write_bytes(ctx.sources[name].read_bytes())
     return model, facts
+
+
+def _family(spec: EncoderSpec) -> str:
+    """What config.json must be; whisper_audio opens Whisper whatever its arch is called."""
+    return "whisper" if spec.kind == "whisper_audio" else catalogue.family(spec.arch)
 
 
 def _class(spec: EncoderSpec, family: str) -> str:
@@ -117,10 +123,15 @@ def _half(given: Path, folder: Path, name: str) -> Any:
 
     options: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     options["use_safetensors"] = not (folder / "pytorch_model.bin").exists()
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would list every tensor of the other half
     try:
         model, info = getattr(transformers, name).from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the reader has many ways to say it
         raise AnyloomError(f"{given}: transformers cannot open it as {name}: {_first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     _complete(given, model, info)
     for missing in info["missing_keys"]:  # what UNUSED allows to be missing was drawn at random
         model.get_parameter(missing).data.zero_()
@@ -152,7 +163,7 @@ def _vae(given: Path, folder: Path, described: Mapping[str, Any]) -> Any:
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "torch_dtype": torch.float32}
     try:
         model, info = AutoencoderKL.from_pretrained(folder, **options, output_loading_info=True, low_cpu_mem_usage=False, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the reader has many ways to say it
         raise AnyloomError(f"{given}: diffusers cannot open it as AutoencoderKL: {_first_line(error)}") from error
     _complete(given, model, info)
     return model
@@ -183,7 +194,7 @@ def strictly(given: Path, state: Mapping[str, torch.Tensor], model: torch.nn.Mod
 
 def _licence(spec: EncoderSpec) -> dict[str, str]:
     """licence.json: the catalogue's for this family, which holds only where the files are what they seem."""
-    entry = catalogue.known(spec.kind, spec.arch)
+    entry = catalogue.known(spec.kind, _family(spec) if spec.kind == "whisper_audio" else spec.arch)
     if entry is None:
         facts = {"name": spec.arch, "licence": catalogue.UNKNOWN_LICENCE, "commercial_use": "unknown"}
     else:
@@ -201,30 +212,6 @@ def _prove(ctx: StepContext, spec: EncoderSpec) -> None:
         raise AnyloomError(
             f"{next(iter(ctx.sources.values())).parent}: {_first_line(error).replace(str(ctx.output), 'it')}; change the recipe's spec"
         ) from error
-
-
-def medium(modality: str) -> bytes:
-    """A small generated picture, clip, sound or text."""
-    if modality == "text":
-        return b"a red circle"
-    if modality == "audio":
-        buffer = io.BytesIO()
-        with wave.open(buffer, "wb") as out:
-            out.setnchannels(1)
-            out.setsampwidth(2)
-            out.setframerate(16000)
-            out.writeframes(bytes(range(256)) * 63)  # half a second of a sawtooth
-        return buffer.getvalue()
-    from PIL import Image
-
-    pictures = [Image.radial_gradient("L").rotate(90 * turn).convert("RGB").resize((64, 64)) for turn in range(4)]
-    if modality == "video":
-        from pipelines.sources.clips import encode_mp4
-
-        return encode_mp4(iter(pictures), 4)
-    buffer = io.BytesIO()
-    pictures[0].save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _more(names: Sequence[str]) -> str:

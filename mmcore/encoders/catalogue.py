@@ -1,8 +1,9 @@
 """The known weights of every encoder kind: what they are, under which licence, what they give, and the tiny twin that stands in for them in tests.
 
 Owns facts in two literal tables, no code that loads anything; importing it loads no library. Licences are those of the weights as their publisher
-states them (repository or model card); the Whisper and CLIP papers' code repositories cover the weights too. A file of your own has the licence
-its publisher gave it, whatever this table says about its family. Refuses to know where weights are on this machine.
+states them: Whisper's and DINOv2's repositories and the model cards of the others say so in words; CLIP's is that of the repository the weights are
+released from; Whisper's cards on the model hub say Apache-2.0 instead. A file of your own has the licence its publisher gave it, whatever this table
+says about its family. Refuses to know where weights are on this machine.
 
 Not here: BEATs (Chen et al. 2022, arXiv 2212.09058). Neither transformers 5.23 nor timm carries it; the packages that do bring a speech toolkit
 (ESPnet) or a vendored copy of its encoder. HuBERT, CLAP, Whisper and ImageBind are the sound encoders that can be opened.
@@ -166,7 +167,7 @@ CATALOGUE: tuple[KnownWeights, ...] = (
         arch="whisper",
         licence="MIT",
         commercial="yes",
-        published="openai/whisper (model hub: openai/whisper-tiny.en, Apache-2.0)",
+        published="openai/whisper-tiny.en",
         features="[tokens, 384]",
         tiny="tiny-whisper",
     ),
@@ -176,7 +177,7 @@ CATALOGUE: tuple[KnownWeights, ...] = (
         arch="whisper",
         licence="MIT",
         commercial="yes",
-        published="openai/whisper (model hub: openai/whisper-large-v3, Apache-2.0)",
+        published="openai/whisper-large-v3",
         features="[tokens, 1280]",
         tiny="tiny-whisper",
     ),
