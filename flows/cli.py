@@ -52,9 +52,10 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
         "--weights",
         action="append",
         default=[],
-        metavar="MODEL=FILE",
+        metavar="MODEL=PATH",
         dest="weights",
-        help="a weights file you have got yourself, e.g. imagebind=imagebind_huge.pth (.pth or .safetensors, in the released layout)",
+        help="weights you have got yourself: imagebind=imagebind_huge.pth (the released file), or image=, audio=, text= for what the recipe's encoder opens: "
+        "a transformers directory (hf_*, whisper_audio, bert_text), a diffusers directory (vae_image), a timm .safetensors or .pth (timm_*)",
     )
     how = argparse.ArgumentParser(add_help=False, parents=[which])
     how.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step even if it is done; equal bytes change nothing downstream")
@@ -89,6 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="list the recipes, or print one as JSON")
     recipes.add_argument("name", nargs="?")
     recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+
+    commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
 
     artifacts = commands.add_parser("artifacts", parents=[where], help="what exists: list, why NAME, verify, gc", description="Look at and tidy artifacts.")
     artifacts.add_argument("action", nargs="?", default="list", choices=("list", "why", "verify", "gc"))
@@ -153,7 +156,7 @@ def cmd_run(args: argparse.Namespace) -> int:
         targets=args.targets or None,
         force=args.force,
         lists=parse_pairs(args.lists, "--list", "DATASET=FILE"),
-        weights=parse_pairs(args.weights, "--weights", "MODEL=FILE"),
+        weights=parse_pairs(args.weights, "--weights", "MODEL=PATH"),
     )
 
 
@@ -173,7 +176,7 @@ def cmd_plan(args: argparse.Namespace) -> int:
     from infra.plan import plan
 
     settings = settings_of(args)
-    own = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=FILE")
+    own = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=PATH")
     steps = recipe_steps(args.recipe, parse_overrides(args.overrides), *own)
     rows = plan(steps.values(), settings.root.absolute())
     Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
@@ -191,6 +194,20 @@ def cmd_recipes(args: argparse.Namespace) -> int:
     else:
         for name, make in RECIPES.items():
             print(f"{name:<14} {(make.__doc__ or '').splitlines()[0]}")
+    return 0
+
+
+def cmd_encoders(args: argparse.Namespace) -> int:
+    """encoders"""
+    from rich.markup import escape
+
+    from flows.display import Display, table
+    from mmcore.encoders.catalogue import CATALOGUE
+
+    header = ("weights, where published, arch", "kinds", "licence", "commercial", "features", "tiny twin")
+    rows = [(f"{e.name}\n  {e.published}\n  {e.arch}", "\n".join(e.kinds), e.licence, e.commercial, e.features, e.tiny) for e in CATALOGUE]
+    Display().console.print(table("", header, [[escape(cell) for cell in row] for row in rows]))
+    print("A twin is random, of the same layout at toy size: --set weights.kind=random --set weights.image=TWIN. Files of your own: --weights image=PATH.")
     return 0
 
 
@@ -246,6 +263,7 @@ COMMANDS = {
     "embed": cmd_embed,
     "plan": cmd_plan,
     "recipes": cmd_recipes,
+    "encoders": cmd_encoders,
     "sql": cmd_sql,
     "artifacts": cmd_artifacts,
     "generate": cmd_generate,

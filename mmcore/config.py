@@ -42,6 +42,9 @@ class EncoderSpec:
     """audio: longer clips are cut, in seconds."""
     dtype: str = "float16"
     """Stored type of the features."""
+    compute: str = "float32"
+    """Precision of the encoder's arithmetic: float32 (on CUDA convolutions follow torch's TF32 setting), or bfloat16 / float16 through torch.autocast;
+    weights and pooling stay float32."""
     batch: int = 16
     """Items per encoder call: part of the identity because it fixes the bytes."""
     part_rows: int = 256

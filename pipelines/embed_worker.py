@@ -36,7 +36,7 @@ from pipelines.shard_build import write_parquet
 
 AHEAD = 2
 """Batches decoded ahead of the encoder."""
-RECORDED = ("torch", "timm", "transformers", "av", "pillow", "numpy")
+RECORDED = ("torch", "timm", "transformers", "diffusers", "av", "pillow", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +91,7 @@ class PartBuilder:
         from mmcore.encoders import load_encoder
 
         torch.set_num_threads(1)
-        self._encoder = load_encoder(spec, weights_dir)
+        self._encoder = load_encoder(spec, weights_dir, device)
         self._spec, self._stores, self._device, self._decoders = spec, stores, device, decoders
         self._shards: dict[str, ShardSet] = {}
         self._batch = sys.maxsize

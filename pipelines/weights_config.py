@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmcore.config import EncoderSpec
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsConfig:
@@ -13,7 +15,7 @@ class WeightsConfig:
     """`pretrained` (from the assets) or `random` (toy size, from the seed)."""
     arch: str
     """pretrained: SmolLM2-135M-Instruct, tf_efficientnet_lite0, whisper-tiny.en, all-MiniLM-L6-v2.
-    random: tiny-llama, a timm name such as test_efficientnet, tiny-whisper, tiny-bert, tiny-clip, tiny-siglip, tiny-clap."""
+    random: tiny-llama, tiny-bert, a timm name such as test_efficientnet, or a twin of mmcore.encoders.catalogue such as tiny-clip, tiny-whisper."""
     seed: int = 0
     """random only."""
 
@@ -30,3 +32,14 @@ class ImageBindConfig:
     """random only."""
     trunks: tuple[str, ...]
     """The trunks that are kept: vision, text, audio, depth, thermal, imu."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportConfig:
+    """Weights that the user gives as files."""
+
+    kind: str = "given"
+    arch: str
+    """That of the specs."""
+    specs: tuple[EncoderSpec, ...]
+    """The encoders that must open what is taken in; one kind of file and one arch."""

@@ -12,8 +12,8 @@ from mmcore.seeding import seeded
 
 WIDTH = 16
 """Channels of the toys' shared spaces."""
-BODY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-PICTURE = {"image_size": 32, "patch_size": 8}
+BODY: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+PICTURE: dict[str, Any] = {"image_size": 32, "patch_size": 8}
 CONTEXT = 64
 """Longest text of the toys, in tokens."""
 
@@ -29,8 +29,8 @@ def _numbered(pieces: list[str]) -> dict[str, int]:
     return {piece: i for i, piece in enumerate(pieces)}
 
 
-def tiny_clip(seed: int) -> tuple[Any, list[Any]]:
-    """(CLIPModel, [tokenizer, image processor]): 32 x 32 pixels, 514 tokens."""
+def tiny_clip(seed: int) -> tuple[Any, Any, Any]:
+    """(CLIPModel, tokenizer, image processor): 32 x 32 pixels, 514 tokens."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     letters = _letters()
@@ -40,11 +40,11 @@ def tiny_clip(seed: int) -> tuple[Any, list[Any]]:
     text = {**BODY, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, "projection_dim": WIDTH}
     with seeded(seed):
         model = CLIPModel(CLIPConfig(text_config=text, vision_config={**BODY, **PICTURE, "projection_dim": WIDTH}, projection_dim=WIDTH))
-    return model, [tokenizer, CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})]
+    return model, tokenizer, CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
-def tiny_siglip(seed: int) -> tuple[Any, list[Any]]:
-    """(SiglipModel, [tokenizer, image processor]): 32 x 32 pixels, its shared space is as wide as its body."""
+def tiny_siglip(seed: int) -> tuple[Any, Any, Any]:
+    """(SiglipModel, tokenizer, image processor): 32 x 32 pixels, its shared space is as wide as its body."""
     from transformers import Siglip2Tokenizer, SiglipConfig, SiglipImageProcessor, SiglipModel
 
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -53,11 +53,11 @@ def tiny_siglip(seed: int) -> tuple[Any, list[Any]]:
     text |= {"bos_token_id": 2, "eos_token_id": 1}
     with seeded(seed):
         model = SiglipModel(SiglipConfig(text_config=text, vision_config={**BODY, **PICTURE, "hidden_size": WIDTH}))
-    return model, [tokenizer, SiglipImageProcessor(size={"height": 32, "width": 32})]
+    return model, tokenizer, SiglipImageProcessor(size={"height": 32, "width": 32})
 
 
-def tiny_clap(seed: int) -> tuple[Any, list[Any]]:
-    """(ClapModel, [tokenizer, feature extractor]): sounds of 2 s at 48 kHz, 261 tokens."""
+def tiny_clap(seed: int) -> tuple[Any, Any, Any]:
+    """(ClapModel, tokenizer, feature extractor): sounds of 2 s at 48 kHz, 261 tokens."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaTokenizer
 
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *_letters(), "<mask>"]
@@ -66,8 +66,4 @@ def tiny_clap(seed: int) -> tuple[Any, list[Any]]:
     audio = {"patch_embeds_hidden_size": 16, "hidden_size": 32, "depths": [1, 1], "num_attention_heads": [2, 2]}
     with seeded(seed):
         model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=WIDTH))
-    return model, [tokenizer, ClapFeatureExtractor(max_length_s=2, truncation="rand_trunc", padding="repeatpad")]
-
-
-TINY = {"tiny-clip": tiny_clip, "tiny-siglip": tiny_siglip, "tiny-clap": tiny_clap}
-"""arch of the weights step -> maker."""
+    return model, tokenizer, ClapFeatureExtractor(max_length_s=2, truncation="rand_trunc", padding="repeatpad")

@@ -6,9 +6,11 @@ values. Refuses to know where they are saved.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from mmcore.seeding import seeded
+from pipelines.weights_joint import BODY, PICTURE, tiny_clap, tiny_clip, tiny_siglip
 
 if TYPE_CHECKING:
     from transformers import BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -132,3 +134,52 @@ def tiny_bert(seed: int) -> tuple[BertModel, PreTrainedTokenizerFast]:
     )
     with seeded(seed):
         return BertModel(config), tokenizer
+
+
+# ---- encoders of transformers and diffusers: (model, what prepares its inputs) --------------------------------------------------------------------------
+
+SIZE = {"height": 32, "width": 32}
+
+
+def tiny_dinov2(seed: int) -> tuple[Any, Any]:
+    """DINOv2: 2 layers, width 32, 16 patches of a 32-pixel picture."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    with seeded(seed):
+        model = Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, **PICTURE))
+    return model, BitImageProcessor(size={"shortest_edge": 32}, crop_size=SIZE)
+
+
+def tiny_hubert(seed: int) -> tuple[Any, Any]:
+    """HuBERT: two convolutions (a state every 20 samples), 2 layers, width 32."""
+    from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+    convolutions = {"conv_dim": (16, 16), "conv_stride": (5, 4), "conv_kernel": (10, 8)}
+    with seeded(seed):
+        model = HubertModel(HubertConfig(**BODY, **convolutions, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4))
+    return model, Wav2Vec2FeatureExtractor(sampling_rate=16000)
+
+
+def tiny_vae(seed: int) -> tuple[Any]:
+    """Stable Diffusion's autoencoder with 8 channels per level: 8 x 8 pixels become one cell of 4 channels."""
+    from diffusers import AutoencoderKL
+
+    with seeded(seed):
+        return (
+            AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=(8,) * 4,
+                norm_num_groups=4,
+                latent_channels=4,
+                sample_size=32,
+            ),
+        )
+
+
+ENCODER_PARTS: dict[str, dict[str, Callable[[int], tuple[Any, ...]]]] = {
+    "image": {"tiny-clip": tiny_clip, "tiny-siglip": tiny_siglip, "tiny-dinov2": tiny_dinov2, "tiny-vae": tiny_vae},
+    "audio": {"tiny-clap": tiny_clap, "tiny-hubert": tiny_hubert},
+    "text": {"tiny-clip": tiny_clip, "tiny-siglip": tiny_siglip, "tiny-clap": tiny_clap},
+}
+"""Part of a recipe's weights -> arch -> what `encoder/` holds, each with save_pretrained."""

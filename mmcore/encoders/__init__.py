@@ -1,7 +1,8 @@
 """Encoders: frozen modality encoders behind one face, raw bytes -> features.
 
-Owns the registry (a literal dict) and the Encoder protocol. Input: an EncoderSpec and a weights artifact directory; output: an Encoder.
-Refuses to know where features are stored and in what order items come.
+Owns the registry (a literal dict), the Encoder protocol, and where and in what precision encoders compute. Input: an EncoderSpec, a weights
+artifact directory and a device; output: an Encoder. Refuses to know where features are stored and in what order items come.
+Importing this module must not import torch, so that planning stays instant.
 
 Shape letters: N feature tokens, E encoder width.
 """
@@ -10,19 +11,30 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mmcore.config import EncoderSpec, check_encoder
 from mmcore.data.features import computed_dtype
 
+if TYPE_CHECKING:
+    import torch
+
+COMPUTE = ("float32", "bfloat16", "float16")
+"""Values of spec.compute."""
+
 
 class Encoder(Protocol):
     """A frozen encoder. `encode` is `forward` of every `prepare`d item, spec.batch at a time."""
 
     spec: EncoderSpec
+
+    def place(self, device: str) -> None:
+        """Compute on `device` from now on."""
+        ...
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> Any:
         """Decode and preprocess one item (or its span in seconds); may run in another thread than forward. Raises MediaError."""
@@ -38,9 +50,37 @@ class Encoder(Protocol):
 
 
 class BatchedEncoder:
-    """Shared half of the encoders: cuts items into calls of spec.batch."""
+    """Shared half of the encoders: cuts items into calls of spec.batch; keeps the model on one device and its arithmetic in spec.compute.
+
+    A subclass passes every batch through `_put`, calls its model inside `_arithmetic()` and returns what `_stored` makes of the result.
+    """
 
     spec: EncoderSpec
+    device: str = "cpu"
+    _model: Any
+
+    def place(self, device: str) -> None:
+        """Move the model to `device`, where batches follow it. CUDA's out-of-memory error passes through."""
+        self.device = device
+        self._model = self._model.to(device)
+
+    def _put(self, batch: torch.Tensor) -> torch.Tensor:
+        """The batch on the encoder's device; to CUDA from pinned memory, without waiting for the copy."""
+        if self.device.startswith("cuda"):
+            return batch.pin_memory().to(self.device, non_blocking=True)
+        return batch.to(self.device)
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        """Around the model's forward pass: nothing for float32, else torch.autocast in spec.compute."""
+        if self.spec.compute == "float32":
+            return nullcontext()
+        import torch
+
+        return torch.autocast(self.device.partition(":")[0], dtype=getattr(torch, self.spec.compute))
+
+    def _stored(self, features: torch.Tensor) -> np.ndarray:
+        """Features on the CPU, in out_dtype."""
+        return features.float().cpu().numpy().astype(self.out_dtype)
 
     @property
     def out_dtype(self) -> str:
@@ -86,20 +126,40 @@ ENCODERS: dict[str, Callable[[EncoderSpec, Path], Encoder]] = {
     "imagebind_video": _from("imagebind_encoders", "ImageBindVideoEncoder"),
     "imagebind_audio": _from("imagebind_encoders", "ImageBindAudioEncoder"),
     "imagebind_text": _from("imagebind_encoders", "ImageBindTextEncoder"),
+    "vae_image": _from("vae", "VaeImageEncoder"),
 }
 
 MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in ENCODERS}
 """What each kind encodes."""
 
 
-def load_encoder(spec: EncoderSpec, weights_dir: Path) -> Encoder:
-    """The encoder of `spec` with the weights of an artifact (`weights_dir/encoder/…`). Raises ValueError when they do not fit."""
+def load_encoder(spec: EncoderSpec, weights_dir: Path, device: str = "cpu") -> Encoder:
+    """The encoder of `spec` on `device`, with the weights of an artifact (`weights_dir/encoder/…`).
+
+    Raises ValueError when they do not fit, or for an unknown kind, compute or device.
+    """
     if spec.kind not in ENCODERS:
         raise ValueError(f"unknown encoder kind '{spec.kind}': choose one of {', '.join(sorted(ENCODERS))}")
+    if spec.compute not in COMPUTE:
+        raise ValueError(f"encoder {spec.kind}: unknown compute '{spec.compute}': choose one of {', '.join(COMPUTE)}")
     check_encoder(spec)
+    check_device(device)
     encoder = ENCODERS[spec.kind](spec, Path(weights_dir))
+    encoder.place(device)
     if not spec.tiles:
         return encoder
     from mmcore.encoders.tiled import TiledEncoder
 
     return TiledEncoder(spec, encoder)
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError when torch knows no such device, or has no CUDA here."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"unknown device '{device}': use cpu, cuda or cuda:N") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device '{device}': torch sees no CUDA device here; use cpu")

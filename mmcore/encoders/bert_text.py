@@ -50,13 +50,13 @@ class BertTextEncoder(BatchedEncoder):
         """Token ids each -> features [N_i, E] each; [1, E] when pooled."""
         if self.spec.tokens:
             states_BNE = self._states(items, self.spec.tokens)
-            return [states[: len(ids)].numpy().astype(self.out_dtype) for states, ids in zip(states_BNE, items, strict=True)]
+            return [self._stored(states[: len(ids)]) for states, ids in zip(states_BNE, items, strict=True)]
         found: dict[int, np.ndarray] = {}
         padded = [min(self._longest, -(-len(ids) // BUCKET) * BUCKET) for ids in items]
         for length in sorted(set(padded)):
             rows = [i for i, own in enumerate(padded) if own == length]
             for i, states_NE in zip(rows, self._states([items[i] for i in rows], length), strict=True):
-                found[i] = states_NE[: len(items[i])].mean(0, keepdim=True).numpy().astype(self.out_dtype)
+                found[i] = self._stored(states_NE[: len(items[i])].mean(0, keepdim=True))
         return [found[i] for i in range(len(items))]
 
     def _states(self, items: Sequence[np.ndarray], length: int) -> torch.Tensor:
@@ -65,5 +65,6 @@ class BertTextEncoder(BatchedEncoder):
         mask_BN = torch.zeros_like(ids_BN)
         for row, ids in enumerate(items):
             ids_BN[row, : len(ids)], mask_BN[row, : len(ids)] = torch.from_numpy(ids), 1
-        states_BNE: torch.Tensor = self._model(input_ids=ids_BN, attention_mask=mask_BN).last_hidden_state
-        return states_BNE
+        with self._arithmetic():
+            states_BNE: torch.Tensor = self._model(input_ids=self._put(ids_BN), attention_mask=self._put(mask_BN)).last_hidden_state
+        return states_BNE.float()

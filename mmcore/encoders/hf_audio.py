@@ -54,8 +54,9 @@ class HfAudioEncoder(BatchedEncoder):
         return [self._features(inputs) for inputs in items]
 
     def _features(self, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-        outputs = self._model(**inputs)
-        states = outputs.last_hidden_state[0]
+        with self._arithmetic():
+            outputs = self._model(**{name: self._put(value) for name, value in inputs.items()})
+        states = outputs.last_hidden_state[0].float()
         if states.ndim == 3:  # CLAP: channels x bands x time
             states = states.mean(dim=1).T
         if self.spec.tokens:
@@ -64,4 +65,4 @@ class HfAudioEncoder(BatchedEncoder):
             features_NE = functional.normalize(outputs.audio_embeds, dim=-1) if self._family == "clap" else states.mean(dim=0, keepdim=True)
         if features_NE.shape[-1] != self.spec.width:
             raise ValueError(f"{self.spec.arch} with {self.spec.tokens} tokens gives width {features_NE.shape[-1]}, the spec says {self.spec.width}")
-        return features_NE.numpy().astype(self.out_dtype)
+        return self._stored(features_NE)

@@ -79,5 +79,6 @@ class HfTextEncoder(BatchedEncoder):
     def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """Token ids each -> features [1, E] each."""
         calls = [torch.stack(list(items))] if self._family.padded else [ids[None] for ids in items]
-        vectors_BE = torch.cat([getattr(self._model(input_ids=ids_BT), self._family.pooled) for ids_BT in calls])
-        return list(functional.normalize(vectors_BE, dim=-1)[:, None].numpy().astype(self.out_dtype))
+        with self._arithmetic():
+            vectors_BE = torch.cat([getattr(self._model(input_ids=self._put(ids_BT)), self._family.pooled) for ids_BT in calls])
+        return list(self._stored(functional.normalize(vectors_BE.float(), dim=-1)[:, None]))

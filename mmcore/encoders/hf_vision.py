@@ -24,6 +24,7 @@ from mmcore.data.media import decode_image
 from mmcore.data.scenes import sample_frames
 from mmcore.encoders import BatchedEncoder
 from mmcore.encoders.hf import load_part
+from mmcore.encoders.pooling import pool_grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +78,18 @@ class HfImageEncoder(BatchedEncoder):
     @torch.inference_mode()
     def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """[3, H, W] each -> features [N, E] each."""
-        return list(self._features(torch.stack(list(items))).numpy().astype(self.out_dtype))
+        return list(self._stored(self._features(torch.stack(list(items)))))
 
     def _pixels(self, pictures: list[Image.Image], **options: bool) -> torch.Tensor:
         pixels: torch.Tensor = self._processor(images=pictures, return_tensors="pt", **options)["pixel_values"]
         return pixels
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] -> features_BNE."""
-        outputs = self._model(pixel_values=pixels)
+        """[B, 3, H, W] -> float32 features_BNE on the encoder's device."""
+        with self._arithmetic():
+            outputs = self._model(pixel_values=self._put(pixels))
         if self.spec.grid:
-            patches_BNE = outputs.last_hidden_state[:, self._family.prefix :]
-            side = round(patches_BNE.shape[1] ** 0.5)
-            cells = patches_BNE.transpose(1, 2).unflatten(2, (side, side))
-            features_BNE = functional.adaptive_avg_pool2d(cells, self.spec.grid).flatten(2).transpose(1, 2)
+            features_BNE = pool_grid(outputs.last_hidden_state[:, self._family.prefix :].float(), self.spec.grid)
         else:
             features_BNE = self._unit(getattr(outputs, self._family.pooled)[:, None])
         if features_BNE.shape[-1] != self.spec.width:
@@ -98,8 +97,8 @@ class HfImageEncoder(BatchedEncoder):
         return features_BNE
 
     def _unit(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Unit vectors where the space is a shared one."""
-        return functional.normalize(vectors, dim=-1) if self._family.shared else vectors
+        """float32; unit vectors where the space is a shared one."""
+        return functional.normalize(vectors.float(), dim=-1) if self._family.shared else vectors.float()
 
 
 class HfVideoEncoder(HfImageEncoder):
@@ -115,7 +114,7 @@ class HfVideoEncoder(HfImageEncoder):
     @torch.inference_mode()
     def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """[frames, 3, H, W] each -> features [frames * tokens, E] each, [1, E] with grid 0."""
-        return [self._clip(frames).numpy().astype(self.out_dtype) for frames in items]
+        return [self._stored(self._clip(frames)) for frames in items]
 
     def _clip(self, frames: torch.Tensor) -> torch.Tensor:
         features = self._features(frames).reshape(-1, self.spec.width)

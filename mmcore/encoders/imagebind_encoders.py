@@ -26,6 +26,7 @@ from mmcore.data.media import choose_video_frames, decode_image, decode_text, de
 from mmcore.encoders import BatchedEncoder, clip_bpe
 from mmcore.encoders import imagebind_inputs as inputs
 from mmcore.encoders.imagebind import HUGE, HUGE_OUT, ImageBind, load_imagebind, modality_of, toy
+from mmcore.encoders.pooling import pool_grid
 from mmcore.encoders.resample import resample
 
 ARCHITECTURES = {"imagebind_huge": (HUGE, HUGE_OUT), "imagebind_toy": (toy(vocabulary=HUGE["text"].size[0]), 32)}
@@ -58,13 +59,14 @@ class ImageBindEncoder(BatchedEncoder):
     @torch.inference_mode()
     def forward(self, items: Sequence[Any]) -> list[np.ndarray]:
         """Prepared tensors, all of one shape -> features [N, E] each."""
-        batch = torch.stack(list(items))
+        batch = self._put(torch.stack(list(items)))
         features = self._tokens(batch) if self._num_tokens() else self._vector(batch)[:, None]
-        return list(features.float().numpy().astype(self.out_dtype))
+        return list(self._stored(features))
 
     def _vector(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, out], unit vectors averaged over clips."""
-        return self._model.unscaled(self.trunk, self._model(self.trunk, batch))
+        with self._arithmetic():
+            return self._model.unscaled(self.trunk, self._model(self.trunk, batch))
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, N, E]."""
@@ -72,8 +74,9 @@ class ImageBindEncoder(BatchedEncoder):
 
     def _states(self, items: torch.Tensor) -> torch.Tensor:
         """Patch states without CLS, behind the head's layer norm."""
-        states = self._model.normed(self.trunk, self._model.tokens(self.trunk, items))
-        return states[:, 1:]
+        with self._arithmetic():
+            states = self._model.normed(self.trunk, self._model.tokens(self.trunk, items))
+        return states[:, 1:].float()
 
 
 class ImageBindImageEncoder(ImageBindEncoder):
@@ -90,7 +93,7 @@ class ImageBindImageEncoder(ImageBindEncoder):
         return inputs.picture(picture)
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
-        return _grid(self._states(batch), self.spec.grid)
+        return pool_grid(self._states(batch), self.spec.grid)
 
 
 class ImageBindVideoEncoder(ImageBindEncoder):
@@ -108,7 +111,7 @@ class ImageBindVideoEncoder(ImageBindEncoder):
         return inputs.clip(choose_video_frames(data, choose))
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
-        states = _grid(self._states(batch.flatten(0, 1)), self.spec.grid)
+        states = pool_grid(self._states(batch.flatten(0, 1)), self.spec.grid)
         return states.unflatten(0, (len(batch), inputs.VIDEO_CLIPS, inputs.CROPS)).mean(dim=2).flatten(1, 2)
 
 
@@ -148,13 +151,6 @@ class ImageBindTextEncoder(ImageBindEncoder):
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """UTF-8 bytes -> ids [77]; a text has no span. Raises MediaError."""
         return inputs.text(decode_text(data), clip_bpe.encode, clip_bpe.START, clip_bpe.END)
-
-
-def _grid(states_BNE: torch.Tensor, grid: int) -> torch.Tensor:
-    """Square patch states -> [B, grid * grid, E]."""
-    side = round(states_BNE.shape[1] ** 0.5)
-    cells = states_BNE.transpose(1, 2).unflatten(2, (side, side))
-    return functional.adaptive_avg_pool2d(cells, grid).flatten(2).transpose(1, 2)
 
 
 def load_trunks(path: Path, arch: str, trunks: Sequence[str]) -> ImageBind:

@@ -2,8 +2,8 @@
 
 Owns preprocessing (square, on white), the forward pass and the pooling to grid * grid tokens per picture. Batch normalisation is folded
 into the convolutions (same function, rounding apart) and memory is channels-last: with freed memory kept (pipelines.embed_worker)
-EfficientNet-lite0 makes 50 to 60 pictures per second and core instead of 17. The arithmetic stays float32: bfloat16 is twice as fast
-again, but moves the features by 10 % of their norm on average, by half at worst.
+EfficientNet-lite0 makes 50 to 60 pictures per second and core instead of 17. spec.compute is float32 there: bfloat16 is twice as fast
+again, but moves EfficientNet-lite0's features by 10 % of their norm on average, by half at worst.
 Input: PNG, JPEG … or MP4 … bytes; output: features [N, E]. Refuses to know what the features are for.
 
 Shape letters: B batch, N feature tokens, E encoder width, H/W pixels or cells.
@@ -29,8 +29,9 @@ from mmcore.config import EncoderSpec
 from mmcore.data.media import decode_image
 from mmcore.data.scenes import sample_frames
 from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.pooling import pool_grid, pool_map
 
-TRANSFORMERS = ("vit_", "deit", "beit", "eva")
+TRANSFORMERS = ("vit_", "deit", "beit", "eva", "test_vit")
 """timm families that must be told the picture size and give tokens instead of a map."""
 
 
@@ -48,6 +49,11 @@ class TimmImageEncoder(BatchedEncoder):
         self._model = _load(spec, weights_dir / "encoder" / "model.safetensors")
         self._mean = torch.tensor(described.get("mean", (0.5, 0.5, 0.5))).view(1, 3, 1, 1)
         self._std = torch.tensor(described.get("std", (0.5, 0.5, 0.5))).view(1, 3, 1, 1)
+
+    def place(self, device: str) -> None:
+        """See BatchedEncoder."""
+        super().place(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Bytes -> uint8 [H, W, 3]; a picture has no span."""
@@ -68,17 +74,22 @@ class TimmImageEncoder(BatchedEncoder):
     @torch.inference_mode()
     def _features(self, pixels_BHWC: np.ndarray) -> np.ndarray:
         """uint8 pictures -> features_BNE of the stored dtype."""
-        pixels = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)  # already channels-last in memory
+        pixels = self._put(torch.from_numpy(pixels_BHWC)).permute(0, 3, 1, 2)  # already channels-last in memory
         pixels = (pixels.float() / 255 - self._mean) / self._std
-        states = self._model.forward_features(pixels.contiguous(memory_format=torch.channels_last))
-        if states.ndim == 3:
-            states = _tokens_to_map(states[:, getattr(self._model, "num_prefix_tokens", 0) :])
+        with self._arithmetic():
+            states = self._model.forward_features(pixels.contiguous(memory_format=torch.channels_last))
+            tokens = states.ndim == 3
+            if tokens and hasattr(self._model, "fc_norm"):  # models that average their patches keep the last norm outside forward_features
+                states = self._model.fc_norm(states)
+        states = states.float()
+        if tokens:
+            states = states[:, getattr(self._model, "num_prefix_tokens", 0) :]
         elif states.shape[1] != self.spec.width and states.shape[-1] == self.spec.width:
             states = states.permute(0, 3, 1, 2)
-        if states.shape[1] != self.spec.width:
-            raise ValueError(f"{self.spec.arch} gives {states.shape[1]} channels, the spec says {self.spec.width}")
-        pooled = nn.functional.adaptive_avg_pool2d(states, self.spec.grid)
-        return pooled.flatten(2).transpose(1, 2).numpy().astype(self.out_dtype)
+        gives = states.shape[2 if tokens else 1]
+        if gives != self.spec.width:
+            raise ValueError(f"{self.spec.arch} gives {gives} channels, the spec says {self.spec.width}")
+        return self._stored(pool_grid(states, self.spec.grid) if tokens else pool_map(states, self.spec.grid))
 
 
 class TimmVideoEncoder(TimmImageEncoder):
@@ -93,26 +104,30 @@ class TimmVideoEncoder(TimmImageEncoder):
         return [self._features(frames).reshape(-1, self.spec.width) for frames in items]
 
 
-def _tokens_to_map(states_BNE: torch.Tensor) -> torch.Tensor:
-    side = int(states_BNE.shape[1] ** 0.5)
-    if side * side != states_BNE.shape[1]:
-        raise ValueError(f"{states_BNE.shape[1]} patch tokens are no square")
-    return states_BNE.transpose(1, 2).unflatten(2, (side, side))
-
-
 def _load(spec: EncoderSpec, path: Path) -> Any:
     """The backbone without its classifier, frozen, folded, channels-last."""
-    sized: dict[str, Any] = {"img_size": spec.image_size} if spec.arch.startswith(TRANSFORMERS) else {}
-    model: Any = timm.create_model(spec.arch, pretrained=False, num_classes=0, global_pool="", **sized)
-    state = load_file(path)
-    heads = model.pretrained_cfg.get("classifier") or "classifier"
-    prefixes = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
-    model.load_state_dict({name: value for name, value in state.items() if not name.startswith(prefixes)})
+    model = unloaded(spec)
+    heads = head_prefixes(model)
+    model.load_state_dict({name: value for name, value in load_file(path).items() if not name.startswith(heads)})
     return _folded(model.eval().requires_grad_(False), spec.image_size).to(memory_format=torch.channels_last)
 
 
+def unloaded(spec: EncoderSpec) -> Any:
+    """The timm model of the spec without its classifier, before any weights are loaded."""
+    sized: dict[str, Any] = {"img_size": spec.image_size} if spec.arch.startswith(TRANSFORMERS) else {}
+    return timm.create_model(spec.arch, pretrained=False, num_classes=0, **sized)
+
+
+def head_prefixes(model: Any) -> tuple[str, ...]:
+    """How the names of the classifier's tensors begin in a file of this timm model."""
+    heads = model.pretrained_cfg.get("classifier") or "classifier"
+    return tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
+
+
 def _folded(model: Any, side: int) -> Any:
-    """The model with batch normalisation folded, or as it was where its layout makes folding change the function."""
+    """The model with batch normalisation folded, or as it was where there is none or its layout makes folding change the function."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return model
     folded = copy.deepcopy(model)
     fold_batch_norm(folded)
     noise = torch.linspace(-1, 1, 3 * side * side).sin().view(1, 3, side, side)

@@ -10,7 +10,7 @@ Shape letters: B batch, F encoder frames, N feature tokens, E encoder width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ class WhisperAudioEncoder(BatchedEncoder):
         self._frames_hz = config.max_source_positions / self._front.chunk_length
         config.max_source_positions = max(1, min(config.max_source_positions, round(spec.max_seconds * self._frames_hz)))
         self._window_s = config.max_source_positions / self._frames_hz
-        state = _encoder_tensors(directory / "model.safetensors")
+        state = encoder_tensors(load_file(directory / "model.safetensors"))
         state["embed_positions.weight"] = state["embed_positions.weight"][: config.max_source_positions]
         self._model = WhisperEncoder(config)
         self._model.load_state_dict(state)
@@ -61,18 +61,18 @@ class WhisperAudioEncoder(BatchedEncoder):
     @torch.inference_mode()
     def forward(self, items: Sequence[tuple[np.ndarray, float]]) -> list[np.ndarray]:
         """(log-mel, seconds) each -> features [tokens, E] each."""
-        states_BFE = self._model(torch.from_numpy(np.stack([mel for mel, _ in items]))).last_hidden_state
+        with self._arithmetic():
+            states_BFE = self._model(self._put(torch.from_numpy(np.stack([mel for mel, _ in items])))).last_hidden_state.float()
         features = []
         for states_FE, (_, seconds) in zip(states_BFE, items, strict=True):
             inside = min(len(states_FE), max(1, math.ceil(seconds * self._frames_hz)))
             pooled = nn.functional.adaptive_avg_pool1d(states_FE[:inside].T, self.spec.tokens).T
-            features.append(pooled.numpy().astype(self.out_dtype))
+            features.append(self._stored(pooled))
         return features
 
 
-def _encoder_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The encoder's tensors by its own names, from an encoder-only or a whole checkpoint."""
-    state = load_file(path)
+def encoder_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder's tensors by its own names, float32, from an encoder-only or a whole checkpoint."""
     for prefix in PREFIXES:
         inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if inner:

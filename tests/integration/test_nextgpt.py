@@ -23,4 +23,4 @@ def test_imagebind_goes_from_shards_to_stage_1(cli, tmp_path):
 
 def test_a_model_that_takes_no_file_is_named(cli, tmp_path):
     done = cli("plan", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--weights", "clip=x.pth", expect=1)
-    assert "--weights clip: no such model; files are taken for: imagebind" in done.stderr
+    assert "--weights clip: no such model; files are taken for: imagebind, image, audio, text" in done.stderr

@@ -249,7 +249,7 @@ def test_the_query_encoders_weights_have_a_step():
         build(recipe)
     joint = dataclasses.replace(recipe, query=dataclasses.replace(recipe.query, kind="hf_text"), query_weights="weights_image")
     assert "weights_query" not in build(joint)
-    with pytest.raises(AnyloomError, match="query hf_text has no step of its own: name the one"):
+    with pytest.raises(AnyloomError, match="query hf_text: give its files with --weights query=DIR"):
         build(dataclasses.replace(joint, query_weights=""))
 
 

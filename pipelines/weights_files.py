@@ -1,0 +1,68 @@
+"""Which files of the user's own weights count: decided while planning, so that each is a source of the step and counts by its bytes.
+
+Input: the path given with --weights and the encoders that will open it; output: file name -> path. Refuses to open them: pipelines.weights_import does.
+
+Directories (transformers, diffusers): config.json, weights (model.safetensors, its numbered shards with their index, or pytorch_model.bin), and
+preprocessor_config.json or a tokenizer's files. timm: one .safetensors or .pth in timm's own layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.step import AnyloomError
+from mmcore.config import EncoderSpec
+
+TENSORS = {"hf": "model", "vae": "diffusion_pytorch_model"}
+"""First part of the name of the weights' file."""
+FRONTS = ("preprocessor_config.json", "processor_config.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
+TEXTS = ("text", "query")
+"""Parts whose weights come with a tokenizer."""
+TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def given_files(part: str, specs: Sequence[EncoderSpec], path: Path) -> dict[str, Path]:
+    """The files below `path` that the step reads, by name. part: image, audio, text or query, as in --weights; specs: the encoders that will open them.
+
+    Raises AnyloomError when the encoder's kind does not take such a path, or something is not there.
+    """
+    option, spec = f"--weights {part}={path}", specs[0]
+    if len({(loader_of(each.kind), each.arch) for each in specs}) > 1:
+        raise AnyloomError(f"{option}: {' and '.join(f'{each.kind} {each.arch}' for each in specs)} share these weights: give them one kind and one arch")
+    loader = loader_of(spec.kind)
+    if loader == "imagebind":
+        raise AnyloomError(f"{option}: {spec.kind} takes the released file: --weights imagebind=FILE")
+    if loader == "timm":
+        if not path.is_file() or path.suffix not in TIMM_SUFFIXES:
+            raise AnyloomError(f"{option}: {spec.kind} takes a timm weights file ({', '.join(TIMM_SUFFIXES)}), and this is none")
+        return {"weights": path}
+    if not (path / "config.json").is_file():
+        raise AnyloomError(f"{option}: {spec.kind} takes a directory with config.json, weights and preprocessor files, and this has no config.json")
+    found = {"config.json": path / "config.json", **_tensor_files(option, path, TENSORS[loader])}
+    fronts = [name for name in (TOKENIZERS if part in TEXTS else FRONTS) if (path / name).is_file()]
+    if loader == "hf" and not fronts:
+        raise AnyloomError(f"{option}: the directory has no {'tokenizer.json' if part in TEXTS else 'preprocessor_config.json'}")
+    return found | {name: path / name for name in fronts}
+
+
+def loader_of(kind: str) -> str:
+    """timm, imagebind, vae, or hf for every kind that opens a transformers directory."""
+    first = kind.partition("_")[0]
+    return first if first in ("timm", "imagebind", "vae") else "hf"
+
+
+def _tensor_files(option: str, path: Path, stem: str) -> dict[str, Path]:
+    """One safetensors file, else the shards with their index, else a .bin."""
+    shards = sorted(path.glob(f"{stem}-*-of-*.safetensors"))
+    index = path / f"{stem}.safetensors.index.json"
+    if (path / f"{stem}.safetensors").is_file():
+        found = [path / f"{stem}.safetensors"]
+    elif shards and index.is_file():
+        found = [index, *shards]
+    elif stem == "model" and (path / "pytorch_model.bin").is_file():
+        found = [path / "pytorch_model.bin"]
+    else:
+        raise AnyloomError(f"{option}: the directory has no {stem}.safetensors")
+    return {file.name: file for file in found}
