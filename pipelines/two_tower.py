@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def two_tower_stage(config: TrainConfig, ctx: StepContext, collective: Collective) -> tuple[TwoTower, TwoTowerData]:
-    """The fresh model, its towers standardised on the training samples, and its data."""
+    """The fresh model, its towers standardised on the training samples, and its data. Raises ValueError when another encoder made the features."""
     from mmcore.data.embeddings import EmbeddingSet
     from mmcore.two_tower import TwoTower
     from mmcore.two_tower_data import TwoTowerData
@@ -27,8 +27,8 @@ def two_tower_stage(config: TrainConfig, ctx: StepContext, collective: Collectiv
     spec = config.model
     assert isinstance(spec, TwoTowerSpec)
     samples, _ = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
-    features = feature_sources(ctx.inputs, ctx.stores)
-    texts = EmbeddingSet(ctx.inputs["embed_text"].path, ctx.stores)
+    features = feature_sources(ctx.inputs, ctx.stores, dict(spec.encoders))
+    texts = EmbeddingSet(ctx.inputs["embed_text"].path, ctx.stores, spec.text)
     model = TwoTower(spec)
     data = TwoTowerData(config.stage, samples, features, texts, collective.sum_)
     data.fit(model)

@@ -12,7 +12,7 @@ from infra.artifact import all_records, find, verify
 from infra.plan import DONE, plan
 from infra.settings import Settings
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 def materialize(root, recipe="tiny_two_tower", **options):
