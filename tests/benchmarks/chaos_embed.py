@@ -1,8 +1,9 @@
 """Kill -9 of embedding builds at `--kills` random moments (with and without Ray); the store must be that of an undisturbed build, bit for bit.
 
-Pictures, clips and sounds of the recipe, in small parts so that many are in flight. When a disturbed build reaches its end before the kills are used
-up, it is compared and a new one begins. Compared: every committed part (features, rows, record) and the artifacts; counted: media that are missing
-from the disturbed store (lost) or stand in two committed parts (doubled).
+Pictures, clips and sounds of the recipe, in small parts so that many are in flight. A kill aims at the moment when a random number of parts has been
+committed by this build; it counts when it left parts of the build's plan undone, so it landed between the plan and the last part. When a disturbed build
+reaches its end before the kills are used up, it is compared and a new one begins. Compared: every committed part (features, rows, record) and the
+artifacts; counted: media that are missing from the disturbed store (lost) or stand in two committed parts (doubled).
 """
 
 from __future__ import annotations
@@ -17,38 +18,59 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from demo_process import PROJECT, digests, kill_all, start, wait_for, working
+from demo_process import PROJECT, check_code, digests, environment, kill_all, start, wait_for, working
+
+from infra.storage import RECORD, digest_tree, read_json
+from pipelines.embed import part_name
+from pipelines.embed_space import SPACES
 
 PARTS = ("image", "video", "audio")
 TIMEOUT_S = 1800.0
-WAITS_S = (0.3, 1.5, 4.0)
-"""Upper bounds of the random time between the moment a build is at work and its kill."""
+PART_ROWS = {"tiny": (2, 2, 2)}
+"""Recipe -> media per part of each of PARTS."""
+OTHER_ROWS = (32, 8, 4)
+AIMS = (0, 1, 1, 2, 3, 5)
+"""Parts a build commits before it is killed."""
+LOADING_S, BETWEEN_S = 2.0, 0.03
+"""Upper bounds of the random time between that moment and the kill: before the first part, after it."""
+MAX_ROUNDS = 20
+Kills = Counter[tuple[str, str]]
+"""(step, `with Ray` or `threads`) -> kills that left parts of its plan undone."""
 
 
 def run(options: argparse.Namespace) -> list[dict]:
-    """One entry; raises when a build fails for another reason than our kill."""
+    """One entry; raises when a build fails for another reason than our kill, or when kills do not land."""
+    check_code()
     box, began = Path(tempfile.mkdtemp(prefix="anyloom-chaos-")), time.monotonic()
-    small = [argument for part in PARTS for argument in ("--set", f"{part}.part_rows={4 if part == 'audio' else 8}")]
+    small = [word for part, rows in zip(PARTS, PART_ROWS.get(options.recipe, OTHER_ROWS), strict=True) for word in ("--set", f"{part}.part_rows={rows}")]
     prepare(box / "base", options.recipe, small)
     shutil.copytree(box / "base", box / "reference")
     log = box / "builds.log"
-    if start(box / "reference", options.recipe, log, *small, command=("embed", "build")).wait(TIMEOUT_S) != 0:
-        raise RuntimeError(f"the undisturbed build failed; log: {log}")
-    rng, kills, rounds = random.Random(options.seed), Counter[str](), 0
+    finish(box / "reference", options.recipe, log, small)
+    rng, kills, missed, rounds, progress = random.Random(options.seed), Kills(), 0, 0, []
     differing, lost, doubled = 0, 0, 0
     while kills.total() < options.kills:
         rounds += 1
+        if rounds > MAX_ROUNDS:
+            raise RuntimeError(f"only {kills.total()} of {options.kills} kills landed in {MAX_ROUNDS} builds; log: {log}")
         root = box / f"disturbed-{rounds}"
         shutil.copytree(box / "base", root)
-        while kills.total() < options.kills and attempt(root, options.recipe, log, small, rng, kills):
-            pass
-        if start(root, options.recipe, log, *small, command=("embed", "build")).wait(TIMEOUT_S) != 0:
-            raise RuntimeError(f"the build after the kills failed; log: {log}")
+        while kills.total() < options.kills:
+            ended, hit = attempt(root, options.recipe, log, small, rng)
+            missed += not ended and not hit
+            for where, (done, planned) in hit.items():
+                kills[where] += 1
+                progress.append(f"{done}/{planned}")
+                print(f"killed in {where[0]} ({where[1]}), {done} of {planned} parts done", flush=True)
+            if ended:
+                break
+        finish(root, options.recipe, log, small)
         found = compare(box / "reference", root, options.recipe, small)
         differing, lost, doubled = (a + b for a, b in zip((differing, lost, doubled), found, strict=True))
-    media = sum(Counter(addresses(box / "reference")).values())
-    what = f"{options.recipe}; {media} media in {len(parts(box / 'reference'))} parts; {rounds} builds"
-    note = f"{what}; kills while at work on {dict(sorted(kills.items()))}; {time.monotonic() - began:.0f} s"
+    media = len(addresses(box / "reference"))
+    hits = {f"{step}, {how}": count for (step, how), count in sorted(kills.items())}
+    what = f"{options.recipe}; {media} media in {len(parts(box / 'reference'))} parts; {rounds} builds compared"
+    note = f"{what}; kills {hits}, parts done then {progress}; {missed} more kills hit before or after the parts; {time.monotonic() - began:.0f} s"
     if differing or lost or doubled:
         print(f"kept: {box}", file=sys.stderr)
     else:
@@ -57,31 +79,59 @@ def run(options: argparse.Namespace) -> list[dict]:
 
 
 def prepare(root: Path, recipe: str, extra: list[str]) -> None:
-    """Everything before the embeddings."""
+    """Everything before the embeddings. Raises RuntimeError when it fails."""
     command = [str(Path(sys.executable).with_name("anyloom")), "run", "shards_*", "weights_*", "--recipe", recipe, "--root", str(root), *extra]
-    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, timeout=TIMEOUT_S)
+    done = subprocess.run([*command, "--no-prefect", "--no-ray"], cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S)
+    if done.returncode:
+        raise RuntimeError(f"the shards and weights could not be made:\n{done.stdout[-1000:]}\n{done.stderr[-1000:]}")
 
 
-def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Random, kills: Counter[str]) -> bool:
-    """One build that is killed at a random moment after it has begun to embed. False when it reached its end first."""
-    how = ("--no-prefect", *(() if rng.random() < 0.5 else ("--no-ray",)))
-    delay = rng.uniform(0, rng.choice(WAITS_S))
-    child = start(root, recipe, log, *extra, *how, command=("embed", "build"))
-    if not wait_for(lambda: any(name.startswith("embed_") for name in working(root)), child, TIMEOUT_S):
+def finish(root: Path, recipe: str, log: Path, extra: list[str]) -> None:
+    """Build to the end. Raises RuntimeError when it fails."""
+    child = start(root, recipe, log, *extra, "--no-prefect", "--no-ray", command=("embed", "build"))
+    if child.wait(timeout=TIMEOUT_S) != 0:
+        raise RuntimeError(f"the build failed (exit {child.returncode}); log: {log}")
+
+
+def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Random) -> tuple[bool, dict[tuple[str, str], tuple[int, int]]]:
+    """One build that is killed. Returns (it ended before that, (step, how) -> (parts done, planned) where the kill left parts undone)."""
+    use_ray, aim = rng.random() < 0.5, rng.choice(AIMS)
+    delay = rng.uniform(0, BETWEEN_S if aim else LOADING_S)
+    before = len(parts(root))
+    child = start(root, recipe, log, *extra, "--no-prefect", *(() if use_ray else ("--no-ray",)), command=("embed", "build"))
+    if not wait_for(lambda: bool(at_work(root)) and len(parts(root)) >= before + aim, child, TIMEOUT_S, every_s=0.002):
         if child.returncode != 0:
             raise RuntimeError(f"the build failed on its own (exit {child.returncode}); log: {log}")
-        return False
+        return True, {}
     time.sleep(delay)
-    busy = sorted(name for name in working(root) if name.startswith("embed_"))
+    busy = at_work(root)
     kill_all(child)
-    if child.returncode == -9:
-        kills[busy[0] if busy else "between steps"] += 1
-    return child.returncode == -9
+    if child.returncode != -9:
+        return True, {}
+    how = "with Ray" if use_ray else "threads"
+    return False, {(step, how): undone(root)[step] for step in busy if step in undone(root)}
+
+
+def at_work(root: Path) -> list[str]:
+    """Steps that have parts of their plan to do, and a process that holds them."""
+    return sorted(working(root) & undone(root).keys())
+
+
+def undone(root: Path) -> dict[str, tuple[int, int]]:
+    """Step -> (committed, planned) parts of every plan on disk that is not done."""
+    found = {}
+    for path in sorted((root / "work").glob("*/*/plan.json")):
+        plan = read_json(path)
+        names = [part_name(part) for part in plan["parts"]]
+        done = sum((root / "stores" / SPACES / plan["space"] / "parts" / name / RECORD).exists() for name in names)
+        if done < len(names):
+            found[path.parent.parent.name] = (done, len(names))
+    return found
 
 
 def parts(root: Path) -> dict[str, Path]:
     """Committed parts by their path in the store."""
-    return {path.parent.relative_to(root).as_posix(): path.parent for path in sorted((root / "stores" / "embeddings").glob("*/parts/*/record.json"))}
+    return {path.parent.relative_to(root).as_posix(): path.parent for path in sorted((root / "stores" / SPACES).glob(f"*/parts/*/{RECORD}"))}
 
 
 def addresses(root: Path) -> list[str]:
@@ -96,8 +146,6 @@ def addresses(root: Path) -> list[str]:
 
 def compare(reference: Path, root: Path, recipe: str, extra: list[str]) -> tuple[int, int, int]:
     """(differing parts and artifacts, lost media, doubled media)."""
-    from infra.storage import digest_tree
-
     wanted, got = ({name: digest_tree(path, skip=()) for name, path in parts(where).items()} for where in (reference, root))
     overrides = {key: int(value) for key, value in (pair.split("=") for pair in extra[1::2])}
     steps = [{name: digest for name, digest in digests(where, recipe, overrides).items() if name.startswith("embed_")} for where in (reference, root)]
