@@ -34,8 +34,6 @@ AIMS = (0, 1, 1, 2, 3, 5)
 LOADING_S, BETWEEN_S = 2.0, 0.03
 """Upper bounds of the random time between that moment and the kill: before the first part, after it."""
 MAX_ROUNDS = 20
-Kills = Counter[tuple[str, str]]
-"""(step, `with Ray` or `threads`) -> kills that left parts of its plan undone."""
 
 
 def run(options: argparse.Namespace) -> list[dict]:
@@ -47,7 +45,7 @@ def run(options: argparse.Namespace) -> list[dict]:
     shutil.copytree(box / "base", box / "reference")
     log = box / "builds.log"
     finish(box / "reference", options.recipe, log, small)
-    rng, kills, missed, rounds, progress = random.Random(options.seed), Kills(), 0, 0, []
+    rng, kills, missed, rounds, progress = random.Random(options.seed), Counter[str](), 0, 0, []
     differing, lost, doubled = 0, 0, 0
     while kills.total() < options.kills:
         rounds += 1
@@ -56,21 +54,20 @@ def run(options: argparse.Namespace) -> list[dict]:
         root = box / f"disturbed-{rounds}"
         shutil.copytree(box / "base", root)
         while kills.total() < options.kills:
-            ended, hit = attempt(root, options.recipe, log, small, rng)
-            missed += not ended and not hit
-            for where, (done, planned) in hit.items():
-                kills[where] += 1
-                progress.append(f"{done}/{planned}")
-                print(f"killed in {where[0]} ({where[1]}), {done} of {planned} parts done", flush=True)
+            ended, where, state = attempt(root, options.recipe, log, small, rng)
             if ended:
                 break
+            missed += where is None
+            if where is not None:
+                kills[where] += 1
+                progress.append(state)
+                print(f"killed in {where}, parts done {state}", flush=True)
         finish(root, options.recipe, log, small)
         found = compare(box / "reference", root, options.recipe, small)
         differing, lost, doubled = (a + b for a, b in zip((differing, lost, doubled), found, strict=True))
     media = len(addresses(box / "reference"))
-    hits = {f"{step}, {how}": count for (step, how), count in sorted(kills.items())}
     what = f"{options.recipe}; {media} media in {len(parts(box / 'reference'))} parts; {rounds} builds compared"
-    note = f"{what}; kills {hits}, parts done then {progress}; {missed} more kills hit before or after the parts; {time.monotonic() - began:.0f} s"
+    note = f"{what}; kills {dict(sorted(kills.items()))}, parts done then {progress}; {missed} more kills hit before or after the parts; {time.monotonic() - began:.0f} s"
     if differing or lost or doubled:
         print(f"kept: {box}", file=sys.stderr)
     else:
@@ -93,8 +90,8 @@ def finish(root: Path, recipe: str, log: Path, extra: list[str]) -> None:
         raise RuntimeError(f"the build failed (exit {child.returncode}); log: {log}")
 
 
-def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Random) -> tuple[bool, dict[tuple[str, str], tuple[int, int]]]:
-    """One build that is killed. Returns (it ended before that, (step, how) -> (parts done, planned) where the kill left parts undone)."""
+def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Random) -> tuple[bool, str | None, str]:
+    """One build that is killed. Returns (it ended before that, the step that the kill left with parts undone, its parts `done/planned`)."""
     use_ray, aim = rng.random() < 0.5, rng.choice(AIMS)
     delay = rng.uniform(0, BETWEEN_S if aim else LOADING_S)
     before = len(parts(root))
@@ -102,14 +99,17 @@ def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Ra
     if not wait_for(lambda: bool(at_work(root)) and len(parts(root)) >= before + aim, child, TIMEOUT_S, every_s=0.002):
         if child.returncode != 0:
             raise RuntimeError(f"the build failed on its own (exit {child.returncode}); log: {log}")
-        return True, {}
+        return True, None, ""
     time.sleep(delay)
     busy = at_work(root)
     kill_all(child)
     if child.returncode != -9:
-        return True, {}
-    how = "with Ray" if use_ray else "threads"
-    return False, {(step, how): undone(root)[step] for step in busy if step in undone(root)}
+        return True, None, ""
+    left = {step: count for step, count in undone(root).items() if step in busy}
+    if not left:
+        return False, None, ""
+    how = "Ray" if use_ray else "threads"
+    return False, f"{' and '.join(left)} ({how})", ", ".join(f"{done}/{planned}" for done, planned in left.values())
 
 
 def at_work(root: Path) -> list[str]:
@@ -121,7 +121,10 @@ def undone(root: Path) -> dict[str, tuple[int, int]]:
     """Step -> (committed, planned) parts of every plan on disk that is not done."""
     found = {}
     for path in sorted((root / "work").glob("*/*/plan.json")):
-        plan = read_json(path)
+        try:
+            plan = read_json(path)
+        except FileNotFoundError:  # the step has just ended
+            continue
         names = [part_name(part) for part in plan["parts"]]
         done = sum((root / "stores" / SPACES / plan["space"] / "parts" / name / RECORD).exists() for name in names)
         if done < len(names):
