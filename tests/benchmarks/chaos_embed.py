@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> list[dict]:
         differing, lost, doubled = (a + b for a, b in zip((differing, lost, doubled), found, strict=True))
     media = len(addresses(box / "reference"))
     what = f"{options.recipe}; {media} media in {len(parts(box / 'reference'))} parts; {rounds} builds compared"
-    note = f"{what}; kills {dict(sorted(kills.items()))}, parts done then {progress}; {missed} more kills hit before or after the parts; {time.monotonic() - began:.0f} s"
+    hits = f"kills {dict(sorted(kills.items()))}, parts done then {progress}; {missed} more kills hit before or after the parts"
+    note = f"{what}; {hits}; {time.monotonic() - began:.0f} s"
     if differing or lost or doubled:
         print(f"kept: {box}", file=sys.stderr)
     else:
