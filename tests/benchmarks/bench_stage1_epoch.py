@@ -106,10 +106,10 @@ def run(options: argparse.Namespace) -> list[dict]:
         used = {part: {s.key for rows in samples.values() for s in rows if s.modality == part} for part in PARTS}
         media = {part: media_of(steps[f"embed_{part}"], root) for part in PARTS if used[part]}
         media = {part: m.only({m.keys[key] for key in used[part]}) for part, m in media.items()}
+        online = {part: Online(m) for part, m in media.items()}
         built = {part: build(m, box / part, options.threads) for part, m in media.items()}
         stored = {part: EmbeddingSet(artifact, stores) for part, (_, artifact, stores) in built.items()}
         memory = {part: {key: stored[part].get(key).astype(np.float32) for key in used[part]} for part in stored}
-        online = {part: Online(m) for part, m in media.items()}
         sources = {
             "limit": {part: InMemory(memory[part].__getitem__, list(used[part]), stored[part].width) for part in stored},
             "ours": stored,
