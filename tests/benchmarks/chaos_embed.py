@@ -4,6 +4,7 @@ Pictures, clips and sounds of the recipe, in small parts so that many are in fli
 committed by this build; it counts when it left parts of the build's plan undone, so it landed between the plan and the last part. When a disturbed build
 reaches its end before the kills are used up, it is compared and a new one begins. Compared: every committed part (features, rows, record) and the
 artifacts; counted: media that are missing from the disturbed store (lost) or stand in two committed parts (doubled).
+`--root DIR`: finished shards and weights of the recipe to start from; they are copied.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ AIMS = (0, 1, 1, 2, 3, 5)
 LOADING_S, BETWEEN_S = 2.0, 0.03
 """Upper bounds of the random time between that moment and the kill: before the first part, after it."""
 MAX_ROUNDS = 20
+AFTER = ("embed_*", "targets", "stage*", "states", "export", "eval_*", "history", "report")
+"""Steps behind the shards and weights."""
 
 
 def run(options: argparse.Namespace) -> list[dict]:
@@ -41,7 +44,10 @@ def run(options: argparse.Namespace) -> list[dict]:
     check_code()
     box, began = Path(tempfile.mkdtemp(prefix="anyloom-chaos-")), time.monotonic()
     small = [word for part, rows in zip(PARTS, PART_ROWS.get(options.recipe, OTHER_ROWS), strict=True) for word in ("--set", f"{part}.part_rows={rows}")]
-    prepare(box / "base", options.recipe, small)
+    if options.root is None:
+        prepare(box / "base", options.recipe, small)
+    else:
+        copy_data(options.root, box / "base")
     shutil.copytree(box / "base", box / "reference")
     log = box / "builds.log"
     finish(box / "reference", options.recipe, log, small)
@@ -79,9 +85,17 @@ def run(options: argparse.Namespace) -> list[dict]:
 def prepare(root: Path, recipe: str, extra: list[str]) -> None:
     """Everything before the embeddings. Raises RuntimeError when it fails."""
     command = [str(Path(sys.executable).with_name("anyloom")), "run", "shards_*", "weights_*", "--recipe", recipe, "--root", str(root), *extra]
-    done = subprocess.run([*command, "--no-prefect", "--no-ray"], cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        [*command, "--no-prefect", "--no-ray", "--threads", "1"], cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S
+    )
     if done.returncode:
         raise RuntimeError(f"the shards and weights could not be made:\n{done.stdout[-1000:]}\n{done.stderr[-1000:]}")
+
+
+def copy_data(given: Path, root: Path) -> None:
+    """A root with what the embeddings are made from, and nothing after it."""
+    shutil.copytree(given / "artifacts", root / "artifacts", ignore=shutil.ignore_patterns(*AFTER))
+    shutil.copytree(given / "stores" / "shards", root / "stores" / "shards")
 
 
 def finish(root: Path, recipe: str, log: Path, extra: list[str]) -> None:
