@@ -1,9 +1,10 @@
 """Random rows of stored features: EmbeddingSet.gather against a Parquet list column and against one memory-mapped array.
 
 Two shapes: 9 x 1280 float16 (the pictures of smol) and one pooled vector of 1024. The features are written by the real build (plan, parts of 256
-rows, commit, artifact) from an encoder that gives seeded noise. Batches of 256 random keys, warm page cache, one thread, values compared. peer: the
-fastest of several Parquet layouts (`LAYOUTS`), row groups of its best size, memory-mapped, only the row groups that hold a key are read, `take`, to
-NumPy. limit: fancy indexing of one contiguous np.memmap with the same row numbers. Only the reading is timed; the checksums are not.
+rows, commit, artifact) from an encoder that gives seeded noise. Batches of 256 random keys, warm page cache, one thread, values compared.
+peer: the fastest of several Parquet layouts (`LAYOUTS`), row groups of its best size, memory-mapped, only the row groups that hold a key are read,
+`take`, to NumPy. The note also has a column of opaque bytes (`BYTES`), which is faster than lists but no longer says what it holds. limit: fancy indexing
+of one contiguous np.memmap with the same row numbers. Only the reading is timed; the checksums are not.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SHAPES = {"pictures_9x1280": (8192, 9, 1280), "pooled_1x1024": (51200, 1, 1024)}
 BATCH, ROUNDS = 256, 7
 BATCHES = {"pictures_9x1280": 20, "pooled_1x1024": 100}
 LAYOUTS = ("float16 fixed_size_list", "float32 fixed_size_list", "float16 large_list", "float32 large_list")
+BYTES = "float16 fixed_size_binary"
 GROUP_ROWS = (8, 32, 128)
 Read = Callable[[np.ndarray], np.ndarray]
 
@@ -74,7 +76,11 @@ def measure(name: str, box: Path, seed: int) -> dict:
         return stored.gather(key_batches[batch.tobytes()], stored.dtype)[0]
 
     layout, tried, parquet = best_parquet(box, contiguous, batches[:3])
+    opaque = parquet_reader(write_parquet(box / "bytes.parquet", contiguous, BYTES, GROUP_ROWS[0]), contiguous.shape[1:], GROUP_ROWS[0])
+    tried[f"{BYTES}, row groups of {GROUP_ROWS[0]} (not a peer)"] = round(1000 * min(over(opaque, batches[:3])[0] for _ in range(3)) / 3, 2)
     sides = {"ours": ours, "peer": parquet, "limit": lambda batch: contiguous[batch]}
+    if over(opaque, batches)[1] != over(parquet, batches)[1]:
+        raise RuntimeError(f"the {BYTES} column gives other values than the list column")
     for read in sides.values():  # warm
         over(read, batches)
     seconds = interleaved({side: lambda read=read: over(read, batches) for side, read in sides.items()}, ROUNDS)
@@ -139,16 +145,18 @@ def write_parquet(path: Path, contiguous: np.ndarray, layout: str, group: int) -
     """One list per row; no compression and no dictionary, which noise does not gain from."""
     dtype, kind = layout.split()
     size, value = int(np.prod(contiguous.shape[1:])), pa.from_numpy_dtype(dtype)
-    of = pa.list_(pa.field("element", value, nullable=False), size) if kind == "fixed_size_list" else pa.large_list(pa.field("element", value, nullable=False))
-    schema = pa.schema([pa.field("features", of, nullable=False)])
+    element = pa.field("element", value, nullable=False)
+    kinds = {"fixed_size_list": pa.list_(element, size), "large_list": pa.large_list(element), "fixed_size_binary": pa.binary(size * np.dtype(dtype).itemsize)}
+    schema = pa.schema([pa.field("features", kinds[kind], nullable=False)])
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False, write_statistics=False) as writer:
         for start in range(0, len(contiguous), 1024):
             block = contiguous[start : start + 1024].reshape(-1, size).astype(dtype)
-            values = pa.array(block.reshape(-1))
-            if kind == "fixed_size_list":
-                column = pa.FixedSizeListArray.from_arrays(values, type=of)
+            if kind == "fixed_size_binary":
+                column = pa.Array.from_buffers(kinds[kind], len(block), [None, pa.py_buffer(block)])
+            elif kind == "fixed_size_list":
+                column = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), type=kinds[kind])
             else:
-                column = pa.LargeListArray.from_arrays(pa.array(np.arange(len(block) + 1) * size), values, type=of)
+                column = pa.LargeListArray.from_arrays(pa.array(np.arange(len(block) + 1) * size), pa.array(block.reshape(-1)), type=kinds[kind])
             writer.write_table(pa.table([column], schema=schema), row_group_size=group)
     return path
 
@@ -161,6 +169,8 @@ def parquet_reader(path: Path, shape: tuple[int, ...], group: int) -> Read:
         groups, place = np.unique(batch // group, return_inverse=True)
         table = file.read_row_groups(groups.tolist(), use_threads=False)
         taken = table.column(0).combine_chunks().take(pa.array(place * group + batch % group))
+        if pa.types.is_fixed_size_binary(taken.type):
+            return np.frombuffer(taken.buffers()[1], np.float16).reshape(len(batch), *shape)
         return taken.flatten().to_numpy(zero_copy_only=True).reshape(len(batch), *shape).astype(np.float16, copy=False)
 
     return read
