@@ -1,4 +1,4 @@
-"""Kill -9 of embedding builds at `--kills` random moments (with and without Ray); the store must be that of an undisturbed build, bit for bit.
+"""Kill -9 of embedding builds at `--kills` random moments, in turn with and without Ray; the store must be that of an undisturbed build, bit for bit.
 
 Pictures, clips and sounds of the recipe, in small parts so that many are in flight. A kill aims at the moment when a random number of parts has been
 committed by this build; it counts when it left parts of the build's plan undone, so it landed between the plan and the last part. When a disturbed build
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> list[dict]:
         root = box / f"disturbed-{rounds}"
         shutil.copytree(box / "base", root)
         while kills.total() < options.kills:
-            ended, where, state = attempt(root, options.recipe, log, small, rng)
+            ended, where, state = attempt(root, options.recipe, log, small, rng, use_ray=kills.total() % 2 == 0)
             if ended:
                 break
             missed += where is None
@@ -105,9 +105,9 @@ def finish(root: Path, recipe: str, log: Path, extra: list[str]) -> None:
         raise RuntimeError(f"the build failed (exit {child.returncode}); log: {log}")
 
 
-def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Random) -> tuple[bool, str | None, str]:
+def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Random, use_ray: bool) -> tuple[bool, str | None, str]:
     """One build that is killed. Returns (it ended before that, the step that the kill left with parts undone, its parts `done/planned`)."""
-    use_ray, aim = rng.random() < 0.5, rng.choice(AIMS)
+    aim = rng.choice(AIMS)
     delay = rng.uniform(0, BETWEEN_S if aim else LOADING_S)
     before = len(parts(root))
     child = start(root, recipe, log, *extra, "--no-prefect", *(() if use_ray else ("--no-ray",)), command=("embed", "build"))
