@@ -1,8 +1,10 @@
-"""Kill -9 of embedding builds at `--kills` random moments (with and without Ray); the store must be that of an undisturbed build, bit for bit.
+"""Kill -9 of embedding builds at `--kills` random moments, in turn with and without Ray; the store must be that of an undisturbed build, bit for bit.
 
-Pictures, clips and sounds of the recipe, in small parts so that many are in flight. When a disturbed build reaches its end before the kills are used
-up, it is compared and a new one begins. Compared: every committed part (features, rows, record) and the artifacts; counted: media that are missing
-from the disturbed store (lost) or stand in two committed parts (doubled).
+Pictures, clips and sounds of the recipe, in small parts so that many are in flight. A kill aims at the moment when a random number of parts has been
+committed by this build; it counts when it left parts of the build's plan undone, so it landed between the plan and the last part. When a disturbed build
+reaches its end before the kills are used up, it is compared and a new one begins. Compared: every committed part (features, rows, record) and the
+artifacts; counted: media that are missing from the disturbed store (lost) or stand in two committed parts (doubled).
+`--root DIR`: finished shards and weights of the recipe to start from; they are copied.
 """
 
 from __future__ import annotations
@@ -17,38 +19,62 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from demo_process import PROJECT, digests, kill_all, start, wait_for, working
+from demo_process import PROJECT, check_code, digests, environment, kill_all, start, wait_for, working
+
+from infra.storage import RECORD, digest_tree, read_json
+from pipelines.embed import part_name
+from pipelines.embed_space import SPACES
 
 PARTS = ("image", "video", "audio")
 TIMEOUT_S = 1800.0
-WAITS_S = (0.3, 1.5, 4.0)
-"""Upper bounds of the random time between the moment a build is at work and its kill."""
+PART_ROWS = {"tiny": (2, 2, 2)}
+"""Recipe -> media per part of each of PARTS."""
+OTHER_ROWS = (32, 8, 4)
+AIMS = (0, 1, 1, 2, 3, 5)
+"""Parts a build commits before it is killed."""
+LOADING_S, BETWEEN_S = 2.0, 0.03
+"""Upper bounds of the random time between that moment and the kill: before the first part, after it."""
+MAX_ROUNDS = 20
+AFTER = ("embed_*", "targets", "stage*", "states", "export", "eval_*", "history", "report")
+"""Steps behind the shards and weights."""
 
 
 def run(options: argparse.Namespace) -> list[dict]:
-    """One entry; raises when a build fails for another reason than our kill."""
+    """One entry; raises when a build fails for another reason than our kill, or when kills do not land."""
+    check_code()
     box, began = Path(tempfile.mkdtemp(prefix="anyloom-chaos-")), time.monotonic()
-    small = [argument for part in PARTS for argument in ("--set", f"{part}.part_rows={4 if part == 'audio' else 8}")]
-    prepare(box / "base", options.recipe, small)
+    small = [word for part, rows in zip(PARTS, PART_ROWS.get(options.recipe, OTHER_ROWS), strict=True) for word in ("--set", f"{part}.part_rows={rows}")]
+    if options.root is None:
+        prepare(box / "base", options.recipe, small)
+    else:
+        copy_data(options.root, box / "base")
     shutil.copytree(box / "base", box / "reference")
     log = box / "builds.log"
-    if start(box / "reference", options.recipe, log, *small, command=("embed", "build")).wait(TIMEOUT_S) != 0:
-        raise RuntimeError(f"the undisturbed build failed; log: {log}")
-    rng, kills, rounds = random.Random(options.seed), Counter[str](), 0
+    finish(box / "reference", options.recipe, log, small)
+    rng, kills, missed, rounds, progress = random.Random(options.seed), Counter[str](), 0, 0, []
     differing, lost, doubled = 0, 0, 0
     while kills.total() < options.kills:
         rounds += 1
+        if rounds > MAX_ROUNDS:
+            raise RuntimeError(f"only {kills.total()} of {options.kills} kills landed in {MAX_ROUNDS} builds; log: {log}")
         root = box / f"disturbed-{rounds}"
         shutil.copytree(box / "base", root)
-        while kills.total() < options.kills and attempt(root, options.recipe, log, small, rng, kills):
-            pass
-        if start(root, options.recipe, log, *small, command=("embed", "build")).wait(TIMEOUT_S) != 0:
-            raise RuntimeError(f"the build after the kills failed; log: {log}")
+        while kills.total() < options.kills:
+            ended, where, state = attempt(root, options.recipe, log, small, rng, use_ray=kills.total() % 2 == 0)
+            if ended:
+                break
+            missed += where is None
+            if where is not None:
+                kills[where] += 1
+                progress.append(state)
+                print(f"killed in {where}, parts done {state}", flush=True)
+        finish(root, options.recipe, log, small)
         found = compare(box / "reference", root, options.recipe, small)
         differing, lost, doubled = (a + b for a, b in zip((differing, lost, doubled), found, strict=True))
-    media = sum(Counter(addresses(box / "reference")).values())
-    what = f"{options.recipe}; {media} media in {len(parts(box / 'reference'))} parts; {rounds} builds"
-    note = f"{what}; kills while at work on {dict(sorted(kills.items()))}; {time.monotonic() - began:.0f} s"
+    media = len(addresses(box / "reference"))
+    what = f"{options.recipe}; {media} media in {len(parts(box / 'reference'))} parts; {rounds} builds compared"
+    hits = f"kills {dict(sorted(kills.items()))}, parts done then {progress}; {missed} more kills hit before or after the parts"
+    note = f"{what}; {hits}; {time.monotonic() - began:.0f} s"
     if differing or lost or doubled:
         print(f"kept: {box}", file=sys.stderr)
     else:
@@ -57,31 +83,73 @@ def run(options: argparse.Namespace) -> list[dict]:
 
 
 def prepare(root: Path, recipe: str, extra: list[str]) -> None:
-    """Everything before the embeddings."""
+    """Everything before the embeddings. Raises RuntimeError when it fails."""
     command = [str(Path(sys.executable).with_name("anyloom")), "run", "shards_*", "weights_*", "--recipe", recipe, "--root", str(root), *extra]
-    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        [*command, "--no-prefect", "--no-ray", "--threads", "1"], cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    if done.returncode:
+        raise RuntimeError(f"the shards and weights could not be made:\n{done.stdout[-1000:]}\n{done.stderr[-1000:]}")
 
 
-def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Random, kills: Counter[str]) -> bool:
-    """One build that is killed at a random moment after it has begun to embed. False when it reached its end first."""
-    how = ("--no-prefect", *(() if rng.random() < 0.5 else ("--no-ray",)))
-    delay = rng.uniform(0, rng.choice(WAITS_S))
-    child = start(root, recipe, log, *extra, *how, command=("embed", "build"))
-    if not wait_for(lambda: any(name.startswith("embed_") for name in working(root)), child, TIMEOUT_S):
+def copy_data(given: Path, root: Path) -> None:
+    """A root with what the embeddings are made from, and nothing after it."""
+    shutil.copytree(given / "artifacts", root / "artifacts", ignore=shutil.ignore_patterns(*AFTER))
+    shutil.copytree(given / "stores" / "shards", root / "stores" / "shards")
+
+
+def finish(root: Path, recipe: str, log: Path, extra: list[str]) -> None:
+    """Build to the end. Raises RuntimeError when it fails."""
+    child = start(root, recipe, log, *extra, "--no-prefect", "--no-ray", command=("embed", "build"))
+    if child.wait(timeout=TIMEOUT_S) != 0:
+        raise RuntimeError(f"the build failed (exit {child.returncode}); log: {log}")
+
+
+def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Random, use_ray: bool) -> tuple[bool, str | None, str]:
+    """One build that is killed. Returns (it ended before that, the step that the kill left with parts undone, its parts `done/planned`)."""
+    aim = rng.choice(AIMS)
+    delay = rng.uniform(0, BETWEEN_S if aim else LOADING_S)
+    before = len(parts(root))
+    child = start(root, recipe, log, *extra, "--no-prefect", *(() if use_ray else ("--no-ray",)), command=("embed", "build"))
+    if not wait_for(lambda: bool(at_work(root)) and len(parts(root)) >= before + aim, child, TIMEOUT_S, every_s=0.002):
         if child.returncode != 0:
             raise RuntimeError(f"the build failed on its own (exit {child.returncode}); log: {log}")
-        return False
+        return True, None, ""
     time.sleep(delay)
-    busy = sorted(name for name in working(root) if name.startswith("embed_"))
+    busy = at_work(root)
     kill_all(child)
-    if child.returncode == -9:
-        kills[busy[0] if busy else "between steps"] += 1
-    return child.returncode == -9
+    if child.returncode != -9:
+        return True, None, ""
+    left = {step: count for step, count in undone(root).items() if step in busy}
+    if not left:
+        return False, None, ""
+    how = "Ray" if use_ray else "threads"
+    return False, f"{' and '.join(left)} ({how})", ", ".join(f"{done}/{planned}" for done, planned in left.values())
+
+
+def at_work(root: Path) -> list[str]:
+    """Steps that have parts of their plan to do, and a process that holds them."""
+    return sorted(working(root) & undone(root).keys())
+
+
+def undone(root: Path) -> dict[str, tuple[int, int]]:
+    """Step -> (committed, planned) parts of every plan on disk that is not done."""
+    found = {}
+    for path in sorted((root / "work").glob("*/*/plan.json")):
+        try:
+            plan = read_json(path)
+        except FileNotFoundError:  # the step has just ended
+            continue
+        names = [part_name(part) for part in plan["parts"]]
+        done = sum((root / "stores" / SPACES / plan["space"] / "parts" / name / RECORD).exists() for name in names)
+        if done < len(names):
+            found[path.parent.parent.name] = (done, len(names))
+    return found
 
 
 def parts(root: Path) -> dict[str, Path]:
     """Committed parts by their path in the store."""
-    return {path.parent.relative_to(root).as_posix(): path.parent for path in sorted((root / "stores" / "embeddings").glob("*/parts/*/record.json"))}
+    return {path.parent.relative_to(root).as_posix(): path.parent for path in sorted((root / "stores" / SPACES).glob(f"*/parts/*/{RECORD}"))}
 
 
 def addresses(root: Path) -> list[str]:
@@ -96,8 +164,6 @@ def addresses(root: Path) -> list[str]:
 
 def compare(reference: Path, root: Path, recipe: str, extra: list[str]) -> tuple[int, int, int]:
     """(differing parts and artifacts, lost media, doubled media)."""
-    from infra.storage import digest_tree
-
     wanted, got = ({name: digest_tree(path, skip=()) for name, path in parts(where).items()} for where in (reference, root))
     overrides = {key: int(value) for key, value in (pair.split("=") for pair in extra[1::2])}
     steps = [{name: digest for name, digest in digests(where, recipe, overrides).items() if name.startswith("embed_")} for where in (reference, root)]

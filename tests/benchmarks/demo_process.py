@@ -19,7 +19,20 @@ def start(root: Path, recipe: str, log: Path, *extra: str, command: tuple[str, .
     """`anyloom run` (or another command) in a session of its own, output appended to `log`."""
     command = (str(Path(sys.executable).with_name("anyloom")), *command, "--recipe", recipe, "--root", str(root), *extra)
     with open(log, "ab") as out:
-        return subprocess.Popen(command, cwd=PROJECT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(command, cwd=PROJECT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True, env=environment())
+
+
+def environment() -> dict[str, str]:
+    """Environment in which children import this tree's packages, wherever another copy is installed."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def check_code() -> None:
+    """Raises RuntimeError when children would run other code than this tree's."""
+    command = [sys.executable, "-c", "import flows.cli, pipelines.embed; print(flows.cli.__file__, pipelines.embed.__file__)"]
+    found = subprocess.run(command, cwd="/", env=environment(), capture_output=True, text=True, check=True).stdout.split()
+    if not all(Path(path).is_relative_to(PROJECT) for path in found):
+        raise RuntimeError(f"the kill test would run the code of {found[0]}, not of {PROJECT}")
 
 
 def kill_all(child: subprocess.Popen[bytes]) -> int:
@@ -46,15 +59,15 @@ def working(root: Path) -> set[str]:
     return {path.stem.rpartition("-")[0] for path in (root / "locks").glob("*-*.lock") if path.stat().st_ino in held}
 
 
-def wait_for(condition: Callable[[], bool], child: subprocess.Popen[bytes], timeout_s: float) -> bool:
-    """True when `condition` holds, False when the run ended first. Raises TimeoutError."""
+def wait_for(condition: Callable[[], bool], child: subprocess.Popen[bytes], timeout_s: float, every_s: float = 0.02) -> bool:
+    """True when `condition` (tried every_s seconds) holds, False when the run ended first. Raises TimeoutError."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if condition():
             return True
         if child.poll() is not None:
             return False
-        time.sleep(0.02)
+        time.sleep(every_s)
     raise TimeoutError(f"nothing for {timeout_s} s")
 
 

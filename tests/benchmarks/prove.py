@@ -35,7 +35,14 @@ def main() -> int:
     parser.add_argument("--reference", type=Path, help="a root that already holds an undisturbed run of this commit on this machine")
     parser.add_argument("--seeds", type=int, default=3, help="bench seeds: how many")
     parser.add_argument("--recipes", default="smol,smol_plain,smol_frozen", help="bench seeds: which, separated by commas")
-    parser.add_argument("--root", type=Path, help="bench: a root to build on (seeds), a finished run (demo_rerun)")
+    parser.add_argument(
+        "--root", type=Path, help="a root to build on (seeds), a finished run (demo_rerun), finished shards and weights (embed_*, stage1_epoch; chaos embed)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="bench embed_*, stage1_epoch: encoding threads")
+    parser.add_argument("--media", default="500,100,60", help="bench embed_build: pictures, clips and sounds that are encoded")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="bench embed_rebuild, stage1_epoch: change the recipe"
+    )
     parser.add_argument("--inputs", type=int, default=40, help="fuzz: inputs per mutation class")
     parser.add_argument("--out", type=Path, default=PROJECT / "build", help="where the JSON goes")
     options = parser.parse_args()
