@@ -7,6 +7,7 @@ the UI; it caches nothing (NO_CACHE): the record on storage decides what is done
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -141,6 +142,8 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
         from infra.ray_session import start
 
         start(settings.num_threads)
+    else:
+        importlib.import_module("transformers")  # it replaces itself while it is imported: two steps' threads must not be the first to ask for it
     (_submit_prefect if settings.use_prefect else _submit_threads)(run)
     if run.errors:
         raise next(iter(run.errors.values()))

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +34,19 @@ def build_parts(tasks: Sequence[PartTask], spec: EncoderSpec, weights_dir: Path,
 
 
 class PartActor:
-    """A PartBuilder as Ray Data wants it: a row holds a task, the row that comes back what became of it.
+    """A PartBuilder as Ray Data wants it: a row holds a task and what the builder is made from, the row that comes back what became of it.
 
-    Ray Data wraps what a worker raises and loses its type on the way; here it travels as a value and is raised by the driver.
+    Ray Data wraps what a worker raises and loses its type on the way; here it travels as a value and is raised by the driver. The builder is made by
+    the first row and not by the constructor, whose arguments Ray could not hand to a restarted worker.
     """
 
-    def __init__(self, arguments: tuple[Any, ...], device: str, decoders: int, workers: int):
-        self._arguments, self._workers = (*arguments, device, decoders), workers
-
-    @cached_property
-    def _builder(self) -> PartBuilder:  # made by the first task, so that its failure too is a value
-        return PartBuilder(*self._arguments)
+    _builder: PartBuilder | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"task": PartTask} -> {"outcome": PartDone, or the exception}."""
+        """{"task": PartTask, "builder": arguments of PartBuilder} -> {"outcome": PartDone, or the exception}."""
         try:
-            return {"outcome": replace(self._builder.build(row["task"]), workers=self._workers)}
+            self._builder = self._builder or PartBuilder(*row["builder"])
+            return {"outcome": self._builder.build(row["task"])}
         except Exception as error:
             return {"outcome": error}
 
@@ -68,10 +64,10 @@ def _with_actors(tasks: Sequence[PartTask], arguments: tuple[Any, ...], resource
     decoders = max(1, cpus // workers - 1) if gpus else 1
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised below, in one line
-    rows = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
+    builder = (*arguments, "cuda:0" if gpus else "cpu", decoders)
+    rows = ray.data.from_items([{"task": task, "builder": builder} for task in tasks], override_num_blocks=len(tasks))
     done = rows.map(
         PartActor,
-        fn_constructor_args=(arguments, "cuda:0" if gpus else "cpu", decoders, workers),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=decoders if gpus else 1,
         num_gpus=1 if gpus else 0,
@@ -80,7 +76,7 @@ def _with_actors(tasks: Sequence[PartTask], arguments: tuple[Any, ...], resource
     for row in done.iter_rows():
         if isinstance(row["outcome"], Exception):
             raise row["outcome"]
-        yield row["outcome"]
+        yield replace(row["outcome"], workers=workers)
 
 
 def _with_threads(tasks: Sequence[PartTask], arguments: tuple[Any, ...], resources: Resources) -> Iterator[PartDone]:

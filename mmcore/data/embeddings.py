@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ from mmcore.data.shards import pinned_entries
 
 PLAN_FIELDS = ("batch", "part_rows")
 """Fields of an EncoderSpec that say how work is cut, not what is computed: they change features by rounding at most and are no part of a space."""
-SMALL_BYTES = 8192
-"""Items below this size are copied part by part in one call; larger ones one by one, which saves a copy."""
 PART_SCHEMA = pa.schema([("media_sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
 """Rows of a part: media_sha256 addresses the medium (a span of it as `sha256@start-end`) or text; offset and length in tokens of features.npy."""
 ROWS_SCHEMA = pa.schema([("key", pa.string()), ("media_sha256", pa.string()), ("part", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
@@ -55,7 +54,7 @@ class EmbeddingSet:
         pinned = {Path(path).name: stores / path for path in pinned_entries(artifact_dir, stores)}
         self._part, self._paths = parts.indices.to_numpy(), [pinned[name] for name in parts.dictionary.to_pylist()]
         self._offset, self._length = rows.column("offset").to_numpy(), rows.column("length").to_numpy()
-        self._open: dict[int, FeatureFile] = {}
+        self._files = _Files(self._paths)
 
     @property
     def width(self) -> int:
@@ -89,37 +88,31 @@ class EmbeddingSet:
         """Features [N, E] of one sample: a view of the file for float16 and float32, float32 values for the other stored types."""
         i = self._at(key)
         start = int(self._offset[i])
-        return self._file(int(self._part[i])).rows(start, start + int(self._length[i]))
+        return self._files[int(self._part[i])].rows(start, start + int(self._length[i]))
 
     def gather(self, keys: Sequence[str], dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
         """(features_BNE of `dtype`, zero-padded to the longest of the batch; lengths_B int64). Raises ValueError for an unknown key."""
         try:
-            rows_B = np.array([self._row[key] for key in keys], np.int64)
+            found = itemgetter(*keys)(self._row) if len(keys) > 1 else [self._row[key] for key in keys]
         except KeyError as error:
             raise self._unknown(error.args[0]) from None
+        rows_B = np.fromiter(found, np.int64, len(keys))
         lengths_B = self._length[rows_B].astype(np.int64)
         longest = int(lengths_B.max(initial=0))
-        same_length = bool((lengths_B == longest).all())
-        make = np.empty if same_length else np.zeros
-        features_BNE = make((len(rows_B), longest, self.width), dtype)
-        if same_length and longest * self.width * np.dtype(self.dtype).itemsize < SMALL_BYTES:
-            self._copy_by_part(rows_B, longest, features_BNE)
-        else:
-            where = zip(features_BNE, self._part[rows_B].tolist(), self._offset[rows_B].tolist(), lengths_B.tolist(), strict=True)
-            for target, part, start, length in where:
-                target[:length] = self._file(part).rows(start, start + length)
+        if longest and self.spec.dtype == self.dtype and bool((lengths_B == longest).all()):
+            return self._joined(rows_B, longest).astype(dtype, copy=False), lengths_B
+        features_BNE = np.zeros((len(rows_B), longest, self.width), dtype)
+        where = zip(features_BNE, self._part[rows_B].tolist(), self._offset[rows_B].tolist(), lengths_B.tolist(), strict=True)
+        for target, part, start, length in where:
+            target[:length] = self._files[part].rows(start, start + length)
         return features_BNE, lengths_B
 
-    def _copy_by_part(self, rows_B: np.ndarray, length: int, out_BNE: np.ndarray) -> None:
-        parts_B, offsets_B = self._part[rows_B], self._offset[rows_B]
-        order_B = np.argsort(parts_B, kind="stable")
-        for group in np.split(order_B, np.flatnonzero(np.diff(parts_B[order_B])) + 1) if len(order_B) else []:
-            out_BNE[group] = self._file(int(parts_B[group[0]])).blocks(length, offsets_B[group])
-
-    def _file(self, part: int) -> FeatureFile:
-        if part not in self._open:
-            self._open[part] = FeatureFile(self._paths[part])
-        return self._open[part]
+    def _joined(self, rows_B: np.ndarray, length: int) -> np.ndarray:
+        """Features [B, length, E] of the stored type, of items of one length: one copy of their bytes, and little else for each of them."""
+        token, files = self.width * np.dtype(self.dtype).itemsize, self._files
+        size, starts = length * token, (self._offset[rows_B] * token).tolist()
+        pieces = [files[part].bytes[start : start + size] for part, start in zip(self._part[rows_B].tolist(), starts, strict=True)]
+        return np.frombuffer(bytearray().join(pieces), self.dtype).reshape(len(rows_B), length, self.width)
 
     def _at(self, key: str) -> int:
         try:
@@ -129,6 +122,18 @@ class EmbeddingSet:
 
     def _unknown(self, key: str) -> ValueError:
         return ValueError(f"no {self.modality} features of '{key}' in this artifact")
+
+
+class _Files(dict[int, FeatureFile]):
+    """Parts by number, opened when they are first asked for."""
+
+    def __init__(self, paths: Sequence[Path]):
+        super().__init__()
+        self._paths = paths
+
+    def __missing__(self, part: int) -> FeatureFile:
+        self[part] = file = FeatureFile(self._paths[part])
+        return file
 
 
 def space_fields(spec: EncoderSpec) -> dict[str, Any]:

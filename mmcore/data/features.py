@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -68,16 +67,11 @@ class FeatureFile:
         self._scales: np.ndarray | None = np.load(part / SCALES, mmap_mode="r", allow_pickle=False).view(np.ndarray) if (part / SCALES).exists() else None
         self.plain = self._values.dtype.kind == "f"
         """True when the stored values are the features."""
+        self.bytes = memoryview(self._values.reshape(-1).view(np.uint8))
+        """The stored values as bytes, row after row; slices of it cost less than slices of an array."""
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Features [stop - start, E]: a view of the file for float16 and float32, else float32."""
         if self.plain:
             return self._values[start:stop]
         return unpack(self._values[start:stop], None if self._scales is None else self._scales[start:stop])
-
-    def blocks(self, length: int, starts: np.ndarray) -> np.ndarray:
-        """Features [len(starts), length, E] of many items of one length in one copy."""
-        if length and self.plain and len(self._values) % length == 0 and not (starts % length).any():
-            view: Any = self._values.reshape(-1, length, self._values.shape[1])
-            return view[starts // length]
-        return np.stack([self.rows(start, start + length) for start in starts.tolist()])

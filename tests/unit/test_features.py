@@ -35,8 +35,6 @@ def test_types_keep_what_they_promise(dtype, tmp_path):
     back = FeatureFile(tmp_path)
     assert np.array_equal(back.rows(3, 9), unpack(files["features.npy"], files.get("scales.npy"))[3:9])
     assert not back.rows(7, 8).any() and back.rows(0, 40).dtype == computed_dtype(dtype)
-    assert np.array_equal(back.blocks(4, np.array([8, 0, 36])), np.stack([back.rows(8, 12), back.rows(0, 4), back.rows(36, 40)]))
-    assert np.array_equal(back.blocks(3, np.array([2, 5])), np.stack([back.rows(2, 5), back.rows(5, 8)]))  # starts off the grid
 
 
 def test_int8_rounds_each_row_by_its_own_scale():
