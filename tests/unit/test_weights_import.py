@@ -59,7 +59,8 @@ def test_the_vision_half_of_a_clip_directory_gives_the_stock_models_features(tmp
     with torch.inference_mode():
         expected = model.get_image_features(pixel_values=pixels)
     expected = expected if isinstance(expected, torch.Tensor) else expected.pooler_output
-    assert np.array_equal(np.concatenate(encoder.encode(data)), expected.numpy())
+    unit = torch.nn.functional.normalize(expected, dim=-1).numpy()
+    assert np.allclose(np.concatenate(encoder.encode(data)), unit, rtol=0, atol=1e-6)  # a tensor's place in its file moves the last bit
     names = set(load_file(output / "encoder" / "model.safetensors"))
     assert names and not [name for name in names if name.startswith(("text_", "logit_"))]
     assert result["parameters"] == sum(p.numel() for n, p in model.named_parameters() if n.startswith(("vision", "visual")))
@@ -142,7 +143,8 @@ def test_every_family_is_taken_in_and_encodes_the_same(twin, tmp_path):
         overrides |= {f"video.{name}": getattr(replace(spec, kind=video), name) for name in fields} if part == "image" else {}
     result, output, _ = take(tmp_path, part, made / "encoder", overrides)
     data = {"image": png(0), "audio": wav(0, 0.7), "text": b"a red circle"}[part]
-    assert np.array_equal(load_encoder(spec, output).encode([data])[0], load_encoder(spec, made).encode([data])[0])
+    ours, whole = (load_encoder(spec, folder).encode([data])[0] for folder in (output, made))
+    assert np.allclose(ours, whole, rtol=1e-5, atol=1e-5)  # a tensor's place in its file moves the last bit
     of_its_type = {"tiny-whisper": "MIT", "tiny-vae": "unknown: see publisher"}  # one type of autoencoder has many publishers
     assert result["licence"] == of_its_type.get(twin, "Apache-2.0")
 
