@@ -1,7 +1,7 @@
 """ImageBind at full layout, trunk by trunk, against outputs of the public implementation (tests/golden/imagebind_reference.py --full).
 
-One trunk is in memory at a time: at most 4.3 GB, about a minute of one idle core in all. Vision runs in float32 only: in float64 it alone takes 6 GB and
-as long as all the others together; the maker of full.json compares it in float64.
+One trunk is in memory at a time: at most 4.3 GB, about a minute of one idle core in all. Vision runs in float32 only: in float64 it takes 6 GB;
+the maker of full.json compares that too.
 """
 
 from __future__ import annotations
