@@ -17,9 +17,10 @@ from infra.storage import read_json
 
 def load_part(folder: Path, family: str, name: str) -> Any:
     """The frozen model of transformers' class `name`. Raises ValueError when `folder` is of another family, or naming a tensor that its files lack."""
-    held = read_json(folder / "config.json").get("model_type", "")
+    settings = folder / "config.json"
+    held = read_json(settings).get("model_type", "") if settings.exists() else ""
     if held.partition("_")[0] != family:
-        raise ValueError(f"the spec asks for {family}, but {folder} holds {held or 'no model of transformers'}")
+        raise ValueError(f"the spec asks for {family}, but {folder} holds {held or 'no model of transformers (config.json)'}")
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would list the tensors of the other side, which are not wanted here

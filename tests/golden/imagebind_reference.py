@@ -4,8 +4,8 @@ Run by hand: `imagebind_reference.py CHECKOUT [--full [MODALITY ...] | --media]`
 
 CHECKOUT is a clone of facebookresearch/ImageBind; pytorchvideo and what it imports, torchaudio, and for `--media` decord must be importable. Nothing of
 it is copied here: both sides get the same seeded weights and inputs, and only numbers are kept (tests/golden/imagebind).
-Without an option: outputs.json (small layout) and inputs.json (preprocessing). `--full`: full.json, the full layout, one modality at a time (at most
-11 GB), in float64 and float32. `--media`: how far our preprocessing of the checkout's real pictures and sounds is from the public one.
+Without an option: outputs.json (small layout) and inputs.json (preprocessing). `--full`: full.json, the full layout, one modality at a time (about
+8 GB), in float64 and float32. `--media`: how far our preprocessing of the checkout's real pictures and sounds is from the public one.
 """
 
 from __future__ import annotations

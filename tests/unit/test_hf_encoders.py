@@ -199,6 +199,8 @@ def test_a_sound_longer_than_claps_window_is_cut_to_its_beginning(joint):
 def test_weights_that_lack_a_tensor_are_named(joint, tmp_path):
     with pytest.raises(ValueError, match=r"the spec asks for clap, but \S+ holds clip$"):
         load_encoder(EncoderSpec(kind="hf_text", arch="clap", width=16), joint / "weights_clip")
+    with pytest.raises(ValueError, match=r"the spec asks for clip, but \S+ holds no model of transformers \(config\.json\)$"):
+        load_encoder(EncoderSpec(kind="hf_text", arch="clip", width=16), tmp_path)
     shutil.copytree(joint / "weights_clip", tmp_path / "cut")
     file = tmp_path / "cut" / "encoder" / "model.safetensors"
     state = load_file(file)

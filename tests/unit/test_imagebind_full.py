@@ -1,6 +1,7 @@
 """ImageBind at full layout, trunk by trunk, against outputs of the public implementation (tests/golden/imagebind_reference.py --full).
 
-One trunk is in memory at a time: at most 6 GB, for vision in float64; about two minutes of one core in all.
+One trunk is in memory at a time: at most 4.3 GB, about a minute of one idle core in all. Vision runs in float32 only: in float64 it takes 6 GB;
+the maker of full.json compares that too.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ def compare(model: ImageBind, modality: str, dtype: torch.dtype) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("modality", list(HUGE))
 def test_full_layout_equals_the_public_implementation(modality):
-    model = load_imagebind(MAKER.seeded_full(modality), {modality: HUGE[modality]})
+    wide = modality != "vision"
+    model = load_imagebind(MAKER.seeded_full(modality, torch.float64 if wide else torch.float32), {modality: HUGE[modality]})
     assert sum(parameter.numel() for parameter in model.parameters()) == FULL[modality]["parameters"]
-    compare(model, modality, torch.float64)
+    if wide:
+        compare(model, modality, torch.float64)
     compare(model.float(), modality, torch.float32)
 
 
