@@ -80,6 +80,8 @@ class Recipe:
     audio: EncoderSpec
     video_audio: bool = False
     """Also encode the sound of the clips, with the encoder of sounds (step embed_video_audio). Nothing is trained on it yet."""
+    latents: EncoderSpec | None = None
+    """Also keep a picture decoder's latents of the captioned pictures (kind vae_image, step embed_latents), for denoising losses. None: not kept."""
     lm_dtype: str = "bfloat16"
     input_projector: InputProjectorSpec = InputProjectorSpec()
     output_projector: OutputProjectorSpec = OutputProjectorSpec()

@@ -52,7 +52,7 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     Raises AnyloomError for a name the recipe does not have, or weights that are not what they should be.
     """
     own_lists, own_weights = dict(own_lists or {}), dict(own_weights or {})
-    takes = (*OWN_WEIGHTS, *(("query",) if recipe.query is not None else ()))
+    takes = (*OWN_WEIGHTS, *(part for part in ("latents", "query") if getattr(recipe, part) is not None))
     for name in sorted(set(own_weights) - set(takes)):
         raise AnyloomError(f"--weights {name}: no such model; files are taken for: {', '.join(takes)}")
     unknown = set(own_lists) - {d.name for d in recipe.datasets}
@@ -78,6 +78,8 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     }
     if recipe.query is not None:
         _add_query(recipe, recipe.query, steps, own_weights)
+    if recipe.latents is not None:
+        _add_latents(recipe, recipe.latents, steps, shards["cc3m"], own_weights)
     if recipe.video_audio:
         tracks = {"weights": steps["weights_audio"], "shards_webvid": shards["webvid"]}
         _add_embed(recipe, steps, "audio", tracks, name="embed_video_audio", run="pipelines.embed_tracks:run")
@@ -243,6 +245,21 @@ def _add_evaluation(
         inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals},
     )
     steps |= evals | {"history": history, "report": report}
+
+
+def _add_latents(recipe: Recipe, latents: EncoderSpec, steps: dict[str, Step], pictures: Step, own_weights: Mapping[str, Path]) -> None:
+    """weights_latents and embed_latents. Raises AnyloomError when a recipe with real weights is given none for them."""
+    if "latents" in own_weights:
+        sources = given_files("latents", (latents,), own_weights["latents"])
+        weights = Step(name="weights_latents", run="pipelines.weights_import:run", config=ImportConfig(arch=latents.arch, specs=(latents,)), sources=sources)
+    elif recipe.weights.kind == "random":
+        weights = Step(name="weights_latents", run="pipelines.weights:run_image", config=WeightsConfig(kind="random", arch=latents.arch))
+    else:
+        raise AnyloomError(f"{recipe.name}: latents of {latents.arch}: give the autoencoder's directory with --weights latents=DIR")
+    inputs = {"weights": weights, "shards_cc3m": pictures}
+    config = EmbedConfig(spec=latents)
+    steps["weights_latents"] = weights
+    steps["embed_latents"] = Step(name="embed_latents", run="pipelines.embed:run", config=config, inputs=inputs, threads=0, spread=True, isolate=False)
 
 
 def _add_query(recipe: Recipe, query: EncoderSpec, steps: dict[str, Step], own_weights: Mapping[str, Path]) -> None:

@@ -16,7 +16,7 @@ WIDTH = 32
 
 
 def tiny_nextgpt() -> Recipe:
-    """Random weights, generated data; ImageBind for pictures, clips and sounds."""
+    """Random weights, generated data; ImageBind for pictures, clips and sounds; the latents of a picture decoder."""
     recipe = tiny()
     return replace(
         recipe,
@@ -25,5 +25,6 @@ def tiny_nextgpt() -> Recipe:
         image=EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=WIDTH, batch=8, part_rows=16),
         video=EncoderSpec(kind="imagebind_video", arch="imagebind_toy", width=WIDTH, batch=2, part_rows=16),
         audio=EncoderSpec(kind="imagebind_audio", arch="imagebind_toy", width=WIDTH, batch=4, part_rows=16),
+        latents=EncoderSpec(kind="vae_image", arch="tiny-vae", width=4, image_size=32, batch=8, part_rows=16),
         query=EncoderSpec(kind="imagebind_text", arch="imagebind_toy", width=WIDTH),
     )

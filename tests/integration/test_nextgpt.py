@@ -21,6 +21,15 @@ def test_imagebind_goes_from_shards_to_stage_1(cli, tmp_path):
     assert re.search(r"\b0 of \d+ steps executed", again)
 
 
+def test_latents_of_the_picture_decoder_are_kept_in_the_same_store(cli, tmp_path):
+    cli("run", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--no-ray", "--no-prefect", "embed_latents")
+    _, record = find(tmp_path, "embed_latents")
+    assert record.result["media"] > 0 and record.result["tokens"] == 16 * record.result["media"] and record.result["width"] == 4
+    assert cli("embed", "verify", "embed_latents", "--root", tmp_path, "--sample", "4").stdout.count("ok") == 1
+    done = cli("plan", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--set", "weights.kind=pretrained", expect=1)
+    assert "latents of tiny-vae: give the autoencoder's directory with --weights latents=DIR" in done.stderr
+
+
 def test_a_model_that_takes_no_file_is_named(cli, tmp_path):
     done = cli("plan", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--weights", "clip=x.pth", expect=1)
     assert "--weights clip: no such model; files are taken for: imagebind, image, audio, text" in done.stderr
