@@ -54,7 +54,8 @@ class EmbeddingSet:
         pinned = {Path(path).name: stores / path for path in pinned_entries(artifact_dir, stores)}
         self._part, self._paths = parts.indices.to_numpy(), [pinned[name] for name in parts.dictionary.to_pylist()]
         self._offset, self._length = rows.column("offset").to_numpy(), rows.column("length").to_numpy()
-        self._files = _Files(self._paths)
+        self._files: list[FeatureFile | None] = [None] * len(self._paths)
+        self._bytes: list[memoryview] = [memoryview(b"")] * len(self._paths)
 
     @property
     def width(self) -> int:
@@ -88,7 +89,7 @@ class EmbeddingSet:
         """Features [N, E] of one sample: a view of the file for float16 and float32, float32 values for the other stored types."""
         i = self._at(key)
         start = int(self._offset[i])
-        return self._files[int(self._part[i])].rows(start, start + int(self._length[i]))
+        return self._file(int(self._part[i])).rows(start, start + int(self._length[i]))
 
     def gather(self, keys: Sequence[str], dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
         """(features_BNE of `dtype`, zero-padded to the longest of the batch; lengths_B int64). Raises ValueError for an unknown key."""
@@ -104,15 +105,25 @@ class EmbeddingSet:
         features_BNE = np.zeros((len(rows_B), longest, self.width), dtype)
         where = zip(features_BNE, self._part[rows_B].tolist(), self._offset[rows_B].tolist(), lengths_B.tolist(), strict=True)
         for target, part, start, length in where:
-            target[:length] = self._files[part].rows(start, start + length)
+            target[:length] = self._file(part).rows(start, start + length)
         return features_BNE, lengths_B
 
     def _joined(self, rows_B: np.ndarray, length: int) -> np.ndarray:
         """Features [B, length, E] of the stored type, of items of one length: one copy of their bytes, and little else for each of them."""
-        token, files = self.width * np.dtype(self.dtype).itemsize, self._files
-        size, starts = length * token, (self._offset[rows_B] * token).tolist()
-        pieces = [files[part].bytes[start : start + size] for part, start in zip(self._part[rows_B].tolist(), starts, strict=True)]
+        token = self.width * np.dtype(self.dtype).itemsize
+        parts, starts_B = self._part[rows_B].tolist(), self._offset[rows_B] * token
+        for part in set(parts):
+            self._file(part)
+        data, ends_B = self._bytes, starts_B + length * token
+        pieces = [data[part][start:end] for part, start, end in zip(parts, starts_B.tolist(), ends_B.tolist(), strict=True)]
         return np.frombuffer(bytearray().join(pieces), self.dtype).reshape(len(rows_B), length, self.width)
+
+    def _file(self, part: int) -> FeatureFile:
+        found = self._files[part]
+        if found is None:
+            found = self._files[part] = FeatureFile(self._paths[part])
+            self._bytes[part] = found.bytes
+        return found
 
     def _at(self, key: str) -> int:
         try:
@@ -122,18 +133,6 @@ class EmbeddingSet:
 
     def _unknown(self, key: str) -> ValueError:
         return ValueError(f"no {self.modality} features of '{key}' in this artifact")
-
-
-class _Files(dict[int, FeatureFile]):
-    """Parts by number, opened when they are first asked for."""
-
-    def __init__(self, paths: Sequence[Path]):
-        super().__init__()
-        self._paths = paths
-
-    def __missing__(self, part: int) -> FeatureFile:
-        self[part] = file = FeatureFile(self._paths[part])
-        return file
 
 
 def space_fields(spec: EncoderSpec) -> dict[str, Any]:

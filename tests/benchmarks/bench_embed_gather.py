@@ -45,6 +45,9 @@ class Noise:
     def __init__(self, spec: EncoderSpec, weights_dir: Path):
         self.spec = spec
 
+    def place(self, device: str) -> None:
+        """Nothing to move."""
+
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """The features themselves."""
         return np.random.default_rng(int(data)).standard_normal((self.spec.tokens, self.spec.width), np.float32).astype(np.float16)
