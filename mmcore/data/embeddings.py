@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
-from mmcore.data.features import FeatureFile, computed_dtype
+from mmcore.data.features import VALUES, FeatureFile, computed_dtype, unpack
+from mmcore.data.mapped_rows import AVAILABLE, MappedRows
 from mmcore.data.shards import pinned_entries
 
 PLAN_FIELDS = ("batch", "part_rows")
@@ -55,7 +56,10 @@ class EmbeddingSet:
         self._part, self._paths = parts.indices.to_numpy(), [pinned[name] for name in parts.dictionary.to_pylist()]
         self._offset, self._length = rows.column("offset").to_numpy(), rows.column("length").to_numpy()
         self._files: list[FeatureFile | None] = [None] * len(self._paths)
-        self._bytes: list[memoryview] = [memoryview(b"")] * len(self._paths)
+        length = int(self._length.max(initial=0))
+        in_line = length and not (self._length != length).any() and not (self._offset % length).any()
+        self._item_length = length if in_line and self.spec.dtype != "int8" and AVAILABLE else 0
+        self._items: MappedRows | None = None
 
     @property
     def width(self) -> int:
@@ -98,31 +102,25 @@ class EmbeddingSet:
         except KeyError as error:
             raise self._unknown(error.args[0]) from None
         rows_B = np.fromiter(found, np.int64, len(keys))
-        lengths_B = self._length[rows_B].astype(np.int64)
-        longest = int(lengths_B.max(initial=0))
-        if longest and self.spec.dtype == self.dtype and bool((lengths_B == longest).all()):
-            return self._joined(rows_B, longest).astype(dtype, copy=False), lengths_B
-        features_BNE = np.zeros((len(rows_B), longest, self.width), dtype)
+        lengths_B = self._length[rows_B]
+        if self._item_length and len(rows_B):
+            return unpack(self._mapped().take(self._part[rows_B], self._offset[rows_B] // self._item_length)).astype(dtype, copy=False), lengths_B
+        features_BNE = np.zeros((len(rows_B), int(lengths_B.max(initial=0)), self.width), dtype)
         where = zip(features_BNE, self._part[rows_B].tolist(), self._offset[rows_B].tolist(), lengths_B.tolist(), strict=True)
         for target, part, start, length in where:
             target[:length] = self._file(part).rows(start, start + length)
         return features_BNE, lengths_B
 
-    def _joined(self, rows_B: np.ndarray, length: int) -> np.ndarray:
-        """Features [B, length, E] of the stored type, of items of one length: one copy of their bytes, and little else for each of them."""
-        token = self.width * np.dtype(self.dtype).itemsize
-        parts, starts_B = self._part[rows_B].tolist(), self._offset[rows_B] * token
-        for part in set(parts):
-            self._file(part)
-        data, ends_B = self._bytes, starts_B + length * token
-        pieces = [data[part][start:end] for part, start, end in zip(parts, starts_B.tolist(), ends_B.tolist(), strict=True)]
-        return np.frombuffer(bytearray().join(pieces), self.dtype).reshape(len(rows_B), length, self.width)
+    def _mapped(self) -> MappedRows:
+        """All parts as one array of items, for an artifact whose items have one length."""
+        if self._items is None:
+            self._items = MappedRows([path / VALUES for path in self._paths], self._item_length)
+        return self._items
 
     def _file(self, part: int) -> FeatureFile:
         found = self._files[part]
         if found is None:
             found = self._files[part] = FeatureFile(self._paths[part])
-            self._bytes[part] = found.bytes
         return found
 
     def _at(self, key: str) -> int:

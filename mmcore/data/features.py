@@ -67,8 +67,6 @@ class FeatureFile:
         self._scales: np.ndarray | None = np.load(part / SCALES, mmap_mode="r", allow_pickle=False).view(np.ndarray) if (part / SCALES).exists() else None
         self.plain = self._values.dtype.kind == "f"
         """True when the stored values are the features."""
-        self.bytes = memoryview(self._values.reshape(-1).view(np.uint8))
-        """The stored values as bytes, row after row; slices of it cost less than slices of an array."""
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Features [stop - start, E]: a view of the file for float16 and float32, else float32."""

@@ -96,11 +96,14 @@ def test_gather_equals_getting_one_by_one(tmp_path, dtype, lengths):
     assert stored.gather([])[0].shape == (0, 0, 16)
 
 
-def test_large_items_take_the_other_path_with_the_same_values(tmp_path):
-    spec = EncoderSpec(kind="timm_image", arch="a", width=1280, grid=3)
-    stored = store(tmp_path, spec, [[9] * 3, [9] * 2])
-    features, _ = stored.gather(["k004", "k000", "k004"])
-    assert np.array_equal(features[0], features[2]) and np.array_equal(features[1], stored.get("k000").astype(np.float32))
+def test_items_of_one_length_that_do_not_lie_in_line_are_read_all_the_same(tmp_path):
+    store(tmp_path, EncoderSpec(kind="timm_image", arch="a", width=16), [[1, 4, 4, 4], [4]])
+    rows = tmp_path / "artifact" / "rows.parquet"
+    pq.write_table(pq.read_table(rows).slice(1), rows)
+    stored = EmbeddingSet(tmp_path / "artifact", tmp_path / "stores")
+    features, lengths_B = stored.gather(["k003", "k004", "k001"])
+    assert lengths_B.tolist() == [4, 4, 4]
+    assert [np.array_equal(row, stored.get(key)) for row, key in zip(features, ("k003", "k004", "k001"), strict=True)] == [True] * 3
 
 
 def test_a_view_is_a_view(tmp_path):
