@@ -11,8 +11,9 @@ Parts are the unit of work: killed at any moment, the same command continues wit
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from pipelines.embed_pool import build_parts
 from pipelines.embed_space import Space, span_address, text_sha256
 from pipelines.embed_worker import Item, PartTask
 from pipelines.shard_build import write_parquet
+
+FEWEST_PARTS = 16
+"""A build has about this many parts at least, so that workers end at nearly the same time."""
 
 
 def run(ctx: StepContext) -> Mapping[str, Any]:
@@ -95,9 +99,16 @@ def _plan(items: Mapping[str, Item], space: Space, spec: EncoderSpec, path: Path
         planned = {address for part in plan["parts"] for address in part}
         if planned <= set(items) and set(missing) <= planned and plan["batch"] == spec.batch:
             return plan
-    plan = {"space": space.directory.name, "batch": spec.batch, "parts": [missing[i : i + spec.part_rows] for i in range(0, len(missing), spec.part_rows)]}
+    plan = {"space": space.directory.name, "batch": spec.batch, "parts": cut(missing, len(items), spec)}
     write_atomic(path, json.dumps(plan))
     return plan
+
+
+def cut(missing: Sequence[str], total: int, spec: EncoderSpec) -> list[list[str]]:
+    """What is missing of `total` items, as parts in order: `part_rows` items each, fewer where `total` would make less than FEWEST_PARTS of them, but
+    whole batches. The number of workers does not matter."""
+    rows = min(spec.part_rows, spec.batch * math.ceil(max(total, 1) / FEWEST_PARTS / spec.batch))
+    return [list(missing[start : start + rows]) for start in range(0, len(missing), rows)]
 
 
 def part_name(addresses: list[str]) -> str:

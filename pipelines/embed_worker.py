@@ -8,6 +8,7 @@ the part's record says so. Refuses to know which parts are needed and how many w
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import io
 import shutil
@@ -110,8 +111,7 @@ class PartBuilder:
             with disk_errors(task.entry):
                 task.staging.mkdir(parents=True)
                 error = self._write(task, features)
-                libraries = {name: importlib.metadata.version(name) for name in RECORDED}
-                record = {"items": len(features), "libraries": libraries, "device": self._device.partition(":")[0], "relative_error": error}
+                record = {"items": len(features), "libraries": library_versions(), "device": self._device.partition(":")[0], "relative_error": error}
                 commit_entry(task.entry, task.staging, {**record, "batch": self._batch, "planned_batch": task.batch})
         finally:
             shutil.rmtree(task.staging, ignore_errors=True)
@@ -175,11 +175,17 @@ class PartBuilder:
         files = pack(together, self._spec.dtype)
         for name, array in files.items():
             buffer = io.BytesIO()
-            np.save(buffer, array, allow_pickle=False)
+            np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)  # row after row, also when the encoder gave columns
             write_atomic(task.staging / name, buffer.getvalue())
         columns = {"media_sha256": [item.address for item in task.items], "offset": np.cumsum(lengths) - lengths, "length": lengths}
         write_parquet(pa.table(columns, schema=PART_SCHEMA), task.staging / "rows.parquet")
         return relative_error(together, files)
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of what decides the features."""
+    return {name: importlib.metadata.version(name) for name in RECORDED}
 
 
 def out_of_memory(error: BaseException) -> bool:

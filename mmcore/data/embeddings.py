@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
 from mmcore.data.features import VALUES, FeatureFile, computed_dtype, unpack
-from mmcore.data.mapped_rows import AVAILABLE, MappedRows
+from mmcore.data.mapped_rows import AVAILABLE, MappedRows, NotInLine
 from mmcore.data.shards import pinned_entries
 
 PLAN_FIELDS = ("batch", "part_rows")
@@ -104,7 +104,10 @@ class EmbeddingSet:
         rows_B = np.fromiter(found, np.int64, len(keys))
         lengths_B = self._length[rows_B]
         if self._item_length and len(rows_B):
-            return unpack(self._mapped().take(self._part[rows_B], self._offset[rows_B] // self._item_length)).astype(dtype, copy=False), lengths_B
+            try:
+                return unpack(self._mapped().take(self._part[rows_B], self._offset[rows_B] // self._item_length)).astype(dtype, copy=False), lengths_B
+            except NotInLine:
+                self._item_length = 0  # some of the parts are in column order, as sounds once were: item by item from now on
         features_BNE = np.zeros((len(rows_B), int(lengths_B.max(initial=0)), self.width), dtype)
         where = zip(features_BNE, self._part[rows_B].tolist(), self._offset[rows_B].tolist(), lengths_B.tolist(), strict=True)
         for target, part, start, length in where:

@@ -27,13 +27,18 @@ _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 _FAILED = ctypes.c_void_p(-1).value
 
 
+class NotInLine(ValueError):
+    """A file's values do not lie as those of the others do; it can only be read on its own."""
+
+
 class MappedRows:
     """Files of [T, E], read in items of `length` rows; a file is mapped when an item of it is first asked for."""
 
     def __init__(self, paths: Sequence[Path], length: int):
         """paths: at least one .npy file, C order; length: at least 1.
 
-        Raises ValueError when the first file is no such array, OSError when a file is missing or the address space cannot be reserved.
+        Raises NotInLine when the first file is no such array, ValueError when it is cut short, OSError when a file is missing or there is no
+        address space left.
         """
         first, self._header = _open(paths[0])
         self._paths, self._width, self.dtype = paths, first.shape[1], first.dtype
@@ -53,7 +58,8 @@ class MappedRows:
     def take(self, files_B: np.ndarray, items_B: np.ndarray) -> np.ndarray:
         """A copy [B, length, E] of the items_B[i]-th item of file files_B[i].
 
-        The caller knows that the items exist. Raises ValueError when a file is not like the first one, OSError when it cannot be mapped.
+        The caller knows that the items exist. Raises NotInLine when a file is not like the first one, ValueError when it is cut short, OSError when it cannot
+        be mapped.
         """
         if not self._mapped[files_B].all():
             for file in set(files_B.tolist()):
@@ -67,7 +73,7 @@ class MappedRows:
         array, header = _open(path)
         size = path.stat().st_size
         if (array.shape[1:], array.dtype, header) != ((self._width,), self.dtype, self._header) or size > self._pitch:
-            raise ValueError(f"{path} is not laid out like {self._paths[0]}")
+            raise NotInLine(f"{path} is not laid out like {self._paths[0]}")
         if size > header:
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -78,13 +84,13 @@ class MappedRows:
 
 
 def _open(path: Path) -> tuple[np.ndarray, int]:
-    """(the array, bytes before its values). Raises ValueError for a file that is cut short, or not [T, E] in C order."""
+    """(the array, bytes before its values). Raises ValueError for a file that is cut short, NotInLine for one that is not [T, E] in C order."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(array, np.memmap) or array.ndim != 2 or not array.shape[1] or not array.flags.c_contiguous:
-        raise ValueError(f"{path} does not hold rows [T, E] in C order")
+        raise NotInLine(f"{path} does not hold rows [T, E] in C order")
     return array, int(array.offset)
 
 

@@ -29,7 +29,7 @@ from mmcore.config import EncoderSpec
 from mmcore.data.embeddings import EmbeddingSet
 from mmcore.data.shards import ShardSet
 from mmcore.encoders import MODALITY_OF, load_encoder
-from pipelines.embed import _embed
+from pipelines.embed import _embed, cut
 from pipelines.embed_space import span_address
 from pipelines.embed_worker import Item, keep_freed_memory
 
@@ -129,8 +129,7 @@ def build(media: Media, place: Path, threads: int) -> tuple[float, Path, Path]:
 
 def bare_loop(media: Media, threads: int) -> tuple[float, list[np.ndarray]]:
     """(seconds, features in the order of the addresses): decode and encode, nothing else."""
-    items, size, rows = list(media.items.values()), media.spec.batch, media.spec.part_rows
-    parts = [items[start : start + rows] for start in range(0, len(items), rows)]  # the store cuts batches inside parts, and they decide the rounding
+    size, parts = media.spec.batch, [[media.items[address] for address in part] for part in cut(list(media.items), len(media.items), media.spec)]
     batches = [part[start : start + size] for part in parts for start in range(0, len(part), size)]
     before = torch.get_num_threads()
     started = time.perf_counter()

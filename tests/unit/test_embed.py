@@ -21,6 +21,7 @@ from mmcore.data.embeddings import EmbeddingSet, space_fields
 from mmcore.encoders import load_encoder
 from mmcore.encoders.timm_image import fold_batch_norm
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
+from pipelines.embed import cut
 from pipelines.embed_space import Space, text_sha256
 
 SPEC = EncoderSpec(kind="timm_image", arch="test_efficientnet", width=256, grid=2, image_size=32, batch=4, part_rows=8)
@@ -59,7 +60,7 @@ def embed(root: Path, count: int = 20, name: str = "embed", **resources) -> dict
 
 def test_cached_equals_computed_and_shared_media_are_stored_once(tmp_path, weights):
     root = prepare(tmp_path, weights)
-    assert embed(root) == {"samples": 20, "media": 19, "tokens": 76, "parts": 3, "width": 256}
+    assert embed(root) == {"samples": 20, "media": 19, "tokens": 76, "parts": 5, "width": 256}
     stored = EmbeddingSet(root / "embed", root / "stores")
     assert stored.keys() == [f"pets-{i:06d}" for i in range(20)] and stored.width == 256 and space_fields(stored.spec) == space_fields(SPEC)
     features, lengths = stored.gather(stored.keys())
@@ -110,8 +111,17 @@ def test_killed_and_run_again_ends_with_the_same_bytes(tmp_path, weights, monkey
         (root / "work" / "embed" / "plan.json").unlink()
     embed(root)
     timing = json.loads((root / "embed" / "info" / "timing.json").read_text())
-    assert timing["encoded"] == 11 and timing["reused"] == 8
+    assert timing["encoded"] == 15 and timing["reused"] == 4
     assert artifact(tmp_path / "calm") == artifact(root)
+
+
+@pytest.mark.parametrize(
+    ("total", "missing", "sizes"), [(19, 19, [4] * 4 + [3]), (19, 6, [4, 2]), (70, 70, [8] * 8 + [6]), (4000, 20, [8, 8, 4]), (3, 3, [3]), (0, 0, [])]
+)
+def test_small_sets_are_cut_into_more_parts_but_whole_batches(total, missing, sizes):
+    addresses = [f"{i:03d}" for i in range(missing)]
+    parts = cut(addresses, total, SPEC)
+    assert [len(part) for part in parts] == sizes and [address for part in parts for address in part] == addresses
 
 
 def test_second_run_and_growth_encode_only_what_is_new(tmp_path, weights, monkeypatch):
@@ -255,7 +265,7 @@ def test_sounds_and_their_spans(tmp_path):
     run_step(tmp_path, "shards", "pipelines.shards:run", ShardsConfig(), {"manifest": "manifest", "lists": "lists"})
     spec = EncoderSpec(kind="whisper_audio", arch="whisper", width=16, tokens=4, batch=1, part_rows=2)
     result = run_step(tmp_path, "embed", "pipelines.embed:run", EmbedConfig(spec=spec), {"weights": "weights", "shards_a": "shards"})
-    assert result == {"samples": 4, "media": 4, "tokens": 16, "parts": 2, "width": 16}
+    assert result == {"samples": 4, "media": 4, "tokens": 16, "parts": 4, "width": 16}
     stored = EmbeddingSet(tmp_path / "embed", tmp_path / "stores")
     encoder = load_encoder(spec, tmp_path / "weights")
     assert np.array_equal(stored.get("pets-000001"), encoder.encode([wav(1, 1.0)])[0])

@@ -106,6 +106,15 @@ def test_items_of_one_length_that_do_not_lie_in_line_are_read_all_the_same(tmp_p
     assert [np.array_equal(row, stored.get(key)) for row, key in zip(features, ("k003", "k004", "k001"), strict=True)] == [True] * 3
 
 
+def test_parts_in_column_order_are_read_all_the_same(tmp_path):
+    stored = store(tmp_path, EncoderSpec(kind="timm_image", arch="a", width=16), [[4, 4], [4]])
+    before, _ = stored.gather(stored.keys())
+    values = tmp_path / "stores" / "embeddings" / "s" / "parts" / "p1" / "features.npy"
+    np.save(values, np.asfortranarray(np.load(values)))
+    again, _ = EmbeddingSet(tmp_path / "artifact", tmp_path / "stores").gather(stored.keys())
+    assert np.array_equal(before, again)
+
+
 def test_a_view_is_a_view(tmp_path):
     stored = store(tmp_path, EncoderSpec(kind="timm_image", arch="a", width=16), [[2, 2]])
     rows = stored.get("k001")

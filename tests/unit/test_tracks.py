@@ -72,7 +72,7 @@ def test_sounds_are_kept_by_the_clips_key_and_silent_clips_have_none(root):
         "samples": 3,
         "media": 2,
         "tokens": 8,
-        "parts": 1,
+        "parts": 2,
         "width": 16,
         "clips": 6,
         "without_track": 1,
