@@ -75,11 +75,11 @@ def smol() -> Recipe:
 
 
 def smol_plain() -> Recipe:
-    """smol without help: no caption turn, no balanced answers. More questions, a higher rate and captions are meant to make up for it."""
+    """smol without help: no caption turn, no balanced answers. More questions, a higher rate and more steps make up for it."""
     recipe = smol()
     stage3 = replace(
         recipe.stage3,
-        steps=220,
+        steps=480,
         questions=8,
         lr=2e-3,
         warmup_steps=15,
