@@ -225,7 +225,8 @@ def import_checkpoint(checkpoint: Path, lm_dir: Path, output: Path, spec: ModelS
     with torch.no_grad():
         for matrix, _ in _MATRICES:
             own[matrix].copy_(ours.pop(f"lm.base.{matrix}"))
-    base.save_pretrained(output / "lm", safe_serialization=True)
+    base.config._name_or_path = tokenizer.name_or_path = ""  # no trace of where it was made
+    base.save_pretrained(output / "lm")
     tokenizer.save_pretrained(output / "lm")
     attach_lora(base, spec.lora, spec.seed)
     for name, parameter in lora_parameters(base).items():

@@ -135,7 +135,7 @@ class Harmful:
         return (print, ("unpickled",))
 
 
-def test_an_imported_toy_checkpoint_computes_what_the_old_layout_computes(tmp_path, lm_dir, capsys):
+def test_an_imported_toy_checkpoint_computes_what_the_old_layout_computes(tmp_path, lm_dir):
     """Reference: one LM with the file's whole matrices and peft's own LoRA, nn.Linear in, nn.Transformer out, as the old code puts them together."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -162,20 +162,21 @@ def test_an_imported_toy_checkpoint_computes_what_the_old_layout_computes(tmp_pa
     with torch.no_grad():
         embeds = reference.get_input_embeddings()(ids)
         embeds[:, 2] = nn.functional.linear(item[:, 0], wide["llama_proj.weight"], wide["llama_proj.bias"])
-        expected = reference(inputs_embeds=embeds, output_hidden_states=True)
+        inner = reference.base_model.model
+        expected = inner.model(inputs_embeds=embeds).last_hidden_state
         ours = model.lm.embed(ids)
         ours[:, 2] = model.input_projectors["image"](item, torch.tensor([1]))[0][:, 0]
         assert torch.allclose(ours, embeds, atol=1e-6)
         length = ids.shape[1]
         mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
         hidden = model.lm.hidden(ours, mask, torch.arange(length)[None])
-        assert torch.allclose(hidden, expected.hidden_states[-1], atol=1e-4)
-        assert torch.allclose(model.lm.logits(hidden[0]), expected.logits[0], atol=1e-4)
+        assert torch.allclose(hidden, expected, atol=1e-4)
+        assert torch.allclose(model.lm.logits(hidden[0]), inner.lm_head(expected)[0], atol=1e-4)
         for modality, name, where in (("image", "gen_text_hidden_fcs", slice(5, 9)), ("audio", "gen_text_hidden_fcs_audio", slice(10, 13))):
             own = {key.removeprefix(f"{name}.0."): value for key, value in wide.items() if key.startswith(f"{name}.0.")}
             transformer = nn.Transformer(16, 2, 2, 2, 64, dropout=0.0, batch_first=True, norm_first=True).eval()
             transformer.load_state_dict({key.removeprefix("tfm."): value for key, value in own.items() if key.startswith("tfm.")})
-            states = nn.functional.linear(expected.hidden_states[-1][:, where] + embeds[:, where], own["fc.weight"], own["fc.bias"])
+            states = nn.functional.linear(expected[:, where] + embeds[:, where], own["fc.weight"], own["fc.bias"])
             out = nn.functional.linear(transformer(states, own["query_embs"]), own["model.weight"], own["model.bias"])
             assert torch.allclose(model.conditioning(modality, hidden[:, where]), out, atol=1e-4)
             assert float(out.std()) > 0.01

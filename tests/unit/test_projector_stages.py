@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_input_projectors import TOY
+from test_input_projectors import IDLE, TOY
 from toy_model import SPEC, STAGE1, STAGE3, Features, asked, captioned, drawn
 
 from mmcore.data.chat import Chat
@@ -40,14 +40,14 @@ def test_stage_1_changes_the_projector_and_nothing_else_and_resumes_to_the_same_
     before = {name: value.detach().clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
     whole, log, _ = run_stage(FIRST, model, data, tmp_path / "whole")
     changed = {name for name, value in [*model.named_parameters(), *model.named_buffers()] if not torch.equal(value, before[name])}
-    assert changed == set(whole) and all(name.startswith("input_projectors.image.") for name in changed)
-    assert changed == {name for name in before if name.startswith("input_projectors.image.")} - {f"input_projectors.image.{b}" for b in ("mean_E", "std_E")}
+    assert changed <= set(whole) == {name for name, _ in model.named_parameters() if name.startswith("input_projectors.image.")}
+    assert all(name.endswith(IDLE) for name in set(whole) - changed)
 
     class Killed(Exception):
         pass
 
     def bomb(done, total, note=""):
-        if done == 4:
+        if done == 3:
             raise Killed
 
     with pytest.raises(Killed):
@@ -106,9 +106,7 @@ def test_a_row_holds_as_many_placeholders_as_the_projector_makes_tokens():
         assert torch.equal(embeds[batch.ids_BT == model.lm.table.placeholder_id("image")], projected[mask])
 
 
-@pytest.mark.parametrize(
-    ("kind", "match"), [("linear", "holds input_projectors.image.into.bias, which this model does not have"), ("group", "the model wants")]
-)
+@pytest.mark.parametrize(("kind", "match"), [("linear", "which this model does not have"), ("group", "the model wants")])
 def test_tensors_of_another_kind_are_refused_by_name(kind, match, tmp_path):
     """The reference loads a file of one kind into another and ends in a list of every key."""
     model, _ = prepared("mlp")
