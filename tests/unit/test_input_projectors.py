@@ -82,7 +82,7 @@ def test_gradients_are_finite_and_reach_every_parameter(kind):
     (embeds[mask] * torch.randn(int(mask.sum()), OUT, generator=torch.Generator().manual_seed(0))).sum().backward()
     for name, parameter in projector.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
-        assert name.endswith(IDLE) or float(parameter.grad.abs().max()) > 1e-6, name
+        assert name.endswith(IDLE) or float(parameter.grad.abs().max()) > 0, name
 
 
 @pytest.mark.parametrize("kind", TOY)
