@@ -216,6 +216,7 @@ def _alignment_errors(ctx: StepContext, train: list[str], captions: list[str], o
     """Per caption: its error, the mean predictor's error and the error of another caption's conditioning."""
     import torch
 
+    from mmcore.config import output_spec
     from mmcore.data.embeddings import EmbeddingSet
     from mmcore.losses import alignment
     from mmcore.model import TENSORS, load_tensors
@@ -227,7 +228,7 @@ def _alignment_errors(ctx: StepContext, train: list[str], captions: list[str], o
     states, targets = StateSet(ctx.inputs["states"].path), EmbeddingSet(ctx.inputs["targets"].path, ctx.stores)
     side = SignalSide(config.model, states)
     load_tensors(side, ctx.inputs["stage2"].path / TENSORS)
-    queries = config.model.output_projector.queries
+    queries = output_spec(config.model, config.modality).queries
     mean_QC, _, _ = fit_targets(targets, train, queries)
     with torch.no_grad():
         for start in range(0, len(captions), config.batch):

@@ -81,8 +81,17 @@ class InputProjectorSpec:
     """One input projector: features_BNE -> embeds_BKD."""
 
     kind: str = "linear"
+    """Registry name in mmcore.input_projectors: `linear`, `mlp` or `group`."""
     init_std: float = 0.136
     """Standard deviation of the projected tokens at step 0: that of the LM's own embeddings (0.136 for SmolLM2-135M)."""
+    width: int = 512
+    """group: inner width."""
+    heads: int = 8
+    """group: attention heads."""
+    depths: tuple[int, ...] = (6, 3, 3)
+    """group: transformer layers of each stage."""
+    groups: tuple[int, ...] = (64, 8)
+    """group: groups that each stage but the last forms; the last number is K."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +99,7 @@ class OutputProjectorSpec:
     """One output projector: signal states_BSD -> conditioning_BQC."""
 
     kind: str = "transformer"
+    """Registry name in mmcore.output_projectors: `transformer`, `nextgpt`, `nextgpt_legacy` or `linear` (which reads queries and out only)."""
     width: int = 256
     layers: int = 2
     """Encoder layers, and as many decoder layers."""
@@ -120,6 +130,9 @@ class ModelSpec:
     """(modality, spec) of image, video, audio."""
     input_projector: InputProjectorSpec
     output_projector: OutputProjectorSpec
+    """Of every modality that `output_projectors` does not name."""
+    output_projectors: tuple[tuple[str, OutputProjectorSpec], ...] = ()
+    """(modality, spec) of the modalities whose decoder wants another conditioning."""
     tokens: SpecialTokens = SpecialTokens()
     lora: LoraSpec = LoraSpec()
     seed: int = 0
@@ -169,13 +182,20 @@ class StageConfig:
     """Weight of the alignment with the decoder's text-encoder states."""
 
 
+def output_spec(spec: ModelSpec, modality: Modality) -> OutputProjectorSpec:
+    """The output projector of a modality."""
+    return dict(spec.output_projectors).get(modality, spec.output_projector)
+
+
 def model_spec_from_json(values: Mapping[str, Any]) -> ModelSpec:
     """The ModelSpec that `dataclasses.asdict` turned into JSON. Raises ValueError naming what does not fit."""
     try:
         parts = dict(values)
         parts["encoders"] = tuple((modality, EncoderSpec(**spec)) for modality, spec in parts["encoders"])
-        parts["input_projector"] = InputProjectorSpec(**parts["input_projector"])
+        sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in parts["input_projector"].items()}
+        parts["input_projector"] = InputProjectorSpec(**sizes)
         parts["output_projector"] = OutputProjectorSpec(**parts["output_projector"])
+        parts["output_projectors"] = tuple((modality, OutputProjectorSpec(**spec)) for modality, spec in parts.get("output_projectors", ()))
         parts["tokens"] = SpecialTokens(**parts["tokens"])
         parts["lora"] = LoraSpec(**{**parts["lora"], "targets": tuple(parts["lora"]["targets"])})
         return ModelSpec(**parts)

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mmcore.config import ModelSpec
+from mmcore.config import ModelSpec, output_spec
 from mmcore.data.chat import Chat
 from mmcore.input_projectors import build_input_projector
+from mmcore.input_projectors.base import StandardisedProjector
 from mmcore.llm import LanguageModel, load_lm, load_tokenizer, packed_mask
 from mmcore.lora import attach_lora, load_lora, lora_parameters
 from mmcore.output_projectors import build_output_projector
@@ -69,6 +70,12 @@ class AnyModel(nn.Module):
             )
         return embeds_BTD.masked_scatter(holes_BT[..., None], projected_BKD[mask_BK].to(embeds_BTD.dtype))
 
+    def set_draw(self, draw: int | None) -> None:
+        """Number of the noise that the input projectors' random parts take from now on; frozen ones, and None, take none."""
+        for projector in self.input_projectors.values():
+            assert isinstance(projector, StandardisedProjector)
+            projector.draw = draw if any(parameter.requires_grad for parameter in projector.parameters()) else None
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """hidden_BTD of packed rows."""
         mask = packed_mask(batch.segments_BT, batch.segments_BT, self.lm.dtype)
@@ -93,11 +100,14 @@ def signal_rows(lm: Any, modality: str) -> torch.Tensor:
 
 
 def output_projectors(spec: ModelSpec, lm_width: int) -> nn.ModuleDict:
-    """One output projector per modality that has signal tokens."""
+    """One output projector per modality that has signal tokens. Raises ValueError when the spec describes one for a modality without."""
     counts = {modality: int(getattr(spec.tokens, modality)) for modality in MEDIA}
+    for modality, _ in spec.output_projectors:
+        if not counts.get(modality):
+            raise ValueError(f"output_projectors describes {modality}, which has no signal tokens: set tokens.{modality} or leave it out")
     return nn.ModuleDict(
         {
-            modality: build_output_projector(spec.output_projector, lm_width, counts[modality], spec.seed + 100 + MEDIA.index(modality))
+            modality: build_output_projector(output_spec(spec, modality), lm_width, counts[modality], spec.seed + 100 + MEDIA.index(modality))
             for modality in MEDIA
             if counts[modality]
         }

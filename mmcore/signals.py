@@ -27,7 +27,7 @@ from mmcore.config import ModelSpec, SpecialTokens
 from mmcore.data.batching import collate
 from mmcore.data.chat import DRAW, Chat, RowBuilder
 from mmcore.model import AnyModel, output_projectors, signal_rows
-from mmcore.output_projectors import TransformerProjector
+from mmcore.output_projectors import OutputProjector
 from mmcore.special_tokens import TokenTable
 from mmcore.types import TokenRow
 
@@ -135,10 +135,10 @@ class SignalSide(nn.Module):
         ids = self.lm.table.block(modality)
         return range(ids[0] - self.lm.table.base, ids[-1] + 1 - self.lm.table.base)
 
-    def projector(self, modality: str) -> TransformerProjector:
+    def projector(self, modality: str) -> OutputProjector:
         """A modality's output projector."""
         found = self.output_projectors[modality]
-        assert isinstance(found, TransformerProjector)
+        assert isinstance(found, OutputProjector)
         return found
 
     def conditioning(self, modality: str, states_BPD: torch.Tensor) -> torch.Tensor:

@@ -85,6 +85,9 @@ class Recipe:
     lm_dtype: str = "bfloat16"
     input_projector: InputProjectorSpec = InputProjectorSpec()
     output_projector: OutputProjectorSpec = OutputProjectorSpec()
+    """Of every modality that `output_projectors` does not name."""
+    output_projectors: tuple[tuple[str, OutputProjectorSpec], ...] = ()
+    """(modality, spec) of the modalities whose decoder wants another conditioning."""
     tokens: SpecialTokens = SpecialTokens()
     lora: LoraSpec = LoraSpec()
     stages: tuple[str, ...] = ("stage1", "stage2", "stage3")

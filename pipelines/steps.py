@@ -14,7 +14,7 @@ from pathlib import Path
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, HistoryConfig, ReportConfig
 from infra.plan import topological
 from infra.step import AnyloomError, Step
-from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder
+from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder, output_spec
 from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
@@ -39,6 +39,7 @@ def model_spec(recipe: Recipe) -> ModelSpec:
         encoders=tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:]),
         input_projector=recipe.input_projector,
         output_projector=recipe.output_projector,
+        output_projectors=recipe.output_projectors,
         tokens=recipe.tokens,
         lora=recipe.lora,
     )
@@ -159,7 +160,8 @@ def _weights(recipe: Recipe, part: str, inputs: dict[str, Step], own_weights: Ma
 
 
 def _targets(recipe: Recipe) -> TargetsConfig:
-    return TargetsConfig(width=recipe.output_projector.out, tokens=recipe.output_projector.queries)
+    image = output_spec(model_spec(recipe), "image")
+    return TargetsConfig(width=image.out, tokens=image.queries)
 
 
 def _manifest_config(recipe: Recipe, group: str) -> ManifestConfig:

@@ -58,10 +58,14 @@ class ChatData:
 
     def losses(self, model: AnyModel, step: int, rank: int, world: int) -> Iterator[StepLoss]:
         """The loss of each microbatch of this rank's share of a step."""
-        for batch in self.batches(step, rank, world):
-            logits, targets = model.supervised(batch)
-            where = batch.targets_BT != IGNORE
-            yield weighted_cross_entropy(logits, targets, batch.weights_BT[where], batch.groups_BT[where], len(self.part_names))
+        model.set_draw((self.config.seed << 32) + step)
+        try:
+            for batch in self.batches(step, rank, world):
+                logits, targets = model.supervised(batch)
+                where = batch.targets_BT != IGNORE
+                yield weighted_cross_entropy(logits, targets, batch.weights_BT[where], batch.groups_BT[where], len(self.part_names))
+        finally:
+            model.set_draw(None)
 
     def batches(self, step: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Collated microbatches of a rank's share of a step."""
