@@ -183,23 +183,29 @@ class Generator:
         Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order.
         Raises ValueError when placeholders and media do not pair up.
         """
-        features = [(modality, self.encode(modality, data)) for modality, data in media]
         named = any(placeholder(modality) in prompt for modality in MEDIA)
-        if len(features) == 1 and not named and self.caption_turn:
-            cache, _ = self._prefixes([features[0]], True)
+        if len(media) == 1 and not named and self.caption_turn:
+            modality, data = media[0]
+            cache, _ = self._prefixes([(modality, self.encode(modality, data))], True)
             ids = self._chat.question_prompt(prompt, opened=False, later=True)
             segment, batches = 1, {}
         else:
             cache = PackedCache(self.model, 1)
-            counts = [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]
-            ids = self._chat.media_question(prompt, counts, named)
-            segment, batches = 0, _media_batches([features])
+            ids, batches = self.turn(prompt, media)
+            segment = 0
         position = cache.lengths[0]
         hidden_BTD = cache.extend([[(segment, position, ids)]], batches)
         stream = Stream(row=0, segment=segment, position=position + len(ids))
-        yield from self._events(greedy(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens))
+        yield from self.events(greedy(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens))
 
-    def _events(self, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
+    def turn(self, prompt: str, media: Sequence[tuple[str, bytes]], later: bool = False) -> tuple[list[int], dict[str, MediaBatch]]:
+        """(ids, features) of one user turn up to its answer; later: a turn stands before it. Raises ValueError as `stream` does."""
+        features = [(modality, self.encode(modality, data)) for modality, data in media]
+        counts = [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]
+        named = any(placeholder(modality) in prompt for modality in MEDIA)
+        return self._chat.media_question(prompt, counts, named, later), _media_batches([features])
+
+    def events(self, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
         """Tokens -> pieces of text; a piece is held back while its last character is incomplete."""
         said = ""
         text = ""
