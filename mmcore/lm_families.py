@@ -34,10 +34,8 @@ def lora_targets(base: Any, wanted: tuple[str, ...] = ()) -> tuple[str, ...]:
     own = {name.split(".")[-1] for name, _ in base.named_modules()}
     lacking = [target for target in targets if target not in own]
     if lacking:
-        known = f"; layers of {kind}: {', '.join(LORA_TARGETS[kind])}" if kind in LORA_TARGETS else ""
-        raise ValueError(
-            f"lora.targets names {lacking[0]}, which no layer of this language model is called{known}; set lora.targets (empty: all of the family's)"
-        )
+        known = f" ({kind} has {', '.join(LORA_TARGETS[kind])})" if kind in LORA_TARGETS else ""
+        raise ValueError(f"lora.targets names {lacking[0]}, and no layer of the language model is called so{known}: correct it, or leave it empty for all")
     return targets
 
 
