@@ -184,15 +184,14 @@ class Generator:
         Raises ValueError when placeholders and media do not pair up.
         """
         named = any(placeholder(modality) in prompt for modality in MEDIA)
+        batches: dict[str, MediaBatch] = {}
         if len(media) == 1 and not named and self.caption_turn:
             modality, data = media[0]
             cache, _ = self._prefixes([(modality, self.encode(modality, data))], True)
-            ids = self._chat.question_prompt(prompt, opened=False, later=True)
-            segment, batches = 1, {}
+            ids, segment = self._chat.question_prompt(prompt, opened=False, later=True), 1
         else:
-            cache = PackedCache(self.model, 1)
+            cache, segment = PackedCache(self.model, 1), 0
             ids, batches = self.turn(prompt, media)
-            segment = 0
         position = cache.lengths[0]
         hidden_BTD = cache.extend([[(segment, position, ids)]], batches)
         stream = Stream(row=0, segment=segment, position=position + len(ids))
