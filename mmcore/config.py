@@ -69,11 +69,11 @@ def check_encoder(spec: EncoderSpec) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpecialTokens:
-    """Signal-token counts per modality (0: the model cannot emit that modality)."""
+    """Signal-token counts per modality (0: the model cannot emit that modality). The defaults are NExT-GPT's."""
 
     image: int = 4
-    video: int = 0
-    audio: int = 0
+    video: int = 24
+    audio: int = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,9 +115,14 @@ class OutputProjectorSpec:
 class LoraSpec:
     """LoRA on every linear layer of the LM (peft)."""
 
+    mode: str = "shared"
+    """`shared`: one adapter takes every token; `per_modality`: one for text and one per input modality, routed by the media of each sample (text always)."""
     rank: int = 16
+    """R of each adapter."""
     alpha: int = 32
+    """The adapter's output is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Layers, by the last part of their names. Empty: all attention and feed-forward layers of the LM's family (mmcore.lm_families)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +131,10 @@ class ModelSpec:
 
     dtype: str = "bfloat16"
     """Type of the frozen LM; trainable tensors are float32."""
+    quantize: str = ""
+    """Frozen linear layers of the LM in `4bit` or `8bit` through bitsandbytes (CUDA only); "": in dtype."""
+    chat: str = "chatml"
+    """Chat template (mmcore.data.chat_templates)."""
     encoders: tuple[tuple[str, EncoderSpec], ...]
     """(modality, spec) of image, video, audio."""
     input_projector: InputProjectorSpec
@@ -185,6 +194,24 @@ class StageConfig:
 def output_spec(spec: ModelSpec, modality: Modality) -> OutputProjectorSpec:
     """The output projector of a modality."""
     return dict(spec.output_projectors).get(modality, spec.output_projector)
+
+
+LORA_MODES = ("shared", "per_modality")
+QUANTIZE = ("", "4bit", "8bit")
+
+
+def check_model(spec: ModelSpec) -> None:
+    """Raises ValueError for a LoRA mode, quantisation or number of tokens that no model has."""
+    if spec.lora.mode not in LORA_MODES:
+        raise ValueError(f"lora.mode {spec.lora.mode!r} is unknown: use {' or '.join(LORA_MODES)}")
+    if spec.quantize not in QUANTIZE:
+        raise ValueError(f"quantize {spec.quantize!r} is unknown: use 4bit, 8bit or nothing")
+    if spec.lora.rank < 1:
+        raise ValueError(f"lora.rank is {spec.lora.rank}: it must be at least 1")
+    for modality in MODALITIES[1:]:
+        count = int(getattr(spec.tokens, modality))
+        if count < 0:
+            raise ValueError(f"tokens.{modality} is {count}: use 0 for a modality that the model does not emit")
 
 
 def model_spec_from_json(values: Mapping[str, Any]) -> ModelSpec:

@@ -20,8 +20,10 @@ from mmcore.data.chat import Chat
 from mmcore.input_projectors import build_input_projector
 from mmcore.input_projectors.base import StandardisedProjector
 from mmcore.llm import LanguageModel, load_lm, load_tokenizer, packed_mask
-from mmcore.lora import attach_lora, load_lora, lora_parameters
+from mmcore.lora import attach_lora, load_lora
+from mmcore.lora_layers import routing_of
 from mmcore.output_projectors import build_output_projector
+from mmcore.routes import token_routes
 from mmcore.special_tokens import MEDIA, placeholder
 from mmcore.types import IGNORE, Batch, MediaBatch
 
@@ -76,10 +78,23 @@ class AnyModel(nn.Module):
             assert isinstance(projector, StandardisedProjector)
             projector.draw = draw if any(parameter.requires_grad for parameter in projector.parameters()) else None
 
+    def add_lora(self) -> None:
+        """Attach the recipe's LoRA adapters to the language model, unless they are there. B starts at zero: nothing changes yet."""
+        if routing_of(self.lm.base) is None:
+            attach_lora(self.lm.base, self.spec.lora, self.spec.seed, [modality for modality, _ in self.spec.encoders])
+
+    def routes(self, ids_BL: torch.Tensor, segments_BL: torch.Tensor) -> torch.Tensor | None:
+        """0/1 routes [B, L, A] of packed rows through adapters per modality; None when the model routes nothing."""
+        routing = routing_of(self.lm.base)
+        if routing is None or routing.shared:
+            return None
+        return token_routes(ids_BL, segments_BL, self.lm.table, routing.adapters)
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """hidden_BTD of packed rows."""
         mask = packed_mask(batch.segments_BT, batch.segments_BT, self.lm.dtype)
-        return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT)
+        routes = self.routes(batch.ids_BT, batch.segments_BT)
+        return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT, routes_BTA=routes)
 
     def supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [P, V+S] float32, targets [P]) at the P supervised positions only, in row-major order."""
@@ -127,13 +142,12 @@ def load_tensors(module: nn.Module, path: Path) -> None:
 
 def load_model(spec: ModelSpec, lm_dir: Path, stages: tuple[Path, ...] = ()) -> AnyModel:
     """The model after the given stage artifacts, loaded in order. lm_dir: transformers directory of the frozen LM."""
-    lm = load_lm(lm_dir, spec.dtype, spec.tokens, spec.seed)
-    model = AnyModel(spec, lm, Chat(load_tokenizer(lm_dir), lm.table))
+    lm = load_lm(lm_dir, spec.dtype, spec.tokens, spec.seed, spec.quantize)
+    model = AnyModel(spec, lm, Chat(load_tokenizer(lm_dir), lm.table, spec.chat))
     for stage in stages:
         if (stage / TENSORS).exists():
             load_tensors(model, stage / TENSORS)
         if (stage / LORA).is_dir():
-            if not lora_parameters(model.lm.base):
-                attach_lora(model.lm.base, spec.lora, spec.seed)
+            model.add_lora()
             load_lora(model.lm.base, stage / LORA)
     return model.requires_grad_(False)

@@ -52,7 +52,7 @@ def signal_row(chat: Chat, modality: str, caption: str) -> tuple[TokenRow, list[
     builder = RowBuilder()
     request = chat.question_prompt(DRAW[modality].format(caption), opened=False, literal=True)
     builder.add([*request, *block], 1)
-    talk, reply = chat.question_prompt(caption, opened=False, literal=True), chat.literal(caption)
+    talk, reply = chat.question_prompt(caption, opened=False, literal=True), chat.spoken(caption)
     builder.add([*talk, *reply], 2)
     before = len(request) + len(block) + len(talk) - 1
     negatives = np.linspace(before, before + len(reply), NEGATIVES).round().astype(int).tolist()

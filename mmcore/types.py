@@ -127,3 +127,5 @@ class Answer:
     ms: float
     """Wall milliseconds of the group, divided by its questions."""
     blocks: tuple[SignalBlock, ...] = ()
+    broken: tuple[str, ...] = ()
+    """What was wrong with signal tokens that made no whole block; always empty when blocks are completed."""

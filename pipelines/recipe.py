@@ -83,6 +83,10 @@ class Recipe:
     latents: EncoderSpec | None = None
     """Also keep a picture decoder's latents of the captioned pictures (kind vae_image, step embed_latents), for denoising losses. None: not kept."""
     lm_dtype: str = "bfloat16"
+    quantize: str = ""
+    """Frozen linear layers of the LM in `4bit` or `8bit` (bitsandbytes, CUDA only); "": in lm_dtype."""
+    chat: str = "chatml"
+    """Chat template of the LM: chatml, vicuna_v1, llama3 or plain."""
     input_projector: InputProjectorSpec = InputProjectorSpec()
     output_projector: OutputProjectorSpec = OutputProjectorSpec()
     """Of every modality that `output_projectors` does not name."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, HistoryConfig, ReportConfig
 from infra.plan import topological
 from infra.step import AnyloomError, Step
-from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder, output_spec
+from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder, check_model, output_spec
+from mmcore.data.chat_templates import chat_template
 from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
@@ -33,9 +34,11 @@ SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"
 
 
 def model_spec(recipe: Recipe) -> ModelSpec:
-    """The model a recipe trains."""
-    return ModelSpec(
+    """The model a recipe trains. Raises AnyloomError for one that cannot be built."""
+    spec = ModelSpec(
         dtype=recipe.lm_dtype,
+        quantize=recipe.quantize,
+        chat=recipe.chat,
         encoders=tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:]),
         input_projector=recipe.input_projector,
         output_projector=recipe.output_projector,
@@ -43,6 +46,12 @@ def model_spec(recipe: Recipe) -> ModelSpec:
         tokens=recipe.tokens,
         lora=recipe.lora,
     )
+    try:
+        check_model(spec)
+        chat_template(spec.chat)
+    except ValueError as error:
+        raise AnyloomError(f"recipe {recipe.name}: {error}") from error
+    return spec
 
 
 def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weights: Mapping[str, Path] | None = None) -> dict[str, Step]:

@@ -63,14 +63,12 @@ def _feature_chunks(source: Any, keys: list[str], rows: int = 256) -> Iterator[A
 def _chat_stage(config: TrainConfig, ctx: StepContext, stages: tuple[Path, ...]) -> tuple[Any, Any]:
     """(AnyModel, ChatData) of stages 1 and 3."""
     from mmcore.data.chat_data import ChatData
-    from mmcore.lora import attach_lora, lora_parameters
     from mmcore.model import load_model
     from mmcore.stages import stage_spec
 
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages)
-    spec = stage_spec(config.stage.stage)
-    if spec.lora and not lora_parameters(model.lm.base):
-        attach_lora(model.lm.base, config.model.lora, config.model.seed)
+    if stage_spec(config.stage.stage).lora:
+        model.add_lora()
     shards = shard_sets(ctx.inputs, ctx.stores)
     samples, _ = dataset_samples(shards, [name for name, _ in config.stage.mixture])
     captions = true_captions(shards) if config.stage.caption_turn else {}

@@ -25,7 +25,7 @@ def tiny() -> Recipe:
         lm_dtype="float32",
         input_projector=InputProjectorSpec(kind="linear", init_std=0.02),
         output_projector=OutputProjectorSpec(kind="transformer", width=32, layers=1, heads=2, ffn=64, queries=16, out=32),
-        tokens=SpecialTokens(image=4),
+        tokens=SpecialTokens(image=4, video=0, audio=0),
         lora=LoraSpec(rank=4, alpha=8),
         stages=("stage1", "stage2", "stage3"),
         stage1=StageConfig(

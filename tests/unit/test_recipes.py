@@ -74,6 +74,10 @@ def test_every_key_that_is_offered_is_accepted():
         ("tiny_nextgpt", {"video.sampling": "scenes"}, "encoder of video: imagebind_video has no sampling 'scenes'"),
         ("tiny", {"video.tiles": 4}, "encoder of video: timm_video encodes no pictures"),
         ("tiny", {"image.tiles": 1}, "encoder of image: timm_image with tiles 1"),
+        ("tiny", {"lora.mode": "each"}, r"recipe tiny: lora\.mode 'each' is unknown: use shared or per_modality"),
+        ("tiny", {"quantize": "3bit"}, "recipe tiny: quantize '3bit' is unknown: use 4bit, 8bit or nothing"),
+        ("tiny", {"chat": "alpaca"}, "recipe tiny: chat template 'alpaca' is unknown; there are: chatml, vicuna_v1"),
+        ("tiny", {"tokens.audio": -1}, r"recipe tiny: tokens\.audio is -1"),
     ],
 )
 def test_an_encoder_that_cannot_do_it_is_named_before_anything_runs(name, change, message):
