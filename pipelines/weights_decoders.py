@@ -194,10 +194,10 @@ DECODERS: dict[str, Callable[[int], Any]] = {
 """Name in mmcore.decoders.catalogue -> a seeded pipeline of diffusers."""
 
 
-def save_tiny(name: str, seed: int, directory: Path) -> Path:
-    """Write the toy decoder `name` with its empty conditioning to `directory`, as an import of real weights would. Raises KeyError for another name."""
+def save_decoder(pipeline: Any, directory: Path) -> Path:
+    """Write a pipeline in the standard directory format, safetensors only, with its empty conditioning beside the weights."""
     from mmcore.decoders.texts import write_empty
 
-    DECODERS[name](seed).save_pretrained(directory, safe_serialization=True)
+    pipeline.save_pretrained(directory, safe_serialization=True)
     write_empty(directory)
     return directory

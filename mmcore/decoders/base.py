@@ -20,8 +20,7 @@ import torch
 from torch.nn import functional
 
 from infra.step import AnyloomError
-from infra.storage import read_json
-from mmcore.decoders.contract import INDEX, DecoderContract, Stream
+from mmcore.decoders.contract import DecoderContract, Stream
 
 EMPTY = "empty.safetensors"
 """File in a decoder's directory: the conditioning of the empty text (see mmcore.decoders.texts.write_empty)."""
@@ -84,12 +83,8 @@ class Decoder:
         raise TypeError(f"{type(self).__name__} names no denoiser class")
 
     def open(self, kind: Any, part: str) -> Any:
-        """Weights of `directory/part`, frozen, in evaluation mode, on the decoder's device and in its dtype. Raises AnyloomError."""
-        try:
-            model = kind.from_pretrained(self.directory / part, local_files_only=True, use_safetensors=True, torch_dtype=self.dtype)
-        except OSError as error:
-            raise AnyloomError(f"{self.directory / part}: {NO_SAFETENSORS} ({str(error).splitlines()[0]})") from error
-        return model.eval().requires_grad_(False).to(self.device)
+        """The weights of `directory/part`, on the decoder's device and in its dtype. Raises AnyloomError."""
+        return open_weights(kind, self.directory / part, self.dtype, self.device)
 
     def _scheduler(self) -> Any:
         import diffusers
@@ -220,7 +215,13 @@ def pixels(values: torch.Tensor) -> np.ndarray:
     return (values.float() / 2 + 0.5).clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
 
-def part_class(directory: Path, part: str) -> str | None:
-    """Class that model_index.json names for `part`; None when the pipeline has no such part."""
-    found = read_json(directory / INDEX).get(part)
-    return found[1] if found else None
+def open_weights(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """A model of diffusers or transformers, frozen and in evaluation mode. Raises AnyloomError when the folder is missing or holds no safetensors."""
+    if not folder.is_dir():
+        raise AnyloomError(f"{folder} is missing; copy the decoder's whole directory")
+    key = "torch_dtype" if kind.__module__.startswith("diffusers") else "dtype"
+    try:
+        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **{key: dtype})
+    except OSError as error:
+        raise AnyloomError(f"{folder}: {NO_SAFETENSORS} ({str(error).splitlines()[0]})") from error
+    return model.eval().requires_grad_(False).to(device)

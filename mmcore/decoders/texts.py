@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from infra.step import AnyloomError
-from mmcore.decoders.base import EMPTY, NO_SAFETENSORS
+from mmcore.decoders.base import EMPTY, open_weights
 from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, TEXT_TO_VIDEO, DecoderContract, read_contract
 
 Encoded = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]
@@ -70,14 +70,7 @@ def read_empty(directory: Path, contract: DecoderContract, device: str) -> tuple
 
 
 def _open(kind: Any, directory: Path, part: str, device: str) -> Any:
-    """A frozen transformers or diffusers model in float32. Raises AnyloomError."""
-    if not (directory / part).is_dir():
-        raise AnyloomError(f"{directory} has no {part}, which encodes its texts; copy the whole directory")
-    try:
-        model = kind.from_pretrained(directory / part, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32)
-    except OSError as error:
-        raise AnyloomError(f"{directory / part}: {NO_SAFETENSORS} ({str(error).splitlines()[0]})") from error
-    return model.eval().requires_grad_(False).to(device)
+    return open_weights(kind, directory / part, torch.float32, device)
 
 
 def _tokens(kind: Any, directory: Path, texts: list[str], device: str, part: str = "tokenizer", **options: Any) -> Any:

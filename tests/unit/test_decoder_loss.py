@@ -115,19 +115,17 @@ def test_min_snr_weighs_every_item_by_its_own_step(name):
 def test_one_gradient_step_into_the_conditioning_and_a_medium_through_the_contract(name):
     before = {key: value.clone() for key, value in decoder(name).denoiser.state_dict().items()}
     given = [tensor.requires_grad_() for tensor in streams(name)]
-    optimizer = torch.optim.SGD(given, lr=0.5)
     loss = denoising_loss(decoder(name), latents(name), decoder(name).condition(*given), torch.Generator().manual_seed(5), min_snr_gamma=5.0).mean()
     loss.backward()
     for tensor in given:
         assert torch.isfinite(tensor.grad).all() and (tensor.grad.flatten(1).norm(dim=1) > 0).all()
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in decoder(name).denoiser.parameters())
-    old = [tensor.detach().clone() for tensor in given]
-    optimizer.step()
-    assert all(not torch.equal(tensor.detach(), was) for tensor, was in zip(given, old, strict=True))
-    after = denoising_loss(decoder(name), latents(name), decoder(name).condition(*given), torch.Generator().manual_seed(5), min_snr_gamma=5.0).mean()
+    length = sum(tensor.grad.square().sum() for tensor in given).sqrt()
+    moved = [tensor.detach() - 0.1 * tensor.grad / length for tensor in given]
+    after = denoising_loss(decoder(name), latents(name), decoder(name).condition(*moved), torch.Generator().manual_seed(5), min_snr_gamma=5.0).mean()
     assert after < loss
     assert all(torch.equal(value, before[key]) for key, value in decoder(name).denoiser.state_dict().items())
-    media = generate(decoder(name), decoder(name).condition(*(tensor.detach() for tensor in given)), [0, 1], SamplingOptions(steps=2))
+    media = generate(decoder(name), decoder(name).condition(*moved), [0, 1], SamplingOptions(steps=2))
     assert [medium.modality for medium in media] == [decoder(name).contract.modality] * 2
 
 

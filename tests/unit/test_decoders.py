@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_decoders import ALL, FAMILIES, conditioning, decoder, directory, latents, streams
+from toy_decoders import ALL, FAMILIES, conditioning, decoder, directory, latents, pipeline, streams
 
 from infra.step import AnyloomError
 from mmcore.decoders import FAMILIES as REGISTERED
@@ -48,6 +49,19 @@ def test_every_family_is_known_with_licence_use_and_twin():
     assert known("stabilityai/stable-diffusion-2").predicts == "v_prediction" and known("of/my-own") is None
 
 
+def test_a_toy_is_a_standard_directory_made_by_its_seed_alone(tmp_path):
+    """diffusers' own StableDiffusionPipeline opens it, and two builds have the same bytes."""
+    from diffusers import StableDiffusionPipeline
+
+    opened = StableDiffusionPipeline.from_pretrained(directory("tiny-sd15"), local_files_only=True, use_safetensors=True)
+    again, other = DECODERS["tiny-sd15"](0), DECODERS["tiny-sd15"](1)
+    for part in ("unet", "vae", "text_encoder"):
+        state, same, differs = (getattr(pipe, part).state_dict() for pipe in (opened, again, other))
+        assert state.keys() == same.keys() and all(torch.equal(value, same[key]) for key, value in state.items())
+        assert not all(torch.equal(value, differs[key]) for key, value in state.items())
+    assert not [path for path in directory("tiny-sd15").rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+
+
 def test_contracts_and_catalogue_are_read_without_torch():
     code = "import sys; import mmcore.decoders.catalogue, mmcore.decoders as d; d.read_contract(sys.argv[1]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, str(directory("tiny-sd2"))], timeout=120).returncode == 0
@@ -76,20 +90,30 @@ def test_contracts_come_from_the_configs(tmp_path):
 def test_values_a_config_leaves_out_are_those_of_the_classes_that_read_it(tmp_path):
     from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, CogVideoXTransformer3DModel, PNDMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 
-    old = edited("tiny-sd15", tmp_path / "a", "scheduler", prediction_type=None, num_train_timesteps=None)
-    assert (read_contract(old).prediction_type, read_contract(old).train_timesteps) == (PNDMScheduler().config.prediction_type, 1000)
-    bare = edited("tiny-sd15", tmp_path / "b", "vae", scaling_factor=None, shift_factor=None)
-    assert (read_contract(bare).latent_scale, read_contract(bare).latent_shift) == (AutoencoderKL().config.scaling_factor, 0.0)
-    cog = edited("tiny-cogvideox", tmp_path / "c", "transformer", sample_frames=None, sample_width=None, sample_height=None, in_channels=None)
-    with torch.device("meta"):
-        full, vae, unet = CogVideoXTransformer3DModel(num_layers=1).config, AutoencoderKLCogVideoX().config, UNet3DConditionModel().config
-    frames = (full.sample_frames - 1) // vae.temporal_compression_ratio + 1
-    assert read_contract(cog).latent_shape == (frames, full.in_channels, full.sample_height, full.sample_width) and vae.scaling_factor == COG_SCALE
-    video = edited("tiny-text-to-video", tmp_path / "d", "unet", cross_attention_dim=None)
-    assert read_contract(video).streams[0].width == unet.cross_attention_dim
-    import inspect
+    def default(of: object, name: str):
+        return inspect.signature(of).parameters[name].default
 
-    assert inspect.signature(TextToVideoSDPipeline.__call__).parameters["num_frames"].default == read_contract(video).frames
+    old = read_contract(edited("tiny-sd15", tmp_path / "a", "scheduler", prediction_type=None, num_train_timesteps=None))
+    assert (old.prediction_type, old.train_timesteps) == (default(PNDMScheduler, "prediction_type"), default(PNDMScheduler, "num_train_timesteps"))
+    bare = read_contract(edited("tiny-sd15", tmp_path / "b", "vae", scaling_factor=None, shift_factor=None))
+    assert bare.latent_scale == default(AutoencoderKL, "scaling_factor") and bare.latent_shift == 0.0 and default(AutoencoderKL, "shift_factor") is None
+    names = ("in_channels", "sample_height", "sample_width", "sample_frames", "text_embed_dim", "max_text_seq_length")
+    cog = read_contract(edited("tiny-cogvideox", tmp_path / "c", "transformer", **dict.fromkeys(names)))
+    channels, height, width, frames, text, tokens = (default(CogVideoXTransformer3DModel, name) for name in names)
+    ratio = default(AutoencoderKLCogVideoX, "temporal_compression_ratio")
+    assert cog.latent_shape == ((frames - 1) // int(ratio) + 1, channels, height, width)
+    assert cog.streams == (Stream(name="text", tokens=tokens, width=text, any_length=False),) and default(AutoencoderKLCogVideoX, "scaling_factor") == COG_SCALE
+    video = read_contract(edited("tiny-text-to-video", tmp_path / "d", "unet", cross_attention_dim=None))
+    assert video.streams[0].width == default(UNet3DConditionModel, "cross_attention_dim")
+    assert video.frames == default(TextToVideoSDPipeline.__call__, "num_frames")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_steps_and_guidance_are_each_familys_own(name):
+    """Not one setting for all decoders: AudioLDM samples in 10 steps at 2.5, Stable Diffusion in 50 at 7.5."""
+    given = inspect.signature(type(pipeline(name)).__call__).parameters
+    contract = read_contract(directory(name))
+    assert (contract.steps, contract.guidance) == (given["num_inference_steps"].default, given["guidance_scale"].default)
 
 
 def test_what_is_no_decoder_is_named(tmp_path):
@@ -120,7 +144,14 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_what_is_needed_is_opened(name, tmp_path):
-    """The loss needs no VAE and no text encoder, generating needs no text encoder: their weights are not even there."""
+    """Texts need no denoiser and no VAE, the loss no VAE and no text encoder, generating no text encoder: their weights are not even there."""
+    bare = tmp_path / "bare"
+    shutil.copytree(directory(name), bare, ignore=lambda folder, files: files if Path(folder).name in ("unet", "transformer", "vocoder") else [])
+    (bare / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    for part in ("unet", "transformer", "vocoder"):
+        if (config := directory(name) / part / "config.json").is_file():
+            shutil.copy(config, bare / part / "config.json")
+    assert torch.equal(encode_texts(bare, TEXTS[:1])[0][0], encode_texts(directory(name), TEXTS[:1])[0][0])
     copy = tmp_path / "copy"
     shutil.copytree(directory(name), copy)
     texts = [part for part in ("text_encoder", "text_encoder_2", "language_model", "projection_model") if (copy / part).is_dir()]
@@ -158,7 +189,7 @@ def test_the_empty_conditioning_is_that_of_the_empty_text(name, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_texts_are_encoded_as_the_pipeline_does(name):
-    pipe, contract = DECODERS[name](0), read_contract(directory(name))
+    pipe, contract = pipeline(name), read_contract(directory(name))
     ours, masks = encode_texts(directory(name), TEXTS)
     assert ours[0].shape[1:] == (contract.streams[0].tokens, contract.streams[0].width)
     for row, text in enumerate(TEXTS):

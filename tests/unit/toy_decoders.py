@@ -10,7 +10,7 @@ import torch
 
 from mmcore.decoders import load_decoder
 from mmcore.decoders.base import Conditioning, Decoder
-from pipelines.weights_decoders import save_tiny
+from pipelines.weights_decoders import DECODERS, save_decoder
 
 FAMILIES = ("tiny-sd15", "tiny-sd2", "tiny-text-to-video", "tiny-audioldm", "tiny-audioldm2", "tiny-cogvideox")
 ALL = (*FAMILIES, "tiny-cogvideox-rotary")
@@ -18,9 +18,17 @@ _ROOT = tempfile.TemporaryDirectory(prefix="toy-decoders-")
 
 
 @functools.cache
+def pipeline(name: str):
+    """The toy as a pipeline of diffusers."""
+    made = DECODERS[name](0)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@functools.cache
 def directory(name: str) -> Path:
     """The directory of a toy, with its empty conditioning."""
-    return save_tiny(name, 0, Path(_ROOT.name) / name)
+    return save_decoder(pipeline(name), Path(_ROOT.name) / name)
 
 
 @functools.cache
