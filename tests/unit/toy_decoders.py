@@ -19,8 +19,11 @@ _ROOT = tempfile.TemporaryDirectory(prefix="toy-decoders-")
 
 @functools.cache
 def pipeline(name: str):
-    """The toy as a pipeline of diffusers."""
+    """The toy as a pipeline of diffusers, in evaluation mode, as from_pretrained would give it."""
     made = DECODERS[name](0)
+    for part in made.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
     made.set_progress_bar_config(disable=True)
     return made
 
