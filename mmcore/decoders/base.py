@@ -66,7 +66,7 @@ class Medium:
 
 
 class Decoder:
-    """A frozen decoder. A subclass sets `part` and defines `_open`, `_call` and `_decode`."""
+    """A frozen decoder. A subclass defines `_denoiser_class`, `_call` and `_decode`, and sets `part` where its denoiser is no UNet."""
 
     part = "unet"
     """Folder of the denoiser."""

@@ -73,9 +73,16 @@ def _open(kind: Any, directory: Path, part: str, device: str) -> Any:
     return open_weights(kind, directory / part, torch.float32, device)
 
 
+def _front(kind: Any, directory: Path, part: str) -> Any:
+    """A tokenizer. Raises AnyloomError when it is missing."""
+    if not (directory / part).is_dir():
+        raise AnyloomError(f"{directory} has no {part}; copy the decoder's whole directory")
+    return kind.from_pretrained(directory / part, local_files_only=True)
+
+
 def _tokens(kind: Any, directory: Path, texts: list[str], device: str, part: str = "tokenizer", **options: Any) -> Any:
     """Token ids and mask of the texts, padded and cut as `options` say."""
-    tokenizer = kind.from_pretrained(directory / part, local_files_only=True)
+    tokenizer = _front(kind, directory, part)
     return tokenizer(texts, truncation=True, return_tensors="pt", **options).to(device)
 
 
@@ -111,7 +118,7 @@ def _t5(directory: Path, texts: list[str], device: str, contract: DecoderContrac
 def _audioldm2(directory: Path, texts: list[str], device: str, contract: DecoderContract) -> Encoded:
     """States that the GPT-2 part generates after CLAP and T5 states, and the T5 states, padded to the longest text.
 
-    Each text is encoded by itself: GPT-2 has no positions for the padding that a batch would put before it, so company would change the result.
+    Each text is encoded by itself: in a batch, the padding of a short text would shift the positions of the states GPT-2 generates after it.
     """
     from diffusers import AudioLDM2Pipeline
     from diffusers.pipelines.audioldm2 import AudioLDM2ProjectionModel
@@ -120,7 +127,7 @@ def _audioldm2(directory: Path, texts: list[str], device: str, contract: Decoder
     parts = {"text_encoder": ClapModel, "text_encoder_2": T5EncoderModel, "projection_model": AudioLDM2ProjectionModel, "language_model": GPT2LMHeadModel}
     fronts = {"tokenizer": RobertaTokenizer, "tokenizer_2": T5Tokenizer}
     opened = {part: _open(kind, directory, part, device) for part, kind in parts.items()}
-    opened |= {part: kind.from_pretrained(directory / part, local_files_only=True) for part, kind in fronts.items()}
+    opened |= {part: _front(kind, directory, part) for part, kind in fronts.items()}
     text_side = AudioLDM2Pipeline(**opened, feature_extractor=None, unet=None, vae=None, scheduler=None, vocoder=None)
     count = contract.streams[0].tokens
     found = [text_side.encode_prompt(text, device, 1, False, max_new_tokens=count) for text in texts]
