@@ -128,7 +128,7 @@ def _audioldm2(directory: Path, texts: list[str], device: str, contract: Decoder
     fronts = {"tokenizer": RobertaTokenizer, "tokenizer_2": T5Tokenizer}
     opened = {part: _open(kind, directory, part, device) for part, kind in parts.items()}
     opened |= {part: _front(kind, directory, part) for part, kind in fronts.items()}
-    text_side = AudioLDM2Pipeline(**opened, feature_extractor=None, unet=None, vae=None, scheduler=None, vocoder=None)
+    text_side: Any = AudioLDM2Pipeline(**opened, feature_extractor=None, unet=None, vae=None, scheduler=None, vocoder=None)
     count = contract.streams[0].tokens
     found = [text_side.encode_prompt(text, device, 1, False, max_new_tokens=count) for text in texts]
     longest = max(states.shape[1] for states, _, _ in found)

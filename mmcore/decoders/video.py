@@ -79,7 +79,7 @@ class CogVideoXDecoder(Decoder):
         else:
             frames = (shape[1] + in_time - 1) // in_time
             options = {"crops_coords": None, "temporal_size": frames, "grid_type": "slice", "max_size": base}
-        rotary: tuple[torch.Tensor, torch.Tensor] = get_3d_rotary_pos_embed(config.attention_head_dim, grid_size=grid, device=self.device, **options)
+        rotary: Any = get_3d_rotary_pos_embed(config.attention_head_dim, grid_size=grid, device=self.device, **options)
         return rotary
 
     def step(self, scheduler: Any, output: torch.Tensor, timesteps: Sequence[torch.Tensor], index: int, latents: torch.Tensor, options: dict[str, Any]) -> Any:

@@ -188,7 +188,7 @@ def test_the_empty_conditioning_is_that_of_the_empty_text(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_texts_are_encoded_as_the_pipeline_does(name):
+def test_texts_are_encoded_as_the_pipeline_does(name, tmp_path):
     pipe, contract = pipeline(name), read_contract(directory(name))
     ours, masks = encode_texts(directory(name), TEXTS)
     assert ours[0].shape[1:] == (contract.streams[0].tokens, contract.streams[0].width)
@@ -209,6 +209,11 @@ def test_texts_are_encoded_as_the_pipeline_does(name):
     assert not torch.allclose(ours[0][0], ours[0][1])
     with pytest.raises(AnyloomError, match="no texts to encode"):
         encode_texts(directory(name), [])
+    copy = tmp_path / "copy"
+    shutil.copytree(directory(name), copy)
+    shutil.rmtree(copy / "tokenizer")
+    with pytest.raises(AnyloomError, match="has no tokenizer; copy the decoder's whole directory"):
+        encode_texts(copy, TEXTS)
 
 
 def test_conditioning_that_breaks_the_contract_is_named_with_both_counts():
