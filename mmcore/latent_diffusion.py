@@ -157,7 +157,7 @@ def load_text_parts(directory: Path, tokens: int) -> tuple[Any, Any]:
     return tokenizer, encoder
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prompt_states(tokenizer: Any, encoder: Any, prompts: Sequence[str], batch: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     """(states [P, T, E], mask bool [P, T] of real tokens), cut and padded to the tokenizer's length as the pipeline does it."""
     states, masks = [], []
@@ -166,7 +166,7 @@ def prompt_states(tokenizer: Any, encoder: Any, prompts: Sequence[str], batch: i
         given = tokenizer(list(prompts[start : start + batch]), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         states.append(encoder(given["input_ids"], attention_mask=given["attention_mask"])[0].float())
         masks.append(given["attention_mask"].bool())
-    return torch.cat(states).clone(), torch.cat(masks)
+    return torch.cat(states), torch.cat(masks)
 
 
 def save_pipeline(directory: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, tokenizer: Any, text_encoder: Any) -> None:
