@@ -28,8 +28,8 @@ TRACES = ("_name_or_path", "name_or_path", "local_files_only", "is_local")
 """Entries of JSON files that say where something was made; they are left out, so that equal work gives equal bytes."""
 
 
-def build_vae(config: ImageDecoderConfig) -> AutoencoderKL:
-    """The autoencoder with seeded weights: 3 x side x side pixels in [-1, 1] <-> latents. Raises ValueError when the side does not divide into cells."""
+def build_vae(config: ImageDecoderConfig) -> Any:
+    """AutoencoderKL with seeded weights: 3 x side x side pixels in [-1, 1] <-> latents. Raises ValueError when the side does not divide into cells."""
     cell = 2 ** (len(config.vae_widths) - 1)
     if config.side % cell or config.side % 8:
         raise ValueError(f"side {config.side}: it must be a multiple of 8 and of the autoencoder's cell of {cell} pixels")
@@ -48,8 +48,8 @@ def build_vae(config: ImageDecoderConfig) -> AutoencoderKL:
         )
 
 
-def build_unet(config: ImageDecoderConfig, text_width: int) -> UNet2DConditionModel:
-    """The UNet with seeded weights, cross-attention to text_width channels at every level."""
+def build_unet(config: ImageDecoderConfig, text_width: int) -> Any:
+    """UNet2DConditionModel with seeded weights, cross-attention to text_width channels at every level."""
     levels = len(config.unet_widths)
     with seeded(config.unet.seed):
         return UNet2DConditionModel(
@@ -66,8 +66,8 @@ def build_unet(config: ImageDecoderConfig, text_width: int) -> UNet2DConditionMo
         )
 
 
-def build_scheduler() -> DDIMScheduler:
-    """Scaled-linear betas with zero terminal signal, velocity target, trailing steps."""
+def build_scheduler() -> Any:
+    """DDIMScheduler: scaled-linear betas with zero terminal signal, velocity target, trailing steps."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -85,7 +85,7 @@ def build_scheduler() -> DDIMScheduler:
 # ---- what they learn ------------------------------------------------------------------------------------------------
 
 
-def vae_loss(vae: AutoencoderKL, pixels_BCHW: torch.Tensor, mask_BHW: torch.Tensor, config: ImageDecoderConfig, generator: torch.Generator) -> torch.Tensor:
+def vae_loss(vae: Any, pixels_BCHW: torch.Tensor, mask_BHW: torch.Tensor, config: ImageDecoderConfig, generator: torch.Generator) -> torch.Tensor:
     """Squared and absolute error, heavier on the shape, and the latents' divergence (Kingma & Welling 2014, arXiv 1312.6114).
 
     pixels: [-1, 1]; mask: bool, the shape's pixels. Scalar.
@@ -99,19 +99,19 @@ def vae_loss(vae: AutoencoderKL, pixels_BCHW: torch.Tensor, mask_BHW: torch.Tens
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pixels_BCHW: torch.Tensor, batch: int = 128) -> torch.Tensor:
+def encode(vae: Any, pixels_BCHW: torch.Tensor, batch: int = 128) -> torch.Tensor:
     """Means of the latents [B, C, h, w] of pixels in [-1, 1]."""
     return torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixels_BCHW.split(batch)])
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents_BCHW: torch.Tensor, batch: int = 128) -> torch.Tensor:
+def decode(vae: Any, latents_BCHW: torch.Tensor, batch: int = 128) -> torch.Tensor:
     """Pixels [B, 3, H, W] in [-1, 1] of latents."""
     return torch.cat([vae.decode(chunk).sample for chunk in latents_BCHW.split(batch)]).clamp(-1, 1)
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL, latents_BCHW: torch.Tensor) -> None:
+def standardise(vae: Any, latents_BCHW: torch.Tensor) -> None:
     """Shift and scale the latents to mean 0 and deviation 1 per channel over the given ones, inside quant_conv and post_quant_conv.
 
     The decoder gives the same pixels for the new latents as it gave for the old ones.
@@ -131,9 +131,7 @@ def stratified_timesteps(batch: int, num_timesteps: int, generator: torch.Genera
     return ((torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
-def diffusion_loss(
-    unet: UNet2DConditionModel, scheduler: DDIMScheduler, latents_BCHW: torch.Tensor, states_BTE: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+def diffusion_loss(unet: Any, scheduler: Any, latents_BCHW: torch.Tensor, states_BTE: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Squared error of the velocity at stratified timesteps. Scalar."""
     noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
     timesteps_B = stratified_timesteps(len(latents_BCHW), scheduler.config["num_train_timesteps"], generator)
@@ -169,9 +167,9 @@ def prompt_states(tokenizer: Any, encoder: Any, prompts: Sequence[str], batch: i
     return torch.cat(states), torch.cat(masks)
 
 
-def save_pipeline(directory: Path, vae: AutoencoderKL, unet: UNet2DConditionModel, tokenizer: Any, text_encoder: Any) -> None:
+def save_pipeline(directory: Path, vae: Any, unet: Any, tokenizer: Any, text_encoder: Any) -> None:
     """Write what StableDiffusionPipeline.from_pretrained opens: safetensors and JSON, without traces of where they were made."""
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -191,16 +189,14 @@ def save_pipeline(directory: Path, vae: AutoencoderKL, unet: UNet2DConditionMode
             write_atomic(path, json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def load_pipeline(directory: Path) -> StableDiffusionPipeline:
-    """The saved pipeline, silent, on the CPU."""
+def load_pipeline(directory: Path) -> Any:
+    """The saved StableDiffusionPipeline, silent, on the CPU."""
     pipeline = StableDiffusionPipeline.from_pretrained(directory, local_files_only=True, use_safetensors=True, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def sample(
-    pipeline: StableDiffusionPipeline, states_BTE: torch.Tensor, empty_TE: torch.Tensor, noise_BCHW: torch.Tensor, steps: int, guidance: float
-) -> torch.Tensor:
+def sample(pipeline: Any, states_BTE: torch.Tensor, empty_TE: torch.Tensor, noise_BCHW: torch.Tensor, steps: int, guidance: float) -> torch.Tensor:
     """Pixels [B, 3, H, W] in [0, 1] of prompt states: the pipeline's own call, guided away from the empty prompt's states.
 
     noise: standard normal latents, one for each picture.
