@@ -21,7 +21,7 @@ from PIL import Image
 
 from infra.step import StepContext
 from infra.storage import write_atomic
-from mmcore.data.shapes import affirmed, caption_of
+from mmcore.data.shapes import SHAPES, affirmed, caption_of
 from pipelines.sources.assets import link, spoken_name
 from pipelines.sources.clips import MOTIONS, encode_mp4, frames
 from pipelines.sources.configs import SmolListsConfig
@@ -36,7 +36,7 @@ from pipelines.sources.listfiles import (
     write_webvid,
 )
 
-__all__ = ["affirmed", "caption_of", "read_questions", "read_stamps", "run"]
+__all__ = ["SHAPES", "affirmed", "caption_of", "read_questions", "read_stamps", "run"]
 Question = tuple[int, str, str]
 
 
