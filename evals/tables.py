@@ -70,6 +70,23 @@ RETRIEVAL_SAMPLES = pa.schema(
 """direction: media_to_text or text_to_media. key, media_sha256, caption: of the query; a caption's medium is the first that carries it.
 media_group: media that share a caption, the unit that the bootstrap draws.
 rank: of the best correct candidate, from 1; correct: how many of the candidates are."""
+PICTURE_SAMPLES = pa.schema(
+    [
+        ("made_as", pa.string()),
+        ("prompt", pa.string()),
+        ("concept", pa.string()),
+        ("draw", pa.int64()),
+        ("seen_shape", pa.string()),
+        ("seen_colour", pa.string()),
+        ("shape", pa.float64()),
+        ("colour", pa.float64()),
+        ("both", pa.float64()),
+        ("nearest_key", pa.string()),
+        ("nearest_rmse", pa.float64()),
+    ]
+)
+"""made_as: the condition; seen_*: what the judge says; shape, colour, both: 1 where that is what was asked for; nearest_key: the training picture that is
+nearest, itself or mirrored; nearest_rmse: root mean square difference to it, of pixels in [0, 1]."""
 METRICS = pa.schema(
     [
         ("condition", pa.string()),

@@ -69,6 +69,7 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     from flows import store
+    from flows.train_decoder import add_train_decoder
 
     parser = argparse.ArgumentParser(
         prog="anyloom",
@@ -86,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
             targets=list(targets)
         )
     store.add_commands(commands, where, which, how)
+    add_train_decoder(commands, how)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
     recipes = commands.add_parser("recipes", help="list the recipes, or print one as JSON")
     recipes.add_argument("name", nargs="?")
@@ -167,6 +169,13 @@ def cmd_embed(args: argparse.Namespace) -> int:
     if args.action == "build":
         return cmd_run(args)
     return args.handler(args) if args.action == "search" else store.main(args, settings_of(args).root.absolute())
+
+
+def cmd_train_decoder(args: argparse.Namespace) -> int:
+    """train-decoder"""
+    from flows import train_decoder
+
+    return train_decoder.main(args)
 
 
 def cmd_plan(args: argparse.Namespace) -> int:
@@ -261,6 +270,7 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "embed": cmd_embed,
+    "train-decoder": cmd_train_decoder,
     "plan": cmd_plan,
     "recipes": cmd_recipes,
     "encoders": cmd_encoders,

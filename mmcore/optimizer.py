@@ -7,10 +7,29 @@ one norm per step, and a state that is two vectors. Refuses to know what the par
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
 from mmcore.config import StageConfig
+
+
+class AdamConfig(Protocol):
+    """What AdamW needs to know: a StageConfig, or a FitConfig of mmcore.image_decoder_config."""
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def betas(self) -> tuple[float, float]: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def clip(self) -> float:
+        """Global gradient norm."""
+        ...
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
@@ -24,7 +43,7 @@ def learning_rate(config: StageConfig, step: int) -> float:
 class FlatAdamW:
     """torch's AdamW on a flat view of named parameters (float32, in the mapping's order)."""
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: StageConfig):
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: AdamConfig):
         wrong = [name for name, parameter in parameters.items() if parameter.dtype != torch.float32]
         if wrong:
             raise ValueError(f"trained parameters must be float32, {wrong[0]} is not")

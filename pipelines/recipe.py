@@ -15,6 +15,7 @@ from typing import Any
 from evals.config import EvalConfig, RetrievalEvalConfig
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.image_decoder_config import ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
 from mmcore.two_tower_config import TowerShape
 
 
@@ -104,6 +105,12 @@ class Recipe:
     """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
     query_weights: str = ""
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
+    image_decoder: ImageDecoderConfig | None = None
+    """Not None: a small picture decoder is trained on the recipe's own pictures (step image_decoder) and judged (eval_pictures)."""
+    picture_judge: JudgeConfig = JudgeConfig()
+    """Classifier of the decoder's pictures; used with image_decoder only."""
+    eval_pictures: PicturesEvalConfig = PicturesEvalConfig()
+    """Draws that are judged; used with image_decoder only."""
     two_tower: Retrieval | None = None
     """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
 

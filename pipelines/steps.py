@@ -2,6 +2,7 @@
 
     assets -> lists -> manifest_* -> shards_* -> embed_*, targets -> stage1..3 (states before stage2) -> export -> eval_* -> history -> report
 
+A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures.
 A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
 Every arrow is an artifact on storage. This module only wires; importing it loads no model library and runs nothing.
 """
@@ -102,8 +103,21 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
         config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn),
         inputs={"weights_lm": steps["weights_lm"], "weights_image": steps["weights_image"], "weights_audio": steps["weights_audio"], **trained},
     )
+    _add_image_decoder(recipe, steps, shards)
     _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, targets, trained)
     return steps
+
+
+def _add_image_decoder(recipe: Recipe, steps: dict[str, Step], shards: Mapping[str, Step]) -> None:
+    """image_decoder, picture_judge, eval_pictures; nothing for a recipe without a picture decoder. Each keeps one thread busy."""
+    if recipe.image_decoder is None:
+        return
+    pictures, asked = {"shards_cc3m": shards["cc3m"]}, {"shards_instruct": shards["instruct"]}
+    weights = {"weights": steps["weights_text"]}
+    decoder = Step(name="image_decoder", run="pipelines.image_decoder:run", config=recipe.image_decoder, inputs=weights | pictures)
+    judge = Step(name="picture_judge", run="evals.picture_judge:run", config=recipe.picture_judge, inputs=asked)
+    made = {"image_decoder": decoder, "picture_judge": judge}
+    steps |= made | {"eval_pictures": Step(name="eval_pictures", run="evals.pictures:run", config=recipe.eval_pictures, inputs=made | pictures | asked)}
 
 
 def _add_shards(recipe: Recipe, steps: dict[str, Step], lists: Step, own_lists: Mapping[str, Path]) -> dict[str, Step]:
@@ -240,6 +254,8 @@ def _add_evaluation(
             inputs=lm | trained | {"states": steps["states"], "targets": targets, "shards_cc3m": captions["shards_cc3m"]},
         ),
     }
+    if recipe.image_decoder is not None:
+        evals["eval_pictures"] = steps["eval_pictures"]
     seeds = tuple((name, getattr(recipe, name).seed) for name in recipe.stages)
     history = Step(
         name="history",

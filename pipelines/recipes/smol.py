@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from evals.config import EvalConfig
 from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.image_decoder_config import ImageDecoderConfig
 from pipelines.recipe import Dataset, Recipe
 
 STAMPS, VQA = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)"
@@ -71,6 +72,7 @@ def smol() -> Recipe:
             mixture=(("easyvqa_train", 4.0), ("draw_train", 0.5), ("stamps_train", 0.5)),
         ),
         evaluation=EvalConfig(num_questions=1000),
+        image_decoder=ImageDecoderConfig(),
     )
 
 

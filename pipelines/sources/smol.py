@@ -19,8 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from infra.step import AnyloomError, StepContext
+from infra.step import StepContext
 from infra.storage import write_atomic
+from mmcore.data.shapes import SHAPES, affirmed, caption_of
 from pipelines.sources.assets import link, spoken_name
 from pipelines.sources.clips import MOTIONS, encode_mp4, frames
 from pipelines.sources.configs import SmolListsConfig
@@ -35,7 +36,7 @@ from pipelines.sources.listfiles import (
     write_webvid,
 )
 
-SHAPES = ("circle", "rectangle", "triangle")
+__all__ = ["SHAPES", "affirmed", "caption_of", "read_questions", "read_stamps", "run"]
 Question = tuple[int, str, str]
 
 
@@ -90,24 +91,6 @@ def read_questions(folder: Path) -> dict[int, list[Question]]:
     for number, (question, answer, picture) in enumerate(json.loads((folder / "questions.json").read_text(encoding="utf-8"))):
         out[picture].append((number, question, answer))
     return dict(sorted(out.items()))
-
-
-def affirmed(question: str, answer: str) -> set[str]:
-    """Words (a colour, a shape) that a question and its answer together say are in the picture."""
-    named = set(re.findall(r"\b(?:circle|rectangle|triangle|black|blue|brown|gray|green|red|teal|yellow)\b", question))
-    if question.startswith("what"):
-        return named | {answer}
-    negated = re.search(r"\b(?:not|no)\b", question) is not None
-    return named if (answer == "yes") != negated else set()
-
-
-def caption_of(questions: list[Question]) -> str:
-    """Caption from what the questions affirm: "a red circle", "a red shape", "a circle" or "" when nothing is known."""
-    known = set().union(*(affirmed(question, answer) for _, question, answer in questions))
-    shapes, colours = sorted(known & set(SHAPES)), sorted(known - set(SHAPES))
-    if len(shapes) > 1 or len(colours) > 1:
-        raise AnyloomError(f"easy-VQA: questions {questions[0][0]}..{questions[-1][0]} affirm {shapes} and {colours} of one picture")
-    return f"a {' '.join([*colours, *(shapes or ['shape'])])}" if known else ""
 
 
 def _picture(split: str, number: int) -> str:
