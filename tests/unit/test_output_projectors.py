@@ -122,7 +122,7 @@ def test_each_modality_has_its_own_conditioning():
     )
     assert [len(projector.mean_QC) for projector in output_projectors(seeds, D).values()] == [77, 24, 8]
     with pytest.raises(ValueError, match=r"describes video, which has no signal tokens: set tokens\.video"):
-        output_projectors(dataclasses.replace(SPEC, tokens=SpecialTokens(), output_projectors=(("video", TOY),)), D)
+        output_projectors(dataclasses.replace(SPEC, tokens=SpecialTokens(video=0), output_projectors=(("video", TOY),)), D)
     with pytest.raises(ValueError, match="unknown; there are: linear, nextgpt, nextgpt_legacy, transformer"):
         build("qformer")
 

@@ -76,7 +76,7 @@ def test_noise_of_the_groups_depends_on_the_step_and_not_on_the_ranks():
     sample = dataclasses.replace(FIRST, batch=11)  # an epoch in a step: the same samples, other noise
     model, data = prepared("group", sample)
     first, second = (gradient(model, data, sample, step, 1) for step in (0, 1))
-    assert float((first - second).abs().max()) > 0.02 * float(first.abs().max())
+    assert float((first - second).abs().max()) > 1e-3 * float(first.abs().max())
 
 
 def test_frozen_groups_take_no_noise_and_samples_without_media_leave_them_alone():
