@@ -1,6 +1,7 @@
 """The export step: everything that is needed to load and generate, in one directory.
 
-Output: anyloom.json (model, stages, caption_turn, licences), lm/, lora/ (PEFT), tensors.safetensors (projectors, new rows), encoders/.
+Output: anyloom.json (model, stages, caption_turn, licences), lm/, lora/ (PEFT), tensors.safetensors (projectors, new rows), encoders/,
+decoders/ (one diffusers directory per modality that is answered in media).
 Later stages win. Plain files only; nothing in it names a path of this machine.
 """
 
@@ -14,9 +15,12 @@ from typing import Any
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import NOT_DIGESTED, read_json, write_atomic
+from mmcore.draw import DECODERS
 from mmcore.generate import DESCRIPTION, ENCODERS
 from pipelines.train_config import ExportConfig
 
+DECODER = "decoder_"
+"""Start of the names of inputs that are decoders; the modality follows."""
 PARTS = {"lm": "weights_lm", "image": "weights_image", "audio": "weights_audio"}
 
 
@@ -25,6 +29,13 @@ def _copy(source: Path, target: Path) -> None:
         raise AnyloomError(f"{source} is missing: run the weights steps again with --force")
     # an artifact's own record and logs stay behind: they hold times
     shutil.copytree(source, target, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(*NOT_DIGESTED))
+
+
+def _copy_decoder(source: Path, target: Path) -> None:
+    """A decoder without the weights of its text encoders: signal blocks take their place, and the empty text is kept as its conditioning."""
+    _copy(source, target)
+    for path in sorted(target.glob("text_encoder*/*.safetensors")):
+        path.unlink()
 
 
 def _merge_stages(ctx: StepContext, stages: tuple[str, ...]) -> dict[str, int]:
@@ -51,6 +62,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
     ctx.progress(1, 3, "encoders")
     for modality in ("image", "audio"):
         _copy(ctx.inputs[f"weights_{modality}"].path, ctx.output / ENCODERS / modality)
+    decoders = sorted(name.removeprefix(DECODER) for name in ctx.inputs if name.startswith(DECODER))
+    for modality in decoders:
+        _copy_decoder(ctx.inputs[DECODER + modality].path / "pipeline", ctx.output / DECODERS / modality)
     ctx.progress(2, 3, "trained tensors")
     tensors = _merge_stages(ctx, config.stages)
     description = {

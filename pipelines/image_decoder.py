@@ -33,6 +33,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
 
     from mmcore.data.shapes import captioned_crops
     from mmcore.data.shards import ShardSet
+    from mmcore.decoders.texts import write_empty
     from mmcore.latent_diffusion import build_unet, build_vae, load_text_parts, save_pipeline
 
     torch.set_num_threads(1)
@@ -48,6 +49,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     except ValueError as error:
         raise AnyloomError(f"{ctx.name}: {error}") from error
     save_pipeline(ctx.output / PIPELINE, vae, unet, tokenizer, text_encoder)
+    write_empty(ctx.output / PIPELINE)
     _share_bytes(given, ctx.output / PIPELINE / "text_encoder")
     for name, log in (("vae", vae_log), ("unet", unet_log)):
         _write_log(ctx.output / f"losses_{name}.parquet", log)

@@ -105,6 +105,8 @@ class Recipe:
     """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
     query_weights: str = ""
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
+    decoders: tuple[tuple[str, str], ...] = ()
+    """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder. A modality without one gives its conditioning only."""
     image_decoder: ImageDecoderConfig | None = None
     """Not None: a small picture decoder is trained on the recipe's own pictures (step image_decoder) and judged (eval_pictures)."""
     picture_judge: JudgeConfig = JudgeConfig()

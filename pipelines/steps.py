@@ -97,15 +97,27 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     if recipe.two_tower is not None:
         return _two_tower(recipe, recipe.two_tower, steps, embeddings, captions)
     trained = _add_stages(recipe, steps, embeddings, captions, shards["instruct"], targets)
+    _add_image_decoder(recipe, steps, shards)
+    weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio")}
+    decoders = {f"decoder_{modality}": step for modality, step in _decoders(recipe, steps).items()}
     steps["export"] = Step(
         name="export",
         run="pipelines.export:run",
         config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn),
-        inputs={"weights_lm": steps["weights_lm"], "weights_image": steps["weights_image"], "weights_audio": steps["weights_audio"], **trained},
+        inputs=weights | decoders | trained,
     )
-    _add_image_decoder(recipe, steps, shards)
     _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, targets, trained)
     return steps
+
+
+def _decoders(recipe: Recipe, steps: Mapping[str, Step]) -> dict[str, Step]:
+    """modality -> the step whose `pipeline/` is its decoder, a diffusers directory. Raises AnyloomError for a decoder that the recipe does not have."""
+    found: dict[str, Step] = {}
+    for modality, name in recipe.decoders:
+        if name != "trained" or modality != "image" or recipe.image_decoder is None:
+            raise AnyloomError(f"{recipe.name}: decoders: {modality} is made by '{name}', which it does not have: use trained (image, with image_decoder)")
+        found[modality] = steps["image_decoder"]
+    return found
 
 
 def _add_image_decoder(recipe: Recipe, steps: dict[str, Step], shards: Mapping[str, Step]) -> None:

@@ -171,8 +171,10 @@ def _sides(size: Any) -> tuple[int, int]:
 
 
 def _text(directory: Path, width: int) -> Stream:
-    """States of a CLIP text encoder."""
-    return Stream(name="text", tokens=_config(directory, "text_encoder").get("max_position_embeddings", TEXT_TOKENS), width=width)
+    """States of a text encoder: CLIP's, or another whose tokenizer pads to fewer tokens than it could take."""
+    tokens = _config(directory, "text_encoder").get("max_position_embeddings", TEXT_TOKENS)
+    padded = _config(directory, "tokenizer", "tokenizer_config.json").get("model_max_length", tokens)
+    return Stream(name="text", tokens=min(tokens, padded), width=width)
 
 
 def _stable_diffusion(directory: Path) -> DecoderContract:

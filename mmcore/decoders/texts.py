@@ -17,11 +17,16 @@ import torch
 from torch.nn import functional
 
 from infra.step import AnyloomError
+from infra.storage import read_json
 from mmcore.decoders.base import EMPTY, open_weights
-from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, TEXT_TO_VIDEO, DecoderContract, read_contract
+from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, INDEX, TEXT_TO_VIDEO, DecoderContract, read_contract
 
 Encoded = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]
 """(float32 [B, Q, C] per stream, int64 mask [B, Q] or None per stream)."""
+
+
+TEXT_ENCODERS = {"CLIPTextModel": "CLIPTokenizer", "BertModel": "BertTokenizer"}
+"""UNet decoders of pictures and clips: class of the text encoder -> class of its tokenizer."""
 
 
 @torch.no_grad()
@@ -87,11 +92,15 @@ def _tokens(kind: Any, directory: Path, texts: list[str], device: str, part: str
 
 
 def _clip(directory: Path, texts: list[str], device: str, contract: DecoderContract) -> Encoded:
-    """Last states of a CLIP text encoder, padded to its context. The mask is not looked at unless the encoder's config says so."""
-    from transformers import CLIPTextModel, CLIPTokenizer
+    """Last states of a CLIP text encoder (or BERT, as the directory's index says), padded to its context. The mask is not looked at unless the
+    encoder's config says so. Raises AnyloomError for another class of text encoder."""
+    import transformers
 
-    encoder = _open(CLIPTextModel, directory, "text_encoder", device)
-    batch = _tokens(CLIPTokenizer, directory, texts, device, padding="max_length", max_length=contract.streams[0].tokens)
+    named = read_json(directory / INDEX).get("text_encoder", [None, None])[1]
+    if named not in TEXT_ENCODERS:
+        raise AnyloomError(f"{directory / INDEX}: a text encoder of the class {named} is not opened here; there are: {', '.join(TEXT_ENCODERS)}")
+    encoder = _open(getattr(transformers, named), directory, "text_encoder", device)
+    batch = _tokens(getattr(transformers, TEXT_ENCODERS[named]), directory, texts, device, padding="max_length", max_length=contract.streams[0].tokens)
     mask = batch.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
     return (encoder(batch.input_ids, attention_mask=mask).last_hidden_state,), (None,)
 
