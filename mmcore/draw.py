@@ -9,6 +9,7 @@ Shape letters: Q conditioning tokens, C conditioning width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,4 +75,4 @@ def split_streams(conditioning_BQC: torch.Tensor, tokens: Sequence[int]) -> tupl
     for count in tokens[:-1]:
         edges.append(edges[-1] + count)
     edges.append(conditioning_BQC.shape[1])
-    return tuple(conditioning_BQC[:, start:stop] for start, stop in zip(edges, edges[1:], strict=False))
+    return tuple(conditioning_BQC[:, start:stop] for start, stop in pairwise(edges))

@@ -19,7 +19,7 @@ from torch.nn import functional
 from infra.step import AnyloomError
 from infra.storage import read_json
 from mmcore.decoders.base import EMPTY, open_weights
-from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, INDEX, TEXT_TO_VIDEO, DecoderContract, read_contract
+from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, INDEX, STABLE_DIFFUSION, TEXT_TO_VIDEO, DecoderContract, read_contract
 
 Encoded = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]
 """(float32 [B, Q, C] per stream, int64 mask [B, Q] or None per stream)."""
