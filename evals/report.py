@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from evals.charts import Dot, bar, interval_chart, line_chart
 from evals.config import ReportConfig
 from evals.page import document, paragraph, percent, section, signed, table
-from evals.report_pictures import pictures_section
+from evals.report_pictures import drawing_section, pictures_section
 from evals.report_questions import metrics_of, question_sections, source_note
 from infra.artifact import ArtifactRecord, read_record
 from infra.step import Artifact, StepContext
@@ -40,6 +40,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
         _captions(inputs.get("eval_captions")),
         _alignment(inputs.get("eval_alignment")),
         pictures_section(inputs.get("eval_pictures")),
+        drawing_section(inputs.get("eval_drawing")),
         _losses(inputs),
         _time(records),
         _licences(config, records, inputs),

@@ -87,6 +87,35 @@ PICTURE_SAMPLES = pa.schema(
 )
 """made_as: the condition; seen_*: what the judge says; shape, colour, both: 1 where that is what was asked for; nearest_key: the training picture that is
 nearest, itself or mirrored; nearest_rmse: root mean square difference to it, of pixels in [0, 1]."""
+DRAWING_REPLIES = pa.schema(
+    [
+        ("condition", pa.string()),
+        ("prompt", pa.string()),
+        ("text", pa.string()),
+        ("blocks", pa.int64()),
+        ("broken", pa.string()),
+        ("emitted", pa.float64()),
+    ]
+)
+"""text: what was said in words; blocks: whole signal blocks in the reply; broken: what was wrong with signal tokens that made none."""
+DRAWING_SAMPLES = pa.schema(
+    [
+        ("made_as", pa.string()),
+        ("prompt", pa.string()),
+        ("concept", pa.string()),
+        ("other_concept", pa.string()),
+        ("drawn", pa.float64()),
+        ("seen_shape", pa.string()),
+        ("seen_colour", pa.string()),
+        ("shape", pa.float64()),
+        ("colour", pa.float64()),
+        ("both", pa.float64()),
+        ("shape_of_other", pa.float64()),
+        ("colour_of_other", pa.float64()),
+        ("both_of_other", pa.float64()),
+    ]
+)
+"""As PICTURE_SAMPLES; drawn: 1 when the model drew anything; *_of_other: the same picture judged against other_concept."""
 METRICS = pa.schema(
     [
         ("condition", pa.string()),

@@ -69,6 +69,7 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     from flows import store
+    from flows.ask import add_ask
     from flows.train_decoder import add_train_decoder
 
     parser = argparse.ArgumentParser(
@@ -105,15 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     sql = commands.add_parser("sql", parents=[where], help='query the benchmark history, e.g. "select * from leaderboard"')
     sql.add_argument("query")
     sql.add_argument("--json", action="store_true", help="rows as JSON lines")
-    generate = commands.add_parser("generate", help="ask an exported model; the answer streams")
-    chat = commands.add_parser("chat", help="a conversation with an exported model about the media given")
-    for sub in (generate, chat):
-        sub.add_argument("--model", type=Path, required=True, help="an exported directory, or a root (its newest export)")
-        for modality in ("image", "video", "audio"):
-            sub.add_argument(f"--{modality}", type=Path, action="append", default=[], help=f"{modality} file; may be repeated")
-        sub.add_argument("--max-new-tokens", type=int, default=48)
-        sub.add_argument("--save-conditioning", type=Path, help="write the conditioning of emitted signal blocks here (.safetensors)")
-    generate.add_argument("prompt")
+    add_ask(commands)
     taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
     taskdir.add_argument("directory", type=Path)
     return parser
@@ -242,18 +235,11 @@ def cmd_artifacts(args: argparse.Namespace) -> int:
     return artifacts.main(args.action, args.name, settings_of(args).root.absolute(), args.yes)
 
 
-def cmd_generate(args: argparse.Namespace) -> int:
-    """generate"""
+def cmd_ask(args: argparse.Namespace) -> int:
+    """generate, chat"""
     from flows import ask
 
-    return ask.generate(args.model, ask.read_media(args), args.prompt, args.max_new_tokens, args.save_conditioning)
-
-
-def cmd_chat(args: argparse.Namespace) -> int:
-    """chat"""
-    from flows import ask
-
-    return ask.chat(args.model, ask.read_media(args), args.max_new_tokens, args.save_conditioning)
+    return ask.main(args)
 
 
 def cmd_eval_task(args: argparse.Namespace) -> int:
@@ -276,8 +262,8 @@ COMMANDS = {
     "encoders": cmd_encoders,
     "sql": cmd_sql,
     "artifacts": cmd_artifacts,
-    "generate": cmd_generate,
-    "chat": cmd_chat,
+    "generate": cmd_ask,
+    "chat": cmd_ask,
     "eval-task": cmd_eval_task,
     "run": cmd_run,
 } | dict.fromkeys(STAGED, cmd_run)

@@ -11,27 +11,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infra.step import AnyloomError
+from infra.storage import read_json
 from mmcore.decoders import load_decoder
+from mmcore.generate import DESCRIPTION
 from mmcore.types import SignalBlock
 
 if TYPE_CHECKING:
     import torch
 
     from mmcore.decoders.base import Decoder, Medium
-    from mmcore.decoders.sampling import SamplingOptions
 
 DECODERS = "decoders"
 """Folder of an export: one diffusers directory per modality."""
 
 
 class Drawer:
-    """directory: an export; options: sampling settings (None: the decoders' own defaults)."""
+    """directory: an export, which also says how its decoders are sampled; where it says nothing, as their families are by default."""
 
-    def __init__(self, directory: Path, options: SamplingOptions | None = None, device: str = "cpu"):
-        self._directory, self._options, self._device = Path(directory) / DECODERS, options, device
+    def __init__(self, directory: Path, device: str = "cpu"):
+        self._directory, self._device = Path(directory) / DECODERS, device
+        self._sampling: dict[str, dict[str, Any]] = read_json(Path(directory) / DESCRIPTION).get("sampling", {})
         self._open: dict[str, Decoder] = {}
 
     def can(self, modality: str) -> bool:
@@ -58,7 +60,7 @@ class Drawer:
             self._open[modality] = load_decoder(self._directory / modality, self._device)
         decoder = self._open[modality]
         streams = split_streams(torch.stack([block.conditioning_QC for block in blocks]), [stream.tokens for stream in decoder.contract.streams])
-        return generate(decoder, decoder.condition(*streams), seeds, self._options or SamplingOptions())
+        return generate(decoder, decoder.condition(*streams), seeds, SamplingOptions(**self._sampling.get(modality, {})))
 
 
 def split_streams(conditioning_BQC: torch.Tensor, tokens: Sequence[int]) -> tuple[torch.Tensor, ...]:

@@ -183,9 +183,8 @@ class Generator:
         Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order.
         Raises ValueError when placeholders and media do not pair up.
         """
-        named = any(placeholder(modality) in prompt for modality in MEDIA)
         batches: dict[str, MediaBatch] = {}
-        if len(media) == 1 and not named and self.caption_turn:
+        if len(media) == 1 and not names_media(prompt) and self.caption_turn:
             modality, data = media[0]
             cache, _ = self._prefixes([(modality, self.encode(modality, data))], True)
             ids, segment = self._chat.question_prompt(prompt, opened=False, later=True), 1
@@ -201,8 +200,13 @@ class Generator:
         """(ids, features) of one user turn up to its answer; later: a turn stands before it. Raises ValueError as `stream` does."""
         features = [(modality, self.encode(modality, data)) for modality, data in media]
         counts = [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]
-        named = any(placeholder(modality) in prompt for modality in MEDIA)
-        return self._chat.media_question(prompt, counts, named, later), _media_batches([features])
+        return self._chat.media_question(prompt, counts, names_media(prompt), later), _media_batches([features])
+
+    def caption_request(self, modality: str, data: bytes, later: bool) -> tuple[list[int], dict[str, MediaBatch]]:
+        """(ids, features) of a caption turn up to the caption."""
+        feature = (modality, self.encode(modality, data))
+        tokens = num_projected(self.model.spec.input_projector, len(feature[1]))
+        return self._chat.caption_prompt(modality, tokens, later), _media_batches([feature])
 
     def events(self, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
         """Tokens -> pieces of text; a piece is held back while its last character is incomplete."""
@@ -218,6 +222,11 @@ class Generator:
                 said = text
         if len(text) > len(said):
             yield TextPiece(text[len(said) :])
+
+
+def names_media(prompt: str) -> bool:
+    """True when the prompt says by placeholders where its media go."""
+    return any(placeholder(modality) in prompt for modality in MEDIA)
 
 
 def _groups(items: Sequence[Question]) -> list[list[int]]:

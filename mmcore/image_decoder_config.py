@@ -78,6 +78,34 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DrawingEvalConfig:
+    """Requests to the whole model, and ordinary talk beside them (eval_drawing)."""
+
+    draws: int = 4
+    """Requests for every concept, in new and in trained wordings."""
+    others: int = 48
+    """Requests for held-out things that are no shapes."""
+    others_source: str = "stamps_heldout"
+    """Dataset whose captions name them."""
+    others_max_words: int = 5
+    """Longest caption."""
+    questions: int = 100
+    """Test pictures that are asked about; none of these questions asks for a picture."""
+    questions_source: str = "easyvqa_test"
+    """Dataset of these pictures."""
+    max_new_tokens: int = 24
+    """Longest reply."""
+    chunk: int = 192
+    """Prompts answered together; part of the identity because batches fix the rounding."""
+    batch: int = 24
+    """Pictures drawn together; the same."""
+    seed: int = 0
+    """Draws the prompts and the noise."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PicturesEvalConfig:
     """Seeded draws of the decoder, judged (eval_pictures)."""
 

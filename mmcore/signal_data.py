@@ -82,18 +82,20 @@ class SignalData:
         """The loss of each microbatch of this rank's share of a step."""
         mine = list(share(self.config.batch, rank, world))
         for start in range(0, len(mine), MICROBATCH):
-            by_modality: dict[str, list[str]] = {}
+            by_modality: dict[str, list[tuple[str, int]]] = {}
             for number in mine[start : start + MICROBATCH]:
                 slot = self.schedule.slot(step * self.config.batch + number)
                 sample = self.samples[slot.dataset][slot.index]
                 caption = deal(sample.texts, 1, self.config.seed, sample.key, slot.visit)[0]
-                by_modality.setdefault(self.modalities[slot.dataset], []).append(caption)
-            for modality, captions in sorted(by_modality.items()):
-                yield self.loss(side, modality, captions)
+                variant = deal(range(self.states.requests), 1, self.config.seed, f"{sample.key} request", slot.visit)[0]
+                by_modality.setdefault(self.modalities[slot.dataset], []).append((caption, variant))
+            for modality, asked in sorted(by_modality.items()):
+                yield self.loss(side, modality, [caption for caption, _ in asked], [variant for _, variant in asked])
 
-    def loss(self, side: SignalSide, modality: str, captions: Sequence[str]) -> StepLoss:
-        """The loss of captions from their cached states."""
-        states_BPD, lse_BP = self.states.gather([caption_key(modality, caption) for caption in captions])
+    def loss(self, side: SignalSide, modality: str, captions: Sequence[str], variants: Sequence[int] | None = None) -> StepLoss:
+        """The loss of captions from their cached states. variants: the request of each; None: the plainest."""
+        variants = [0] * len(captions) if variants is None else variants
+        states_BPD, lse_BP = self.states.gather([caption_key(modality, caption, variant) for caption, variant in zip(captions, variants, strict=True)])
         projector = side.projector(modality)
         target_BQC = padded_targets(self.targets[modality], captions, len(projector.mean_QC))
         block_BS, negative_BM = signal_nll(states_BPD, lse_BP, side.lm.new_head_rows, side.block(modality))

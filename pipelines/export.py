@@ -72,6 +72,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "model": asdict(config.model),
         "stages": list(config.stages),
         "caption_turn": config.caption_turn,
+        "sampling": {modality: {"steps": steps, "guidance": guidance} for modality, steps, guidance in config.sampling},
         "licences": {part: read_json(ctx.inputs[name].path / "licence.json") for part, name in PARTS.items()},
     }
     write_atomic(ctx.output / DESCRIPTION, json.dumps(description, sort_keys=True, indent=1))

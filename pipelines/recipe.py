@@ -15,7 +15,7 @@ from typing import Any
 from evals.config import EvalConfig, RetrievalEvalConfig
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
-from mmcore.image_decoder_config import ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
+from mmcore.image_decoder_config import DrawingEvalConfig, ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
 from mmcore.two_tower_config import TowerShape
 
 
@@ -105,6 +105,8 @@ class Recipe:
     """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
     query_weights: str = ""
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
+    requests: int = 1
+    """Wordings in which stage 2 asks for each caption."""
     decoders: tuple[tuple[str, str], ...] = ()
     """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder. A modality without one gives its conditioning only."""
     image_decoder: ImageDecoderConfig | None = None
@@ -113,6 +115,8 @@ class Recipe:
     """Classifier of the decoder's pictures; used with image_decoder only."""
     eval_pictures: PicturesEvalConfig = PicturesEvalConfig()
     """Draws that are judged; used with image_decoder only."""
+    eval_drawing: DrawingEvalConfig = DrawingEvalConfig()
+    """Requests to the whole model; used with image_decoder among the decoders only."""
     two_tower: Retrieval | None = None
     """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
 

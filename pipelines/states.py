@@ -21,28 +21,32 @@ from mmcore.special_tokens import MEDIA
 from pipelines.train_config import StatesConfig
 from pipelines.train_data import GROUP_MODALITY, earlier_stages, shard_sets
 
+Asked = tuple[str, str, int]
+"""(modality, caption, variant of its request)."""
 
-def distinct_captions(ctx: StepContext, modalities: list[str]) -> list[tuple[str, str]]:
-    """(modality, caption) of every distinct caption whose modality can be emitted, shortest first (batches without much padding); all splits."""
+
+def distinct_captions(ctx: StepContext, modalities: list[str], requests: int) -> list[Asked]:
+    """Every distinct caption whose modality can be emitted, in each of its requests, shortest first (batches without much padding); all splits."""
     found: set[tuple[str, str]] = set()
     for group, shards in shard_sets(ctx.inputs, ctx.stores).items():
         modality = GROUP_MODALITY.get(group)
         if modality in modalities:
             found |= {(modality, text) for meta in shards.metas(shards.keys()) for text in meta["texts"]}
-    return sorted(found, key=lambda item: (item[0], len(item[1]), item[1]))
+    asked = [(modality, caption, variant) for modality, caption in found for variant in range(requests)]
+    return sorted(asked, key=lambda item: (item[0], len(item[1]), item[1], item[2]))
 
 
-def _part(model: AnyModel, captions: list[tuple[str, str]], batch: int) -> bytes:
+def _part(model: AnyModel, captions: list[Asked], batch: int) -> bytes:
     states, lse = [], []
     for start in range(0, len(captions), batch):
-        modality = captions[start][0]
-        states_BPD, lse_BP = compute_states(model, modality, [text for _, text in captions[start : start + batch]])
+        (modality, *_), rows = captions[start], captions[start : start + batch]
+        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, _ in rows], [variant for *_, variant in rows])
         states.append(states_BPD)
         lse.append(lse_BP)
     return save({"states": torch.cat(states), "lse": torch.cat(lse)})
 
 
-def plan_parts(captions: list[tuple[str, str]], size: int) -> list[list[tuple[str, str]]]:
+def plan_parts(captions: list[Asked], size: int) -> list[list[Asked]]:
     """Consecutive captions of one modality, at most `size` per part."""
     parts = []
     for modality in MEDIA:
@@ -58,21 +62,23 @@ def run_states(ctx: StepContext) -> dict[str, Any]:
     stages = tuple(ctx.inputs[name].path for name in earlier_stages(ctx.inputs))
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages)
     emitted = [modality for modality in MEDIA if model.lm.table.count(modality)]
-    parts = plan_parts(distinct_captions(ctx, emitted), config.part)
+    parts = plan_parts(distinct_captions(ctx, emitted, config.requests), config.part)
     total, done, index = sum(map(len, parts)), 0, []
     for number, captions in enumerate(parts):
         name = f"part-{number:05d}.safetensors"
         if not (ctx.work / name).exists():
             write_atomic(ctx.work / name, _part(model, captions, config.batch))
         write_atomic(ctx.output / name, (ctx.work / name).read_bytes())
-        index.append({"file": name, "keys": [caption_key(modality, text) for modality, text in captions]})
+        index.append({"file": name, "keys": [caption_key(*asked) for asked in captions]})
         done += len(captions)
         ctx.progress(done, total, "captions")
-    _write_index(ctx.output, model, index)
-    return {"captions": total, "parts": len(parts)}
+    _write_index(ctx.output, model, index, config.requests)
+    return {"captions": total // config.requests, "requests": config.requests, "parts": len(parts)}
 
 
-def _write_index(output: Path, model: AnyModel, parts: list[dict[str, Any]]) -> None:
+def _write_index(output: Path, model: AnyModel, parts: list[dict[str, Any]], requests: int) -> None:
     counts = {modality: model.lm.table.count(modality) for modality in MEDIA}
     write_atomic(output / ROWS, save({name: getattr(model.lm, name).detach().contiguous() for name in ("new_head_rows", "new_input_rows")}))
-    write_atomic(output / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts, "parts": parts}, sort_keys=True, indent=1))
+    write_atomic(
+        output / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts, "requests": requests, "parts": parts}, sort_keys=True, indent=1)
+    )

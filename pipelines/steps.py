@@ -103,7 +103,7 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     steps["export"] = Step(
         name="export",
         run="pipelines.export:run",
-        config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn),
+        config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn, sampling=_sampling(recipe)),
         inputs=weights | decoders | trained,
     )
     _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, targets, trained)
@@ -118,6 +118,12 @@ def _decoders(recipe: Recipe, steps: Mapping[str, Step]) -> dict[str, Step]:
             raise AnyloomError(f"{recipe.name}: decoders: {modality} is made by '{name}', which it does not have: use trained (image, with image_decoder)")
         found[modality] = steps["image_decoder"]
     return found
+
+
+def _sampling(recipe: Recipe) -> tuple[tuple[str, int, float], ...]:
+    """The small decoder is used as it is judged."""
+    judged = recipe.eval_pictures
+    return tuple((modality, judged.steps, judged.guidance) for modality, name in recipe.decoders if name == "trained")
 
 
 def _add_image_decoder(recipe: Recipe, steps: dict[str, Step], shards: Mapping[str, Step]) -> None:
@@ -221,7 +227,7 @@ def _add_stages(
             steps["states"] = Step(
                 name="states",
                 run="pipelines.train:run_states",
-                config=StatesConfig(model=spec),
+                config=StatesConfig(model=spec, requests=recipe.requests),
                 threads=0,
                 inputs={**inputs, "shards_cc3m": captions["shards_cc3m"]},
             )
@@ -268,6 +274,10 @@ def _add_evaluation(
     }
     if recipe.image_decoder is not None:
         evals["eval_pictures"] = steps["eval_pictures"]
+    if ("image", "trained") in recipe.decoders:
+        judge = {"export": export, "picture_judge": steps["picture_judge"]}
+        asked = {"shards_cc3m": captions["shards_cc3m"], "shards_instruct": steps["shards_instruct"]}
+        evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | asked, threads=0)
     seeds = tuple((name, getattr(recipe, name).seed) for name in recipe.stages)
     history = Step(
         name="history",

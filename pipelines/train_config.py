@@ -29,6 +29,8 @@ class StatesConfig:
     """Captions per forward pass: part of the identity because it fixes the rounding."""
     part: int = 512
     """Captions per file, the unit of resumption."""
+    requests: int = 1
+    """Wordings in which each caption is asked for (of mmcore.data.chat.REQUESTS); each has states of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,5 +40,7 @@ class ExportConfig:
     model: ModelSpec
     stages: tuple[str, ...]
     """Names of the inputs that are stages, in training order; later tensors win."""
+    sampling: tuple[tuple[str, int, float], ...] = ()
+    """(modality, denoising steps, guidance) of the decoders that are not used with their family's defaults."""
     caption_turn: bool = False
     """The model answers after a self-written caption unless told otherwise (the helped recipe)."""

@@ -21,7 +21,38 @@ from mmcore.special_tokens import MEDIA, TokenTable, placeholder
 from mmcore.types import IGNORE, TokenRow
 
 DESCRIBE = {"image": "Describe the image.", "video": "Describe the video.", "audio": "Describe the sound."}
-DRAW = {"image": "draw {}", "video": "film {}", "audio": "play {}"}
+REQUESTS: dict[str, tuple[str, ...]] = {
+    "image": (
+        "draw {}",
+        "please draw {}",
+        "can you draw {}?",
+        "show me a picture of {}",
+        "make a picture of {}",
+        "create an image of {}",
+        "paint {}",
+        "i would like to see {}",
+    ),
+    "video": (
+        "film {}",
+        "please film {}",
+        "can you film {}?",
+        "show me a video of {}",
+        "make a video of {}",
+        "create a clip of {}",
+        "i would like to watch {}",
+        "animate {}",
+    ),
+    "audio": (
+        "play {}",
+        "please play {}",
+        "can you play {}?",
+        "let me hear {}",
+        "make the sound of {}",
+        "create a sound of {}",
+        "what does {} sound like?",
+        "i would like to hear {}",
+    ),
+}
 """How a caption becomes a request for a medium."""
 _ANCHOR = "\n"
 """Text that tokenizers with a prefix space put before a piece, so that it does not get that space."""
@@ -200,15 +231,15 @@ class Chat:
 
     # -- prompts (the same ids stand in training and in generation) ---------------------------------------------------------------
 
-    def media_prefix(self, modality: str, num_tokens: int) -> list[int]:
-        """Open user turn with the media: a question follows directly. Empty for text."""
+    def media_prefix(self, modality: str, num_tokens: int, later: bool = False) -> list[int]:
+        """Open user turn with the media: a question follows directly. Empty for text. later: a turn stands before it in the row."""
         if modality == "text":
             return []
-        return [*self.open(), *self.literal(self.template.space), *([self.table.placeholder_id(modality)] * num_tokens), *self._newline]
+        return [*self.open(later), *self.literal(self.template.space), *([self.table.placeholder_id(modality)] * num_tokens), *self._newline]
 
-    def caption_prompt(self, modality: str, num_tokens: int) -> list[int]:
+    def caption_prompt(self, modality: str, num_tokens: int, later: bool = False) -> list[int]:
         """Everything before the caption of a caption turn."""
-        return [*self.media_prefix(modality, num_tokens), *self.literal(DESCRIBE[modality]), *self._assistant]
+        return [*self.media_prefix(modality, num_tokens, later), *self.literal(DESCRIBE[modality]), *self._assistant]
 
     def question_prompt(self, text: str, opened: bool, literal: bool = False, later: bool = False) -> list[int]:
         """A question up to the answer's first token.

@@ -41,6 +41,7 @@ def smol() -> Recipe:
         input_projector=InputProjectorSpec(kind="linear", init_std=0.136),
         output_projector=OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=16, out=384),
         tokens=SpecialTokens(image=4, video=0, audio=0),
+        requests=4,
         decoders=(("image", "trained"),),
         stages=("stage1", "stage3", "stage2"),
         stage1=StageConfig(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from evals.config import EvalConfig
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.image_decoder_config import DrawingEvalConfig, FitConfig, ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
 from pipelines.recipe import Recipe, Weights
 from pipelines.recipes.smol import DATASETS
 
@@ -26,6 +27,20 @@ def tiny() -> Recipe:
         input_projector=InputProjectorSpec(kind="linear", init_std=0.02),
         output_projector=OutputProjectorSpec(kind="transformer", width=32, layers=1, heads=2, ffn=64, queries=16, out=32),
         tokens=SpecialTokens(image=4, video=0, audio=0),
+        requests=2,
+        decoders=(("image", "trained"),),
+        image_decoder=ImageDecoderConfig(
+            tokens=48,
+            vae_widths=(8, 8, 8),
+            vae=FitConfig(steps=6, batch=8, lr=2e-3, warmup_steps=2, checkpoint_every=4),
+            unet_widths=(8, 16),
+            heads=2,
+            norm_groups=4,
+            unet=FitConfig(steps=6, batch=8, lr=1e-3, warmup_steps=2, ema=0.99, checkpoint_every=4),
+        ),
+        picture_judge=JudgeConfig(fit=FitConfig(steps=20, batch=16, lr=2e-3, warmup_steps=4, checkpoint_every=10)),
+        eval_pictures=PicturesEvalConfig(draws=1, steps=2, bootstrap_draws=200),
+        eval_drawing=DrawingEvalConfig(draws=1, others=4, questions=6, bootstrap_draws=200),
         lora=LoraSpec(rank=4, alpha=8),
         stages=("stage1", "stage2", "stage3"),
         stage1=StageConfig(

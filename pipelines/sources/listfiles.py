@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import write_atomic
+from mmcore.data.chat import REQUESTS
 
 GROUPS = {
     "cc3m": ("stamps_train", "stamps_heldout", "easyvqa_captions"),
@@ -24,16 +25,6 @@ GROUPS = {
 }
 """Every dataset of both recipes, by group."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
-DRAW_PHRASES = (
-    "draw {}",
-    "please draw {}",
-    "can you draw {}?",
-    "show me a picture of {}",
-    "make a picture of {}",
-    "create an image of {}",
-    "paint {}",
-    "i would like to see {}",
-)
 
 
 def list_path(root: Path, dataset: str) -> Path:
@@ -85,7 +76,8 @@ def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str,
 
 def draw_record(identity: str, caption: str, uri: str, phrase: int) -> dict[str, Any]:
     """A request for a picture; the answer is the placeholder that the model has to emit as a signal block."""
-    request = DRAW_PHRASES[phrase % len(DRAW_PHRASES)].format(in_sentence(caption))
+    wordings = REQUESTS["image"]
+    request = wordings[phrase % len(wordings)].format(in_sentence(caption))
     return {
         "id": identity,
         "output_image": uri,

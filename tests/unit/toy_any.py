@@ -79,6 +79,8 @@ def chat_data(config: StageConfig, model: AnyModel) -> ChatData:
 class MemoryStates:
     """StateSet in memory."""
 
+    requests = 1
+
     def __init__(self, model: AnyModel, captions: list[str]):
         self._states, self._lse = compute_states(model, "image", captions)
         self._at = {caption_key("image", text): i for i, text in enumerate(captions)}
