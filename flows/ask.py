@@ -134,7 +134,7 @@ class Speaker:
 
         from infra.storage import write_atomic
 
-        write_atomic(path, to_bytes({name: tensor.contiguous() for name, tensor in self._conditioning.items()}))
+        write_atomic(path, to_bytes({name: tensor.clone() for name, tensor in self._conditioning.items()}))
         print(f"conditioning saved to {path}", file=sys.stderr)
 
 

@@ -273,7 +273,7 @@ def test_answers_in_a_mixed_batch_are_those_alone():
 @pytest.mark.parametrize("mode", MODES)
 def test_a_conversation_answers_as_a_fresh_run_over_its_turns(mode, monkeypatch):
     """Four turns: picture, words, sound (a new modality), a turn cut short; every answer equals plain decoding of the whole text so far."""
-    made = Generator(any_model(mode), caption_turn=True)
+    made = Generator(any_model(mode), caption_turn=False)
     chat = made.model.chat
     monkeypatch.setattr(made, "encode", lambda modality, data: features(modality)[0].numpy())
     talk, said, known = Conversation(made), [], {}
@@ -299,6 +299,17 @@ def test_a_conversation_answers_as_a_fresh_run_over_its_turns(mode, monkeypatch)
     for _ in talk.say("again?", max_new_tokens=2):
         pass
     assert talk.num_turns == 6 and talk.cache.lengths[0] > read
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_model_with_caption_turns_takes_one_in_a_conversation_too(mode, monkeypatch):
+    made = Generator(any_model(mode), caption_turn=True)
+    monkeypatch.setattr(made, "encode", lambda modality, data: features(modality)[0].numpy())
+    media = [("image", b"")]
+    alone = list(made.stream("what?", media, max_new_tokens=5))
+    talk = Conversation(made)
+    assert list(talk.say("what?", media, max_new_tokens=5)) == alone and talk.num_turns == 2
+    assert list(Conversation(made).say("what?", max_new_tokens=5)) == list(made.stream("what?", max_new_tokens=5))
 
 
 def test_adapters_are_saved_and_loaded_with_the_model(tmp_path):
