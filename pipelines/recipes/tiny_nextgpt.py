@@ -21,6 +21,8 @@ def tiny_nextgpt() -> Recipe:
     return replace(
         recipe,
         name="tiny_nextgpt",
+        decoders=(),
+        image_decoder=None,
         weights=replace(recipe.weights, image="imagebind_toy", audio="imagebind_toy"),
         image=EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=WIDTH, batch=8, part_rows=16),
         video=EncoderSpec(kind="imagebind_video", arch="imagebind_toy", width=WIDTH, batch=2, part_rows=16),

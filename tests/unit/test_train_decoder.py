@@ -34,7 +34,8 @@ def test_it_depends_on_the_data_and_the_text_encoder_alone():
     }
     assert "weights_text" not in {step.name for step in topological([steps["picture_judge"]])}
     assert {"eval_pictures"} <= set(steps["history"].inputs) & set(steps["report"].inputs)
-    assert not {"image_decoder", "picture_judge", "eval_pictures"} & set(build(get_recipe("tiny")))
+    assert {"eval_drawing"} <= set(steps["history"].inputs) & set(steps["report"].inputs) and "decoder_image" in steps["export"].inputs
+    assert not {"image_decoder", "picture_judge", "eval_pictures", "eval_drawing"} & set(build(get_recipe("tiny_nextgpt")))
 
 
 def test_its_settings_are_recipe_values():
@@ -43,7 +44,7 @@ def test_its_settings_are_recipe_values():
     assert longer["picture_judge"].config == build(get_recipe("smol"))["picture_judge"].config
 
 
-@pytest.mark.parametrize(("recipe", "why"), [("tiny", "trains no picture decoder"), ("clip_two_tower", "is for retrieval only")])
+@pytest.mark.parametrize(("recipe", "why"), [("tiny_nextgpt", "trains no picture decoder"), ("clip_two_tower", "is for retrieval only")])
 def test_a_recipe_without_a_decoder_is_one_clear_line(recipe, why, tmp_path, capsys):
     assert main(["train-decoder", "--recipe", recipe, "--root", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"anyloom: train-decoder: recipe {recipe} {why}; use --recipe smol\n"
