@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,7 +74,8 @@ class GraphRun:
         if missing:
             raise NotRun(f"{name} needs {missing[0]}")
         inputs = {key: self.outcomes[s.name].artifact for key, s in step.inputs.items()}
-        with self.budget.share(step.threads) as threads:
+        aside = self.aside(step)
+        with nullcontext(step.threads) if aside else self.budget.share(step.threads) as threads:
             if self.errors:
                 raise NotRun(f"{name} was left out because {next(iter(self.errors))} failed")
             started = time.monotonic()
@@ -97,6 +98,10 @@ class GraphRun:
             self.outcomes[name] = outcome
             self.display.finish(name, "done" if outcome.status == EXECUTED else outcome.status, outcome.seconds)
 
+    def aside(self, step: Step) -> bool:
+        """True when the step runs beside the thread budget."""
+        return step.background and step.isolate and self.settings.use_ray
+
     def call(self, step: Step, context: StepContext) -> Mapping[str, Any]:
         """Run the step's function: as a Ray task of its own, or in this process."""
         if not (self.settings.use_ray and step.isolate):
@@ -110,6 +115,7 @@ class GraphRun:
                 step,
                 replace(context, progress=FileProgress(path)),
                 threads=context.resources.threads,
+                background=self.aside(step),
                 on_poll=lambda: relay(path, context.progress),
             )
         finally:

@@ -46,11 +46,31 @@ def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any
     return function(*args)
 
 
-def run_isolated(function: Callable[..., Any], *args: Any, threads: int = 1, on_poll: Callable[[], None] | None = None, poll_s: float = 0.3) -> Any:
-    """Run `function(*args)` as one Ray task and wait. `on_poll` is called while waiting. Its exception is raised here as it was."""
+def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> Any:
+    """As _with_threads, at the lowest priority. There is no way back from it, so the worker process must end with the task (max_calls=1)."""
+    os.nice(19)
+    return _with_threads(function, threads, *args)
+
+
+def run_isolated(
+    function: Callable[..., Any],
+    *args: Any,
+    threads: int = 1,
+    background: bool = False,
+    on_poll: Callable[[], None] | None = None,
+    poll_s: float = 0.3,
+) -> Any:
+    """Run `function(*args)` as one Ray task and wait. `on_poll` is called while waiting. Its exception is raised here as it was.
+
+    background: at the lowest priority, and without a share of the cluster's CPUs.
+    """
     import ray
 
-    reference = _remote(function, threads).remote(function, threads, *args)
+    if background:
+        remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_in_background).options(name=getattr(function, "__qualname__", "task"))
+    else:
+        remote = _remote(function, threads)
+    reference = remote.remote(function, threads, *args)
     while not ray.wait([reference], timeout=poll_s)[0]:
         if on_poll is not None:
             on_poll()

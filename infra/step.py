@@ -97,6 +97,9 @@ class Step:
     """Run as one Ray task of its own; False for steps that start Ray work themselves or are trivial."""
     spread: bool = False
     """The step spreads independent work over as many single-threaded workers as it has threads."""
+    background: bool = False
+    """Long work of one thread that nothing waits for soon: as an isolated Ray task it runs at the lowest priority, beside the thread budget, on what the
+    other steps leave over. Without Ray it takes its turn."""
 
     def load(self) -> RunFunction:
         """Import the run function. Raises ImportError or AttributeError naming the entry."""

@@ -70,9 +70,7 @@ def split_streams(conditioning_BQC: torch.Tensor, streams: Sequence[Stream]) -> 
     """
     before, widest = sum(stream.tokens for stream in streams[:-1]), max(stream.width for stream in streams)
     if conditioning_BQC.shape[1] <= before:
-        raise AnyloomError(
-            f"the output projector makes {conditioning_BQC.shape[1]} tokens, the decoder more than {before}: set queries of output_projectors"
-        )
+        raise AnyloomError(f"the output projector makes {conditioning_BQC.shape[1]} tokens, the decoder more than {before}: set queries of output_projectors")
     if conditioning_BQC.shape[2] != widest:
         raise AnyloomError(f"the output projector makes {conditioning_BQC.shape[2]} channels, the decoder takes {widest}: set out of output_projectors")
     edges = [0]

@@ -127,15 +127,16 @@ def _sampling(recipe: Recipe) -> tuple[tuple[str, int, float], ...]:
 
 
 def _add_image_decoder(recipe: Recipe, steps: dict[str, Step], shards: Mapping[str, Step]) -> None:
-    """image_decoder, picture_judge, eval_pictures; nothing for a recipe without a picture decoder. Each keeps one thread busy."""
+    """image_decoder, picture_judge, eval_pictures; nothing for a recipe without a picture decoder. Each keeps one thread busy, in the background."""
     if recipe.image_decoder is None:
         return
     pictures, asked = {"shards_cc3m": shards["cc3m"]}, {"shards_instruct": shards["instruct"]}
     weights = {"weights": steps["weights_text"]}
-    decoder = Step(name="image_decoder", run="pipelines.image_decoder:run", config=recipe.image_decoder, inputs=weights | pictures)
-    judge = Step(name="picture_judge", run="evals.picture_judge:run", config=recipe.picture_judge, inputs=asked)
+    decoder = Step(name="image_decoder", run="pipelines.image_decoder:run", config=recipe.image_decoder, inputs=weights | pictures, background=True)
+    judge = Step(name="picture_judge", run="evals.picture_judge:run", config=recipe.picture_judge, inputs=asked, background=True)
     made = {"image_decoder": decoder, "picture_judge": judge}
-    steps |= made | {"eval_pictures": Step(name="eval_pictures", run="evals.pictures:run", config=recipe.eval_pictures, inputs=made | pictures | asked)}
+    evaluation = Step(name="eval_pictures", run="evals.pictures:run", config=recipe.eval_pictures, inputs=made | pictures | asked, background=True)
+    steps |= made | {"eval_pictures": evaluation}
 
 
 def _add_shards(recipe: Recipe, steps: dict[str, Step], lists: Step, own_lists: Mapping[str, Path]) -> dict[str, Step]:
