@@ -7,7 +7,7 @@ downloaded. Refuses to judge data: the licence of every dataset is in `anyloom r
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infra.step import AnyloomError
 from mmcore import sizes
@@ -44,10 +44,10 @@ class Part:
 
 
 def human_count(count: int) -> str:
-    """319815680 -> '319.8 M'."""
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+    """319815680 -> '319.8M'."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if count >= size:
-            return f"{count / size:.{2 if unit == 'G' else 1}f} {unit}"
+            return f"{count / size:.{2 if unit == 'B' else 1}f}{unit}"
     return str(count)
 
 
@@ -87,7 +87,7 @@ def encoder_parts(recipe: Recipe) -> list[tuple[str, Part]]:
             entry = encoders.known(spec.kind, spec.arch)
             found.append((modality, Part(spec.arch, *_terms(entry))))
     if recipe.two_tower is not None or (recipe.weights.kind == "pretrained" and "stage2" in recipe.stages):
-        found.append(("caption", Part(recipe.weights.text, *_terms(next((e for e in encoders.CATALOGUE if e.name == recipe.weights.text), None)))))
+        found.append(("captions", Part(recipe.weights.text, *_terms(next((e for e in encoders.CATALOGUE if e.name == recipe.weights.text), None)))))
     return found
 
 
@@ -137,15 +137,14 @@ def permitted(parts: Iterable[Part]) -> str:
 
 
 def training(recipe: Recipe, lm: KnownLm) -> list[str]:
-    """A line per stage in the recipe's order: what trains, with parameter counts."""
+    """Every stage in the recipe's order, and below it a line per part that trains with its parameters."""
     if recipe.two_tower is not None:
-        return [f"two_tower: towers {human_count(sizes.two_tower(_towers(recipe)))}"]
+        return ["two_tower:", f"  towers {human_count(sizes.two_tower(_towers(recipe)))}"]
     spec = model_spec(recipe)
     lines = []
     for name in recipe.stages:
-        parts = sizes.trained(spec, lm, getattr(recipe, name))
-        left_out = "" if name in stages(recipe) else " (planned once decoders are named)"
-        lines.append(f"{name}: {', '.join(f'{part} {human_count(count)}' for part, count in parts.items())}{left_out}")
+        lines.append(f"{name}:" if name in stages(recipe) else f"{name}, once it has decoders:")
+        lines += [f"  {part} {human_count(count)}" for part, count in sizes.trained(spec, lm, getattr(recipe, name)).items()]
     return lines
 
 
@@ -159,8 +158,6 @@ def memory(recipe: Recipe, lm: KnownLm) -> str:
     """GB (10^9 bytes) of the largest stage, at the rows of a full pass and, in brackets, at one row."""
     if recipe.two_tower is not None:
         return "< 0.1"
-    from dataclasses import replace
-
     spec = model_spec(recipe)
     configs = [getattr(recipe, name) for name in recipe.stages]
     full, one = (max(sizes.stage_bytes(spec, lm, stage) for stage in chosen) / 1e9 for chosen in (configs, [replace(stage, batch=1) for stage in configs]))

@@ -240,6 +240,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], lines: boo
 
     made = table("", header, [[escape(cell) for cell in row] for row in rows])
     made.show_lines = lines
+    for column, name in zip(made.columns, header, strict=True):
+        column.no_wrap = column.no_wrap or name == "trains"
     Display().console.print(made)
 
 

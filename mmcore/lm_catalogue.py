@@ -8,6 +8,7 @@ it, whatever this table says. Refuses to know where weights are on this machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,7 @@ class KnownLm:
         return attention | {"gate_proj": (width, ffn), "up_proj": (width, ffn), "down_proj": (ffn, width)}
 
 
-_LLAMA_7B = {"vocabulary": 32000, "width": 4096, "layers": 32, "heads": 32, "key_width": 4096, "ffn": 11008, "tied": False}
+_LLAMA_7B: dict[str, Any] = {"vocabulary": 32000, "width": 4096, "layers": 32, "heads": 32, "key_width": 4096, "ffn": 11008, "tied": False}
 CATALOGUE: tuple[KnownLm, ...] = (
     KnownLm(
         arch="SmolLM2-135M-Instruct",

@@ -1,9 +1,10 @@
 """llava15_7b: LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) at full size with LoRA, on the user's own files.
 
 Every weight is given with --weights and every list with --list; nothing is downloaded. Sources of the values: [llava] the repository
-haotian-liu/LLaVA at c121f04, scripts/v1_5/pretrain.sh and finetune_lora.sh, [ours] a decision of this project and why. Of the two published ways to tune
-it, the whole LM and LoRA, this is LoRA: the LM's own matrices never change here. Differences that no value can express: LoRA without dropout (0.05 there), linear decay in place of cosine,
-pictures cropped as CLIP's own processor does (there padded square), and stage 1 with the prompt that stands in its list (there left out).
+haotian-liu/LLaVA at c121f04, scripts/v1_5/pretrain.sh and finetune_lora.sh, [ours] a decision of this project and why. Of the two published
+ways to tune it, the whole LM and LoRA, this is LoRA: the LM's own matrices never change here. Differences that no value can express: LoRA
+without dropout (0.05 there), linear decay in place of cosine, pictures cropped as CLIP's own processor does (there padded square), and stage 1
+with the prompt that stands in its list (there left out).
 Feature files: 576 tokens of 1024 in half precision are 1.2 MB a picture, 1.4 TB for both lists.
 """
 
