@@ -28,7 +28,7 @@ from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
 
-OWN_WEIGHTS = ("imagebind", "lm", "image", "audio", "text")
+OWN_WEIGHTS = ("imagebind", "image", "audio", "text", "lm")
 """What --weights takes: ImageBind's released file, or a part of the recipe's weights."""
 GROUPS = ("cc3m", "webvid", "audiocaps", "instruct")
 GROUP_OF = {"image": "cc3m", "video": "webvid", "audio": "audiocaps"}

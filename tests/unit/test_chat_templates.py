@@ -156,5 +156,5 @@ def test_a_tokenizer_without_the_marks_and_an_unknown_template_are_named():
     table = TokenTable(len(tokenizer), SpecialTokens(image=2, video=0, audio=0))
     with pytest.raises(ValueError, match=r"tokenizer lacks <\|im_end\|>, which the chat template chatml is made of: set another `chat`"):
         Chat(tokenizer, table)
-    with pytest.raises(ValueError, match="chat template 'alpaca' is unknown; there are: chatml, vicuna_v1, llama3, plain"):
+    with pytest.raises(ValueError, match="chat template 'alpaca' is unknown; there are: chatml, vicuna_v1, llama3, vicuna_v0, plain"):
         chat_template("alpaca")

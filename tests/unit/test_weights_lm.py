@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_one_clear_line(tmp_path):
             take(tmp_path, given, f"try{next(tries)}", **overrides)
         assert "\n" not in str(caught.value)
 
-    refused(r"tokenizer cannot be used with chat=chatml: .*lacks <\|im_start\|>", chat="chatml")
+    refused(r"tokenizer cannot be used with chat=chatml: .*lacks <\|im_end\|>", chat="chatml")
     refused(r"lora.targets names c_attn, and no layer of the language model is called so", lora__targets=["c_attn"])
     save_file({name: value for name, value in state.items() if "layers.1.mlp" not in name}, weights)
     refused(r"the weights lack model\.layers\.1\.mlp\.down_proj\.weight and 2 more; are they those of this config.json")
