@@ -20,11 +20,11 @@ from pipelines.own_files import stages
 from pipelines.recipe import Recipe
 from pipelines.steps import model_spec
 
-RECIPE_HEADER = ("recipe", "language model", "encoders", "decoders", "licences of the parts", "commercial use", "trains", "GB a GPU")
+RECIPE_HEADER = ("recipe", "language model", "encoders", "decoders", "licences", "commercial use", "trains", "GB a GPU")
 RECIPE_NOTES = (
-    "GB a GPU: estimate for one GPU that holds the whole model, at 16 rows a pass (1 row in brackets): frozen LM, 16 bytes a trained parameter,",
-    "activations without recomputation (mmcore/sizes.py); the largest stage counts. Nothing of 7B size has been run. Weights are never downloaded",
-    "for a recipe that takes --weights. One recipe with every decision, its datasets and their licences: anyloom recipes NAME",
+    "GB a GPU: estimate for one GPU that holds the whole model, at the rows of a full pass (at most 16) and, in brackets, at one row: frozen LM, 16 bytes a",
+    "trained parameter, activations without recomputation (mmcore/sizes.py); the largest stage counts. Nothing of 7B size has been run. A recipe that takes",
+    "--weights downloads none. One recipe with every decision, its datasets and their licences: anyloom recipes NAME",
 )
 DECODER_HEADER = ("weights, where published", "family", "makes", "licence", "commercial", "predicts", "tiny twin")
 DECODER_NOTES = (
@@ -103,7 +103,7 @@ def decoder_parts(recipe: Recipe) -> list[tuple[str, Part]]:
         if entry is not None:
             found.append((modality, Part(entry.name, entry.licence, entry.commercial)))
         else:
-            found.append((modality, Part("trained here" if name == "trained" else name, "Apache-2.0, pictures as their lists say", "yes")))
+            found.append((modality, Part("trained here" if name == "trained" else name, "that of its data", "yes")))
     return found
 
 
@@ -120,7 +120,7 @@ def _conditioning(recipe: Recipe) -> str:
         return "none"
     spec = model_spec(recipe)
     out = [(m, output_spec(spec, m)) for m in sizes.MEDIA if getattr(spec.tokens, m)]
-    return "\n".join(["none; conditioning of", *(f"{m}: {o.queries} x {o.out}" for m, o in out)]) if out else "none: writes text"
+    return "\n".join(["conditioning only:", *(f"{m}: {o.queries} x {o.out}" for m, o in out)]) if out else "none: writes text"
 
 
 def permitted(parts: Iterable[Part]) -> str:

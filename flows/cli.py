@@ -185,12 +185,16 @@ def cmd_plan(args: argparse.Namespace) -> int:
     from flows.display import Display, table
     from flows.run import recipe_steps
     from infra.plan import plan
+    from pipelines.own_files import left_out
+    from pipelines.recipes import get_recipe
 
     settings = settings_of(args)
     own = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=PATH")
     steps = recipe_steps(args.recipe, parse_overrides(args.overrides), *own)
     rows = plan(steps.values(), settings.root.absolute())
     Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
+    for line in left_out(get_recipe(args.recipe, parse_overrides(args.overrides))):
+        print(f"left out: {line}")
     print(f"{sum(r.status == 'done' for r in rows)} of {len(rows)} steps done below {settings.root.absolute()}")
     return 0
 

@@ -71,7 +71,7 @@ CATALOGUE: tuple[KnownLm, ...] = (
         arch="vicuna-7b-v1.5",
         name="Vicuna 7B v1.5",
         licence="Llama 2 Community License",
-        commercial="yes, up to 700 million monthly users, within its acceptable use policy",
+        commercial="yes, up to 700 million users a month",
         published="lmsys/vicuna-7b-v1.5",
         **_LLAMA_7B,
     ),

@@ -56,6 +56,11 @@ def stages(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name in recipe.stages if name != "stage2")
 
 
+def left_out(recipe: Recipe) -> list[str]:
+    """What of the recipe is not planned though it is among its stages, and why."""
+    return [f"{name}, until the recipe names the decoders whose conditioning it learns (decoders)" for name in recipe.stages if name not in stages(recipe)]
+
+
 def wanted_weights(recipe: Recipe) -> dict[str, str]:
     """Name for --weights -> PATH and what it is, of a recipe whose weights are the user's."""
     if recipe.weights.kind != OWN:

@@ -86,6 +86,7 @@ def test_stage_2_waits_for_decoders(tmp_path):
     recipe = get_recipe("nextgpt_7b")
     steps = build(recipe, *files(tmp_path, recipe))
     assert "stage2" not in steps and "states" not in steps and steps["export"].config.stages == ("stage1", "stage3")
+    assert [line.split(",")[0] for line in own_files.left_out(recipe)] == ["stage2"] and own_files.left_out(get_recipe("smol")) == []
     drawing = replace(recipe, decoders=NEXTGPT_DECODERS)
     assert own_files.stages(drawing) == ("stage1", "stage3", "stage2")
     wanted = own_files.wanted_weights(drawing)
@@ -137,9 +138,9 @@ def test_the_table_of_recipes_says_what_they_are():
     assert "audio: 1 x 512" in nextgpt["decoders"] and llava["decoders"] == "none: writes text"
     assert llava["commercial use"].startswith("Vicuna 7B v1.5: yes, up to 700 million") and "stage2" not in llava["trains"]
     assert rows["nextgpt_7b_legacy"]["commercial use"] == "no: Vicuna 7B v0, imagebind_huge" and rows["tiny"]["commercial use"] == "yes"
-    assert "image: trained here" in smol["decoders"] and "all-MiniLM-L6-v2: Apache-2.0" in smol["licences of the parts"]
+    assert "image: trained here" in smol["decoders"] and "all-MiniLM-L6-v2: Apache-2.0" in smol["licences"]
     drawing = dict(zip(catalogues.RECIPE_HEADER, catalogues.recipe_row(replace(get_recipe("nextgpt_7b"), decoders=NEXTGPT_DECODERS)), strict=True))
-    assert "ZeroScope v2, 576 px: CC-BY-NC-4.0" in drawing["licences of the parts"] and "ZeroScope v2, 576 px" in drawing["commercial use"]
+    assert "ZeroScope v2, 576 px: CC-BY-NC-4.0" in drawing["licences"] and "ZeroScope v2, 576 px" in drawing["commercial use"]
     with pytest.raises(AnyloomError, match="the language model mine is in no catalogue"):
         catalogues.recipe_row(get_recipe("tiny", {"weights.lm": "mine"}))
 
