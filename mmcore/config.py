@@ -38,6 +38,9 @@ class EncoderSpec:
     tokens: int = 0
     """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind, transformers: 0 stores the one
     pooled vector. bert_text: longest text, or 0 for the mean over a text's tokens; other texts: 0, they have the pooled vector only."""
+    layer: int = 0
+    """hf_image, hf_video with a grid: hidden state that the patch tokens are, counted from the end (-2: before the last layer, as LLaVA reads CLIP);
+    0: the model's output."""
     max_seconds: float = 30.0
     """audio: longer clips are cut, in seconds."""
     dtype: str = "float16"
@@ -58,11 +61,13 @@ SAMPLED = ("timm_video", "hf_video")
 
 
 def check_encoder(spec: EncoderSpec) -> None:
-    """Raises ValueError for a sampling or a number of tiles that the kind of encoder has no use for."""
+    """Raises ValueError for a sampling, a number of tiles or a layer that the kind of encoder has no use for."""
     if spec.sampling != "uniform" and (spec.sampling != "scenes" or spec.kind not in SAMPLED):
         raise ValueError(f"{spec.kind} has no sampling '{spec.sampling}': set it to uniform (scenes: for {', '.join(SAMPLED)})")
     if spec.tiles and not spec.kind.endswith("_image"):
         raise ValueError(f"{spec.kind} encodes no pictures: set tiles to 0")
+    if spec.layer > 0 or (spec.layer and (spec.kind not in ("hf_image", "hf_video") or not spec.grid)):
+        raise ValueError(f"{spec.kind} with layer {spec.layer} and grid {spec.grid}: hf_image and hf_video with a grid take 0, or -1, -2, ... from the end")
     if spec.tiles < 0 or spec.tiles == 1:
         raise ValueError(f"{spec.kind} with tiles {spec.tiles}: set it to 0 (off) or to at least 2")
 
@@ -184,6 +189,8 @@ class StageConfig:
     """Helped recipe: a question's loss is weighted 0.5 / P(answer | question text) for yes/no answers."""
     train_projectors: bool = True
     """False freezes the input projectors in stage 3."""
+    projector_lr: float = 0.0
+    """Peak learning rate of the input projectors in stage 3; 0: lr."""
     # stage 2 only
     token_loss: float = 1.0
     """Weight of the cross-entropy on signal tokens."""

@@ -1,7 +1,8 @@
 """AdamW over one flat float32 buffer.
 
 The trained parameters become views of one vector, and their gradients views of another: one optimizer kernel, one all-reduce and
-one norm per step, and a state that is two vectors. Refuses to know what the parameters mean.
+one norm per step, and a state that is two vectors. Parameters may have a share of the learning rate of their own. Refuses to know what the
+parameters mean.
 """
 
 from __future__ import annotations
@@ -41,18 +42,24 @@ def learning_rate(config: StageConfig, step: int) -> float:
 
 
 class FlatAdamW:
-    """torch's AdamW on a flat view of named parameters (float32, in the mapping's order)."""
+    """torch's AdamW on a flat view of named parameters (float32, in the mapping's order).
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: AdamConfig):
+    shares: name -> factor of the learning rate of that parameter, for those that have another rate than the others.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: AdamConfig, shares: Mapping[str, float] | None = None):
         wrong = [name for name, parameter in parameters.items() if parameter.dtype != torch.float32]
         if wrong:
             raise ValueError(f"trained parameters must be float32, {wrong[0]} is not")
         self.parameters, self.clip = dict(parameters), config.clip
         self.flat = torch.nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters.values()]))
         self.flat.grad = torch.zeros_like(self.flat)
+        self.slices: list[tuple[slice, float]] = []
         offset = 0
-        for parameter in self.parameters.values():
+        for name, parameter in self.parameters.items():
             end = offset + parameter.numel()
+            if shares and name in shares:
+                self.slices.append((slice(offset, end), shares[name]))
             parameter.data = self.flat.data[offset:end].view(parameter.shape)
             parameter.grad = self.flat.grad[offset:end].view(parameter.shape)
             offset = end
@@ -73,7 +80,10 @@ class FlatAdamW:
         if self.clip and norm > self.clip:
             self.gradient.mul_(self.clip / norm)
         self.inner.param_groups[0]["lr"] = lr
+        before = [self.flat.data[where].clone() for where, _ in self.slices]
         self.inner.step()
+        for (where, share), old in zip(self.slices, before, strict=True):  # AdamW's whole update, decay included, is proportional to the rate
+            self.flat.data[where] = torch.lerp(old, self.flat.data[where], share)
         self.gradient.zero_()
         return norm
 

@@ -5,6 +5,7 @@ Everything else is frozen. Refuses to know data and losses.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -60,6 +61,13 @@ def select_trainable(model: torch.nn.Module, config: StageConfig) -> dict[str, t
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     return chosen
+
+
+def rate_shares(config: StageConfig, trained: Iterable[str]) -> dict[str, float]:
+    """Trained parameters with a learning rate of their own -> its share of the stage's: the optional ones, with projector_lr."""
+    if not config.projector_lr:
+        return {}
+    return {name: config.projector_lr / config.lr for name in trained if _matches(name, stage_spec(config.stage).optional)}
 
 
 def saved_tensors(model: torch.nn.Module, config: StageConfig, trained: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -60,7 +60,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     ctx.progress(0, 3, "language model")
     _copy(ctx.inputs["weights_lm"].path / "lm", ctx.output / "lm")
     ctx.progress(1, 3, "encoders")
-    for modality in ("image", "audio"):
+    for modality in (part for part in ("image", "audio") if PARTS[part] in ctx.inputs):
         _copy(ctx.inputs[f"weights_{modality}"].path, ctx.output / ENCODERS / modality)
     decoders = sorted(name.removeprefix(DECODER) for name in ctx.inputs if name.startswith(DECODER))
     for modality in decoders:
@@ -73,7 +73,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "stages": list(config.stages),
         "caption_turn": config.caption_turn,
         "sampling": {modality: {"steps": steps, "guidance": guidance} for modality, steps, guidance in config.sampling},
-        "licences": {part: read_json(ctx.inputs[name].path / "licence.json") for part, name in PARTS.items()},
+        "licences": {part: read_json(ctx.inputs[name].path / "licence.json") for part, name in PARTS.items() if name in ctx.inputs},
     }
     write_atomic(ctx.output / DESCRIPTION, json.dumps(description, sort_keys=True, indent=1))
     ctx.progress(3, 3, "done")

@@ -35,7 +35,8 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """Names of the frozen parts; `kind` random makes toy-size parts from a seed, without any download."""
+    """Names of the frozen parts. kind: `pretrained` (from the demo's packages), `random` (toy size, from a seed, without any download) or `own` (files of
+    the user's, given with --weights; the names only say which)."""
 
     kind: str = "pretrained"
     lm: str = "SmolLM2-135M-Instruct"
@@ -62,7 +63,7 @@ class Recipe:
 
     name: str
     lists: str
-    """`smol`: lists written from the demo's packages; `tiny`: generated."""
+    """`smol`: lists written from the demo's packages; `tiny`: generated; `own`: every list is a file of the user's, given with --list."""
     questions_are: str = "easy-vqa"
     """What the evaluation's questions really are; the report says so beside the score."""
     weights: Weights = Weights()
@@ -77,8 +78,10 @@ class Recipe:
     near_duplicate_bits: int = 2
     """Pictures whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""
     image: EncoderSpec
-    video: EncoderSpec
-    audio: EncoderSpec
+    video: EncoderSpec | None
+    """None: the model reads no clips."""
+    audio: EncoderSpec | None
+    """None: the model reads no sounds."""
     video_audio: bool = False
     """Also encode the sound of the clips, with the encoder of sounds (step embed_video_audio). Nothing is trained on it yet."""
     latents: EncoderSpec | None = None

@@ -4,6 +4,7 @@
 
 A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures.
 A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
+A recipe of the user's own lists and weights (pipelines.own_files) begins with them and ends at export.
 Every arrow is an artifact on storage. This module only wires; importing it loads no model library and runs nothing.
 """
 
@@ -20,15 +21,18 @@ from mmcore.data.chat_templates import chat_template
 from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
+from pipelines.own_files import OWN, planned
 from pipelines.recipe import Recipe, Retrieval
 from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
-from pipelines.weights_config import ImageBindConfig, ImportConfig, WeightsConfig
-from pipelines.weights_files import given_files
+from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
+from pipelines.weights_files import given_files, given_lm
 
-OWN_WEIGHTS = ("imagebind", "image", "audio", "text")
+OWN_WEIGHTS = ("imagebind", "image", "audio", "text", "lm")
 """What --weights takes: ImageBind's released file, or a part of the recipe's weights."""
 GROUPS = ("cc3m", "webvid", "audiocaps", "instruct")
+GROUP_OF = {"image": "cc3m", "video": "webvid", "audio": "audiocaps"}
+"""Modality -> the group of its captions; pictures, and in the user's own lists clips and sounds too, are also in instructions."""
 IMAGEBIND_TRUNKS = {"image": ("vision",), "audio": ("audio",), "text": ("text",)}
 """Part of the recipe's weights -> the trunks it keeps; clips share the pictures' trunk."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
@@ -40,7 +44,7 @@ def model_spec(recipe: Recipe) -> ModelSpec:
         dtype=recipe.lm_dtype,
         quantize=recipe.quantize,
         chat=recipe.chat,
-        encoders=tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:]),
+        encoders=_encoders(recipe),
         input_projector=recipe.input_projector,
         output_projector=recipe.output_projector,
         output_projectors=recipe.output_projectors,
@@ -55,12 +59,18 @@ def model_spec(recipe: Recipe) -> ModelSpec:
     return spec
 
 
+def _encoders(recipe: Recipe) -> tuple[tuple[str, EncoderSpec], ...]:
+    """(modality, encoder) of the media that the recipe's model reads."""
+    return tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:] if getattr(recipe, modality) is not None)
+
+
 def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weights: Mapping[str, Path] | None = None) -> dict[str, Step]:
     """Every step of the recipe by name, inputs first.
 
     own_lists: dataset name -> a list file that takes the place of the recipe's; it counts by its bytes, and its relative media paths start at
-    its own directory. own_weights: `imagebind` -> the released file, or a part of the weights (image, audio, text) -> what its encoder's kind opens.
-    Raises AnyloomError for a name the recipe does not have, or weights that are not what they should be.
+    its own directory. own_weights: `imagebind` -> the released file, `lm` -> a transformers directory, or another part of the weights (image, audio,
+    text) -> what its encoder's kind opens.
+    Raises AnyloomError for a name the recipe does not have, weights that are not what they should be, or files that the recipe cannot do without.
     """
     own_lists, own_weights = dict(own_lists or {}), dict(own_weights or {})
     takes = (*OWN_WEIGHTS, *(part for part in ("latents", "query") if getattr(recipe, part) is not None))
@@ -69,24 +79,25 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     unknown = set(own_lists) - {d.name for d in recipe.datasets}
     if unknown:
         raise AnyloomError(f"--list {sorted(unknown)[0]}: no such dataset; the recipe has: {', '.join(d.name for d in recipe.datasets)}")
+    recipe = planned(recipe, own_lists, own_weights)
     steps: dict[str, Step] = {}
     lists = _add_sources(recipe, steps, own_weights)
     shards = _add_shards(recipe, steps, lists, own_lists)
-    pictures = {"shards_cc3m": shards["cc3m"], "shards_instruct": shards["instruct"]}
-    captions = {f"shards_{group}": shards[group] for group in ("cc3m", "webvid", "audiocaps")}
+    pictures = {f"shards_{group}": shards[group] for group in ("cc3m", "instruct") if group in shards}
+    captions = {f"shards_{group}": shards[group] for group in ("cc3m", "webvid", "audiocaps") if group in shards}
     overlap = Step(name="overlap", run="pipelines.overlap:run", config=OverlapConfig(max_bits=recipe.near_duplicate_bits), inputs=pictures)
-    targets = Step(
-        name="targets",
-        run="pipelines.embed:run_targets",
-        config=_targets(recipe),
-        inputs={"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]},
-    )
-    steps |= {"overlap": overlap, "targets": targets}
-    embeddings = {
-        "embed_image": _add_embed(recipe, steps, "image", {"weights": steps["weights_image"], **pictures}),
-        "embed_video": _add_embed(recipe, steps, "video", {"weights": steps["weights_image"], "shards_webvid": shards["webvid"]}),
-        "embed_audio": _add_embed(recipe, steps, "audio", {"weights": steps["weights_audio"], "shards_audiocaps": shards["audiocaps"]}),
-    }
+    steps["overlap"] = overlap
+    targets = None
+    if "weights_text" in steps and "cc3m" in shards:
+        inputs = {"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]}
+        targets = steps["targets"] = Step(name="targets", run="pipelines.embed:run_targets", config=_targets(recipe), inputs=inputs)
+    embeddings = {}
+    for modality, _ in _encoders(recipe):
+        asked = ("instruct",) if modality == "image" or lists is None else ()
+        seen = {f"shards_{group}": shards[group] for group in (GROUP_OF[modality], *asked) if group in shards}
+        if seen:
+            inputs = {"weights": steps["weights_audio" if modality == "audio" else "weights_image"], **seen}
+            embeddings[f"embed_{modality}"] = _add_embed(recipe, steps, modality, inputs)
     if recipe.query is not None:
         _add_query(recipe, recipe.query, steps, own_weights)
     if recipe.latents is not None:
@@ -96,9 +107,9 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
         _add_embed(recipe, steps, "audio", tracks, name="embed_video_audio", run="pipelines.embed_tracks:run")
     if recipe.two_tower is not None:
         return _two_tower(recipe, recipe.two_tower, steps, embeddings, captions)
-    trained = _add_stages(recipe, steps, embeddings, captions, shards["instruct"], targets)
+    trained = _add_stages(recipe, steps, embeddings, captions, shards.get("instruct"), targets)
     _add_image_decoder(recipe, steps, shards)
-    weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio")}
+    weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
     decoders = {f"decoder_{modality}": step for modality, step in _decoders(recipe, steps).items()}
     steps["export"] = Step(
         name="export",
@@ -106,7 +117,8 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
         config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn, sampling=_sampling(recipe)),
         inputs=weights | decoders | trained,
     )
-    _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, targets, trained)
+    if lists is not None and targets is not None:  # what is evaluated so far is known of the lists that are made here
+        _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, targets, trained)
     return steps
 
 
@@ -139,18 +151,19 @@ def _add_image_decoder(recipe: Recipe, steps: dict[str, Step], shards: Mapping[s
     steps |= made | {"eval_pictures": evaluation}
 
 
-def _add_shards(recipe: Recipe, steps: dict[str, Step], lists: Step, own_lists: Mapping[str, Path]) -> dict[str, Step]:
-    """manifest_* and shards_*. Returns the shards by group."""
+def _add_shards(recipe: Recipe, steps: dict[str, Step], lists: Step | None, own_lists: Mapping[str, Path]) -> dict[str, Step]:
+    """manifest_* and shards_*. Returns the shards by group; without lists of the recipe's own making only those of groups that have datasets."""
     shards = {}
-    for group in GROUPS:
+    made = {} if lists is None else {"lists": lists}
+    for group in GROUPS if lists is not None else sorted({d.group for d in recipe.datasets}, key=GROUPS.index):
         own = {d.name: own_lists[d.name] for d in recipe.datasets if d.group == group and d.name in own_lists}
         name = f"manifest_{group}"
-        steps[name] = Step(name=name, run="pipelines.manifest:run", config=_manifest_config(recipe, group), inputs={"lists": lists}, sources=own)
+        steps[name] = Step(name=name, run="pipelines.manifest:run", config=_manifest_config(recipe, group), inputs=made, sources=own)
         shards[group] = steps[f"shards_{group}"] = Step(
             name=f"shards_{group}",
             run="pipelines.shards:run",
             config=ShardsConfig(samples_per_shard=recipe.samples_per_shard),
-            inputs={"manifest": steps[name], "lists": lists},
+            inputs={"manifest": steps[name], **made},
             sources=own,
             threads=0,
             spread=True,
@@ -171,14 +184,17 @@ def _add_embed(recipe: Recipe, steps: dict[str, Step], modality: str, inputs: di
     return steps[name]
 
 
-def _add_sources(recipe: Recipe, steps: dict[str, Step], own_weights: Mapping[str, Path]) -> Step:
-    """assets, weights_*, lists. Returns lists."""
+def _add_sources(recipe: Recipe, steps: dict[str, Step], own_weights: Mapping[str, Path]) -> Step | None:
+    """assets, weights_*, lists. Returns lists; None when every list is the user's."""
     inputs: dict[str, Step] = {}
     if recipe.weights.kind == "pretrained":
         steps["assets"] = Step(name="assets", run="pipelines.sources.assets:run", config=AssetsConfig())
         inputs = {"assets": steps["assets"]}
-    for part in ("lm", "image", "audio", "text"):
+    own = recipe.weights.kind == OWN
+    for part in ("lm", "image", *(["audio"] if recipe.audio is not None else []), *([] if own else ["text"])):
         steps[f"weights_{part}"] = _weights(recipe, part, inputs, own_weights)
+    if recipe.lists == OWN:
+        return None
     config = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips, pictures=recipe.easyvqa_pictures) if recipe.lists == "smol" else TinyListsConfig()
     steps["lists"] = Step(name="lists", run=f"pipelines.sources.{recipe.lists}:run", config=config, inputs=inputs if recipe.lists == "smol" else {})
     return steps["lists"]
@@ -187,15 +203,19 @@ def _add_sources(recipe: Recipe, steps: dict[str, Step], own_weights: Mapping[st
 def _weights(recipe: Recipe, part: str, inputs: dict[str, Step], own_weights: Mapping[str, Path]) -> Step:
     """weights_<part>: files of the user's own, ImageBind's trunks, or what the recipe names."""
     name, arch = f"weights_{part}", getattr(recipe.weights, part)
+    if part == "lm" and part in own_weights:
+        lm = LmConfig(arch=arch, chat=recipe.chat, targets=recipe.lora.targets)
+        return Step(name=name, run="pipelines.weights_lm:run", config=lm, sources=given_lm(own_weights[part]))
     if part in own_weights:
-        specs = {"image": (recipe.image, recipe.video), "audio": (recipe.audio,), "text": (_targets(recipe).spec,)}[part]
+        wanted = {"image": (recipe.image, recipe.video), "audio": (recipe.audio,), "text": (_targets(recipe).spec,)}[part]
+        specs = tuple(spec for spec in wanted if spec is not None)
         config = ImportConfig(arch=specs[0].arch, specs=specs)
         return Step(name=name, run="pipelines.weights_import:run", config=config, sources=given_files(part, specs, own_weights[part]))
     if part in IMAGEBIND_TRUNKS and arch.startswith("imagebind"):
         return Step(
             name=name,
             run="pipelines.weights:run_imagebind",
-            config=ImageBindConfig(kind=recipe.weights.kind, arch=arch, trunks=IMAGEBIND_TRUNKS[part]),
+            config=ImageBindConfig(kind="pretrained" if recipe.weights.kind == OWN else recipe.weights.kind, arch=arch, trunks=IMAGEBIND_TRUNKS[part]),
             sources={"imagebind": own_weights["imagebind"]} if "imagebind" in own_weights else {},
         )
     return Step(name=name, run=f"pipelines.weights:run_{part}", inputs=inputs, config=WeightsConfig(kind=recipe.weights.kind, arch=arch))
@@ -217,10 +237,11 @@ def _manifest_config(recipe: Recipe, group: str) -> ManifestConfig:
 
 
 def _add_stages(
-    recipe: Recipe, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step], instruct: Step, targets: Step
+    recipe: Recipe, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step], instruct: Step | None, targets: Step | None
 ) -> dict[str, Step]:
     """The training stages in the recipe's order; each reads those before it. Returns them by name."""
     spec = model_spec(recipe)
+    asked = {d.name for d in recipe.datasets if d.group == "instruct"}
     trained: dict[str, Step] = {}
     for name in recipe.stages:
         inputs = {"weights_lm": steps["weights_lm"], **trained}
@@ -232,9 +253,10 @@ def _add_stages(
                 threads=0,
                 inputs={**inputs, "shards_cc3m": captions["shards_cc3m"]},
             )
-            inputs |= {"states": steps["states"], "targets": targets, "shards_cc3m": captions["shards_cc3m"]}
+            inputs |= {"states": steps["states"], "shards_cc3m": captions["shards_cc3m"]} | ({"targets": targets} if targets is not None else {})
         else:
-            inputs |= embeddings | captions | ({"shards_instruct": instruct} if name == "stage3" else {})
+            asks = name == "stage3" or any(dataset in asked for dataset, _ in getattr(recipe, name).mixture)
+            inputs |= embeddings | captions | ({"shards_instruct": instruct} if asks and instruct is not None else {})
         steps[name] = Step(
             name=name, run="pipelines.train:run", config=TrainConfig(model=spec, stage=getattr(recipe, name)), inputs=inputs, threads=0, isolate=False
         )

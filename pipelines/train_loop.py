@@ -19,7 +19,7 @@ from mmcore.checkpoint import Checkpoint, load_latest, remove_leftovers, save_ch
 from mmcore.config import StageConfig
 from mmcore.losses import StepLoss
 from mmcore.optimizer import FlatAdamW, learning_rate
-from mmcore.stages import select_trainable
+from mmcore.stages import rate_shares, select_trainable
 
 COLUMNS = ("step", "loss", "lr", "tokens", "gradient_norm")
 """Columns of the loss log before the parts; tokens: global weight of supervised tokens (stage 2: captions)."""
@@ -124,7 +124,7 @@ def run_stage(
     collective = collective or Collective()
     folder = work_dir / "checkpoints"
     trained = select_trainable(model, config)
-    optimizer = FlatAdamW(trained, config)
+    optimizer = FlatAdamW(trained, config, rate_shares(config, trained))
     if collective.rank == 0:
         remove_leftovers(folder)
     collective.barrier()

@@ -43,3 +43,16 @@ class ImportConfig:
     """That of the specs."""
     specs: tuple[EncoderSpec, ...]
     """The encoders that must open what is taken in; one kind of file and one arch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmConfig:
+    """A language model that the user gives as files."""
+
+    kind: str = "given"
+    arch: str
+    """What the recipe calls it."""
+    chat: str
+    """Chat template that its tokenizer must be able to write."""
+    targets: tuple[str, ...]
+    """LoRA targets that its layers must have; empty: those of its family."""

@@ -56,6 +56,8 @@ CHAT_TEMPLATES = {
         end="<|eot_id|>",
         marks=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
+    # Vicuna v0 and the public NExT-GPT checkpoint; they end an answer with the words ###, which no tokenizer has as one token: the end token here
+    "vicuna_v0": ChatTemplate(begin=(BOS, "### Human:"), user=("### Human:",), assistant=("\n### Assistant:",), end=EOS, after=("\n",), space=" "),
     # base models without a chat template of their own (OPT, Llama, GPT-2)
     "plain": ChatTemplate(begin=(BOS, "Question:"), user=("Question:",), assistant=("\nAnswer:",), end=EOS, after=("\n",), space=" "),
 }

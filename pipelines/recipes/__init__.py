@@ -8,6 +8,8 @@ from typing import Any
 from infra.step import AnyloomError
 from pipelines.recipe import Recipe, with_overrides
 from pipelines.recipes.clip_two_tower import clip_two_tower, tiny_two_tower
+from pipelines.recipes.llava import llava15_7b
+from pipelines.recipes.nextgpt import nextgpt_7b, nextgpt_7b_legacy
 from pipelines.recipes.smol import smol, smol_frozen, smol_plain
 from pipelines.recipes.tiny import tiny
 from pipelines.recipes.tiny_nextgpt import tiny_nextgpt
@@ -20,6 +22,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "smol_frozen": smol_frozen,
     "clip_two_tower": clip_two_tower,
     "tiny_two_tower": tiny_two_tower,
+    "nextgpt_7b": nextgpt_7b,
+    "nextgpt_7b_legacy": nextgpt_7b_legacy,
+    "llava15_7b": llava15_7b,
 }
 
 

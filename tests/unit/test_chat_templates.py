@@ -19,7 +19,7 @@ def tokenizer_for(template):
     marks = CHAT_TEMPLATES[template].marks
     if template == "vicuna_v1":
         return sentencepiece_tokenizer(SENTENCES)
-    if template == "plain":
+    if template in ("plain", "vicuna_v0"):
         return byte_tokenizer((), "</s>", "</s>")  # OPT's one token for both
     return byte_tokenizer(marks, None, CHAT_TEMPLATES[template].end)
 
@@ -65,6 +65,12 @@ DIALOGUES = {
         ["a", ("<|eot_id|>",)],
         [("<|start_header_id|>",), "user", ("<|end_header_id|>",), "\n\nr", ("<|eot_id|>", "<|start_header_id|>"), "assistant", ("<|end_header_id|>",), "\n\n"],
         [("<image_00>", "<image_01>", "<|eot_id|>")],
+    ),
+    "vicuna_v0": (
+        [("</s>",), "### Human: ", ("<image>", "<image>"), "\nq\n### Assistant:"],
+        [" a", ("</s>",)],
+        ["\n### Human: r\n### Assistant:"],
+        [("<image_00>", "<image_01>", "</s>")],
     ),
     "plain": (
         [("</s>",), "Question: ", ("<image>", "<image>"), "\nq\nAnswer:"],
@@ -150,5 +156,5 @@ def test_a_tokenizer_without_the_marks_and_an_unknown_template_are_named():
     table = TokenTable(len(tokenizer), SpecialTokens(image=2, video=0, audio=0))
     with pytest.raises(ValueError, match=r"tokenizer lacks <\|im_end\|>, which the chat template chatml is made of: set another `chat`"):
         Chat(tokenizer, table)
-    with pytest.raises(ValueError, match="chat template 'alpaca' is unknown; there are: chatml, vicuna_v1, llama3, plain"):
+    with pytest.raises(ValueError, match="chat template 'alpaca' is unknown; there are: chatml, vicuna_v1, llama3, vicuna_v0, plain"):
         chat_template("alpaca")

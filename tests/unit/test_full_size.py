@@ -1,67 +1,33 @@
-"""Parameter counts at full size, on meta tensors: ours, the reference's, and where the reference's number comes from."""
+"""Parameter counts at full size, on meta tensors: ours, the reference's, and where the reference's number comes from; and the arithmetic of mmcore.sizes."""
+
+from dataclasses import replace
 
 import pytest
 import torch
+from full_size_table import PAGE, TABLE, VICUNA, counted, llama, lora_of, markdown
 
+from mmcore import sizes
 from mmcore.config import InputProjectorSpec, OutputProjectorSpec
 from mmcore.input_projectors import build_input_projector
+from mmcore.lm_catalogue import CATALOGUE
 from mmcore.output_projectors import build_output_projector
-
-E, D = 1024, 4096
-FULL = {"width": 512, "layers": 4, "heads": 4, "ffn": 2048}
-
-
-def counted(module: torch.nn.Module) -> int:
-    assert all(parameter.is_meta for parameter in module.parameters())
-    return sum(parameter.numel() for parameter in module.parameters())
+from pipelines.recipes import RECIPES, get_recipe
+from pipelines.steps import model_spec
 
 
-def read(kind: str) -> torch.nn.Module:
-    return build_input_projector(InputProjectorSpec(kind=kind), E, D, 0)
+@pytest.mark.parametrize("row", TABLE, ids=[row.part for row in TABLE])
+def test_counts_equal_the_references(row):
+    decimals = len(row.stated.partition(".")[2])
+    assert row.ours() == row.exact and round(row.exact / 1e6, decimals) == float(row.stated), row.source
 
 
-def write(kind: str, signals: int, queries: int, out: int) -> torch.nn.Module:
-    return build_output_projector(OutputProjectorSpec(kind=kind, queries=queries, out=out, **FULL), D, signals, 0)
-
-
-def attention(width: int, bias: int = 4) -> int:
-    return 4 * width * width + bias * width
-
-
-def mlp(into: int, hidden: int, out: int) -> int:
-    return into * hidden + hidden + hidden * out + out
-
-
-NEW = "NExT-GPT repository, public code instantiated with random weights"
-OLD = "NExT-GPT repository, old code: the layers of the public checkpoint, by arithmetic"
-TRANSFORMER = 4 * (attention(512) + mlp(512, 2048, 512) + 2 * 1024) + 4 * (2 * attention(512) + mlp(512, 2048, 512) + 3 * 1024) + 2 * 1024
-LAYER = attention(512, 1) + mlp(512, 2048, 512) + 2 * 1024
-GROUPING = 2 * attention(512) + 2 * mlp(512, 2048, 512) + 6 * 1024
-GROUP = E * 512 + 512 + 12 * LAYER + 2 * GROUPING + (64 + 8) * 512
-GROUP += mlp(64, 256, 64) + mlp(8, 256, 8) + mlp(64, 256, 8) + 1024 + 1024 + 512 * D + D
-TABLE = [
-    # part, ours, exact count from the layers of the reference, the reference's measured number in millions, source
-    ("input linear 1024 -> 4096", lambda: read("linear"), E * D + D, 4.2, NEW),
-    ("input mlp 1024 -> 4096", lambda: read("mlp"), mlp(E, D, D), 21.0, f"{NEW}; LLaVA-1.5 has the same layers"),
-    ("input group 1024 -> 4096", lambda: read("group"), GROUP, 53.1, NEW),
-    ("output image 77 x 1024", lambda: write("nextgpt", 4, 77, 1024), D * 512 + 512 + TRANSFORMER + 77 * 512 + 512 * 1024 + 1024, 32.09, NEW),
-    ("output video 77 x 1024", lambda: write("nextgpt", 24, 77, 1024), D * 512 + 512 + TRANSFORMER + 77 * 512 + 512 * 1024 + 1024, 32.09, NEW),
-    ("output audio 1 x 512", lambda: write("nextgpt", 8, 1, 512), D * 512 + 512 + TRANSFORMER + 512 + 512 * 512 + 512, 31.79, NEW),
-    ("output image 77 x 768", lambda: write("nextgpt_legacy", 4, 77, 768), D * 512 + 512 + TRANSFORMER + 77 * 512 + 512 * 768 + 768, 31.96, OLD),
-    ("output linear 4 x 1024", lambda: write("linear", 4, 4, 1024), D * 1024 + 1024, 4.2, f"{NEW[:19]}, kind linear: one nn.Linear"),
-]
-
-
-@pytest.mark.parametrize(("part", "build", "exact", "millions", "source"), TABLE, ids=[row[0] for row in TABLE])
-def test_counts_equal_the_references(part, build, exact, millions, source):
-    with torch.device("meta"):
-        ours = counted(build())
-    decimals = len(str(millions).partition(".")[2])
-    assert ours == exact and round(ours / 1e6, decimals) == millions, (part, source)
+def test_the_page_is_this_table():
+    assert PAGE.read_text() == markdown(), "run python tests/unit/full_size_table.py and review the diff"
 
 
 def test_the_counts_in_figures():
-    assert [row[2] for row in TABLE] == [4_198_400, 20_979_712, 53_144_912, 32_090_112, 32_090_112, 31_788_544, 31_958_784, 4_195_328]
+    figures = [4_198_400, 20_979_712, 53_144_912, 32_090_112, 32_090_112, 31_788_544, 31_958_784, 32_090_112, 31_788_544, 4_195_328]
+    assert [row.exact for row in TABLE][:14] == [*figures, 319_815_680, 319_815_680, 33_554_432, 294_912]
 
 
 def test_group_layers_are_those_of_the_apache_groupvit():
@@ -72,6 +38,76 @@ def test_group_layers_are_those_of_the_apache_groupvit():
     config = GroupViTVisionConfig(hidden_size=512, intermediate_size=2048, depths=[6, 3, 3], num_attention_heads=8, num_group_tokens=[64, 8, 0])
     with torch.device("meta"):
         theirs = counted(GroupViTVisionEncoder(config))
-        ours = read("group")
+        ours = build_input_projector(InputProjectorSpec(kind="group"), 1024, 4096, 0)
     ends = counted(ours.into) + counted(ours.norm) + counted(ours.out)
     assert counted(ours) - ends == theirs - 12 * 3 * 512
+
+
+@pytest.mark.parametrize("lm", CATALOGUE, ids=lambda lm: lm.arch)
+def test_the_arithmetic_of_language_models_and_adapters_is_that_of_the_modules(lm):
+    assert lm.parameters == counted(llama(lm))
+    for recipe, mode in (("nextgpt_7b", "shared"), ("nextgpt_7b_legacy", "per_modality"), ("llava15_7b", "per_modality")):
+        spec = model_spec(get_recipe(recipe))
+        assert sizes.lora(replace(spec, lora=replace(spec.lora, mode=mode)), lm) == lora_of(recipe, lm, mode)
+
+
+INPUTS = [
+    *(InputProjectorSpec(kind=kind) for kind in ("linear", "mlp", "group")),
+    InputProjectorSpec(kind="group", width=48, depths=(1, 2, 1, 3), groups=(9, 5, 3)),
+]
+OUTPUTS = [OutputProjectorSpec(kind=kind, queries=7, out=33) for kind in ("linear", "transformer", "nextgpt", "nextgpt_legacy")]
+
+
+@pytest.mark.parametrize("spec", INPUTS, ids=lambda spec: f"{spec.kind} {len(spec.groups)}")
+def test_the_arithmetic_of_input_projectors_is_that_of_the_modules(spec):
+    with torch.device("meta"):
+        assert sizes.input_projector(spec, 96, 80) == counted(build_input_projector(spec, 96, 80, 0))
+
+
+@pytest.mark.parametrize("spec", [*OUTPUTS, OutputProjectorSpec(kind="linear", queries=4, out=33)], ids=lambda spec: f"{spec.kind} {spec.queries}")
+def test_the_arithmetic_of_output_projectors_is_that_of_the_modules(spec):
+    with torch.device("meta"):
+        assert sizes.output_projector(spec, 80, 4) == counted(build_output_projector(spec, 80, 4, 0))
+
+
+def test_what_a_stage_trains_is_the_sum_of_its_modules():
+    recipe = get_recipe("nextgpt_7b")
+    spec = model_spec(recipe)
+    exact = {row.part: row.exact for row in TABLE}
+    stage1, stage2, stage3 = (sizes.trained(spec, VICUNA, getattr(recipe, name)) for name in ("stage1", "stage2", "stage3"))
+    assert stage1 == {"input projectors": 3 * 53_144_912}
+    assert stage2 == {"output projectors": 2 * 32_090_112 + 31_788_544, "new head rows": 36 * 4096}
+    assert stage3 == {"LoRA": 319_815_680, "new token rows": exact["new token rows, 36 in embedding and in head (nextgpt_7b)"], **stage1}
+    assert "input projectors" not in sizes.trained(spec, VICUNA, replace(recipe.stage3, train_projectors=False))
+
+
+def test_two_towers_by_arithmetic():
+    from mmcore.two_tower import TwoTower
+    from mmcore.two_tower_config import TowerShape, TwoTowerSpec
+
+    recipe = get_recipe("tiny_two_tower")
+    media = tuple((modality, getattr(recipe, modality)) for modality in ("image", "video", "audio"))
+    for shape in (TowerShape(width=6), TowerShape(width=6, hidden=5, pooling="mean")):
+        spec = TwoTowerSpec(encoders=media, text=recipe.two_tower.text, shape=shape)
+        assert sizes.two_tower(spec) == sum(parameter.numel() for parameter in TwoTower(spec).parameters())
+
+
+def test_memory_follows_its_formula():
+    """nextgpt_7b, stage 3: 13.5 GB frozen, 16 bytes of 479 M, activations of 16 rows of 520 tokens; quantising takes three quarters off the frozen layers."""
+    recipe = get_recipe("nextgpt_7b")
+    spec = model_spec(recipe)
+    frozen = sizes.frozen_bytes(spec, VICUNA)
+    assert frozen == 2 * 6_738_415_616
+    tokens = 512 + 8
+    layers = 32 * tokens * 16 * (34 * 4096 + 5 * 32 * tokens)
+    assert sizes.activation_bytes(spec, VICUNA, recipe.stage3) == pytest.approx(layers + 12 * 16 * 256 * 32000)
+    trained = sum(sizes.trained(spec, VICUNA, recipe.stage3).values())
+    assert sizes.stage_bytes(spec, VICUNA, recipe.stage3) == pytest.approx(frozen + 16 * trained + layers + 12 * 16 * 256 * 32000)
+    small = sizes.frozen_bytes(replace(spec, quantize="4bit"), VICUNA)
+    assert 0.25 * frozen < small < 0.31 * frozen
+    assert sizes.stage_bytes(spec, VICUNA, recipe.stage2) < frozen  # its states are cached: no language model
+    llava = get_recipe("llava15_7b")
+    assert sizes.num_features(llava.image) == 576 and sizes.stage_bytes(model_spec(llava), VICUNA, llava.stage3) > 80e9
+    for name in RECIPES:
+        made = get_recipe(name)
+        assert made.two_tower or all(sizes.stage_bytes(model_spec(made), VICUNA, getattr(made, stage)) > 0 for stage in made.stages)
