@@ -2,24 +2,20 @@
 
 Input: an export directory, SignalBlocks; output: Medium each. A decoder is opened when its first block comes. Refuses to know language models and files
 of media.
-
-Shape letters: Q conditioning tokens, C conditioning width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.step import AnyloomError
 from mmcore.decoders import load_decoder
+from mmcore.decoders.projected import streams_of
 from mmcore.types import SignalBlock
 
 if TYPE_CHECKING:
-    import torch
-
     from mmcore.decoders.base import Decoder, Medium
     from mmcore.decoders.sampling import SamplingOptions
 
@@ -57,22 +53,5 @@ class Drawer:
         if modality not in self._open:
             self._open[modality] = load_decoder(self._directory / modality, self._device)
         decoder = self._open[modality]
-        streams = split_streams(torch.stack([block.conditioning_QC for block in blocks]), [stream.tokens for stream in decoder.contract.streams])
+        streams = streams_of(decoder.contract, torch.stack([block.conditioning_QC for block in blocks]))
         return generate(decoder, decoder.condition(*streams), seeds, self._options or SamplingOptions())
-
-
-def split_streams(conditioning_BQC: torch.Tensor, tokens: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    """A projector's tokens -> one tensor per stream: those before the last stream take their own number of tokens, the last one takes what is left.
-
-    Raises AnyloomError when there are too few tokens.
-    """
-    before = sum(tokens[:-1])
-    if conditioning_BQC.shape[1] <= before:
-        raise AnyloomError(
-            f"the output projector makes {conditioning_BQC.shape[1]} tokens, the decoder takes more than {before}: set queries of output_projectors"
-        )
-    edges = [0]
-    for count in tokens[:-1]:
-        edges.append(edges[-1] + count)
-    edges.append(conditioning_BQC.shape[1])
-    return tuple(conditioning_BQC[:, start:stop] for start, stop in pairwise(edges))

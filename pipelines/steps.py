@@ -2,7 +2,8 @@
 
     assets -> lists -> manifest_* -> shards_* -> embed_*, targets -> stage1..3 (states before stage2) -> export -> eval_* -> history -> report
 
-A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures.
+A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures; one with decoders
+of its own has weights_decoder_*, whose text encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders).
 A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
 Every arrow is an artifact on storage. This module only wires; importing it loads no model library and runs nothing.
 """
@@ -22,6 +23,7 @@ from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.recipe import Recipe, Retrieval
 from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
+from pipelines.steps_decoders import TRAINED, SignalInputs, caption_targets, decoder_weights, latents, signal_inputs, takes_files
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, WeightsConfig
 from pipelines.weights_files import given_files
@@ -59,11 +61,12 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     """Every step of the recipe by name, inputs first.
 
     own_lists: dataset name -> a list file that takes the place of the recipe's; it counts by its bytes, and its relative media paths start at
-    its own directory. own_weights: `imagebind` -> the released file, or a part of the weights (image, audio, text) -> what its encoder's kind opens.
+    their own directory. own_weights: `imagebind` -> the released file; a part of the weights (image, audio, text) -> what its encoder's kind opens;
+    `decoder_<modality>` -> the diffusers directory of the published decoder that the recipe names.
     Raises AnyloomError for a name the recipe does not have, or weights that are not what they should be.
     """
     own_lists, own_weights = dict(own_lists or {}), dict(own_weights or {})
-    takes = (*OWN_WEIGHTS, *(part for part in ("latents", "query") if getattr(recipe, part) is not None))
+    takes = (*OWN_WEIGHTS, *takes_files(recipe), *(("query",) if recipe.query is not None else ()))
     for name in sorted(set(own_weights) - set(takes)):
         raise AnyloomError(f"--weights {name}: no such model; files are taken for: {', '.join(takes)}")
     unknown = set(own_lists) - {d.name for d in recipe.datasets}
@@ -81,7 +84,11 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
         config=_targets(recipe),
         inputs={"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]},
     )
-    steps |= {"overlap": overlap, "targets": targets}
+    image_decoder = _image_decoder(recipe, steps, shards)
+    own = decoder_weights(recipe, model_spec(recipe), own_weights)
+    steps |= {step.name: step for step in own.values()} | {"overlap": overlap, "targets": targets}
+    steps |= caption_targets(recipe, model_spec(recipe), own, captions)
+    decoders = own | {modality: image_decoder["image_decoder"] for modality, name in recipe.decoders if name == TRAINED}
     embeddings = {
         "embed_image": _add_embed(recipe, steps, "image", {"weights": steps["weights_image"], **pictures}),
         "embed_video": _add_embed(recipe, steps, "video", {"weights": steps["weights_image"], "shards_webvid": shards["webvid"]}),
@@ -89,47 +96,35 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     }
     if recipe.query is not None:
         _add_query(recipe, recipe.query, steps, own_weights)
-    if recipe.latents is not None:
-        _add_latents(recipe, recipe.latents, steps, shards["cc3m"], own_weights)
+    steps |= latents(recipe, decoders, captions, own_weights)
     if recipe.video_audio:
         tracks = {"weights": steps["weights_audio"], "shards_webvid": shards["webvid"]}
         _add_embed(recipe, steps, "audio", tracks, name="embed_video_audio", run="pipelines.embed_tracks:run")
     if recipe.two_tower is not None:
         return _two_tower(recipe, recipe.two_tower, steps, embeddings, captions)
-    trained = _add_stages(recipe, steps, embeddings, captions, shards["instruct"], targets)
-    _add_image_decoder(recipe, steps, shards)
+    trained = _add_stages(recipe, steps, embeddings, captions, shards["instruct"], signal_inputs(recipe, steps, decoders, captions))
+    steps |= image_decoder
     weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio")}
-    decoders = {f"decoder_{modality}": step for modality, step in _decoders(recipe, steps).items()}
     steps["export"] = Step(
         name="export",
         run="pipelines.export:run",
         config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn),
-        inputs=weights | decoders | trained,
+        inputs=weights | {f"decoder_{modality}": step for modality, step in decoders.items()} | trained,
     )
-    _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, targets, trained)
+    _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, steps["targets"], trained)
     return steps
 
 
-def _decoders(recipe: Recipe, steps: Mapping[str, Step]) -> dict[str, Step]:
-    """modality -> the step whose `pipeline/` is its decoder, a diffusers directory. Raises AnyloomError for a decoder that the recipe does not have."""
-    found: dict[str, Step] = {}
-    for modality, name in recipe.decoders:
-        if name != "trained" or modality != "image" or recipe.image_decoder is None:
-            raise AnyloomError(f"{recipe.name}: decoders: {modality} is made by '{name}', which it does not have: use trained (image, with image_decoder)")
-        found[modality] = steps["image_decoder"]
-    return found
-
-
-def _add_image_decoder(recipe: Recipe, steps: dict[str, Step], shards: Mapping[str, Step]) -> None:
+def _image_decoder(recipe: Recipe, steps: Mapping[str, Step], shards: Mapping[str, Step]) -> dict[str, Step]:
     """image_decoder, picture_judge, eval_pictures; nothing for a recipe without a picture decoder. Each keeps one thread busy."""
     if recipe.image_decoder is None:
-        return
+        return {}
     pictures, asked = {"shards_cc3m": shards["cc3m"]}, {"shards_instruct": shards["instruct"]}
     weights = {"weights": steps["weights_text"]}
     decoder = Step(name="image_decoder", run="pipelines.image_decoder:run", config=recipe.image_decoder, inputs=weights | pictures)
     judge = Step(name="picture_judge", run="evals.picture_judge:run", config=recipe.picture_judge, inputs=asked)
     made = {"image_decoder": decoder, "picture_judge": judge}
-    steps |= made | {"eval_pictures": Step(name="eval_pictures", run="evals.pictures:run", config=recipe.eval_pictures, inputs=made | pictures | asked)}
+    return made | {"eval_pictures": Step(name="eval_pictures", run="evals.pictures:run", config=recipe.eval_pictures, inputs=made | pictures | asked)}
 
 
 def _add_shards(recipe: Recipe, steps: dict[str, Step], lists: Step, own_lists: Mapping[str, Path]) -> dict[str, Step]:
@@ -210,7 +205,7 @@ def _manifest_config(recipe: Recipe, group: str) -> ManifestConfig:
 
 
 def _add_stages(
-    recipe: Recipe, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step], instruct: Step, targets: Step
+    recipe: Recipe, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step], instruct: Step, signals: SignalInputs
 ) -> dict[str, Step]:
     """The training stages in the recipe's order; each reads those before it. Returns them by name."""
     spec = model_spec(recipe)
@@ -223,9 +218,9 @@ def _add_stages(
                 run="pipelines.train:run_states",
                 config=StatesConfig(model=spec),
                 threads=0,
-                inputs={**inputs, "shards_cc3m": captions["shards_cc3m"]},
+                inputs={**inputs, **signals.captions},
             )
-            inputs |= {"states": steps["states"], "targets": targets, "shards_cc3m": captions["shards_cc3m"]}
+            inputs |= {"states": steps["states"], **signals.targets, **signals.captions, **signals.denoised}
         else:
             inputs |= embeddings | captions | ({"shards_instruct": instruct} if name == "stage3" else {})
         steps[name] = Step(
@@ -284,21 +279,6 @@ def _add_evaluation(
         inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals},
     )
     steps |= evals | {"history": history, "report": report}
-
-
-def _add_latents(recipe: Recipe, latents: EncoderSpec, steps: dict[str, Step], pictures: Step, own_weights: Mapping[str, Path]) -> None:
-    """weights_latents and embed_latents. Raises AnyloomError when a recipe with real weights is given none for them."""
-    if "latents" in own_weights:
-        sources = given_files("latents", (latents,), own_weights["latents"])
-        weights = Step(name="weights_latents", run="pipelines.weights_import:run", config=ImportConfig(arch=latents.arch, specs=(latents,)), sources=sources)
-    elif recipe.weights.kind == "random":
-        weights = Step(name="weights_latents", run="pipelines.weights:run_image", config=WeightsConfig(kind="random", arch=latents.arch))
-    else:
-        raise AnyloomError(f"{recipe.name}: latents of {latents.arch}: give the autoencoder's directory with --weights latents=DIR")
-    inputs = {"weights": weights, "shards_cc3m": pictures}
-    config = EmbedConfig(spec=latents)
-    steps["weights_latents"] = weights
-    steps["embed_latents"] = Step(name="embed_latents", run="pipelines.embed:run", config=config, inputs=inputs, threads=0, spread=True, isolate=False)
 
 
 def _add_query(recipe: Recipe, query: EncoderSpec, steps: dict[str, Step], own_weights: Mapping[str, Path]) -> None:
