@@ -52,6 +52,7 @@ class LatentSet:
     def _grid(self, cells: int) -> tuple[int, ...]:
         """Sides of the rows' grid, slowest first."""
         modality, mel = self._contract.modality, self._contract.latent_shape[-1]
+        sides: tuple[int, ...]
         if modality == "audio":
             sides = (cells // mel, mel)
         else:
