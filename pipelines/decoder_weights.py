@@ -34,6 +34,13 @@ def run(ctx: StepContext) -> dict[str, Any]:
     from transformers.utils import logging as transformers_logging
 
     config: DecoderConfig = ctx.config
+    if config.kind == "given" and not ctx.sources:
+        entry = known(config.name)
+        licence = f" ({entry.licence})" if entry else ""
+        raise AnyloomError(
+            f"{ctx.name}: the decoder {config.name}{licence} is not downloaded for you; give its diffusers directory with "
+            f"--weights decoder_{config.modality}=DIR"
+        )
     load_libraries()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, ctx.resources.threads))

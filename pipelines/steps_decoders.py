@@ -61,24 +61,22 @@ def takes_files(recipe: Recipe) -> tuple[str, ...]:
 
 
 def decoder_weights(recipe: Recipe, spec: ModelSpec, own_weights: Mapping[str, Path]) -> dict[str, Step]:
-    """modality -> weights_decoder_<modality>. Raises AnyloomError when published weights are not given, or do not fit the output projector."""
+    """modality -> weights_decoder_<modality>; without its files a published one is planned, but does not run.
+
+    Raises AnyloomError for a toy in a recipe with real weights, and for given files that do not fit the output projector.
+    """
     steps = {}
     for modality, name in decoder_names(recipe).items():
         step, published = f"weights_decoder_{modality}", known(name)
         if published is None and recipe.weights.kind != "random":
             raise AnyloomError(f"recipe {recipe.name}: decoders: {name} is a random toy; with weights.kind={recipe.weights.kind} name a published decoder")
         given = own_weights.get(f"decoder_{modality}")
-        if published is not None:
-            if given is None:
-                raise AnyloomError(
-                    f"recipe {recipe.name}: the decoder {name} ({published.licence}) is not downloaded for you; give its diffusers directory with "
-                    f"--weights decoder_{modality}=DIR"
-                )
-            sources = given_decoder(modality, given)
+        sources = given_decoder(modality, given) if given else {}
+        if given:
             projector = output_spec(spec, modality)
             check_projector(read_contract(given), projector.queries, projector.out)
         config = DecoderConfig(kind="given" if published else "random", name=name, modality=modality)
-        steps[modality] = Step(name=step, run="pipelines.decoder_weights:run", config=config, sources=sources if published else {})
+        steps[modality] = Step(name=step, run="pipelines.decoder_weights:run", config=config, sources=sources)
     return steps
 
 
