@@ -42,7 +42,7 @@ def test_stage_2_trains_every_output_projector_on_alignment_and_denoising(root):
         for modality in ("image", "video", "audio"):
             values = [value for value in losses[f"loss_{part}_{modality}"] if value is not None]
             assert values and all(0 < value < 100 for value in values), (part, modality)
-    assert record.result["final_denoising"] > 0
+    assert record.result["final_loss_denoising"] > 0
     with safe_open(stage / "tensors.safetensors", framework="pt") as handle:
         names = set(handle.keys())
     assert {name.split(".")[1] for name in names if name.startswith("output_projectors.")} == {"image", "video", "audio"}
