@@ -56,7 +56,8 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
         dest="weights",
         help="weights you have got yourself: imagebind=imagebind_huge.pth (the released file), lm= a transformers directory of a language model in "
         "safetensors, or image=, audio=, text= for what the recipe's encoder opens: "
-        "a transformers directory (hf_*, whisper_audio, bert_text), a diffusers directory (vae_image), a timm .safetensors or .pth (timm_*)",
+        "a transformers directory (hf_*, whisper_audio, bert_text), a diffusers directory (vae_image), a timm .safetensors or .pth (timm_*); or "
+        "decoder_image=, decoder_video=, decoder_audio= for a published decoder that the recipe names: its diffusers directory",
     )
     how = argparse.ArgumentParser(add_help=False, parents=[which])
     how.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step even if it is done; equal bytes change nothing downstream")

@@ -196,6 +196,10 @@ class StageConfig:
     """Weight of the cross-entropy on signal tokens."""
     align_loss: float = 1.0
     """Weight of the alignment with the decoder's text-encoder states."""
+    denoise_loss: float = 0.0
+    """Weight of the frozen decoder's denoising error of the captioned media under the projector's conditioning; 0 opens no decoder."""
+    min_snr_gamma: float = 0.0
+    """Min-SNR weights of the denoising error are cut at this signal-to-noise ratio (the paper uses 5); 0 weighs every timestep alike."""
 
 
 def output_spec(spec: ModelSpec, modality: Modality) -> OutputProjectorSpec:

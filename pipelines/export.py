@@ -15,6 +15,9 @@ from typing import Any
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import NOT_DIGESTED, read_json, write_atomic
+from mmcore.config import output_spec
+from mmcore.decoders.contract import read_contract
+from mmcore.decoders.projected import check_projector
 from mmcore.draw import DECODERS
 from mmcore.generate import DESCRIPTION, ENCODERS
 from pipelines.train_config import ExportConfig
@@ -64,7 +67,9 @@ def run(ctx: StepContext) -> dict[str, Any]:
         _copy(ctx.inputs[f"weights_{modality}"].path, ctx.output / ENCODERS / modality)
     decoders = sorted(name.removeprefix(DECODER) for name in ctx.inputs if name.startswith(DECODER))
     for modality in decoders:
-        _copy_decoder(ctx.inputs[DECODER + modality].path / "pipeline", ctx.output / DECODERS / modality)
+        directory, projector = ctx.inputs[DECODER + modality].path / "pipeline", output_spec(config.model, modality)
+        check_projector(read_contract(directory), projector.queries, projector.out)
+        _copy_decoder(directory, ctx.output / DECODERS / modality)
     ctx.progress(2, 3, "trained tensors")
     tensors = _merge_stages(ctx, config.stages)
     description = {

@@ -85,7 +85,12 @@ class Recipe:
     video_audio: bool = False
     """Also encode the sound of the clips, with the encoder of sounds (step embed_video_audio). Nothing is trained on it yet."""
     latents: EncoderSpec | None = None
-    """Also keep a picture decoder's latents of the captioned pictures (kind vae_image, step embed_latents), for denoising losses. None: not kept."""
+    """Also keep a picture decoder's latents of the captioned pictures (kind vae_image, step embed_latents), for denoising losses; by the autoencoder of the
+    recipe's decoder where it has one. None: not kept."""
+    latents_video: EncoderSpec | None = None
+    """The same for clips (kind vae_video), by the autoencoder of the decoder of clips."""
+    latents_audio: EncoderSpec | None = None
+    """The same for sounds (kind vae_audio), by the autoencoder of the decoder of sounds."""
     lm_dtype: str = "bfloat16"
     quantize: str = ""
     """Frozen linear layers of the LM in `4bit` or `8bit` (bitsandbytes, CUDA only); "": in lm_dtype."""
@@ -111,7 +116,9 @@ class Recipe:
     requests: int = 1
     """Wordings in which stage 2 asks for each caption."""
     decoders: tuple[tuple[str, str], ...] = ()
-    """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder. A modality without one gives its conditioning only."""
+    """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder; a published name of mmcore.decoders.catalogue (give its
+    directory with --weights decoder_<modality>=DIR); or, in a recipe of kind random, a toy of pipelines.weights_decoders. The last two also give stage 2 its
+    caption targets. A modality without a decoder gives its conditioning only."""
     image_decoder: ImageDecoderConfig | None = None
     """Not None: a small picture decoder is trained on the recipe's own pictures (step image_decoder) and judged (eval_pictures)."""
     picture_judge: JudgeConfig = JudgeConfig()

@@ -18,8 +18,9 @@ from infra.storage import write_atomic
 from mmcore.model import AnyModel, load_model
 from mmcore.signals import INDEX, ROWS, caption_key, compute_states
 from mmcore.special_tokens import MEDIA
+from pipelines.data_config import GROUP_MODALITY
 from pipelines.train_config import StatesConfig
-from pipelines.train_data import GROUP_MODALITY, earlier_stages, shard_sets
+from pipelines.train_data import earlier_stages, shard_sets
 
 Asked = tuple[str, str, int]
 """(modality, caption, variant of its request)."""

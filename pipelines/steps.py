@@ -2,7 +2,8 @@
 
     assets -> lists -> manifest_* -> shards_* -> embed_*, targets -> stage1..3 (states before stage2) -> export -> eval_* -> history -> report
 
-A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures.
+A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures; one with decoders
+of its own has weights_decoder_*, whose text encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders).
 A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
 A recipe of the user's own lists and weights (pipelines.own_files) begins with them and ends at export.
 Every arrow is an artifact on storage. This module only wires; importing it loads no model library and runs nothing.
@@ -24,6 +25,7 @@ from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.own_files import OWN, planned
 from pipelines.recipe import Recipe, Retrieval
 from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
+from pipelines.steps_decoders import TRAINED, SignalInputs, caption_targets, decoder_weights, latents, signal_inputs, takes_files
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
@@ -68,12 +70,12 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     """Every step of the recipe by name, inputs first.
 
     own_lists: dataset name -> a list file that takes the place of the recipe's; it counts by its bytes, and its relative media paths start at
-    its own directory. own_weights: `imagebind` -> the released file, `lm` -> a transformers directory, or another part of the weights (image, audio,
-    text) -> what its encoder's kind opens.
+    its own directory. own_weights: `imagebind` -> the released file, `lm` -> a transformers directory, another part of the weights (image, audio,
+    text) -> what its encoder's kind opens, or `decoder_<modality>` -> the diffusers directory of the published decoder that the recipe names.
     Raises AnyloomError for a name the recipe does not have, weights that are not what they should be, or files that the recipe cannot do without.
     """
     own_lists, own_weights = dict(own_lists or {}), dict(own_weights or {})
-    takes = (*OWN_WEIGHTS, *(part for part in ("latents", "query") if getattr(recipe, part) is not None))
+    takes = (*OWN_WEIGHTS, *takes_files(recipe), *(("query",) if recipe.query is not None else ()))
     for name in sorted(set(own_weights) - set(takes)):
         raise AnyloomError(f"--weights {name}: no such model; files are taken for: {', '.join(takes)}")
     unknown = set(own_lists) - {d.name for d in recipe.datasets}
@@ -87,10 +89,14 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     captions = {f"shards_{group}": shards[group] for group in ("cc3m", "webvid", "audiocaps") if group in shards}
     overlap = Step(name="overlap", run="pipelines.overlap:run", config=OverlapConfig(max_bits=recipe.near_duplicate_bits), inputs=pictures)
     steps["overlap"] = overlap
-    targets = None
     if "weights_text" in steps and "cc3m" in shards:
         inputs = {"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]}
-        targets = steps["targets"] = Step(name="targets", run="pipelines.embed:run_targets", config=_targets(recipe), inputs=inputs)
+        steps["targets"] = Step(name="targets", run="pipelines.embed:run_targets", config=_targets(recipe), inputs=inputs)
+    image_decoder = _image_decoder(recipe, steps, shards)
+    own = decoder_weights(recipe, model_spec(recipe), own_weights)
+    steps |= {step.name: step for step in own.values()}
+    steps |= caption_targets(recipe, model_spec(recipe), own, captions)
+    decoders = own | {modality: image_decoder["image_decoder"] for modality, name in recipe.decoders if name == TRAINED}
     embeddings = {}
     for modality, _ in _encoders(recipe):
         asked = ("instruct",) if modality == "image" or lists is None else ()
@@ -100,55 +106,44 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
             embeddings[f"embed_{modality}"] = _add_embed(recipe, steps, modality, inputs)
     if recipe.query is not None:
         _add_query(recipe, recipe.query, steps, own_weights)
-    if recipe.latents is not None:
-        _add_latents(recipe, recipe.latents, steps, shards["cc3m"], own_weights)
+    steps |= latents(recipe, decoders, captions, own_weights)
     if recipe.video_audio:
         tracks = {"weights": steps["weights_audio"], "shards_webvid": shards["webvid"]}
         _add_embed(recipe, steps, "audio", tracks, name="embed_video_audio", run="pipelines.embed_tracks:run")
     if recipe.two_tower is not None:
         return _two_tower(recipe, recipe.two_tower, steps, embeddings, captions)
-    trained = _add_stages(recipe, steps, embeddings, captions, shards.get("instruct"), targets)
-    _add_image_decoder(recipe, steps, shards)
+    signals = signal_inputs(recipe, steps, decoders, captions) if "stage2" in recipe.stages else None
+    trained = _add_stages(recipe, steps, embeddings, captions, shards.get("instruct"), signals)
+    steps |= image_decoder
     weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
-    decoders = {f"decoder_{modality}": step for modality, step in _decoders(recipe, steps).items()}
     steps["export"] = Step(
         name="export",
         run="pipelines.export:run",
         config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn, sampling=_sampling(recipe)),
-        inputs=weights | decoders | trained,
+        inputs=weights | {f"decoder_{modality}": step for modality, step in decoders.items()} | trained,
     )
-    if lists is not None and targets is not None:  # what is evaluated so far is known of the lists that are made here
-        _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, targets, trained)
+    if lists is not None and "targets" in steps:  # what is evaluated so far is known of the lists that are made here
+        _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, steps["targets"], trained)
     return steps
-
-
-def _decoders(recipe: Recipe, steps: Mapping[str, Step]) -> dict[str, Step]:
-    """modality -> the step whose `pipeline/` is its decoder, a diffusers directory. Raises AnyloomError for a decoder that the recipe does not have."""
-    found: dict[str, Step] = {}
-    for modality, name in recipe.decoders:
-        if name != "trained" or modality != "image" or recipe.image_decoder is None:
-            raise AnyloomError(f"{recipe.name}: decoders: {modality} is made by '{name}', which it does not have: use trained (image, with image_decoder)")
-        found[modality] = steps["image_decoder"]
-    return found
 
 
 def _sampling(recipe: Recipe) -> tuple[tuple[str, int, float], ...]:
     """The small decoder is used as it is judged."""
     judged = recipe.eval_pictures
-    return tuple((modality, judged.steps, judged.guidance) for modality, name in recipe.decoders if name == "trained")
+    return tuple((modality, judged.steps, judged.guidance) for modality, name in recipe.decoders if name == TRAINED)
 
 
-def _add_image_decoder(recipe: Recipe, steps: dict[str, Step], shards: Mapping[str, Step]) -> None:
+def _image_decoder(recipe: Recipe, steps: Mapping[str, Step], shards: Mapping[str, Step]) -> dict[str, Step]:
     """image_decoder, picture_judge, eval_pictures; nothing for a recipe without a picture decoder. Each keeps one thread busy, in the background."""
     if recipe.image_decoder is None:
-        return
+        return {}
     pictures, asked = {"shards_cc3m": shards["cc3m"]}, {"shards_instruct": shards["instruct"]}
     weights = {"weights": steps["weights_text"]}
     decoder = Step(name="image_decoder", run="pipelines.image_decoder:run", config=recipe.image_decoder, inputs=weights | pictures, background=True)
     judge = Step(name="picture_judge", run="evals.picture_judge:run", config=recipe.picture_judge, inputs=asked, background=True)
     made = {"image_decoder": decoder, "picture_judge": judge}
     evaluation = Step(name="eval_pictures", run="evals.pictures:run", config=recipe.eval_pictures, inputs=made | pictures | asked, background=True)
-    steps |= made | {"eval_pictures": evaluation}
+    return made | {"eval_pictures": evaluation}
 
 
 def _add_shards(recipe: Recipe, steps: dict[str, Step], lists: Step | None, own_lists: Mapping[str, Path]) -> dict[str, Step]:
@@ -237,7 +232,12 @@ def _manifest_config(recipe: Recipe, group: str) -> ManifestConfig:
 
 
 def _add_stages(
-    recipe: Recipe, steps: dict[str, Step], embeddings: dict[str, Step], captions: dict[str, Step], instruct: Step | None, targets: Step | None
+    recipe: Recipe,
+    steps: dict[str, Step],
+    embeddings: dict[str, Step],
+    captions: dict[str, Step],
+    instruct: Step | None,
+    signals: SignalInputs | None,
 ) -> dict[str, Step]:
     """The training stages in the recipe's order; each reads those before it. Returns them by name."""
     spec = model_spec(recipe)
@@ -246,14 +246,15 @@ def _add_stages(
     for name in recipe.stages:
         inputs = {"weights_lm": steps["weights_lm"], **trained}
         if name == "stage2":
+            assert signals is not None
             steps["states"] = Step(
                 name="states",
                 run="pipelines.train:run_states",
                 config=StatesConfig(model=spec, requests=recipe.requests),
                 threads=0,
-                inputs={**inputs, "shards_cc3m": captions["shards_cc3m"]},
+                inputs={**inputs, **signals.captions},
             )
-            inputs |= {"states": steps["states"], "shards_cc3m": captions["shards_cc3m"]} | ({"targets": targets} if targets is not None else {})
+            inputs |= {"states": steps["states"], **signals.targets, **signals.captions, **signals.denoised}
         else:
             asks = name == "stage3" or any(dataset in asked for dataset, _ in getattr(recipe, name).mixture)
             inputs |= embeddings | captions | ({"shards_instruct": instruct} if asks and instruct is not None else {})
@@ -317,21 +318,6 @@ def _add_evaluation(
         inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals},
     )
     steps |= evals | {"history": history, "report": report}
-
-
-def _add_latents(recipe: Recipe, latents: EncoderSpec, steps: dict[str, Step], pictures: Step, own_weights: Mapping[str, Path]) -> None:
-    """weights_latents and embed_latents. Raises AnyloomError when a recipe with real weights is given none for them."""
-    if "latents" in own_weights:
-        sources = given_files("latents", (latents,), own_weights["latents"])
-        weights = Step(name="weights_latents", run="pipelines.weights_import:run", config=ImportConfig(arch=latents.arch, specs=(latents,)), sources=sources)
-    elif recipe.weights.kind == "random":
-        weights = Step(name="weights_latents", run="pipelines.weights:run_image", config=WeightsConfig(kind="random", arch=latents.arch))
-    else:
-        raise AnyloomError(f"{recipe.name}: latents of {latents.arch}: give the autoencoder's directory with --weights latents=DIR")
-    inputs = {"weights": weights, "shards_cc3m": pictures}
-    config = EmbedConfig(spec=latents)
-    steps["weights_latents"] = weights
-    steps["embed_latents"] = Step(name="embed_latents", run="pipelines.embed:run", config=config, inputs=inputs, threads=0, spread=True, isolate=False)
 
 
 def _add_query(recipe: Recipe, query: EncoderSpec, steps: dict[str, Step], own_weights: Mapping[str, Path]) -> None:

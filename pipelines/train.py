@@ -1,7 +1,7 @@
 """The training step: one stage, in process or under Ray Train, with the same bytes.
 
-Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2); features, caption vectors
-and shards (two_tower).
+Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2; with a denoising loss also
+decoders and latents); features, caption vectors and shards (two_tower).
 Output: tensors.safetensors (and lora/), losses.parquet, stage.json. Our own checkpoints in the work directory are the truth: a worker that
 dies is started again and goes on from them. Bytes hold for one machine, thread count and number of workers; others change rounding only.
 Ray only starts the workers: it stores nothing that is read again.
@@ -21,14 +21,15 @@ from typing import Any
 from infra.progress import FileProgress, relay
 from infra.step import AnyloomError, Progress, StepContext
 from infra.storage import write_atomic
+from pipelines.data_config import GROUP_MODALITY
 from pipelines.states import run_states
 from pipelines.train_config import TrainConfig
 from pipelines.train_data import (
-    GROUP_MODALITY,
     STAGE_RECORD,
     dataset_samples,
     earlier_stages,
     feature_sources,
+    generation_losses,
     shard_sets,
     target_sources,
     true_captions,
@@ -88,7 +89,8 @@ def _signal_stage(config: TrainConfig, ctx: StepContext) -> tuple[Any, Any]:
     side = SignalSide(config.model, states)
     samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
     modalities = {name: GROUP_MODALITY.get(group, "text") for name, group in groups.items()}
-    return side, SignalData(config.stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores))
+    denoised = generation_losses(ctx.inputs, ctx.stores, config.stage)
+    return side, SignalData(config.stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores), denoised)
 
 
 def _train(ctx: StepContext, threads: int, collective: Any, progress: Progress) -> dict[str, Any]:

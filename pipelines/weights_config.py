@@ -56,3 +56,17 @@ class LmConfig:
     """Chat template that its tokenizer must be able to write."""
     targets: tuple[str, ...]
     """LoRA targets that its layers must have; empty: those of its family."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """Where the decoder of one modality comes from."""
+
+    kind: str
+    """`random` (a toy of pipelines.weights_decoders, from the seed) or `given` (a diffusers directory of the user's)."""
+    name: str
+    """random: a key of pipelines.weights_decoders.DECODERS; given: a published name of mmcore.decoders.catalogue."""
+    modality: str
+    """image, video or audio: what it must make."""
+    seed: int = 0
+    """random only."""

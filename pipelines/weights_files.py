@@ -4,6 +4,7 @@ Input: the path given with --weights and the encoders that will open it; output:
 
 Directories (transformers, diffusers): config.json, weights (model.safetensors, its numbered shards with their index, or pytorch_model.bin), and
 preprocessor_config.json or a tokenizer's files. A language model's weights are in safetensors. timm: one .safetensors or .pth in timm's own layout.
+Decoders: a whole diffusers directory, safetensors only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.step import AnyloomError
+from infra.storage import read_json
 from mmcore.config import EncoderSpec
+from mmcore.decoders.contract import INDEX
 
 TENSORS = {"hf": "model", "vae": "diffusion_pytorch_model"}
 """First part of the name of the weights' file."""
@@ -22,6 +25,12 @@ LM_TOKENIZERS = (*TOKENIZERS, "tokenizer.model", "chat_template.jinja", "generat
 TEXTS = ("text", "query")
 """Parts whose weights come with a tokenizer."""
 TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a diffusers directory that no decoder here opens."""
+WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
+"""Starts of the names of parts that hold settings only."""
+SETTINGS = (".json", ".txt", ".model")
 
 
 def given_files(part: str, specs: Sequence[EncoderSpec], path: Path) -> dict[str, Path]:
@@ -84,3 +93,29 @@ def _tensor_files(option: str, path: Path, stem: str, pickled: bool = True) -> d
     else:
         raise AnyloomError(f"{option}: the directory has no {stem}.safetensors")
     return {file.name: file for file in found}
+
+
+def decoder_parts(directory: Path) -> list[str]:
+    """The parts of a diffusers directory that a decoder needs, sorted. Raises AnyloomError when it is none."""
+    if not (directory / INDEX).is_file():
+        raise AnyloomError(f"{directory} is no diffusers directory: it has no {INDEX}; save the decoder there with save_pretrained")
+    named = {part: value for part, value in read_json(directory / INDEX).items() if isinstance(value, list) and value[-1] is not None}
+    return sorted(part for part in named if part not in LEFT_OUT)
+
+
+def given_decoder(modality: str, directory: Path) -> dict[str, Path]:
+    """The files of a decoder that count, by their names below `directory`: its index, settings, tokenizers and safetensors, of full precision where
+    there are several. Raises AnyloomError naming the part that is missing or has no safetensors."""
+    option = f"--weights decoder_{modality}={directory}"
+    found = {INDEX: directory / INDEX}
+    for part in decoder_parts(directory):
+        folder = directory / part
+        if not folder.is_dir():
+            raise AnyloomError(f"{option}: {INDEX} names {part}, which is not there; copy the whole directory")
+        files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+        weights = [path for path in files if path.suffix == ".safetensors"]
+        plain = [path for path in weights if path.name.count(".") == 1] or weights
+        if not plain and not part.startswith(WITHOUT_WEIGHTS):
+            raise AnyloomError(f"{option}: {part} has no .safetensors; convert its weights once with torch.load(weights_only=True) and safetensors")
+        found |= {f"{part}/{path.name}": path for path in files if path.suffix in SETTINGS or path in plain}
+    return found

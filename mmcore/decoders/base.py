@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from infra.step import AnyloomError
 from mmcore.decoders.contract import DecoderContract, Stream
+from mmcore.decoders.libraries import load_libraries
 
 EMPTY = "empty.safetensors"
 """File in a decoder's directory: the conditioning of the empty text (see mmcore.decoders.texts.write_empty)."""
@@ -87,6 +88,7 @@ class Decoder:
         return open_weights(kind, self.directory / part, self.dtype, self.device)
 
     def _scheduler(self) -> Any:
+        load_libraries()
         import diffusers
 
         found = getattr(diffusers, self.contract.scheduler, None)
@@ -219,9 +221,16 @@ def open_weights(kind: Any, folder: Path, dtype: torch.dtype, device: torch.devi
     """A model of diffusers or transformers, frozen and in evaluation mode. Raises AnyloomError when the folder is missing or holds no safetensors."""
     if not folder.is_dir():
         raise AnyloomError(f"{folder} is missing; copy the decoder's whole directory")
-    key = "torch_dtype" if kind.__module__.startswith("diffusers") else "dtype"
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+    if kind.__module__.startswith("diffusers"):
+        # its saving of memory while loading would make every module that another thread builds meanwhile an empty one
+        options |= {"torch_dtype": dtype, "low_cpu_mem_usage": False}
+    else:
+        options["dtype"] = dtype
     try:
-        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **{key: dtype})
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
     except OSError as error:
         raise AnyloomError(f"{folder}: {NO_SAFETENSORS} ({str(error).splitlines()[0]})") from error
+    if kind.__module__.startswith("diffusers") and info["missing_keys"]:
+        raise AnyloomError(f"{folder}: the weights lack {sorted(info['missing_keys'])[0]}; are they those of its config.json?")
     return model.eval().requires_grad_(False).to(device)

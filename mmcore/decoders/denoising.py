@@ -10,6 +10,7 @@ Shape letters: B batch, T steps of the noise schedule.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +67,11 @@ def min_snr_weights(prediction_type: str, alphas_B: torch.Tensor, gamma: float) 
     raise AnyloomError(f"prediction type '{prediction_type}' has no Min-SNR weight here; there are: {', '.join(PREDICTIONS)}")
 
 
-def noised(decoder: Decoder, latents: torch.Tensor, generator: torch.Generator) -> Noised:
+Draws = torch.Generator | Sequence[torch.Generator]
+"""Where steps and noise are drawn from: one generator for a batch, or one per item, which makes an item's draws independent of its company."""
+
+
+def noised(decoder: Decoder, latents: torch.Tensor, generator: Draws) -> Noised:
     """Draw a uniform step and noise for every item (on the generator's device, so a CPU generator gives the same draws everywhere) and mix them in.
 
     Raises AnyloomError when the latents' channels are not the contract's.
@@ -78,17 +83,27 @@ def noised(decoder: Decoder, latents: torch.Tensor, generator: torch.Generator) 
             f"{decoder.contract.family}: latents of the shape [batch, {', '.join(map(str, wanted))}] are wanted, {list(latents.shape)} were given"
         )
     count, device = len(latents), decoder.device
-    timesteps_B = torch.randint(0, len(decoder.alphas_T), (count,), generator=generator, device=generator.device).to(device)
-    noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(device)
+    if isinstance(generator, torch.Generator):
+        timesteps_B, noise = _drawn(len(decoder.alphas_T), latents.shape, generator)
+    else:
+        parts = [_drawn(len(decoder.alphas_T), torch.Size((1, *latents.shape[1:])), one) for one in generator]
+        if len(parts) != count:
+            raise AnyloomError(f"{decoder.contract.family}: {count} latents and {len(parts)} generators were given; one per item")
+        timesteps_B, noise = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    timesteps_B, noise = timesteps_B.to(device), noise.to(device)
     latents, alphas_B = latents.to(device, torch.float32), decoder.alphas_T[timesteps_B]
     alphas = _beside(alphas_B, latents)
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
     return Noised(noisy, timesteps_B, target_of(decoder.contract.prediction_type, latents, noise, alphas_B), alphas_B)
 
 
-def denoising_loss(
-    decoder: Decoder, latents: torch.Tensor, conditioning: Conditioning, generator: torch.Generator, min_snr_gamma: float | None = None
-) -> torch.Tensor:
+def _drawn(steps: int, shape: torch.Size, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """(uniform steps [B], standard normal noise of `shape`)."""
+    timesteps_B = torch.randint(0, steps, (shape[0],), generator=generator, device=generator.device)
+    return timesteps_B, torch.randn(shape, generator=generator, device=generator.device)
+
+
+def denoising_loss(decoder: Decoder, latents: torch.Tensor, conditioning: Conditioning, generator: Draws, min_snr_gamma: float | None = None) -> torch.Tensor:
     """[B] mean squared error of each item's prediction, times its Min-SNR weight where a gamma is given.
 
     latents [B, *latent_shape]: clean, in the decoder's units (contract.latent_scale); sizes may differ from the contract's. Raises AnyloomError when

@@ -212,7 +212,7 @@ def test_texts_are_encoded_as_the_pipeline_does(name, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(directory(name), copy)
     shutil.rmtree(copy / "tokenizer")
-    with pytest.raises(AnyloomError, match="has no tokenizer; copy the decoder's whole directory"):
+    with pytest.raises(AnyloomError, match=r"tokenizer.*; copy the (decoder's )?whole directory"):
         encode_texts(copy, TEXTS)
 
 
