@@ -1,6 +1,6 @@
 """Worker of the embedding store: one part after the other, each committed on its own.
 
-Owns the loop decode -> encode -> commit. On a CPU every torch call of an encoder uses one thread, and a part's batches are fixed by its task, so
+Owns the loop read -> decode -> encode -> commit. On a CPU every torch call of an encoder uses one thread, and a part's batches are fixed by its task, so
 the bytes are the same with one worker or many, with Ray or without. When memory runs out the batch is halved, for the rest of this worker's life, and
 the part's record says so. Refuses to know which parts are needed and how many workers there are (pipelines.embed_pool).
 """
@@ -36,7 +36,7 @@ from mmcore.data.shards import ShardSet
 from pipelines.shard_build import write_parquet
 
 AHEAD = 2
-"""Batches decoded ahead of the encoder."""
+"""Batches read (beside a GPU: and decoded) ahead of the encoder."""
 RECORDED = ("torch", "timm", "transformers", "diffusers", "av", "pillow", "numpy")
 
 
@@ -84,7 +84,8 @@ class PartBuilder:
     """One encoder copy that turns tasks into committed parts. Not for use by several threads at once."""
 
     def __init__(self, spec: EncoderSpec, weights_dir: Path, stores: Path, device: str = "cpu", decoders: int = 1):
-        """device: `cpu` or `cuda:<n>`; decoders: threads that decode ahead of the encoder."""
+        """device: `cpu` or `cuda:<n>`; decoders: threads that work ahead of the encoder. Beside a GPU they read and decode; on a CPU, where decoding would take
+        turns with the encoder for the same core, they read only."""
         offline_environment()
         keep_freed_memory()
         import torch
@@ -94,6 +95,7 @@ class PartBuilder:
         torch.set_num_threads(1)
         self._encoder = load_encoder(spec, weights_dir, device)
         self._spec, self._stores, self._device, self._decoders = spec, stores, device, decoders
+        self._decodes_ahead = device != "cpu"
         self._shards: dict[str, ShardSet] = {}
         self._batch = sys.maxsize
         """Largest batch that has not run out of memory."""
@@ -118,24 +120,36 @@ class PartBuilder:
         return PartDone(items=len(features), encode_s=self._encode_s, batch=self._batch)
 
     def _encode(self, task: PartTask) -> list[np.ndarray]:
-        """Features [N_i, E] of every item; decoding threads stay AHEAD batches before the encoder."""
+        """Features [N_i, E] of every item; the threads stay AHEAD batches before the encoder."""
         for generation in sorted({item.generation for item in task.items} - {"", *self._shards}):
             self._shards[generation] = ShardSet(Path(generation), self._stores)
         batches = iter([task.items[start : start + task.batch] for start in range(0, len(task.items), task.batch)])
         features: list[np.ndarray] = []
-        waiting: deque[list[Future[Any]]] = deque()
-        with ThreadPoolExecutor(self._decoders, "decode") as decoder:
+        waiting: deque[tuple[Sequence[Item], list[Future[Any]]]] = deque()
+        with ThreadPoolExecutor(self._decoders, "decode") as pool:
             try:
                 for batch in islice(batches, AHEAD):
-                    waiting.append([decoder.submit(self._prepare, item) for item in batch])
+                    waiting.append((batch, self._start(pool, batch)))
                 while waiting:
-                    prepared = [future.result() for future in waiting.popleft()]
+                    prepared = self._prepared(*waiting.popleft())
                     for batch in islice(batches, 1):
-                        waiting.append([decoder.submit(self._prepare, item) for item in batch])
+                        waiting.append((batch, self._start(pool, batch)))
                     features += self._forward(prepared)
             finally:
-                decoder.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown(wait=True, cancel_futures=True)
         return features
+
+    def _start(self, pool: ThreadPoolExecutor, batch: Sequence[Item]) -> list[Future[Any]]:
+        """What runs ahead: on a CPU the reading of the whole batch, beside a GPU the reading and decoding of each item."""
+        if self._decodes_ahead:
+            return [pool.submit(lambda item: self._prepare(item, self._read(item)), item) for item in batch]
+        return [pool.submit(lambda: [self._read(item) for item in batch])]
+
+    def _prepared(self, batch: Sequence[Item], started: Sequence[Future[Any]]) -> list[Any]:
+        """The items of a batch as the encoder takes them."""
+        if self._decodes_ahead:
+            return [future.result() for future in started]
+        return [self._prepare(item, data) for item, data in zip(batch, started[0].result(), strict=True)]
 
     def _forward(self, prepared: Sequence[Any]) -> list[np.ndarray]:
         """Features of prepared items, the batch halved as long as memory does not suffice."""
@@ -156,11 +170,14 @@ class PartBuilder:
         self._encode_s += time.monotonic() - started
         return features
 
-    def _prepare(self, item: Item) -> Any:
+    def _read(self, item: Item) -> bytes:
+        return self._shards[item.generation].media(item.value) if item.generation else item.value.encode()
+
+    def _prepare(self, item: Item, data: bytes) -> Any:
         if not item.generation:
-            return self._encoder.prepare(item.value.encode())
+            return self._encoder.prepare(data)
         try:
-            return self._encoder.prepare(self._shards[item.generation].media(item.value), item.start_s, item.end_s)
+            return self._encoder.prepare(data, item.start_s, item.end_s)
         except MediaError as error:
             raise AnyloomError(
                 f"sample {item.value} cannot be decoded ({error}), though its shard took it in: run the shards step again with --force"

@@ -62,6 +62,7 @@ class EmbeddingSet:
         in_line = length and not (self._length != length).any() and not (self._offset % length).any()
         self._item_length = length if in_line and self.spec.dtype != "int8" and AVAILABLE else 0
         self._items: MappedRows | None = None
+        self._places = np.empty(0, np.int64)
 
     @property
     def width(self) -> int:
@@ -104,12 +105,13 @@ class EmbeddingSet:
         except KeyError as error:
             raise self._unknown(error.args[0]) from None
         rows_B = np.fromiter(found, np.int64, len(keys))
-        lengths_B = self._length[rows_B]
         if self._item_length and len(rows_B):
             try:
-                return unpack(self._mapped().take(self._part[rows_B], self._offset[rows_B] // self._item_length)).astype(dtype, copy=False), lengths_B
+                taken = self._mapped().take(self._places[rows_B])
+                return unpack(taken).astype(dtype, copy=False), np.full(len(rows_B), self._item_length)
             except NotInLine:
                 self._item_length = 0  # some of the parts are in column order, as sounds once were: item by item from now on
+        lengths_B = self._length[rows_B]
         features_BNE = np.zeros((len(rows_B), int(lengths_B.max(initial=0)), self.width), dtype)
         where = zip(features_BNE, self._part[rows_B].tolist(), self._offset[rows_B].tolist(), lengths_B.tolist(), strict=True)
         for target, part, start, length in where:
@@ -120,6 +122,7 @@ class EmbeddingSet:
         """All parts as one array of items, for an artifact whose items have one length."""
         if self._items is None:
             self._items = MappedRows([path / VALUES for path in self._paths], self._item_length)
+            self._places = self._items.places(self._part, self._offset // self._item_length)
         return self._items
 
     def _file(self, part: int) -> FeatureFile:

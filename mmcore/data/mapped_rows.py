@@ -53,18 +53,22 @@ class MappedRows:
         count = len(whole) // item
         self._items = np.frombuffer(memoryview(whole), np.uint8, count * item).view(self.dtype).reshape(count, length, self._width)
         self._items_per_file = self._pitch // item
-        self._mapped = np.zeros(len(paths), bool)
+        self._mapped, self._whole = np.zeros(len(paths), bool), False
 
-    def take(self, files_B: np.ndarray, items_B: np.ndarray) -> np.ndarray:
-        """A copy [B, length, E] of the items_B[i]-th item of file files_B[i].
+    def places(self, files: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """int64: where the items[i]-th item of file files[i] stands in the line, for `take`. The caller knows that the items exist."""
+        return files.astype(np.int64) * self._items_per_file + items
 
-        The caller knows that the items exist. Raises NotInLine when a file is not like the first one, ValueError when it is cut short, OSError when it cannot
-        be mapped.
+    def take(self, places_B: np.ndarray) -> np.ndarray:
+        """A copy [B, length, E] of the items at these places.
+
+        Raises NotInLine when a file is not like the first one, ValueError when it is cut short, OSError when it cannot be mapped.
         """
-        if not self._mapped[files_B].all():
-            for file in set(files_B.tolist()):
+        if not self._whole:
+            for file in set((places_B // self._items_per_file).tolist()):
                 self._map_file(file)
-        return self._items.take(files_B * self._items_per_file + items_B, axis=0)  # faster than indexing
+            self._whole = bool(self._mapped.all())
+        return self._items.take(places_B, axis=0)  # faster than indexing
 
     def _map_file(self, file: int) -> None:
         if self._mapped[file]:

@@ -33,7 +33,7 @@ from pipelines.embed import _embed, cut
 from pipelines.embed_space import span_address
 from pipelines.embed_worker import Item, keep_freed_memory
 
-ROUNDS = 5
+ROUNDS = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

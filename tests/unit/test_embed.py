@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,23 @@ def test_bytes_do_not_depend_on_workers(tmp_path, weights):
     for name, resources in (("one", {}), ("two", {"threads": 2}), ("ray", {"workers": 2, "use_ray": True})):
         embed(prepare(tmp_path / name, weights), **resources)
     assert artifact(tmp_path / "one") == artifact(tmp_path / "two") == artifact(tmp_path / "ray")
+
+
+@pytest.mark.parametrize("decoders", [1, 3])
+def test_decoding_ahead_as_beside_a_gpu_gives_the_same_bytes(tmp_path, weights, monkeypatch, decoders):
+    embed(prepare(tmp_path / "calm", weights))
+    original, names = pipelines.embed_worker.PartBuilder.__init__, []
+
+    def ahead(self, *arguments):
+        original(self, *arguments[:4], decoders)
+        self._decodes_ahead = True
+        prepare_item = self._encoder.prepare
+        self._encoder.prepare = lambda *item: names.append(threading.current_thread().name) or prepare_item(*item)
+
+    monkeypatch.setattr(pipelines.embed_worker.PartBuilder, "__init__", ahead)
+    embed(prepare(tmp_path / "ahead", weights))
+    assert artifact(tmp_path / "ahead") == artifact(tmp_path / "calm")
+    assert names and all(name.startswith("decode") for name in names)
 
 
 def test_an_error_in_an_actor_arrives_as_it_was(tmp_path, weights):

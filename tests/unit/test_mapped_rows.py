@@ -25,11 +25,12 @@ def test_items_are_those_of_the_files(tmp_path, width, dtype, length):
     rng = np.random.default_rng(3)
     where_B = rng.integers(0, len(arrays), 60)
     items_B = np.array([rng.integers(0, len(arrays[file]) // length) for file in where_B])
-    taken = mapped.take(where_B, items_B)
+    places_B = mapped.places(where_B, items_B)
+    taken = mapped.take(places_B)
     assert taken.dtype == dtype and taken.flags.owndata
     for got, file, item in zip(taken, where_B, items_B, strict=True):
         assert np.array_equal(got, arrays[file][item * length : (item + 1) * length])
-    assert np.array_equal(mapped.take(where_B[:1], items_B[:1]), taken[:1])
+    assert np.array_equal(mapped.take(places_B[:1]), taken[:1])
 
 
 def test_files_are_mapped_when_asked_for_and_let_go_with_the_object(tmp_path):
@@ -38,7 +39,7 @@ def test_files_are_mapped_when_asked_for_and_let_go_with_the_object(tmp_path):
         pytest.skip("only Linux lists the maps of a process")
     paths, _ = files(tmp_path, 16, "float32", [4, 4, 4])
     mapped = MappedRows(paths, 1)
-    mapped.take(np.array([1]), np.array([3]))
+    mapped.take(mapped.places(np.array([1]), np.array([3])))
     listed = maps.read_text()
     assert str(paths[1]) in listed and str(paths[2]) not in listed
     del mapped
@@ -51,9 +52,9 @@ def test_a_file_of_another_layout_is_refused_by_name(tmp_path):
     paths[2].write_bytes(paths[2].read_bytes()[:-8])
     mapped = MappedRows(paths, 1)
     with pytest.raises(ValueError, match=r"1\.npy is not laid out like .*0\.npy"):
-        mapped.take(np.array([0, 1]), np.array([0, 0]))
+        mapped.take(mapped.places(np.array([0, 1]), np.array([0, 0])))
     with pytest.raises(ValueError, match=r"2\.npy: .*greater than file size"):
-        mapped.take(np.array([2]), np.array([0]))
+        mapped.take(mapped.places(np.array([2]), np.array([0])))
     np.save(paths[0], np.zeros((4, 16), np.float32).T.copy().T)
     with pytest.raises(ValueError, match=r"0\.npy does not hold rows \[T, E\] in C order"):
         MappedRows(paths, 1)
