@@ -57,9 +57,6 @@ class ImageDecoderConfig:
     """Attention heads of every level."""
     norm_groups: int = 16
     unet: FitConfig = FitConfig(steps=1200, batch=32, lr=1e-3, warmup_steps=50, weight_decay=1e-3, ema=0.995)
-    whiten: float = 0.01
-    """The UNet learns on prompt states whose directions are brought to equal strength, so that near colours stand apart as clearly as shapes; directions
-    weaker than this share of the strongest one are raised no further. Folded into the saved weights. 0: on the states as they are."""
     empty_share: float = 0.1
     """Share of the training pictures whose prompt is empty, for classifier-free guidance."""
     padded_share: float = 0.5
@@ -116,8 +113,9 @@ class PicturesEvalConfig:
     """Pictures of every concept under every condition."""
     steps: int = 25
     """DDIM steps of a picture."""
-    guidance: float = 4.0
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
+    guidance: float = 2.0
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598). Measured on 48 pictures in new wordings: 1 gives 0.88, 2 gives 0.98, 4 gives 0.85
+    and 7 gives 0.54 with shape and colour right: with a noise schedule that reaches zero signal, stronger guidance shifts the colours."""
     batch: int = 24
     """Pictures drawn together; part of the identity because it fixes the rounding."""
     seed: int = 0

@@ -126,29 +126,6 @@ def standardise(vae: Any, latents_BCHW: torch.Tensor) -> None:
     out.weight *= std_C[None, :, None, None]
 
 
-def whitening(states_PTE: torch.Tensor, mask_PT: torch.Tensor, floor: float) -> torch.Tensor:
-    """Symmetric [E, E] that brings the directions of token states to equal strength (ZCA without centring, so that zero rows stay zero).
-
-    mask: bool, the rows that count. Directions weaker than `floor` of the strongest one are raised by as much as one of that strength; floor 0: the
-    identity. The result keeps a mean square of 1 per channel.
-    """
-    rows_NE = states_PTE[mask_PT].double()
-    if not floor:
-        return torch.eye(rows_NE.shape[1])
-    strength_E, directions_EE = torch.linalg.eigh(rows_NE.T @ rows_NE / len(rows_NE))
-    gains_E = strength_E.clamp(min=floor * float(strength_E.max())).rsqrt()
-    matrix_EE = directions_EE * gains_E @ directions_EE.T
-    return (matrix_EE / (rows_NE @ matrix_EE).square().mean().sqrt()).float()
-
-
-@torch.no_grad()
-def fold_whitening(unet: Any, matrix_EE: torch.Tensor) -> None:
-    """Let a UNet that learned on `states @ matrix` take the states themselves: the matrix goes into its cross-attention's key and value weights."""
-    for name, parameter in unet.named_parameters():
-        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            parameter.copy_(parameter @ matrix_EE)
-
-
 def stratified_timesteps(batch: int, num_timesteps: int, generator: torch.Generator) -> torch.Tensor:
     """int64 [B]: one from each of `batch` equal stretches of the schedule."""
     return ((torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * num_timesteps).long().clamp(max=num_timesteps - 1)

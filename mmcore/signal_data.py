@@ -114,8 +114,9 @@ class SignalData:
         loss in it."""
         variants = [0] * len(captions) if variants is None else variants
         states_BPD, lse_BP = self.states.gather([caption_key(modality, caption, variant) for caption, variant in zip(captions, variants, strict=True)])
+        states_BPD, lse_BP = states_BPD.to(side.device), lse_BP.to(side.device)
         projector = side.projector(modality)
-        target_BQC = padded_targets(self.targets[modality], captions, len(projector.mean_QC))
+        target_BQC = padded_targets(self.targets[modality], captions, len(projector.mean_QC)).to(side.device)
         block_BS, negative_BM = signal_nll(states_BPD, lse_BP, side.lm.new_head_rows, side.block(modality))
         conditioning_BQC = side.conditioning(modality, states_BPD)
         distance_B = alignment(conditioning_BQC, target_BQC) / self.costs[modality]
@@ -126,10 +127,10 @@ class SignalData:
         if places is not None and self.denoised:
             values[DENOISING] = self.denoised[modality](conditioning_BQC, places)
             total_B = total_B + self.config.denoise_loss * values[DENOISING]
-        return StepLoss(total_B.sum(), torch.tensor(float(len(captions))), self._sums(modality, values))
+        return StepLoss(total_B.sum(), torch.tensor(float(len(captions)), device=side.device), self._sums(modality, values))
 
     def _sums(self, modality: str, values_B: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[G, 2] sums and counts of the logged parts, under all captions and under their modality."""
         names = [(part, name) for part in values_B for name in (part, f"{part}_{modality}") if name in self.part_names]
-        groups = [torch.full((len(values_B[part]),), self.part_names.index(name)) for part, name in names]
+        groups = [torch.full((len(values_B[part]),), self.part_names.index(name), device=values_B[part].device) for part, name in names]
         return group_sums(torch.cat([values_B[part].detach() for part, _ in names]), torch.cat(groups), len(self.part_names))

@@ -109,13 +109,11 @@ def _fit_unet(ctx: StepContext, unet: Any, latents: torch.Tensor, crops: Crops, 
 
     from mmcore.data.shapes import CONCEPTS, WORDINGS
     from mmcore.fit import batch_rows, draws, fit
-    from mmcore.latent_diffusion import build_scheduler, diffusion_loss, fold_whitening, prompt_states, whitening
+    from mmcore.latent_diffusion import build_scheduler, diffusion_loss, prompt_states
 
     config: ImageDecoderConfig = ctx.config
     prompts = [concept.worded(wording) for concept in CONCEPTS for wording in WORDINGS]
     states, mask = prompt_states(tokenizer, text_encoder, [*prompts, ""])
-    matrix = whitening(states, mask, config.whiten)
-    states = states @ matrix
     scheduler, concepts = build_scheduler(), torch.from_numpy(crops.concepts)
 
     def loss(step: int) -> torch.Tensor:
@@ -128,9 +126,7 @@ def _fit_unet(ctx: StepContext, unet: Any, latents: torch.Tensor, crops: Crops, 
         return diffusion_loss(unet, scheduler, latents[(coins[2] < 0.5).long(), rows], states[chosen] * shown[..., None], generator)
 
     progress = _part(ctx.progress, config.vae.steps, config.vae.steps + config.unet.steps, "diffusion")
-    log = fit(dict(unet.named_parameters()), config.unet, loss, ctx.work / "unet", {"pictures": len(crops)}, progress)
-    fold_whitening(unet, matrix)
-    return log
+    return fit(dict(unet.named_parameters()), config.unet, loss, ctx.work / "unet", {"pictures": len(crops)}, progress)
 
 
 def _share_bytes(given: Path, saved: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from infra.progress import FileProgress, relay
 from infra.step import AnyloomError, Progress, StepContext
 from infra.storage import write_atomic
+from mmcore.devices import device_for
 from pipelines.data_config import GROUP_MODALITY
 from pipelines.states import run_states
 from pipelines.train_config import TrainConfig
@@ -80,7 +81,7 @@ def _chat_stage(config: TrainConfig, ctx: StepContext, stages: tuple[Path, ...])
     return model, data
 
 
-def _signal_stage(config: TrainConfig, ctx: StepContext) -> tuple[Any, Any]:
+def _signal_stage(config: TrainConfig, ctx: StepContext, device: str) -> tuple[Any, Any]:
     """(SignalSide, SignalData) of stage 2."""
     from mmcore.signal_data import SignalData
     from mmcore.signals import SignalSide, StateSet
@@ -89,11 +90,11 @@ def _signal_stage(config: TrainConfig, ctx: StepContext) -> tuple[Any, Any]:
     side = SignalSide(config.model, states)
     samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
     modalities = {name: GROUP_MODALITY.get(group, "text") for name, group in groups.items()}
-    denoised = generation_losses(ctx.inputs, ctx.stores, config.stage)
+    denoised = generation_losses(ctx.inputs, ctx.stores, config.stage, device)
     return side, SignalData(config.stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores), denoised)
 
 
-def _train(ctx: StepContext, threads: int, collective: Any, progress: Progress) -> dict[str, Any]:
+def _train(ctx: StepContext, threads: int, device: str, collective: Any, progress: Progress) -> dict[str, Any]:
     """One rank's whole work; rank 0 writes the output. Mendable errors become AnyloomError."""
     import torch
 
@@ -107,11 +108,12 @@ def _train(ctx: StepContext, threads: int, collective: Any, progress: Progress) 
     try:
         stage_spec(config.stage.stage)
         if config.stage.stage == "stage2":
-            model, data = _signal_stage(config, ctx)
+            model, data = _signal_stage(config, ctx, device)
         elif config.stage.stage == "two_tower":
             model, data = two_tower_stage(config, ctx, collective)
         else:
             model, data = _chat_stage(config, ctx, tuple(ctx.inputs[name].path for name in names))
+        model.to(device)
         trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)
     except ValueError as error:
         raise AnyloomError(f"{ctx.name}: {error}") from error
@@ -167,6 +169,18 @@ def _silent(done: float, total: float, note: str = "") -> None:
     """The Progress of ranks other than 0."""
 
 
+def _worker_device(gpus: int) -> str:
+    """This rank's device. Raises AnyloomError when it should be a GPU and torch sees none."""
+    import torch
+    from ray.train.torch import get_device
+
+    if device_for(gpus) == "cpu":
+        return "cpu"
+    device = get_device()
+    torch.cuda.set_device(device)
+    return str(device)
+
+
 def _worker(parcel: dict[str, Any]) -> None:
     """What each Ray Train worker runs. A mendable error is left in a file for the driver, and no restart tries it again."""
     import torch
@@ -181,7 +195,7 @@ def _worker(parcel: dict[str, Any]) -> None:
     collective = TorchCollective() if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1 else Collective()
     progress = FileProgress(ctx.work / "progress.json") if collective.rank == 0 else _silent
     try:
-        result = _train(ctx, parcel["threads"], collective, progress)
+        result = _train(ctx, parcel["threads"], _worker_device(parcel["gpus"]), collective, progress)
     except AnyloomError as error:
         write_atomic(ctx.work / "error.json", json.dumps(str(error)))
         if collective.world > 1:
@@ -199,11 +213,12 @@ def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
     for leftover in ("ray", "error.json", "result.json", "progress.json"):
         path = ctx.work / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads}
+    gpus = ctx.resources.gpus
+    parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads, "gpus": gpus}
     trainer = TorchTrainer(
         _worker,
         train_loop_config=parcel,
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads}),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": threads, **({"GPU": 1} if gpus else {})}),
         run_config=RunConfig(name=ctx.name, storage_path=str(ctx.work / "ray"), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
     )
     failure = None
@@ -226,6 +241,6 @@ def run(ctx: StepContext) -> dict[str, Any]:
     if not ctx.resources.use_ray:
         from pipelines.train_loop import Collective
 
-        return _train(ctx, max(1, ctx.resources.threads), Collective(), ctx.progress)
-    workers = max(1, ctx.resources.workers)
+        return _train(ctx, max(1, ctx.resources.threads), device_for(ctx.resources.gpus), Collective(), ctx.progress)
+    workers = max(1, ctx.resources.gpus or ctx.resources.workers)
     return _run_on_ray(ctx, workers, max(1, ctx.resources.threads // workers))

@@ -61,6 +61,7 @@ class ChatData:
         model.set_draw((self.config.seed << 32) + step)
         try:
             for batch in self.batches(step, rank, world):
+                batch = batch.to(model.device)
                 logits, targets = model.supervised(batch)
                 where = batch.targets_BT != IGNORE
                 yield weighted_cross_entropy(logits, targets, batch.weights_BT[where], batch.groups_BT[where], len(self.part_names))
