@@ -5,7 +5,8 @@ Kinds: `transformer`, an encoder-decoder with learned queries; `nextgpt`, the sa
 counts); `nextgpt_legacy`, for its public checkpoint; `linear`. There the queries start equal (std 0) and have no positions; here they
 start at std 0.02 plus sinusoidal positions, so no two outputs are tied (`nextgpt_legacy` has no positions: it was trained without).
 The output is `mean + scale * network`: mean and scale are buffers fitted to the training targets, so that the untrained projector is
-the mean predictor. Refuses to know losses and decoders.
+the mean predictor. Its input is standardised per position and channel, by buffers fitted to the training states (`nextgpt_legacy` excepted): a language
+model's last states share a few huge channels, beside which what a caption changes is a hundredth of their length. Refuses to know losses and decoders.
 
 Shape letters: W inner width; Q queries and C channels of the conditioning; otherwise as everywhere.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -22,6 +24,8 @@ from mmcore.config import OutputProjectorSpec
 from mmcore.seeding import seeded
 
 _STD = 0.02
+_LEAST, _TINY = 0.1, 1e-6
+"""Least spread that a channel is divided by, as a share of the mean spread, and at all."""
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
@@ -40,12 +44,18 @@ def _small(out: nn.Linear) -> None:
 class OutputProjector(nn.Module, ABC):
     """hidden_BSD + embeds_SD -> conditioning_BQC. num_signals: S. A kind adds its layers and `network`."""
 
+    standardises = True
+    """False: states enter as they are."""
+    in_mean_SD: torch.Tensor
+    in_std_SD: torch.Tensor
     mean_QC: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, spec: OutputProjectorSpec, num_signals: int):
+    def __init__(self, spec: OutputProjectorSpec, in_width: int, num_signals: int):
         super().__init__()
         self.num_signals = num_signals
+        self.register_buffer("in_mean_SD", torch.zeros(num_signals, in_width))
+        self.register_buffer("in_std_SD", torch.ones(num_signals, in_width))
         self.register_buffer("mean_QC", torch.zeros(spec.queries, spec.out))
         self.register_buffer("scale", torch.ones(()))
 
@@ -55,9 +65,22 @@ class OutputProjector(nn.Module, ABC):
         self.mean_QC.copy_(mean_QC)
         self.scale.fill_(scale)
 
+    @torch.no_grad()
+    def fit_input(self, chunks: Iterable[torch.Tensor], embeds_SD: torch.Tensor) -> None:
+        """Set what the input is standardised with, from chunks [b, S, D] of training states. Channels that hardly vary are not blown up."""
+        if not self.standardises:
+            return
+        count, sum_SD, squares_SD = 0, torch.zeros_like(self.in_mean_SD).double(), torch.zeros_like(self.in_mean_SD).double()
+        for chunk_BSD in chunks:
+            states_BSD = chunk_BSD.double() + embeds_SD.double()
+            count, sum_SD, squares_SD = count + len(states_BSD), sum_SD + states_BSD.sum(0), squares_SD + states_BSD.square().sum(0)
+        std_SD = (squares_SD / count - (sum_SD / count).square()).clamp(min=0).sqrt()
+        self.in_mean_SD.copy_(sum_SD / count)
+        self.in_std_SD.copy_(std_SD.clamp(min=max(_LEAST * float(std_SD.mean()), _TINY)))
+
     @abstractmethod
     def network(self, states_BSD: torch.Tensor) -> torch.Tensor:
-        """Sum of hidden states and input rows -> [B, Q, C] in units of `scale` around the mean."""
+        """Standardised sums of hidden states and input rows -> [B, Q, C] in units of `scale` around the mean."""
 
     def forward(self, hidden_BSD: torch.Tensor, embeds_SD: torch.Tensor) -> torch.Tensor:
         """hidden states at the signal positions and the signal tokens' input rows -> conditioning_BQC (float32).
@@ -66,7 +89,8 @@ class OutputProjector(nn.Module, ABC):
         """
         if hidden_BSD.shape[1] != self.num_signals:
             raise ValueError(f"a signal block has {self.num_signals} tokens, {hidden_BSD.shape[1]} hidden states were given")
-        return self.mean_QC + self.scale * self.network(hidden_BSD.float() + embeds_SD.float())
+        states_BSD = (hidden_BSD.float() + embeds_SD.float() - self.in_mean_SD) / self.in_std_SD
+        return self.mean_QC + self.scale * self.network(states_BSD)
 
 
 class TransformerProjector(OutputProjector):
@@ -76,7 +100,7 @@ class TransformerProjector(OutputProjector):
     query_positions_QW: torch.Tensor
 
     def __init__(self, spec: OutputProjectorSpec, in_width: int, num_signals: int):
-        super().__init__(spec, num_signals)
+        super().__init__(spec, in_width, num_signals)
         self.norm = nn.LayerNorm(in_width)
         self.into = nn.Linear(in_width, spec.width)
         encoder = nn.TransformerEncoderLayer(spec.width, spec.heads, spec.ffn, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
@@ -103,7 +127,7 @@ class NextGptProjector(OutputProjector):
     query_positions_QW: torch.Tensor
 
     def __init__(self, spec: OutputProjectorSpec, in_width: int, num_signals: int):
-        super().__init__(spec, num_signals)
+        super().__init__(spec, in_width, num_signals)
         self.into = nn.Linear(in_width, spec.width)
         encoder = nn.TransformerEncoderLayer(spec.width, spec.heads, spec.ffn, dropout=0.0, batch_first=True, norm_first=True)
         decoder = nn.TransformerDecoderLayer(spec.width, spec.heads, spec.ffn, dropout=0.0, batch_first=True, norm_first=True)
@@ -124,16 +148,16 @@ class NextGptProjector(OutputProjector):
 
 
 class LegacyNextGptProjector(NextGptProjector):
-    """NextGptProjector without positions, as the public checkpoint was trained."""
+    """NextGptProjector without positions, and on states as they are, as the public checkpoint was trained."""
 
-    positions = False
+    positions, standardises = False, False
 
 
 class LinearOutputProjector(OutputProjector):
     """One Linear D -> C at every signal position. Q = S: nothing else, as in the reference; another Q: learned mixtures of the S outputs. in_width: D."""
 
     def __init__(self, spec: OutputProjectorSpec, in_width: int, num_signals: int):
-        super().__init__(spec, num_signals)
+        super().__init__(spec, in_width, num_signals)
         self.out = nn.Linear(in_width, spec.out)
         _small(self.out)
         mixed = spec.queries != num_signals

@@ -17,6 +17,7 @@ from mmcore.data.batching import Schedule, deal, share
 from mmcore.data.chat_data import FeatureSource
 from mmcore.generation_loss import GenerationLoss, Places
 from mmcore.losses import StepLoss, alignment, group_sums, signal_nll
+from mmcore.model import signal_rows
 from mmcore.signals import SignalSide, StateSet, caption_key, target_key
 from mmcore.types import Sample
 
@@ -27,6 +28,8 @@ DENOISED_MICROBATCH = 8
 PARTS = ("signal_tokens", "negatives", "alignment", "mean_predictor")
 DENOISING = "denoising"
 _CHUNK = 256
+_FIT_CAPTIONS = 2048
+"""Captions whose states standardise a projector's input."""
 
 
 def padded_targets(source: FeatureSource, captions: Sequence[str], num_queries: int) -> torch.Tensor:
@@ -88,7 +91,15 @@ class SignalData:
             if mean_QC.shape != projector.mean_QC.shape:
                 raise ValueError(f"the {modality} targets have {mean_QC.shape[1]} channels, the output projector makes {projector.mean_QC.shape[1]}: set out")
             projector.fit(mean_QC, std)
+            projector.fit_input(self._state_chunks(side, modality, sorted(set(captions))), signal_rows(side.lm, modality))
             self.costs[modality] = max(cost, 1e-6)
+
+    def _state_chunks(self, side: SignalSide, modality: str, captions: Sequence[str]) -> Iterator[torch.Tensor]:
+        """Cached states [b, S, D] at the signal tokens, of every request for at most _FIT_CAPTIONS evenly thinned captions."""
+        chosen = captions[:: -(-len(captions) // _FIT_CAPTIONS)]
+        keys = [caption_key(modality, caption, variant) for caption in chosen for variant in range(self.states.requests)]
+        for start in range(0, len(keys), _CHUNK):
+            yield self.states.gather(keys[start : start + _CHUNK])[0][:, 1 : 1 + len(side.block(modality))]
 
     def cursor(self, step: int) -> dict[str, int]:
         """Samples drawn of each dataset after `step` steps."""

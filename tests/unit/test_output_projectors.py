@@ -157,3 +157,26 @@ def test_stage_2_trains_the_projector_of_every_modality_at_its_own_rate():
         assert changed == set(trained) and {name.split(".")[1] for name in changed} == {"image", "video", "audio", "new_head_rows"}
         moved[rate] = float((side.output_projectors["image"].out.bias - before["output_projectors.image.out.bias"]).abs().max())
     assert moved[4e-3] == pytest.approx(4 * moved[1e-3], rel=1e-3) and moved[1e-3] == pytest.approx(1e-3, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "nextgpt", "linear"])
+def test_the_input_is_standardised_so_that_huge_constant_channels_do_not_hide_the_rest(kind):
+    spec = OutputProjectorSpec(kind=kind, width=16, layers=1, heads=2, ffn=32, queries=5, out=8)
+    projector, rows = build_output_projector(spec, D, 4, 0), torch.randn(4, D, generator=torch.Generator().manual_seed(1))
+    states = 0.1 * torch.randn(64, 4, D, generator=torch.Generator().manual_seed(2))
+    shifted = states.clone()
+    shifted[..., 0] = 40.0
+    seen = []
+    projector.network = lambda states_BSD: seen.append(states_BSD) or torch.zeros(len(states_BSD), 5, 8)
+    projector.fit_input(shifted.split(10), rows)
+    projector(shifted, rows)
+    torch.testing.assert_close(seen[0][..., 1:].mean(0), torch.zeros(4, D - 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[0][..., 1:].std(0, unbiased=False), torch.ones(4, D - 1), atol=1e-3, rtol=0)
+    assert float(seen[0][..., 0].abs().max()) < 1e-3  # a channel that never varies stays nothing
+
+
+def test_the_projector_of_the_public_checkpoint_takes_states_as_they_are():
+    spec = OutputProjectorSpec(kind="nextgpt_legacy", width=16, layers=1, heads=2, ffn=32, queries=5, out=8)
+    projector = build_output_projector(spec, D, 4, 0)
+    projector.fit_input([torch.full((3, 4, D), 7.0)], torch.zeros(4, D))
+    assert not bool(projector.in_mean_SD.any()) and bool((projector.in_std_SD == 1).all())
