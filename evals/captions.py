@@ -188,7 +188,7 @@ def run_alignment(ctx: StepContext) -> Mapping[str, Any]:
     whose text no training dataset has; with fewer than two of them the tables are empty and the result says how many were left.
     """
     config: AlignmentEvalConfig = ctx.config
-    train, heldout = _captions(ctx, config.train_datasets), _captions(ctx, config.heldout_datasets)
+    train, heldout = caption_texts(ctx, config.train_datasets), caption_texts(ctx, config.heldout_datasets)
     captions = sorted(heldout - train)
     samples: list[dict[str, Any]] = []
     if len(captions) >= 2:
@@ -206,7 +206,8 @@ def run_alignment(ctx: StepContext) -> Mapping[str, Any]:
     return {"captions": len(captions), "seen_in_training": len(heldout & train), "errors": errors, "gains": shown}
 
 
-def _captions(ctx: StepContext, datasets: Sequence[str]) -> set[str]:
+def caption_texts(ctx: StepContext, datasets: Sequence[str]) -> set[str]:
+    """Every distinct caption of the datasets, from shards_cc3m."""
     from mmcore.data.shards import ShardSet
 
     shards = ShardSet(ctx.inputs["shards_cc3m"].path, ctx.stores)

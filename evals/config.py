@@ -75,6 +75,34 @@ class AlignmentEvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DriftEvalConfig:
+    """What stage 3 does to the alignment and the signal tokens of the stage 2 before it (eval_drift)."""
+
+    alignment: AlignmentEvalConfig
+    """Which captions, and how they are scored."""
+    stages: tuple[str, ...]
+    """Names of the inputs that are stages, in training order, up to the stage 3 that is looked at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaQuestionsEvalConfig:
+    """Held-out questions about clips and sounds (eval_media_questions)."""
+
+    datasets: tuple[tuple[str, str], ...]
+    """(modality, dataset of the held-out side); the training side is named alike, with `train` in place of `heldout`."""
+    conditions: tuple[str, ...] = CONDITIONS
+    """Subset of CONDITIONS; `helped` is left out when the export has no caption turn. Blank: a white clip, or silence."""
+    max_new_tokens: int = 16
+    """Longest answer."""
+    chunk: int = 192
+    """Questions answered together; part of the identity because batches fix the rounding."""
+    seed: int = 0
+    """Draws the shuffled media."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalEvalConfig:
     """Held-out retrieval between media and captions, and neighbours among the encoders' own features (eval_retrieval)."""
 

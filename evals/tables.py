@@ -53,6 +53,18 @@ ALIGNMENT_SAMPLES = pa.schema(
         ("error_shuffled", pa.float64()),
     ]
 )
+DRIFT_SAMPLES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("caption", pa.string()),
+        ("error_before", pa.float64()),
+        ("error_after", pa.float64()),
+        ("error_mean", pa.float64()),
+        ("nll_before", pa.float64()),
+        ("nll_after", pa.float64()),
+    ]
+)
+"""before and after stage 3: error of the conditioning (error_mean: of the mean predictor), and cross-entropy of the signal tokens in nats per token."""
 RETRIEVAL_SAMPLES = pa.schema(
     [
         ("modality", pa.string()),

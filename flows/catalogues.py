@@ -17,7 +17,7 @@ from mmcore.encoders import catalogue as encoders
 from mmcore.lm_catalogue import KnownLm, known_lm
 from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.own_files import stages
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, stage_steps
 from pipelines.steps import model_spec
 
 RECIPE_HEADER = ("recipe", "language model", "encoders", "decoders", "licences", "commercial use", "trains", "GB a GPU")
@@ -142,9 +142,9 @@ def training(recipe: Recipe, lm: KnownLm) -> list[str]:
         return ["two_tower:", f"  towers {human_count(sizes.two_tower(_towers(recipe)))}"]
     spec = model_spec(recipe)
     lines = []
-    for name in recipe.stages:
-        lines.append(f"{name}:" if name in stages(recipe) else f"{name}, once it has decoders:")
-        lines += [f"  {part} {human_count(count)}" for part, count in sizes.trained(spec, lm, getattr(recipe, name)).items()]
+    for name, stage in stage_steps(recipe.stages):
+        lines.append(f"{name}:" if stage in stages(recipe) else f"{name}, once it has decoders:")
+        lines += [f"  {part} {human_count(count)}" for part, count in sizes.trained(spec, lm, getattr(recipe, stage)).items()]
     return lines
 
 

@@ -59,6 +59,9 @@ class ImageDecoderConfig:
     unet: FitConfig = FitConfig(steps=1200, batch=32, lr=1e-3, warmup_steps=50, weight_decay=1e-3, ema=0.995)
     empty_share: float = 0.1
     """Share of the training pictures whose prompt is empty, for classifier-free guidance."""
+    state_noise: float = 0.6
+    """Noise that is added to a training prompt's states: a share of their own spread, drawn evenly from 0 to this for each picture. An output projector comes
+    near the states it aims at, not upon them; a decoder that only knows exact ones mistakes the colours."""
     padded_share: float = 0.5
     """Share of the prompts whose rows behind the last token are the text encoder's own, as a diffusers pipeline gives them; the other prompts
     have zeros there, as the `targets` step stores them and output projectors learn them."""

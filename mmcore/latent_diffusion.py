@@ -140,6 +140,14 @@ def diffusion_loss(unet: Any, scheduler: Any, latents_BCHW: torch.Tensor, states
     return torch.nn.functional.mse_loss(unet(noisy_BCHW, timesteps_B, encoder_hidden_states=states_BTE).sample, target_BCHW)
 
 
+def noisy(states_BTE: torch.Tensor, spread_E: torch.Tensor, most: float, generator: torch.Generator) -> torch.Tensor:
+    """Prompt states with normal noise of `spread` per channel, times a level in 0..most that is drawn for each prompt."""
+    if not most:
+        return states_BTE
+    levels_B = most * torch.rand(len(states_BTE), generator=generator)
+    return states_BTE + levels_B[:, None, None] * spread_E * torch.randn(states_BTE.shape, generator=generator)
+
+
 # ---- prompts and the directory --------------------------------------------------------------------------------------
 
 

@@ -134,10 +134,12 @@ def output_projectors(spec: ModelSpec, lm_width: int) -> nn.ModuleDict:
     )
 
 
-def load_tensors(module: nn.Module, path: Path) -> None:
-    """Copy named tensors of a stage into a module. Raises ValueError for a name or shape the module does not have."""
+def load_tensors(module: nn.Module, path: Path, only: str = "") -> None:
+    """Copy named tensors of a stage into a module; only: those whose names begin so. Raises ValueError for a name or shape the module does not have."""
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, value in load_file(path).items():
+        if not name.startswith(only):
+            continue
         if name not in own:
             raise ValueError(f"{path} holds {name}, which this model does not have: the recipe's model changed since it was trained")
         if own[name].shape != value.shape:

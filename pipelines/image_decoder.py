@@ -109,11 +109,12 @@ def _fit_unet(ctx: StepContext, unet: Any, latents: torch.Tensor, crops: Crops, 
 
     from mmcore.data.shapes import CONCEPTS, WORDINGS
     from mmcore.fit import batch_rows, draws, fit
-    from mmcore.latent_diffusion import build_scheduler, diffusion_loss, prompt_states
+    from mmcore.latent_diffusion import build_scheduler, diffusion_loss, noisy, prompt_states
 
     config: ImageDecoderConfig = ctx.config
     prompts = [concept.worded(wording) for concept in CONCEPTS for wording in WORDINGS]
     states, mask = prompt_states(tokenizer, text_encoder, [*prompts, ""])
+    spread = states[mask].std(0)
     scheduler, concepts = build_scheduler(), torch.from_numpy(crops.concepts)
 
     def loss(step: int) -> torch.Tensor:
@@ -123,7 +124,8 @@ def _fit_unet(ctx: StepContext, unet: Any, latents: torch.Tensor, crops: Crops, 
         wordings = torch.randint(len(WORDINGS), (len(rows),), generator=generator)
         chosen = torch.where(coins[0] < config.empty_share, len(prompts), concepts[rows] * len(WORDINGS) + wordings)
         shown = mask[chosen] | (coins[1] < config.padded_share)[:, None]
-        return diffusion_loss(unet, scheduler, latents[(coins[2] < 0.5).long(), rows], states[chosen] * shown[..., None], generator)
+        given = noisy(states[chosen] * shown[..., None], spread, config.state_noise, generator)
+        return diffusion_loss(unet, scheduler, latents[(coins[2] < 0.5).long(), rows], given, generator)
 
     progress = _part(ctx.progress, config.vae.steps, config.vae.steps + config.unet.steps, "diffusion")
     return fit(dict(unet.named_parameters()), config.unet, loss, ctx.work / "unet", {"pictures": len(crops)}, progress)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ class Recipe:
     tokens: SpecialTokens = SpecialTokens()
     lora: LoraSpec = LoraSpec()
     stages: tuple[str, ...] = ("stage1", "stage2", "stage3")
-    """Order of training; each stage reads those before it."""
+    """Order of training; each stage reads those before it. A stage that is named again goes on from where it was: its second step is called stage2_2."""
     stage1: StageConfig
     stage2: StageConfig
     stage3: StageConfig
@@ -129,6 +129,11 @@ class Recipe:
     """Requests to the whole model; used with image_decoder among the decoders only."""
     two_tower: Retrieval | None = None
     """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
+
+
+def stage_steps(stages: Sequence[str]) -> list[tuple[str, str]]:
+    """(name of its step, stage) of a recipe's stages, in order: the second stage2 is the step stage2_2."""
+    return [(stage if not (before := stages[:place].count(stage)) else f"{stage}_{before + 1}", stage) for place, stage in enumerate(stages)]
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

@@ -2,6 +2,8 @@
 
     assets -> lists -> manifest_* -> shards_* -> embed_*, targets -> stage1..3 (states before stage2) -> export -> eval_* -> history -> report
 
+A stage that the recipe names twice has two steps, the second called stage2_2 (with states_2).
+
 A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures; one with decoders
 of its own has weights_decoder_*, whose text encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders).
 A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
@@ -14,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from evals.config import AlignmentEvalConfig, CaptionEvalConfig, HistoryConfig, ReportConfig
+from evals.config import CaptionEvalConfig, HistoryConfig, ReportConfig
 from infra.plan import topological
 from infra.step import ALL_GPUS, AnyloomError, Step
 from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder, check_model, output_spec
@@ -23,9 +25,10 @@ from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.own_files import OWN, planned
-from pipelines.recipe import Recipe, Retrieval
-from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
+from pipelines.recipe import Recipe, Retrieval, stage_steps
+from pipelines.sources.configs import QUESTIONS, AssetsConfig, SmolListsConfig, TinyListsConfig
 from pipelines.steps_decoders import TRAINED, SignalInputs, caption_targets, decoder_weights, latents, signal_inputs, takes_files
+from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, states_of
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
@@ -99,7 +102,7 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     decoders = own | {modality: image_decoder["image_decoder"] for modality, name in recipe.decoders if name == TRAINED}
     embeddings = {}
     for modality, _ in _encoders(recipe):
-        asked = ("instruct",) if modality == "image" or lists is None else ()
+        asked = ("instruct",) if modality == "image" or lists is None or asked_about(recipe, modality) else ()
         seen = {f"shards_{group}": shards[group] for group in (GROUP_OF[modality], *asked) if group in shards}
         if seen:
             inputs = {"weights": steps["weights_audio" if modality == "audio" else "weights_image"], **seen}
@@ -119,7 +122,7 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     steps["export"] = Step(
         name="export",
         run="pipelines.export:run",
-        config=ExportConfig(model=model_spec(recipe), stages=recipe.stages, caption_turn=recipe.stage3.caption_turn, sampling=_sampling(recipe)),
+        config=ExportConfig(model=model_spec(recipe), stages=tuple(trained), caption_turn=recipe.stage3.caption_turn, sampling=_sampling(recipe)),
         inputs=weights | {f"decoder_{modality}": step for modality, step in decoders.items()} | trained,
     )
     if lists is not None and "targets" in steps:  # what is evaluated so far is known of the lists that are made here
@@ -190,7 +193,9 @@ def _add_sources(recipe: Recipe, steps: dict[str, Step], own_weights: Mapping[st
         steps[f"weights_{part}"] = _weights(recipe, part, inputs, own_weights)
     if recipe.lists == OWN:
         return None
-    config = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips, pictures=recipe.easyvqa_pictures) if recipe.lists == "smol" else TinyListsConfig()
+    asked = any(asked_about(recipe, modality) for modality in QUESTIONS)
+    smol = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips, pictures=recipe.easyvqa_pictures, media_questions=asked)
+    config = smol if recipe.lists == "smol" else TinyListsConfig(media_questions=asked)
     steps["lists"] = Step(name="lists", run=f"pipelines.sources.{recipe.lists}:run", config=config, inputs=inputs if recipe.lists == "smol" else {})
     return steps["lists"]
 
@@ -239,30 +244,31 @@ def _add_stages(
     instruct: Step | None,
     signals: SignalInputs | None,
 ) -> dict[str, Step]:
-    """The training stages in the recipe's order; each reads those before it. Returns them by name."""
+    """The training stages in the recipe's order; each reads those before it. Returns them by the names of their steps."""
     spec = model_spec(recipe)
     asked = {d.name for d in recipe.datasets if d.group == "instruct"}
     trained: dict[str, Step] = {}
-    for name in recipe.stages:
+    for name, stage in stage_steps(recipe.stages):
         inputs = {"weights_lm": steps["weights_lm"], **trained}
-        if name == "stage2":
+        if stage == "stage2":
             assert signals is not None
-            steps["states"] = Step(
-                name="states",
+            states = states_of(name)
+            steps[states] = Step(
+                name=states,
                 run="pipelines.train:run_states",
                 config=StatesConfig(model=spec, requests=recipe.requests),
                 threads=0,
                 gpus=1,
                 inputs={**inputs, **signals.captions},
             )
-            inputs |= {"states": steps["states"], **signals.targets, **signals.captions, **signals.denoised}
+            inputs |= {"states": steps[states], **signals.targets, **signals.captions, **signals.denoised}
         else:
-            asks = name == "stage3" or any(dataset in asked for dataset, _ in getattr(recipe, name).mixture)
+            asks = stage == "stage3" or any(dataset in asked for dataset, _ in getattr(recipe, stage).mixture)
             inputs |= embeddings | captions | ({"shards_instruct": instruct} if asks and instruct is not None else {})
         steps[name] = Step(
             name=name,
             run="pipelines.train:run",
-            config=TrainConfig(model=spec, stage=getattr(recipe, name)),
+            config=TrainConfig(model=spec, stage=getattr(recipe, stage)),
             inputs=inputs,
             threads=0,
             gpus=ALL_GPUS,
@@ -296,21 +302,16 @@ def _add_evaluation(
             gpus=1,
             inputs=lm | {"stage1": trained["stage1"]} | embeddings | captions,
         ),
-        "eval_alignment": Step(
-            name="eval_alignment",
-            run="evals.captions:run_alignment",
-            config=AlignmentEvalConfig(model=spec),
-            threads=0,
-            inputs=lm | trained | {"states": steps["states"], "targets": targets, "shards_cc3m": captions["shards_cc3m"]},
-        ),
     }
+    evals |= signal_evaluation(recipe, spec, steps, trained, {"targets": targets, "shards_cc3m": captions["shards_cc3m"]})
+    evals |= media_questions(recipe, {"export": export, "lists": lists})
     if recipe.image_decoder is not None:
         evals["eval_pictures"] = steps["eval_pictures"]
     if ("image", "trained") in recipe.decoders:
         judge = {"export": export, "picture_judge": steps["picture_judge"]}
         asked = {"shards_cc3m": captions["shards_cc3m"], "shards_instruct": steps["shards_instruct"]}
         evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | asked, threads=0, gpus=1)
-    seeds = tuple((name, getattr(recipe, name).seed) for name in recipe.stages)
+    seeds = tuple((name, getattr(recipe, stage).seed) for name, stage in stage_steps(recipe.stages))
     history = Step(
         name="history",
         run="evals.history:run",

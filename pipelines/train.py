@@ -81,13 +81,16 @@ def _chat_stage(config: TrainConfig, ctx: StepContext, stages: tuple[Path, ...])
     return model, data
 
 
-def _signal_stage(config: TrainConfig, ctx: StepContext, device: str) -> tuple[Any, Any]:
-    """(SignalSide, SignalData) of stage 2."""
+def _signal_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
+    """(SignalSide, SignalData) of stage 2. The output projectors go on from an earlier stage 2, where there is one; the token rows are the states'."""
+    from mmcore.model import TENSORS, load_tensors
     from mmcore.signal_data import SignalData
     from mmcore.signals import SignalSide, StateSet
 
     states = StateSet(ctx.inputs["states"].path)
     side = SignalSide(config.model, states)
+    for stage in stages:
+        load_tensors(side, stage / TENSORS, only="output_projectors.")
     samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
     modalities = {name: GROUP_MODALITY.get(group, "text") for name, group in groups.items()}
     denoised = generation_losses(ctx.inputs, ctx.stores, config.stage, device)
@@ -105,14 +108,15 @@ def _train(ctx: StepContext, threads: int, device: str, collective: Any, progres
     torch.set_num_threads(threads)
     config: TrainConfig = ctx.config
     names = [name for name in earlier_stages(ctx.inputs) if name != ctx.name]
+    stages = tuple(ctx.inputs[name].path for name in names)
     try:
         stage_spec(config.stage.stage)
         if config.stage.stage == "stage2":
-            model, data = _signal_stage(config, ctx, device)
+            model, data = _signal_stage(config, ctx, device, stages)
         elif config.stage.stage == "two_tower":
             model, data = two_tower_stage(config, ctx, collective)
         else:
-            model, data = _chat_stage(config, ctx, tuple(ctx.inputs[name].path for name in names))
+            model, data = _chat_stage(config, ctx, stages)
         model.to(device)
         trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)
     except ValueError as error:

@@ -11,6 +11,7 @@ from evals.config import EvalConfig
 from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from mmcore.image_decoder_config import ImageDecoderConfig
 from pipelines.recipe import Dataset, Recipe
+from pipelines.sources.configs import QUESTIONS
 
 STAMPS, VQA = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)"
 
@@ -26,6 +27,9 @@ DATASETS = (
     Dataset(name="draw_train", group="instruct", split="train", licence=f"{VQA}; {STAMPS}"),
     Dataset(name="easyvqa_test", group="instruct", split="test", licence=VQA),
 )
+
+MEDIA_QUESTIONS = tuple(Dataset(name=name, group="instruct", split=name.rsplit("_", 1)[-1], licence=STAMPS) for names in QUESTIONS.values() for name in names)
+"""Questions about clips and sounds, both sides."""
 
 
 def smol() -> Recipe:
@@ -98,3 +102,11 @@ def smol_frozen() -> Recipe:
     """smol with the input projectors frozen in stage 3."""
     recipe = smol()
     return replace(recipe, name="smol_frozen", stage3=replace(recipe.stage3, train_projectors=False))
+
+
+def smol_mix() -> Recipe:
+    """smol, also asked about clips and sounds in stage 3; more steps, so that pictures get as many as in smol."""
+    recipe = smol()
+    mixture = (*recipe.stage3.mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))
+    stage3 = replace(recipe.stage3, steps=280, mixture=mixture)
+    return replace(recipe, name="smol_mix", datasets=(*recipe.datasets, *MEDIA_QUESTIONS), stage3=stage3)

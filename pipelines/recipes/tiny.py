@@ -8,7 +8,7 @@ from evals.config import EvalConfig
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from mmcore.image_decoder_config import DrawingEvalConfig, FitConfig, ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
 from pipelines.recipe import Recipe, Weights
-from pipelines.recipes.smol import DATASETS
+from pipelines.recipes.smol import DATASETS, MEDIA_QUESTIONS
 
 
 def tiny() -> Recipe:
@@ -69,3 +69,11 @@ def tiny() -> Recipe:
         ),
         evaluation=EvalConfig(num_questions=40, chunk=16, bootstrap_draws=200),
     )
+
+
+def tiny_mix() -> Recipe:
+    """tiny, also asked about clips and sounds in stage 3 (tests smol_mix)."""
+    recipe = tiny()
+    questions = tuple(replace(dataset, licence="Apache-2.0 (generated here)") for dataset in MEDIA_QUESTIONS)
+    mixture = (*recipe.stage3.mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))
+    return replace(recipe, name="tiny_mix", datasets=(*recipe.datasets, *questions), stage3=replace(recipe.stage3, mixture=mixture))

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+QUESTIONS = {"video": ("clips_questions_train", "clips_questions_heldout"), "audio": ("sounds_questions_train", "sounds_questions_heldout")}
+"""Modality -> datasets with questions about it (training side, held-out side), which the lists hold only for recipes that name one of them."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackageFile:
@@ -141,6 +144,8 @@ class SmolListsConfig:
     """(code, name in captions) of the languages of spoken descriptions."""
     spoken_each: int = 80
     """Spoken descriptions taken of each language (English has 66)."""
+    media_questions: bool = False
+    """Also write the datasets of QUESTIONS."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,3 +166,5 @@ class TinyListsConfig:
     sounds_train: int = 12
     sounds_heldout: int = 4
     draw_train: int = 24
+    media_questions: bool = False
+    """Also write the datasets of QUESTIONS."""

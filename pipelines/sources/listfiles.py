@@ -16,6 +16,7 @@ from typing import Any
 
 from infra.storage import write_atomic
 from mmcore.data.chat import REQUESTS
+from pipelines.sources.configs import QUESTIONS
 
 GROUPS = {
     "cc3m": ("stamps_train", "stamps_heldout", "easyvqa_captions"),
@@ -23,13 +24,14 @@ GROUPS = {
     "audiocaps": ("sounds_train", "sounds_heldout"),
     "instruct": ("easyvqa_train", "draw_train", "easyvqa_test"),
 }
-"""Every dataset of both recipes, by group."""
+"""Every dataset of both recipes, by group; QUESTIONS are written for recipes that ask for them."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
 
 
 def list_path(root: Path, dataset: str) -> Path:
     """Where the list file of a dataset lies under the list root."""
-    group = next(g for g, datasets in GROUPS.items() if dataset in datasets)
+    asked = [name for names in QUESTIONS.values() for name in names]
+    group = "instruct" if dataset in asked else next(g for g, datasets in GROUPS.items() if dataset in datasets)
     return root / group / f"{dataset}.{SUFFIX[group]}"
 
 
@@ -65,13 +67,13 @@ def write_instruct(root: Path, dataset: str, records: Sequence[dict[str, Any]]) 
     return len(records)
 
 
-def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str, str]]) -> dict[str, Any]:
-    """One picture with its independent (question id, question, answer)s; question_ids is ours, readers of the format ignore it."""
+def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str, str]], modality: str = "image") -> dict[str, Any]:
+    """One picture (or another medium) with its independent (question id, question, answer)s; question_ids is ours, readers of the format ignore it."""
     turns = []
     for position, (_, question, answer) in enumerate(questions):
-        turns.append({"from": "human", "value": ("<image>\n" if position == 0 else "") + question})
+        turns.append({"from": "human", "value": (f"<{modality}>\n" if position == 0 else "") + question})
         turns.append({"from": "gpt", "value": answer})
-    return {"id": identity, "image": uri, "conversations": turns, "question_ids": [number for number, _, _ in questions]}
+    return {"id": identity, modality: uri, "conversations": turns, "question_ids": [number for number, _, _ in questions]}
 
 
 def draw_record(identity: str, caption: str, uri: str, phrase: int) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Owns which asset goes into which dataset, the hold-out and the captions. Input: 
 the `media/` tree they point to. Refuses to know about manifests and shards.
 
 Hold-out: pictures that share a caption or their bytes form a group; a group goes to one side by a hash of its captions, and takes
-its clips, sounds and spoken descriptions along. Captions of easy-VQA pictures say only what the training questions affirm.
+its clips, sounds and spoken descriptions along, and the questions about them. Captions of easy-VQA pictures say only what the training questions
+affirm.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pipelines.sources.listfiles import (
     write_instruct,
     write_webvid,
 )
+from pipelines.sources.questions import Subject, write_questions
 
 __all__ = ["SHAPES", "affirmed", "caption_of", "read_questions", "read_stamps", "run"]
 Question = tuple[int, str, str]
@@ -167,24 +169,33 @@ def _stamps(output: Path, assets: Path, stamps: list[Stamp], config: SmolListsCo
         mine = [stamp for stamp in stamps if stamp.split == split]
         pictures = [stamp for stamp in mine if "png" in stamp.media]
         effects = [stamp for stamp in mine if "ogg" in stamp.media and is_noun_phrase(stamp.caption, config.max_words)]
+        voices = _spoken(stamps, split, config)
         sounds = [(f"{s.stem}.ogg", f"the sound of {in_sentence(s.caption)}") for s in effects]
-        sounds += _spoken(stamps, split, config)
+        sounds += [(name, f"a voice names {what} in {language}") for name, what, language in voices]
         for stamp in pictures:
             link(assets / "stamps" / f"{stamp.stem}.png", output / "media" / "stamps" / f"{stamp.stem}.png")
         for name, _ in sounds:
             link(assets / "stamps" / name, output / "media" / "audio" / _flat(name))
         counts[f"stamps_{split}"] = write_cc3m(output, f"stamps_{split}", [(s.caption, f"media/stamps/{s.stem}.png") for s in pictures])
         counts[f"sounds_{split}"] = write_audiocaps(output, f"sounds_{split}", [(_flat(n).removesuffix(".ogg"), c) for n, c in sounds])
+        if config.media_questions:
+            asked = [_heard("sound", f"{s.stem}.ogg", in_sentence(s.caption)) for s in effects] + [_heard("voice", *voice) for voice in voices]
+            counts[f"sounds_questions_{split}"] = write_questions(output, f"sounds_questions_{split}", asked)
     return counts
 
 
-def _spoken(stamps: list[Stamp], split: str, config: SmolListsConfig) -> list[tuple[str, str]]:
-    """(file, caption) of the spoken descriptions of one split; of each language the same stamps whatever is added elsewhere."""
+def _heard(what: str, name: str, thing: str, language: str = "") -> Subject:
+    """A sound that is asked about. name: its file among the stamps."""
+    return Subject(what=what, stem=_flat(name).removesuffix(".ogg"), uri=f"media/audio/{_flat(name)}", name=thing, language=language)
+
+
+def _spoken(stamps: list[Stamp], split: str, config: SmolListsConfig) -> list[tuple[str, str, str]]:
+    """(file, what it names, language) of the spoken descriptions of one split; of each language the same stamps whatever is added elsewhere."""
     found = []
     for code, language in config.spoken:
         named = [s for s in stamps if code in s.spoken and is_noun_phrase(s.caption, config.max_words)]
         chosen = sorted(named, key=lambda s: (chance(f"spoken {code} {s.stem}"), s.stem))[: config.spoken_each]
-        found += [(spoken_name(s.stem, code), f"a voice names {in_sentence(s.caption)} in {language}") for s in chosen if s.split == split]
+        found += [(spoken_name(s.stem, code), in_sentence(s.caption), language) for s in chosen if s.split == split]
     return sorted(found)
 
 
@@ -227,6 +238,7 @@ def _clip_pictures(assets: Path, stamps: list[Stamp], captions: dict[int, str], 
 def _clips(ctx: StepContext, pictures: list[tuple[str, Path, str, str]], config: SmolListsConfig) -> dict[str, int]:
     """Render every clip (kept in ctx.work, so a killed run continues) and write the lists."""
     rows: dict[str, list[tuple[str, str, int, str]]] = {"train": [], "heldout": []}
+    shown: dict[str, list[Subject]] = {"train": [], "heldout": []}
     seconds = round(config.clip_frames / config.clip_rate_hz)
     for number, (name, picture, caption, split) in enumerate(pictures):
         ctx.progress(0.25 + 0.75 * number / len(pictures), 1, "clips")
@@ -238,5 +250,9 @@ def _clips(ctx: StepContext, pictures: list[tuple[str, Path, str, str]], config:
         uri = f"media/clips/{name}.mp4"
         link(made, ctx.output / uri)
         rows[split].append((name, uri, seconds, f"{caption}, {motion}"))
+        shown[split].append(Subject(what="clip", stem=name, uri=uri, name=caption, motion=motion))
     ctx.progress(1, 1, "done")
-    return {f"clips_{split}": write_webvid(ctx.output, f"clips_{split}", sorted(found)) for split, found in rows.items()}
+    counts = {f"clips_{split}": write_webvid(ctx.output, f"clips_{split}", sorted(found)) for split, found in rows.items()}
+    if config.media_questions:
+        counts |= {f"clips_questions_{split}": write_questions(ctx.output, f"clips_questions_{split}", found) for split, found in shown.items()}
+    return counts
