@@ -96,10 +96,11 @@ class AnyModel(nn.Module):
         routes = self.routes(batch.ids_BT, batch.segments_BT)
         return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT, routes_BTA=routes)
 
-    def supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits [P, V+S] float32, targets [P]) at the P supervised positions only, in row-major order."""
+    def supervised(self, batch: Batch, hidden_BTD: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits [P, V+S] float32, targets [P]) at the P supervised positions only, in row-major order. hidden: of the batch, where it is known."""
         where_BT = batch.targets_BT != IGNORE
-        return self.lm.logits(self(batch)[where_BT]), batch.targets_BT[where_BT]
+        hidden_BTD = self(batch) if hidden_BTD is None else hidden_BTD
+        return self.lm.logits(hidden_BTD[where_BT]), batch.targets_BT[where_BT]
 
     def conditioning(self, modality: str, hidden_BSD: torch.Tensor) -> torch.Tensor:
         """Hidden states of complete signal blocks -> conditioning_BQC."""

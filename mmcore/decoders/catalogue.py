@@ -35,6 +35,8 @@ class KnownDecoder:
     """Its publisher's name on the model hub."""
     predicts: str
     """What its model card says the denoiser predicts; the scheduler's config decides."""
+    denoiser: int
+    """Parameters of its UNet or transformer."""
     tiny: str
     """Name of a toy of the same layout in pipelines.weights_decoders.DECODERS."""
 
@@ -48,6 +50,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial=RAIL,
         published="runwayml/stable-diffusion-v1-5",
         predicts="epsilon",
+        denoiser=0,
         tiny="tiny-sd15",
     ),
     KnownDecoder(
@@ -58,6 +61,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial=RAIL,
         published="stabilityai/stable-diffusion-2",
         predicts="v_prediction",
+        denoiser=0,
         tiny="tiny-sd2",
     ),
     KnownDecoder(
@@ -68,6 +72,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="damo-vilab/text-to-video-ms-1.7b",
         predicts="epsilon",
+        denoiser=0,
         tiny="tiny-text-to-video",
     ),
     KnownDecoder(
@@ -78,6 +83,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cerspense/zeroscope_v2_576w",
         predicts="epsilon",
+        denoiser=0,
         tiny="tiny-text-to-video",
     ),
     KnownDecoder(
@@ -88,6 +94,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="yes",
         published="THUDM/CogVideoX-2b",
         predicts="v_prediction",
+        denoiser=0,
         tiny="tiny-cogvideox",
     ),
     KnownDecoder(
@@ -98,6 +105,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial=COGVIDEOX_TERMS,
         published="THUDM/CogVideoX-5b",
         predicts="v_prediction",
+        denoiser=0,
         tiny="tiny-cogvideox-rotary",
     ),
     KnownDecoder(
@@ -108,6 +116,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cvssp/audioldm",
         predicts="epsilon",
+        denoiser=0,
         tiny="tiny-audioldm",
     ),
     KnownDecoder(
@@ -118,6 +127,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cvssp/audioldm-l-full",
         predicts="epsilon",
+        denoiser=0,
         tiny="tiny-audioldm",
     ),
     KnownDecoder(
@@ -128,6 +138,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cvssp/audioldm2",
         predicts="epsilon",
+        denoiser=0,
         tiny="tiny-audioldm2",
     ),
 )
