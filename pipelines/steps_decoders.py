@@ -82,10 +82,10 @@ def decoder_weights(recipe: Recipe, spec: ModelSpec, own_weights: Mapping[str, P
 
 
 def caption_targets(recipe: Recipe, spec: ModelSpec, decoders: Mapping[str, Step], captions: Mapping[str, Step]) -> dict[str, Step]:
-    """Caption targets by the text encoders of the decoders with weights of their own, by step name."""
+    """Caption targets by the text encoders of the decoders with weights of their own, by step name; none where there are no captions of the modality."""
     steps = {}
     for modality, name in decoder_names(recipe).items():
-        if not getattr(recipe.tokens, modality):
+        if not getattr(recipe.tokens, modality) or not captions_of(captions, modality):
             continue
         projector = output_spec(spec, modality)
         target = EncoderSpec(kind="decoder_text", arch=name, width=projector.out, tokens=projector.queries, batch=32, part_rows=1024)
@@ -95,18 +95,19 @@ def caption_targets(recipe: Recipe, spec: ModelSpec, decoders: Mapping[str, Step
 
 
 def captions_of(captions: Mapping[str, Step], modality: str) -> dict[str, Step]:
-    """The shards_<group> whose captions describe a modality."""
-    return {f"shards_{group}": captions[f"shards_{group}"] for group, found in GROUP_MODALITY.items() if found == modality}
+    """The shards_<group> whose captions describe a modality, where there are some."""
+    names = {f"shards_{group}" for group, found in GROUP_MODALITY.items() if found == modality}
+    return {name: step for name, step in captions.items() if name in names}
 
 
 def latents(recipe: Recipe, decoders: Mapping[str, Step], captions: Mapping[str, Step], own_weights: Mapping[str, Path]) -> dict[str, Step]:
-    """Latents of captioned media by step name; by the decoder's own autoencoder, or for pictures without a decoder by that of weights_latents.
+    """Latents of captioned media by step name (none where no captions of the modality are given); by the decoder's own autoencoder, or for pictures without a decoder by that of weights_latents.
 
     Raises AnyloomError when a recipe with real weights is given none for them.
     """
     steps: dict[str, Step] = {}
     for modality, spec in (("image", recipe.latents), ("video", recipe.latents_video), ("audio", recipe.latents_audio)):
-        if spec is None:
+        if spec is None or not captions_of(captions, modality):
             continue
         if spec.kind != f"vae_{modality}":
             raise AnyloomError(f"recipe {recipe.name}: latents of {modality} are of the kind vae_{modality}, not {spec.kind}")

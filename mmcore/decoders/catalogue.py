@@ -36,7 +36,7 @@ class KnownDecoder:
     predicts: str
     """What its model card says the denoiser predicts; the scheduler's config decides."""
     denoiser: int
-    """Parameters of its UNet or transformer."""
+    """Parameters of its UNet or transformer, counted on meta tensors in the sizes of its config; 0: not counted."""
     tiny: str
     """Name of a toy of the same layout in pipelines.weights_decoders.DECODERS."""
 
@@ -50,7 +50,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial=RAIL,
         published="runwayml/stable-diffusion-v1-5",
         predicts="epsilon",
-        denoiser=0,
+        denoiser=859_520_964,
         tiny="tiny-sd15",
     ),
     KnownDecoder(
@@ -61,7 +61,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial=RAIL,
         published="stabilityai/stable-diffusion-2",
         predicts="v_prediction",
-        denoiser=0,
+        denoiser=865_910_724,
         tiny="tiny-sd2",
     ),
     KnownDecoder(
@@ -72,7 +72,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="damo-vilab/text-to-video-ms-1.7b",
         predicts="epsilon",
-        denoiser=0,
+        denoiser=1_411_233_860,
         tiny="tiny-text-to-video",
     ),
     KnownDecoder(
@@ -83,7 +83,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cerspense/zeroscope_v2_576w",
         predicts="epsilon",
-        denoiser=0,
+        denoiser=1_411_233_860,
         tiny="tiny-text-to-video",
     ),
     KnownDecoder(
@@ -94,7 +94,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="yes",
         published="THUDM/CogVideoX-2b",
         predicts="v_prediction",
-        denoiser=0,
+        denoiser=1_693_783_872,
         tiny="tiny-cogvideox",
     ),
     KnownDecoder(
@@ -105,7 +105,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial=COGVIDEOX_TERMS,
         published="THUDM/CogVideoX-5b",
         predicts="v_prediction",
-        denoiser=0,
+        denoiser=5_570_283_072,
         tiny="tiny-cogvideox-rotary",
     ),
     KnownDecoder(
@@ -116,7 +116,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cvssp/audioldm",
         predicts="epsilon",
-        denoiser=0,
+        denoiser=185_036_552,
         tiny="tiny-audioldm",
     ),
     KnownDecoder(
@@ -127,7 +127,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cvssp/audioldm-l-full",
         predicts="epsilon",
-        denoiser=0,
+        denoiser=739_139_080,
         tiny="tiny-audioldm",
     ),
     KnownDecoder(

@@ -81,11 +81,15 @@ def test_with_its_files_it_is_planned_and_nothing_is_fetched(name, tmp_path):
 
 
 def test_what_no_stage_trains_on_need_not_be_given(tmp_path):
-    recipe = get_recipe("nextgpt_7b", {"stage1.mixture": [["cc3m", 1.0]], "stage3.mixture": [["llava_150k", 1.0]]})
+    pictures = [["cc3m", 1.0]]
+    recipe = get_recipe("nextgpt_7b", {"stage1.mixture": pictures, "stage2.mixture": pictures, "stage3.mixture": [["llava_150k", 1.0]]})
     lists, weights = files(tmp_path, recipe)
     assert set(own_files.wanted_lists(replace(recipe, stages=("stage1", "stage3")))) == {"cc3m", "llava_150k"}
     steps = build(recipe, {name: lists[name] for name in ("cc3m", "llava_150k")}, weights)
     assert "shards_webvid" not in steps and set(steps["embed_video"].inputs) == {"weights", "shards_instruct"}
+    assert not {"targets_video", "targets_audio", "embed_latents_video", "embed_latents_audio"} & set(steps)  # nothing to align with, nothing to make again
+    assert steps["stage2"].inputs.keys() >= {"targets", "embed_latents", "decoder_image"} and "decoder_video" not in steps["stage2"].inputs
+    assert "decoder_video" in steps["export"].inputs
     with pytest.raises(AnyloomError, match=r"stage3\.mixture names coco, which is none of its datasets: cc3m, webvid"):
         build(get_recipe("nextgpt_7b", {"stage3.mixture": [["coco", 1.0]]}), lists, weights)
 
@@ -119,7 +123,9 @@ def test_the_reference_is_planned_with_its_decoders_from_their_weights_to_the_de
     assert steps["stage2"].config.stage.denoise_loss == 1.0
     assert [steps[LATENTS[m]].config.spec.width for m in ("image", "video", "audio")] == [4, 4, 8]
     lists, weights = files(tmp_path / "other", recipe)
-    with pytest.raises(AnyloomError, match="output projector of image makes 77 tokens of width 1024, but StableDiffusionPipeline takes 1 to 77 tokens of width 768"):
+    with pytest.raises(
+        AnyloomError, match="output projector of image makes 77 tokens of width 1024, but StableDiffusionPipeline takes 1 to 77 tokens of width 768"
+    ):
         build(recipe, lists, {**weights, "decoder_image": write_settings("runwayml/stable-diffusion-v1-5", tmp_path / "sd15")})
     with pytest.raises(AnyloomError, match=r"it lacks --weights decoder_video=DIR [(]cerspense/zeroscope_v2_576w, a diffusers directory[)]$"):
         build(recipe, lists, {name: path for name, path in weights.items() if name != "decoder_video"})
