@@ -101,7 +101,8 @@ def captions_of(captions: Mapping[str, Step], modality: str) -> dict[str, Step]:
 
 
 def latents(recipe: Recipe, decoders: Mapping[str, Step], captions: Mapping[str, Step], own_weights: Mapping[str, Path]) -> dict[str, Step]:
-    """Latents of captioned media by step name (none where no captions of the modality are given); by the decoder's own autoencoder, or for pictures without a decoder by that of weights_latents.
+    """Latents of captioned media by step name (none where no captions of the modality are given); by the decoder's own autoencoder, or for pictures
+    without a decoder by that of weights_latents.
 
     Raises AnyloomError when a recipe with real weights is given none for them.
     """

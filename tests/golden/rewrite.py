@@ -1,4 +1,4 @@
-"""Rewrites the golden files: the resolved JSON of every recipe; with --losses also the losses of the tiny recipe's stages. Look at the diff before committing."""
+"""Rewrites the golden files: the resolved JSON of every recipe; with --losses also the losses of the recipe tiny. Look at the diff before committing."""
 
 from __future__ import annotations
 
