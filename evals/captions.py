@@ -84,10 +84,11 @@ def pair_up(ctx: StepContext, modality: str, dataset: str) -> list[dict[str, Any
 def _load_model(ctx: StepContext) -> Any:
     import torch
 
+    from mmcore.devices import device_for
     from mmcore.model import load_model
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    return load_model(ctx.config.model, ctx.inputs["weights_lm"].path / "lm", (ctx.inputs["stage1"].path,))
+    return load_model(ctx.config.model, ctx.inputs["weights_lm"].path / "lm", (ctx.inputs["stage1"].path,)).to(device_for(ctx.resources.gpus))
 
 
 def _score(model: Any, embeddings: Any, modality: str, batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -52,11 +52,12 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns recall, precision and the judged shares with their intervals."""
     import torch
 
+    from mmcore.devices import device_for
     from mmcore.generate import Generator
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config: DrawingEvalConfig = ctx.config
-    generator = Generator.load(ctx.inputs["export"].path)
+    generator = Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
     prompts = prompts_of(ctx)
     answers: list[Answer] = []
     items = _questions(ctx, generator, prompts)
@@ -164,13 +165,14 @@ def _drawn(ctx: StepContext, prompts: Sequence[Prompt], answers: Sequence[Answer
     import torch
 
     from mmcore.data.shapes import COLOURS, CONCEPTS, SHAPES
+    from mmcore.devices import device_for
     from mmcore.draw import Drawer
     from mmcore.shape_judge import judged, load_judge
 
     config: DrawingEvalConfig = ctx.config
     chosen = [i for i, prompt in enumerate(prompts) if prompt.condition in JUDGED]
     blocks = {i: [block for block in answers[i].blocks if block.modality == MODALITY] for i in chosen}
-    drawer, made = Drawer(ctx.inputs["export"].path), {}
+    drawer, made = Drawer(ctx.inputs["export"].path, device_for(ctx.resources.gpus)), {}
     ready = [i for i in chosen if blocks[i]]
     for start in range(0, len(ready), config.batch):
         rows = ready[start : start + config.batch]

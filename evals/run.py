@@ -70,6 +70,7 @@ def _ask(ctx: StepContext, config: EvalConfig, conditions: list[str], questions:
     total = len(conditions)
     ctx.progress(0, total, "loading lmms-eval and the model")
     from evals.lmms_adapter import AnyloomLmms, run_lmms
+    from mmcore.devices import device_for
 
     export = ctx.inputs["export"]
     model = AnyloomLmms(
@@ -79,6 +80,7 @@ def _ask(ctx: StepContext, config: EvalConfig, conditions: list[str], questions:
         answers=ctx.work / "answers.jsonl",
         chunk=config.chunk,
         threads=ctx.resources.threads,
+        device=device_for(ctx.resources.gpus),
     )
     answered = {}
     for index, condition in enumerate(conditions):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.artifact import find
-from infra.settings import offline_environment
+from infra.settings import load_settings, offline_environment
 from infra.step import AnyloomError
 
 if TYPE_CHECKING:
@@ -100,20 +100,22 @@ def terms(description: dict[str, Any]) -> str:
 def load(directory: Path) -> Any:
     """The Generator of an exported directory."""
     offline_environment()
+    from mmcore.devices import device_for
     from mmcore.generate import Generator
 
-    return Generator.load(directory)
+    return Generator.load(directory, device=device_for(load_settings().num_gpus))
 
 
 class Speaker:
     """Writes what a model says to the terminal, and what it makes to files in `out` (made when the first one comes). directory: its export."""
 
     def __init__(self, generator: Any, directory: Path, out: Path, seed: int, max_new_tokens: int):
+        from mmcore.devices import device_for
         from mmcore.draw import Drawer
 
         self.generator, self.max_new_tokens = generator, max_new_tokens
         self._out, self._seed = out, seed
-        self._drawer = Drawer(directory)
+        self._drawer = Drawer(directory, device_for(load_settings().num_gpus))
         self._conditioning: dict[str, torch.Tensor] = {}
 
     def say(self, events: Iterator[Event]) -> None:

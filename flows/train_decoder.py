@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   anyloom train-decoder --set eval_pictures.draws=16              only judge again, with more draws of each concept
   anyloom plan --recipe smol                                      what is done already
 then, in Python:
-  StableDiffusionPipeline.from_pretrained("...the directory printed at the end...")("a red circle", num_inference_steps=25, guidance_scale=4)"""
+  StableDiffusionPipeline.from_pretrained("...the directory printed at the end...")("a red circle", num_inference_steps=25, guidance_scale=2)"""
 
 
 def add_train_decoder(commands: Any, how: argparse.ArgumentParser) -> None:

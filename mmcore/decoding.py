@@ -52,7 +52,7 @@ class PackedCache:
 
     def __init__(self, model: AnyModel, num_rows: int):
         self.model = model
-        self.segments_BL = torch.zeros(num_rows, 0, dtype=torch.int64)
+        self.segments_BL = torch.zeros(num_rows, 0, dtype=torch.int64, device=model.device)
         self.lengths = [0] * num_rows
         """Prefix tokens of each row."""
         self.recomputed = 0
@@ -82,10 +82,13 @@ class PackedCache:
                 if segment == 0:
                     self.lengths[b] += len(ids)
                 at = end
+        device = self.model.device
+        ids_BT, segments_BT, positions_BT = ids_BT.to(device), segments_BT.to(device), positions_BT.to(device)
+        media = {modality: part.to(device) for modality, part in (media or {}).items()}
         self.segments_BL = torch.cat([self.segments_BL, segments_BT], 1)
         if self._routes_BLA is None:
-            return self._run(ids_BT, positions_BT, media or {})
-        return self._extend_routed(ids_BT, positions_BT, media or {})
+            return self._run(ids_BT, positions_BT, media)
+        return self._extend_routed(ids_BT, positions_BT, media)
 
     def _extend_routed(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, media: Mapping[str, MediaBatch]) -> torch.Tensor:
         """`extend` with adapters per modality: keeps what the rows have read, and reads all of it again when their route has changed."""
@@ -221,7 +224,7 @@ def _collect(model: AnyModel, stream: Stream, state_D: torch.Tensor) -> SignalBl
     stream.states.append(state_D)
     if stream.forced:
         return None
-    conditioning_QC = model.conditioning(stream.modality, torch.stack(stream.states)[None])[0].float()
+    conditioning_QC = model.conditioning(stream.modality, torch.stack(stream.states)[None])[0].float().cpu()
     block = SignalBlock(stream.modality, conditioning_QC)
     stream.blocks.append(block)
     stream.modality = ""

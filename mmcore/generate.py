@@ -49,8 +49,8 @@ class Generator:
         self._encoders: dict[str, Encoder] = {}
 
     @classmethod
-    def load(cls, directory: Path, threads: int | None = None) -> Generator:
-        """A Generator from an export directory. Raises AnyloomError when it is not one."""
+    def load(cls, directory: Path, threads: int | None = None, device: str = "cpu") -> Generator:
+        """A Generator from an export directory, on `cpu` or `cuda`. Raises AnyloomError when it is not one."""
         directory = Path(directory)
         if not (directory / DESCRIPTION).is_file():
             raise AnyloomError(f"{directory} is not an exported model: it has no {DESCRIPTION}")
@@ -61,7 +61,7 @@ class Generator:
             model = load_model(model_spec_from_json(description["model"]), directory / "lm", (directory,))
         except ValueError as error:
             raise AnyloomError(f"{directory}: {error}") from error
-        return cls(model.eval(), bool(description["caption_turn"]), directory / ENCODERS, description)
+        return cls(model.to(device).eval(), bool(description["caption_turn"]), directory / ENCODERS, description)
 
     @property
     def _chat(self) -> Chat:

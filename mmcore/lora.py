@@ -93,7 +93,7 @@ def save_lora(base: torch.nn.Module, spec: LoraSpec, directory: Path) -> None:
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in _config(base, spec).to_dict().items()}
     settings["inference_mode"] = True
     for folder, parameters in files.items():
-        tensors = {name: value.detach().contiguous().clone() for name, value in parameters.items()}
+        tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in parameters.items()}
         write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_atomic(folder / CONFIG, json.dumps(settings, sort_keys=True, indent=2, default=str))
 

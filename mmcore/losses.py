@@ -45,7 +45,7 @@ def parts_by_modality(parts: Sequence[str], modalities: Sequence[str]) -> tuple[
 def modality_sums(names: Sequence[str], modality: str, values_B: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """[G, 2] sums and counts of parts of one modality's samples, under the part itself and under `<part>_<modality>` where `names` has it."""
     pairs = [(part, name) for part in values_B for name in (part, f"{part}_{modality}") if name in names]
-    groups = [torch.full((len(values_B[part]),), names.index(name)) for part, name in pairs]
+    groups = [torch.full((len(values_B[part]),), names.index(name), device=values_B[part].device) for part, name in pairs]
     return group_sums(torch.cat([values_B[part].detach() for part, _ in pairs]), torch.cat(groups), len(names))
 
 

@@ -44,6 +44,11 @@ class AnyModel(nn.Module):
         )
         self.output_projectors = output_projectors(spec, lm.width)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.lm.new_input_rows.device
+
     def embed(self, ids_BT: torch.Tensor, media: Mapping[str, MediaBatch]) -> torch.Tensor:
         """Token ids and features -> embeds_BTD in the LM's dtype.
 

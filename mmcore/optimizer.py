@@ -100,4 +100,4 @@ class FlatAdamW:
         """Continue from a checkpoint: parameters by name, and `state()`."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[name])
-        self.inner.state[self.flat] = {name: value.clone() for name, value in state.items()}
+        self.inner.state[self.flat] = {name: value.to(self.flat.device, copy=True) for name, value in state.items()}

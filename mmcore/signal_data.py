@@ -113,8 +113,9 @@ class SignalData:
         loss in it."""
         variants = [0] * len(captions) if variants is None else variants
         states_BPD, lse_BP = self.states.gather([caption_key(modality, caption, variant) for caption, variant in zip(captions, variants, strict=True)])
+        states_BPD, lse_BP = states_BPD.to(side.device), lse_BP.to(side.device)
         projector = side.projector(modality)
-        target_BQC = padded_targets(self.targets[modality], captions, len(projector.mean_QC))
+        target_BQC = padded_targets(self.targets[modality], captions, len(projector.mean_QC)).to(side.device)
         block_BS, negative_BM = signal_nll(states_BPD, lse_BP, side.lm.new_head_rows, side.block(modality))
         conditioning_BQC = side.conditioning(modality, states_BPD)
         distance_B = alignment(conditioning_BQC, target_BQC) / self.costs[modality]
@@ -125,4 +126,4 @@ class SignalData:
         if places is not None and self.denoised:
             values[DENOISING] = self.denoised[modality](conditioning_BQC, places)
             total_B = total_B + self.config.denoise_loss * values[DENOISING]
-        return StepLoss(total_B.sum(), torch.tensor(float(len(captions))), modality_sums(self.part_names, modality, values))
+        return StepLoss(total_B.sum(), torch.tensor(float(len(captions)), device=side.device), modality_sums(self.part_names, modality, values))

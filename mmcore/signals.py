@@ -73,8 +73,8 @@ def compute_states(model: AnyModel, modality: str, captions: Sequence[str], vari
     """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass. variants: the request of each; None: the plainest."""
     variants = [0] * len(captions) if variants is None else variants
     rows = [signal_row(model.chat, modality, caption, variant) for caption, variant in zip(captions, variants, strict=True)]
-    hidden_BTD = model(collate([row for row, _ in rows], {}))
-    positions_BP = torch.tensor([positions for _, positions in rows])
+    hidden_BTD = model(collate([row for row, _ in rows], {}).to(model.device))
+    positions_BP = torch.tensor([positions for _, positions in rows]).to(model.device)
     states_BPD = hidden_BTD.gather(1, positions_BP[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
     lse_BP = torch.stack([model.lm.base_logits(states_PD).logsumexp(-1) for states_PD in states_BPD])
     return states_BPD.contiguous(), lse_BP
@@ -144,6 +144,11 @@ class SignalSide(nn.Module):
             raise AnyloomError("the cached states were made with other signal-token counts: run the states step again")
         self.lm = _Rows(states.table, rows)
         self.output_projectors = output_projectors(spec, rows["new_input_rows"].shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.lm.new_head_rows.device
 
     def block(self, modality: str) -> range:
         """Columns of a modality's signal tokens among the head rows."""

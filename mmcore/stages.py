@@ -73,6 +73,6 @@ def rate_shares(config: StageConfig, trained: Iterable[str]) -> dict[str, float]
 def saved_tensors(model: torch.nn.Module, config: StageConfig, trained: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
     """What `tensors.safetensors` of the stage holds: its trained parameters (LoRA aside) and fitted buffers, by full name."""
     spec = stage_spec(config.stage)
-    tensors = {name: parameter.detach().clone() for name, parameter in trained.items() if ".lora_" not in name}
-    tensors |= {name: buffer.clone() for name, buffer in sorted(model.named_buffers()) if _matches(name, spec.saves)}
+    tensors = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained.items() if ".lora_" not in name}
+    tensors |= {name: buffer.to("cpu", copy=True) for name, buffer in sorted(model.named_buffers()) if _matches(name, spec.saves)}
     return dict(sorted(tensors.items()))

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from infra.step import StepContext
 from infra.storage import write_atomic
+from mmcore.devices import device_for
 from mmcore.model import AnyModel, load_model
 from mmcore.signals import INDEX, ROWS, caption_key, compute_states
 from mmcore.special_tokens import MEDIA
@@ -61,7 +62,7 @@ def run_states(ctx: StepContext) -> dict[str, Any]:
     config: StatesConfig = ctx.config
     torch.set_num_threads(ctx.resources.threads)
     stages = tuple(ctx.inputs[name].path for name in earlier_stages(ctx.inputs))
-    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages)
+    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages).to(device_for(ctx.resources.gpus))
     emitted = [modality for modality in MEDIA if model.lm.table.count(modality)]
     parts = plan_parts(distinct_captions(ctx, emitted, config.requests), config.part)
     total, done, index = sum(map(len, parts)), 0, []

@@ -17,7 +17,7 @@ from typing import Any
 
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, HistoryConfig, ReportConfig
 from infra.plan import topological
-from infra.step import AnyloomError, Step
+from infra.step import ALL_GPUS, AnyloomError, Step
 from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder, check_model, check_stage, output_spec
 from mmcore.data.chat_templates import chat_template
 from mmcore.two_tower_config import TwoTowerSpec
@@ -185,7 +185,7 @@ def _add_embed(recipe: Recipe, steps: dict[str, Step], modality: str, inputs: di
         check_encoder(spec)
     except ValueError as error:
         raise AnyloomError(f"{recipe.name}, encoder of {modality}: {error}") from error
-    steps[name] = Step(name=name, run=run, config=EmbedConfig(spec=spec), inputs=inputs, threads=0, spread=True, isolate=False)
+    steps[name] = Step(name=name, run=run, config=EmbedConfig(spec=spec), inputs=inputs, threads=0, gpus=ALL_GPUS, spread=True, isolate=False)
     return steps[name]
 
 
@@ -267,6 +267,7 @@ def _add_stages(
                 run="pipelines.train:run_states",
                 config=StatesConfig(model=spec, requests=recipe.requests),
                 threads=0,
+                gpus=1,
                 inputs={**inputs, **signals.captions},
             )
             inputs |= {"states": steps["states"], **signals.targets, **signals.captions, **signals.denoised}
@@ -275,7 +276,13 @@ def _add_stages(
             inputs |= embeddings | captions | ({"shards_instruct": instruct} if asks and instruct is not None else {})
             inputs |= generated if name == "stage1" else {}
         steps[name] = Step(
-            name=name, run="pipelines.train:run", config=TrainConfig(model=spec, stage=getattr(recipe, name)), inputs=inputs, threads=0, isolate=False
+            name=name,
+            run="pipelines.train:run",
+            config=TrainConfig(model=spec, stage=getattr(recipe, name)),
+            inputs=inputs,
+            threads=0,
+            gpus=ALL_GPUS,
+            isolate=False,
         )
         trained[name] = steps[name]
     return trained
@@ -296,12 +303,13 @@ def _add_evaluation(
     spec = model_spec(recipe)
     lm = {"weights_lm": steps["weights_lm"]}
     evals = {
-        "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs={"export": export, "lists": lists}, threads=0),
+        "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs={"export": export, "lists": lists}, threads=0, gpus=1),
         "eval_captions": Step(
             name="eval_captions",
             run="evals.captions:run",
             config=CaptionEvalConfig(model=spec),
             threads=0,
+            gpus=1,
             inputs=lm | {"stage1": trained["stage1"]} | embeddings | captions,
         ),
         "eval_alignment": Step(
@@ -317,7 +325,7 @@ def _add_evaluation(
     if ("image", "trained") in recipe.decoders:
         judge = {"export": export, "picture_judge": steps["picture_judge"]}
         asked = {"shards_cc3m": captions["shards_cc3m"], "shards_instruct": steps["shards_instruct"]}
-        evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | asked, threads=0)
+        evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | asked, threads=0, gpus=1)
     seeds = tuple((name, getattr(recipe, name).seed) for name in recipe.stages)
     history = Step(
         name="history",
@@ -371,6 +379,8 @@ def _two_tower(recipe: Recipe, towers: Retrieval, steps: dict[str, Step], embedd
     inputs = {**embeddings, "embed_text": text, **captions}
     encoders = tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:])
     spec = TwoTowerSpec(encoders=encoders, text=towers.text, shape=towers.shape)
-    trained = Step(name="two_tower", run="pipelines.train:run", config=TrainConfig(model=spec, stage=towers.stage), inputs=inputs, threads=0, isolate=False)
+    trained = Step(
+        name="two_tower", run="pipelines.train:run", config=TrainConfig(model=spec, stage=towers.stage), inputs=inputs, threads=0, gpus=ALL_GPUS, isolate=False
+    )
     evaluation = Step(name="eval_retrieval", run="evals.retrieval:run", config=towers.evaluation, inputs={"two_tower": trained, **inputs}, threads=0)
     return {step.name: step for step in topological([steps["overlap"], steps["targets"], evaluation])}

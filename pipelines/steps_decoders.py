@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.step import AnyloomError, Step
+from infra.step import ALL_GPUS, AnyloomError, Step
 from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, output_spec
 from mmcore.decoders.catalogue import CATALOGUE, known
 from mmcore.decoders.contract import read_contract
@@ -133,7 +133,7 @@ def _autoencoder(recipe: Recipe, spec: EncoderSpec, own_weights: Mapping[str, Pa
 
 
 def _embed(name: str, spec: EncoderSpec, inputs: dict[str, Step], run: str) -> Step:
-    return Step(name=name, run=run, config=EmbedConfig(spec=spec), inputs=inputs, threads=0, spread=True, isolate=False)
+    return Step(name=name, run=run, config=EmbedConfig(spec=spec), inputs=inputs, threads=0, gpus=ALL_GPUS, spread=True, isolate=False)
 
 
 def captioned(recipe: Recipe, stage: str) -> dict[str, str]:

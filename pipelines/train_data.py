@@ -100,7 +100,7 @@ def target_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, An
     return {modality: EmbeddingSet(inputs[name].path, stores) for modality, name in TARGETS.items() if name in inputs}
 
 
-def generation_losses(inputs: Mapping[str, Artifact], stores: Path, config: StageConfig) -> dict[str, Any]:
+def generation_losses(inputs: Mapping[str, Artifact], stores: Path, config: StageConfig, device: str = "cpu") -> dict[str, Any]:
     """modality -> GenerationLoss, for every `decoder_<modality>` input with its latents.
 
     Raises AnyloomError when the latents were made by another autoencoder than the decoder's, ValueError when they do not fit the decoder.
@@ -117,6 +117,6 @@ def generation_losses(inputs: Mapping[str, Artifact], stores: Path, config: Stag
         artifact, rows = inputs[f"decoder_{modality}"], EmbeddingSet(inputs[name].path, stores)
         if rows.space["weights"] != artifact.digest:
             raise AnyloomError(f"{name} was made by another autoencoder than that of {artifact.name}: run {name} again from this decoder")
-        decoder = load_decoder(artifact.path / "pipeline")
+        decoder = load_decoder(artifact.path / "pipeline", device)
         found[modality] = GenerationLoss(decoder, LatentSet(rows, decoder.contract, rows.spec), config)
     return found

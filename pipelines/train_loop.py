@@ -95,7 +95,7 @@ class LossLog:
 
 def _one_step(model: torch.nn.Module, optimizer: FlatAdamW, data: StageData, step: int, lr: float, collective: Collective, log: LossLog) -> None:
     """Forward and backward over this rank's microbatches, one all-reduce, one update, one row of the log."""
-    sums = torch.zeros(2 + 2 * len(data.part_names), dtype=torch.float64)
+    sums = torch.zeros(2 + 2 * len(data.part_names), dtype=torch.float64, device=optimizer.gradient.device)
     for loss in data.losses(model, step, collective.rank, collective.world):
         loss.total.backward()
         sums += torch.cat([torch.stack([loss.total.detach().double(), loss.weight.double()]), loss.parts.reshape(-1)])

@@ -80,6 +80,7 @@ class ChatData:
         model.set_draw((self.config.seed << 32) + step)
         try:
             for drawn, batch in self._drawn(step, rank, world):
+                batch = batch.to(model.device)
                 hidden_BTD = model(batch)
                 logits, targets = model.supervised(batch, hidden_BTD)
                 where = batch.targets_BT != IGNORE
