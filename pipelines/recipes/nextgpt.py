@@ -11,6 +11,7 @@ Files that the steps of nextgpt_7b keep: 154 KiB a caption of a picture or clip 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from pipelines.recipe import Dataset, Recipe, Weights
@@ -38,6 +39,24 @@ CAPTIONS = (("cc3m", 1.0), ("webvid", 1.0), ("audiocaps", 1.0))
 INSTRUCTIONS = (("llava_150k", 150.0), ("alpaca", 52.0), ("videochat", 11.0), ("t2m_image", 5.0), ("t2m_video", 5.0), ("t2m_audio", 5.0))
 """[ours] By size in thousands, as a concatenation of the sets would give."""
 
+LATENTS: dict[str, Any] = {
+    # [new] training_utils.py: target pictures of 224 px (SD 2 itself was trained at 768)
+    "latents": EncoderSpec(kind="vae_image", arch="stabilityai/stable-diffusion-2", width=4, image_size=224, batch=16, part_rows=1024),
+    # [new] training_utils.py: 16 frames of 576 x 320; [ours] the central square of 320 px, frames spread over the whole clip (there one a second)
+    "latents_video": EncoderSpec(kind="vae_video", arch="cerspense/zeroscope_v2_576w", width=4, image_size=320, frames=16, batch=1, part_rows=256),
+    # [new] audio_processor.py: 10.4 s at 16 kHz, 64 mel bins, hop 160
+    "latents_audio": EncoderSpec(kind="vae_audio", arch="cvssp/audioldm", width=8, max_seconds=10.4, batch=16, part_rows=1024),
+}
+"""What the denoising losses are taken of."""
+TRAINER: dict[str, Any] = {
+    "schedule": "cosine",  # [new] scripts/*.sh: --lr_scheduler_type cosine
+    "final_lr": 0.0,
+    "betas": (0.9, 0.999),  # [new] the HF Trainer's AdamW
+    "weight_decay": 0.0,  # [new] scripts/*.sh
+    "clip": 1.0,  # [new] the HF Trainer's max_grad_norm
+}
+"""Of every stage."""
+
 
 def nextgpt_7b() -> Recipe:
     """NExT-GPT of the current code: Vicuna-7B v1.5, ImageBind, group projector, SD 2, ZeroScope and AudioLDM; stages 1-3-2."""
@@ -64,12 +83,7 @@ def nextgpt_7b() -> Recipe:
         output_projectors=(("audio", OutputProjectorSpec(kind="nextgpt", width=512, layers=4, heads=4, ffn=2048, queries=1, out=512)),),
         tokens=SpecialTokens(image=4, video=24, audio=8),  # [new] training_utils.py
         decoders=NEXTGPT_DECODERS,
-        # [new] training_utils.py: target pictures of 224 px (SD 2 itself was trained at 768)
-        latents=EncoderSpec(kind="vae_image", arch="stabilityai/stable-diffusion-2", width=4, image_size=224, batch=16, part_rows=1024),
-        # [new] training_utils.py: 16 frames of 576 x 320; [ours] the central square of 320 px, frames spread over the whole clip (there one a second)
-        latents_video=EncoderSpec(kind="vae_video", arch="cerspense/zeroscope_v2_576w", width=4, image_size=320, frames=16, batch=1, part_rows=256),
-        # [new] audio_processor.py: 10.4 s at 16 kHz, 64 mel bins, hop 160
-        latents_audio=EncoderSpec(kind="vae_audio", arch="cvssp/audioldm", width=8, max_seconds=10.4, batch=16, part_rows=1024),
+        **LATENTS,
         # [new] finetune.sh: r 128, alpha 256 on all seven linear layers; one adapter for everything (train.py)
         lora=LoraSpec(mode="shared", rank=128, alpha=256, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
         # [author] thread 17: 1, then 3, then 2. So stage 2 aligns hidden states that no later stage moves
@@ -80,11 +94,7 @@ def nextgpt_7b() -> Recipe:
             steps=12500,  # [author] thread 13 says 40 thousand pairs, thread 64 counts ten times as many: 400,000 / 32
             lr=1e-3,  # [new] pretrain_enc.sh
             warmup_steps=375,  # [new] warm-up ratio 0.03
-            schedule="cosine",  # [new] scripts/*.sh: --lr_scheduler_type cosine
-            final_lr=0.0,
-            betas=(0.9, 0.999),  # [new] the HF Trainer's AdamW
-            weight_decay=0.0,  # [new]
-            clip=1.0,  # [new] the HF Trainer's max_grad_norm
+            **TRAINER,
             checkpoint_every=500,
             generation_loss=0.0,  # [new] pretrain_enc.sh: --has_img_gen_loss False and its like
             mixture=CAPTIONS,
@@ -95,9 +105,7 @@ def nextgpt_7b() -> Recipe:
             steps=11250,  # [author] thread 13: 180 thousand pairs
             lr=2e-4,  # [new] pretrain_dec.sh
             warmup_steps=338,
-            schedule="cosine",
-            final_lr=0.0,
-            betas=(0.9, 0.999),
+            **TRAINER,
             checkpoint_every=500,
             mixture=CAPTIONS,
             token_loss=1.0,  # [new] nextgpt_llama.py: every loss has weight 1
@@ -112,9 +120,7 @@ def nextgpt_7b() -> Recipe:
             lr=2e-4,  # [new] finetune.sh
             projector_lr=2e-5,  # [new] finetune.sh: mm_input_projector_lr
             warmup_steps=17,
-            schedule="cosine",
-            final_lr=0.0,
-            betas=(0.9, 0.999),
+            **TRAINER,
             checkpoint_every=50,
             dialogue=True,  # [new] every turn of a conversation, in order
             train_projectors=True,  # [new] README 3.4; the code as shipped freezes everything
