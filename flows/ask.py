@@ -49,7 +49,11 @@ def main(args: argparse.Namespace) -> int:
         raise AnyloomError(f"--max-new-tokens {args.max_new_tokens}: it must be at least 1")
     media = [read_medium(modality, path) for modality in MEANT for path in getattr(args, modality)]
     directory = export_directory(args.model)
-    speaker = Speaker(load(directory), directory, args.out, args.seed, args.max_new_tokens)
+    generator = load(directory)
+    use = terms(generator.description)
+    if use and (args.command == "chat" or not use.endswith("use: yes")):
+        print(use, file=sys.stderr)
+    speaker = Speaker(generator, directory, args.out, args.seed, args.max_new_tokens)
     try:
         if args.command == "chat":
             chat(speaker, media)
@@ -83,6 +87,14 @@ def export_directory(model: Path) -> Path:
     if not (model / "artifacts").is_dir():
         raise AnyloomError(f"--model {model}: neither an exported directory (anyloom.json) nor a root with artifacts; run `anyloom run` first")
     return find(model.absolute(), "export")[0]
+
+
+def terms(description: dict[str, Any]) -> str:
+    """What the weights of an exported model permit, in one line with the licences that bind; "" for an export that does not say."""
+    if "commercial_use" not in description:
+        return ""
+    binding = {f"{part['name']}: {part['licence']}": None for part in description["licences"].values() if part.get("commercial_use") != "yes"}
+    return f"commercial use: {description['commercial_use']}" + (f" ({'; '.join(binding)})" if binding else "")
 
 
 def load(directory: Path) -> Any:

@@ -33,6 +33,9 @@ class EncoderSpec:
     """video: `uniform` takes the middles of equal parts; `scenes` spreads the frames over the clip's scenes (see mmcore.data.scenes)."""
     image_size: int = 224
     """image, video: pixels per side after resizing (square; media are composited on white)."""
+    pad: bool = False
+    """hf_image, imagebind_image: True pads a picture to a square with the encoder's mean colour before it is resized, as LLaVA does; False cuts off what
+    is beyond the central square."""
     tiles: int = 0
     """image: largest number of tiles that a picture too large for image_size is also cut into (see mmcore.encoders.tiled); 0: the whole picture only."""
     tokens: int = 0
@@ -56,12 +59,16 @@ class EncoderSpec:
     """Bumped when our code for this encoder changes meaning."""
 
 
+PADDED = ("hf_image", "imagebind_image")
+"""Kinds that follow EncoderSpec.pad; timm's squeeze a picture into the square."""
 SAMPLED = ("timm_video", "hf_video")
 """Kinds that follow EncoderSpec.sampling; ImageBind has clip times of its own."""
 
 
 def check_encoder(spec: EncoderSpec) -> None:
-    """Raises ValueError for a sampling, a number of tiles or a layer that the kind of encoder has no use for."""
+    """Raises ValueError for a sampling, a padding, a number of tiles or a layer that the kind of encoder has no use for."""
+    if spec.pad and spec.kind not in PADDED:
+        raise ValueError(f"{spec.kind} pads no pictures: set pad to false (true: for {', '.join(PADDED)})")
     if spec.sampling != "uniform" and (spec.sampling != "scenes" or spec.kind not in SAMPLED):
         raise ValueError(f"{spec.kind} has no sampling '{spec.sampling}': set it to uniform (scenes: for {', '.join(SAMPLED)})")
     if spec.tiles and not spec.kind.endswith("_image"):
@@ -165,8 +172,10 @@ class StageConfig:
     """Media groups (samples) per optimizer step, over all workers."""
     lr: float
     warmup_steps: int = 20
+    schedule: str = "linear"
+    """Decay after the warm-up, from the peak to final_lr of it: `linear` or `cosine`."""
     final_lr: float = 0.1
-    """Linear decay from the peak to this share of it."""
+    """Share of the peak that the last step has."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -191,7 +200,11 @@ class StageConfig:
     """False freezes the input projectors in stage 3."""
     projector_lr: float = 0.0
     """Peak learning rate of the input projectors in stage 3; 0: lr."""
-    # stage 2 only
+    # stage 1 only
+    generation_loss: float = 0.0
+    """Weight of the generation losses of a caption's own signal block, through the output projectors that an earlier stage 2 trained (align_loss and
+    denoise_loss weigh them against each other); 0: none, and captions are rows without a block."""
+    # stage 2; all but token_loss in stage 1 with generation_loss too
     token_loss: float = 1.0
     """Weight of the cross-entropy on signal tokens."""
     align_loss: float = 1.0
@@ -209,6 +222,15 @@ def output_spec(spec: ModelSpec, modality: Modality) -> OutputProjectorSpec:
 
 LORA_MODES = ("shared", "per_modality")
 QUANTIZE = ("", "4bit", "8bit")
+
+
+SCHEDULES = ("linear", "cosine")
+
+
+def check_stage(config: StageConfig) -> None:
+    """Raises ValueError for a schedule that there is none of."""
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"{config.stage}.schedule {config.schedule!r} is unknown: use {' or '.join(SCHEDULES)}")
 
 
 def check_model(spec: ModelSpec) -> None:

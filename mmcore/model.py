@@ -143,7 +143,8 @@ def load_tensors(module: nn.Module, path: Path, only: str = "") -> None:
         if name not in own:
             raise ValueError(f"{path} holds {name}, which this model does not have: the recipe's model changed since it was trained")
         if own[name].shape != value.shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(value.shape)}, the model wants {tuple(own[name].shape)}")
+            shapes = f"{name} has shape {tuple(value.shape)}, the model wants {tuple(own[name].shape)}"
+            raise ValueError(f"{path}: {shapes}: it was trained with another language model, encoder or projector; train that stage again with these")
         own[name].data.copy_(value)
 
 

@@ -7,12 +7,13 @@ parameters mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
-from mmcore.config import StageConfig
+from mmcore.config import StageConfig, check_stage
 
 
 class AdamConfig(Protocol):
@@ -34,11 +35,15 @@ class AdamConfig(Protocol):
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then linear decay from the peak to `final_lr` of it at the last step. step counts from 0."""
+    """Linear warm-up, then decay from the peak to `final_lr` of it at the last step: along a line, or half a cosine wave (Loshchilov & Hutter 2017, arXiv
+    1608.03983, equation 5, one period). step counts from 0. Raises ValueError for an unknown schedule."""
+    check_stage(config)
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = max(1, config.steps - 1 - config.warmup_steps)
-    return config.lr * (1 - (1 - config.final_lr) * min(1.0, (step - config.warmup_steps) / span))
+    done = min(1.0, (step - config.warmup_steps) / span)
+    fallen = done if config.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+    return config.lr * (1 - (1 - config.final_lr) * fallen)
 
 
 class FlatAdamW:

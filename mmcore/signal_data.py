@@ -16,7 +16,7 @@ from mmcore.config import StageConfig
 from mmcore.data.batching import Schedule, deal, share
 from mmcore.data.chat_data import FeatureSource
 from mmcore.generation_loss import GenerationLoss, Places
-from mmcore.losses import StepLoss, alignment, group_sums, signal_nll
+from mmcore.losses import StepLoss, alignment, modality_sums, parts_by_modality, signal_nll
 from mmcore.model import signal_rows
 from mmcore.signals import SignalSide, StateSet, caption_key, target_key
 from mmcore.types import Sample
@@ -75,9 +75,8 @@ class SignalData:
         self.config, self.samples, self.modalities, self.states, self.targets = config, samples, modalities, states, targets
         self.denoised = dict(denoised or {}) if config.denoise_loss else {}
         self._microbatch = DENOISED_MICROBATCH if config.denoise_loss else MICROBATCH
-        self._parts = (*PARTS, DENOISING) if config.denoise_loss else PARTS
         drawn = sorted({modalities[name] for name, _ in config.mixture})
-        self.part_names = (*self._parts, *(f"{part}_{modality}" for modality in drawn for part in self._parts if len(drawn) > 1))
+        self.part_names = parts_by_modality((*PARTS, DENOISING) if config.denoise_loss else PARTS, drawn)
         self.schedule = Schedule({name: len(rows) for name, rows in samples.items()}, config.mixture, config.steps * config.batch, config.seed)
         self.costs: dict[str, float] = {}
         for modality in drawn:
@@ -138,10 +137,4 @@ class SignalData:
         if places is not None and self.denoised:
             values[DENOISING] = self.denoised[modality](conditioning_BQC, places)
             total_B = total_B + self.config.denoise_loss * values[DENOISING]
-        return StepLoss(total_B.sum(), torch.tensor(float(len(captions)), device=side.device), self._sums(modality, values))
-
-    def _sums(self, modality: str, values_B: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[G, 2] sums and counts of the logged parts, under all captions and under their modality."""
-        names = [(part, name) for part in values_B for name in (part, f"{part}_{modality}") if name in self.part_names]
-        groups = [torch.full((len(values_B[part]),), self.part_names.index(name), device=values_B[part].device) for part, name in names]
-        return group_sums(torch.cat([values_B[part].detach() for part, _ in names]), torch.cat(groups), len(self.part_names))
+        return StepLoss(total_B.sum(), torch.tensor(float(len(captions)), device=side.device), modality_sums(self.part_names, modality, values))

@@ -143,12 +143,14 @@ def activation_bytes(spec: ModelSpec, lm: KnownLm, stage: StageConfig) -> float:
     return layers + 3 * 4 * rows * text / 2 * lm.vocabulary
 
 
-def stage_bytes(spec: ModelSpec, lm: KnownLm, stage: StageConfig) -> float:
+def stage_bytes(spec: ModelSpec, lm: KnownLm, stage: StageConfig, denoisers: int = 0) -> float:
     """Estimated bytes on one GPU that holds the whole model: frozen LM (none in stage 2, whose states are cached), what trains at TRAINED_BYTES each,
-    what earlier stages trained and this one holds still as float32, and activations. Encoders and decoders are not there: their outputs are stored."""
+    what earlier stages trained and this one holds still as float32, and activations. Encoders and decoders are not there: their outputs are stored; but a
+    denoising loss holds its decoders' denoisers, of so many parameters, in float32 (their activations, which depend on the latents' size, are not counted)."""
     training = sum(trained(spec, lm, stage).values())
+    frozen = denoisers * BYTES["float32"] if stage.denoise_loss and (stage.stage == "stage2" or stage.generation_loss) else 0.0
     if stage.stage == "stage2":
-        return training * TRAINED_BYTES + activation_bytes(spec, lm, stage)
+        return frozen + training * TRAINED_BYTES + activation_bytes(spec, lm, stage)
     held = sum(input_projector(spec.input_projector, encoder.width, lm.width) for _, encoder in spec.encoders) + lora(spec, lm)
     still = held - sum(count for name, count in trained(spec, lm, stage).items() if name in ("LoRA", "input projectors"))
-    return frozen_bytes(spec, lm) + training * TRAINED_BYTES + still * 4 + activation_bytes(spec, lm, stage)
+    return frozen + frozen_bytes(spec, lm) + training * TRAINED_BYTES + still * 4 + activation_bytes(spec, lm, stage)

@@ -1,7 +1,7 @@
 """The export step: everything that is needed to load and generate, in one directory.
 
-Output: anyloom.json (model, stages, caption_turn, licences), lm/, lora/ (PEFT), tensors.safetensors (projectors, new rows), encoders/,
-decoders/ (one diffusers directory per modality that is answered in media).
+Output: anyloom.json (model, stages, caption_turn, the licence of every part and what they permit together), lm/, lora/ (PEFT), tensors.safetensors
+(projectors, new rows), encoders/, decoders/ (one diffusers directory per modality that is answered in media).
 Later stages win. Plain files only; nothing in it names a path of this machine.
 """
 
@@ -41,6 +41,13 @@ def _copy_decoder(source: Path, target: Path) -> None:
         path.unlink()
 
 
+def _licence(ctx: StepContext, part: str, name: str, licence: str, commercial_use: str) -> dict[str, str]:
+    """The terms of one part, and where its weights came from where their step says so."""
+    path = ctx.inputs[PARTS.get(part, part)].path / "licence.json"
+    stated: dict[str, str] = read_json(path) if path.is_file() else {"source": "made by this recipe"}
+    return {"name": name, "licence": licence, "commercial_use": commercial_use} | stated
+
+
 def _merge_stages(ctx: StepContext, stages: tuple[str, ...]) -> dict[str, int]:
     """tensors.safetensors and lora/ of the stages, later ones win; returns the number of tensors each stage left in it."""
     from safetensors.torch import load_file, save
@@ -78,7 +85,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
         "stages": list(config.stages),
         "caption_turn": config.caption_turn,
         "sampling": {modality: {"steps": steps, "guidance": guidance} for modality, steps, guidance in config.sampling},
-        "licences": {part: read_json(ctx.inputs[name].path / "licence.json") for part, name in PARTS.items() if name in ctx.inputs},
+        "licences": {part: _licence(ctx, part, *terms) for part, *terms in config.licences},
+        "commercial_use": config.commercial_use,
     }
     write_atomic(ctx.output / DESCRIPTION, json.dumps(description, sort_keys=True, indent=1))
     ctx.progress(3, 3, "done")

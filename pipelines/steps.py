@@ -15,19 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from evals.config import CaptionEvalConfig, HistoryConfig, ReportConfig
 from infra.plan import topological
 from infra.step import ALL_GPUS, AnyloomError, Step
-from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder, check_model, output_spec
+from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder, check_model, check_stage, output_spec
 from mmcore.data.chat_templates import chat_template
 from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
+from pipelines.licences import Part, exported_parts, permitted
 from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.own_files import OWN, planned
 from pipelines.recipe import Recipe, Retrieval, stage_steps
 from pipelines.sources.configs import QUESTIONS, AssetsConfig, SmolListsConfig, TinyListsConfig
-from pipelines.steps_decoders import TRAINED, SignalInputs, caption_targets, decoder_weights, latents, signal_inputs, takes_files
+from pipelines.steps_decoders import TRAINED, SignalInputs, caption_generation_inputs, caption_targets, decoder_weights, latents, signal_inputs, takes_files
 from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, states_of
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
@@ -116,18 +118,27 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     if recipe.two_tower is not None:
         return _two_tower(recipe, recipe.two_tower, steps, embeddings, captions)
     signals = signal_inputs(recipe, steps, decoders, captions) if "stage2" in recipe.stages else None
-    trained = _add_stages(recipe, steps, embeddings, captions, shards.get("instruct"), signals)
+    generated = caption_generation_inputs(recipe, steps, decoders) if "stage1" in recipe.stages else {}
+    trained = _add_stages(recipe, steps, embeddings, captions, shards.get("instruct"), signals, generated)
     steps |= image_decoder
     weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
     steps["export"] = Step(
         name="export",
         run="pipelines.export:run",
-        config=ExportConfig(model=model_spec(recipe), stages=tuple(trained), caption_turn=recipe.stage3.caption_turn, sampling=_sampling(recipe)),
+        config=_export(recipe, tuple(trained)),
         inputs=weights | {f"decoder_{modality}": step for modality, step in decoders.items()} | trained,
     )
     if lists is not None and "targets" in steps:  # what is evaluated so far is known of the lists that are made here
         _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, steps["targets"], trained)
     return steps
+
+
+def _export(recipe: Recipe, stages: tuple[str, ...]) -> ExportConfig:
+    """stages: names of the steps that trained it, in order."""
+    parts = exported_parts(recipe)
+    use = permitted(Part(*terms) for _, *terms in parts)
+    settings: dict[str, Any] = {"caption_turn": recipe.stage3.caption_turn, "sampling": _sampling(recipe)}
+    return ExportConfig(model=model_spec(recipe), stages=stages, licences=parts, commercial_use=use, **settings)
 
 
 def _sampling(recipe: Recipe) -> tuple[tuple[str, int, float], ...]:
@@ -243,12 +254,20 @@ def _add_stages(
     captions: dict[str, Step],
     instruct: Step | None,
     signals: SignalInputs | None,
+    generated: dict[str, Step],
 ) -> dict[str, Step]:
-    """The training stages in the recipe's order; each reads those before it. Returns them by the names of their steps."""
+    """The training stages in the recipe's order; each reads those before it, stage 1 also `generated` for its generation losses.
+
+    Returns them by the names of their steps. Raises AnyloomError for a stage that cannot be trained.
+    """
     spec = model_spec(recipe)
     asked = {d.name for d in recipe.datasets if d.group == "instruct"}
     trained: dict[str, Step] = {}
     for name, stage in stage_steps(recipe.stages):
+        try:
+            check_stage(getattr(recipe, stage))
+        except ValueError as error:
+            raise AnyloomError(f"recipe {recipe.name}: {error}") from error
         inputs = {"weights_lm": steps["weights_lm"], **trained}
         if stage == "stage2":
             assert signals is not None
@@ -265,6 +284,7 @@ def _add_stages(
         else:
             asks = stage == "stage3" or any(dataset in asked for dataset, _ in getattr(recipe, stage).mixture)
             inputs |= embeddings | captions | ({"shards_instruct": instruct} if asks and instruct is not None else {})
+            inputs |= generated if stage == "stage1" else {}
         steps[name] = Step(
             name=name,
             run="pipelines.train:run",

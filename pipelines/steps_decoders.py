@@ -1,7 +1,7 @@
 """The part of the DAG that depends on decoders: their weights, caption targets by their text encoders, latents by their autoencoders.
 
-Owns the choice of steps for the recipe's `decoders`, `latents*` and stage 2; pipelines.steps puts them into the DAG. Importing this module loads no model
-library and runs nothing.
+Owns the choice of steps for the recipe's `decoders`, `latents*`, stage 2 and stage 1's generation losses; pipelines.steps puts them into the DAG.
+Importing this module loads no model library and runs nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mmcore.decoders.contract import read_contract
 from mmcore.decoders.projected import check_projector
 from pipelines.data_config import GROUP_MODALITY, LATENTS, TARGETS, EmbedConfig
 from pipelines.recipe import Recipe
+from pipelines.train_config import NEEDS_STAGE2
 from pipelines.weights_config import DecoderConfig, ImportConfig, WeightsConfig
 from pipelines.weights_files import given_decoder, given_files
 
@@ -81,10 +82,10 @@ def decoder_weights(recipe: Recipe, spec: ModelSpec, own_weights: Mapping[str, P
 
 
 def caption_targets(recipe: Recipe, spec: ModelSpec, decoders: Mapping[str, Step], captions: Mapping[str, Step]) -> dict[str, Step]:
-    """Caption targets by the text encoders of the decoders with weights of their own, by step name."""
+    """Caption targets by the text encoders of the decoders with weights of their own, by step name; none where there are no captions of the modality."""
     steps = {}
     for modality, name in decoder_names(recipe).items():
-        if not getattr(recipe.tokens, modality):
+        if not getattr(recipe.tokens, modality) or not captions_of(captions, modality):
             continue
         projector = output_spec(spec, modality)
         target = EncoderSpec(kind="decoder_text", arch=name, width=projector.out, tokens=projector.queries, batch=32, part_rows=1024)
@@ -94,18 +95,20 @@ def caption_targets(recipe: Recipe, spec: ModelSpec, decoders: Mapping[str, Step
 
 
 def captions_of(captions: Mapping[str, Step], modality: str) -> dict[str, Step]:
-    """The shards_<group> whose captions describe a modality."""
-    return {f"shards_{group}": captions[f"shards_{group}"] for group, found in GROUP_MODALITY.items() if found == modality}
+    """The shards_<group> whose captions describe a modality, where there are some."""
+    names = {f"shards_{group}" for group, found in GROUP_MODALITY.items() if found == modality}
+    return {name: step for name, step in captions.items() if name in names}
 
 
 def latents(recipe: Recipe, decoders: Mapping[str, Step], captions: Mapping[str, Step], own_weights: Mapping[str, Path]) -> dict[str, Step]:
-    """Latents of captioned media by step name; by the decoder's own autoencoder, or for pictures without a decoder by that of weights_latents.
+    """Latents of captioned media by step name (none where no captions of the modality are given); by the decoder's own autoencoder, or for pictures
+    without a decoder by that of weights_latents.
 
     Raises AnyloomError when a recipe with real weights is given none for them.
     """
     steps: dict[str, Step] = {}
     for modality, spec in (("image", recipe.latents), ("video", recipe.latents_video), ("audio", recipe.latents_audio)):
-        if spec is None:
+        if spec is None or not captions_of(captions, modality):
             continue
         if spec.kind != f"vae_{modality}":
             raise AnyloomError(f"recipe {recipe.name}: latents of {modality} are of the kind vae_{modality}, not {spec.kind}")
@@ -133,19 +136,57 @@ def _embed(name: str, spec: EncoderSpec, inputs: dict[str, Step], run: str) -> S
     return Step(name=name, run=run, config=EmbedConfig(spec=spec), inputs=inputs, threads=0, gpus=ALL_GPUS, spread=True, isolate=False)
 
 
+def captioned(recipe: Recipe, stage: str) -> dict[str, str]:
+    """Modality -> the last dataset of a stage's mixture whose captions describe it."""
+    groups = {dataset.name: dataset.group for dataset in recipe.datasets}
+    return {GROUP_MODALITY[groups[name]]: name for name, _ in getattr(recipe, stage).mixture if groups.get(name) in GROUP_MODALITY}
+
+
+def _check_latents(recipe: Recipe, stage: str, modality: str, dataset: str, steps: Mapping[str, Step], decoders: Mapping[str, Step]) -> None:
+    """Raises AnyloomError when a denoising loss has no decoder or latents for a dataset."""
+    if getattr(recipe, stage).denoise_loss and (modality not in decoders or LATENTS[modality] not in steps):
+        field = "latents" if modality == "image" else f"latents_{modality}"
+        remedy = f"set decoders and {field} for {modality}, or leave the dataset out"
+        raise AnyloomError(f"recipe {recipe.name}: {stage}.denoise_loss needs a decoder and latents for {dataset}: {remedy}")
+
+
+def caption_generation_inputs(recipe: Recipe, steps: Mapping[str, Step], decoders: Mapping[str, Step]) -> dict[str, Step]:
+    """Targets, decoders and latents of stage 1's generation losses: of the captions whose output projectors stage 2 trains. Nothing without such losses.
+
+    Raises AnyloomError when there are none, stage 2 does not come before, or something is missing.
+    """
+    config = recipe.stage1
+    for other in ("stage2", "stage3"):
+        if getattr(recipe, other).generation_loss:
+            raise AnyloomError(f"recipe {recipe.name}: {other}.generation_loss is not 0, but only stage1 has generation losses of that kind: set it to 0")
+    if not config.generation_loss:
+        return {}
+    if "stage2" not in recipe.stages[: recipe.stages.index("stage1")]:
+        raise AnyloomError(f"recipe {recipe.name}: {NEEDS_STAGE2}")
+    if not config.align_loss and not config.denoise_loss:
+        raise AnyloomError(f"recipe {recipe.name}: stage1.generation_loss weighs align_loss and denoise_loss, and both are 0: set one, or all three to 0")
+    trained = captioned(recipe, "stage2")
+    asked = {modality: dataset for modality, dataset in captioned(recipe, "stage1").items() if modality in trained}
+    if not asked:
+        raise AnyloomError(f"recipe {recipe.name}: stage1.generation_loss: stage1.mixture has no captions of what stage2 trains ({', '.join(trained)})")
+    found = {}
+    for modality, dataset in asked.items():
+        _check_latents(recipe, "stage1", modality, dataset, steps, decoders)
+        found[TARGETS[modality]] = steps[TARGETS[modality]]
+        if config.denoise_loss:
+            found |= {f"decoder_{modality}": decoders[modality], LATENTS[modality]: steps[LATENTS[modality]]}
+    return found
+
+
 def signal_inputs(recipe: Recipe, steps: Mapping[str, Step], decoders: Mapping[str, Step], captions: Mapping[str, Step]) -> SignalInputs:
     """Inputs of stage 2, by the modalities of its mixture. Raises AnyloomError for one that cannot be emitted, or has no targets or latents."""
-    groups = {dataset.name: dataset.group for dataset in recipe.datasets}
-    asked = {GROUP_MODALITY[groups[name]]: name for name, _ in recipe.stage2.mixture if groups.get(name) in GROUP_MODALITY}
+    asked = captioned(recipe, "stage2")
     modalities = [modality for modality in MODALITIES[1:] if modality in asked or modality == "image"]
     for modality, dataset in asked.items():
         if modality != "image" and TARGETS[modality] not in steps:
             remedy = f"name a decoder for {modality} in decoders and set tokens.{modality}, or leave the dataset out"
             raise AnyloomError(f"recipe {recipe.name}: stage2.mixture has {dataset}, but nothing makes targets of {modality}: {remedy}")
-        if recipe.stage2.denoise_loss and (modality not in decoders or LATENTS[modality] not in steps):
-            field = "latents" if modality == "image" else f"latents_{modality}"
-            remedy = f"set decoders and {field} for {modality}, or leave the dataset out"
-            raise AnyloomError(f"recipe {recipe.name}: stage2.denoise_loss needs a decoder and latents for {dataset}: {remedy}")
+        _check_latents(recipe, "stage2", modality, dataset, steps, decoders)
     found = SignalInputs(captions={}, targets={}, denoised={})
     for modality in modalities:
         found.captions.update(captions_of(captions, modality))

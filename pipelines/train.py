@@ -1,7 +1,7 @@
 """The training step: one stage, in process or under Ray Train, with the same bytes.
 
 Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2; with a denoising loss also
-decoders and latents); features, caption vectors and shards (two_tower).
+decoders and latents; stage 1 with generation losses takes these too); features, caption vectors and shards (two_tower).
 Output: tensors.safetensors (and lora/), losses.parquet, stage.json. Our own checkpoints in the work directory are the truth: a worker that
 dies is started again and goes on from them. Bytes hold for one machine, thread count and number of workers; others change rounding only.
 Ray only starts the workers: it stores nothing that is read again.
@@ -20,11 +20,11 @@ from typing import Any
 
 from infra.progress import FileProgress, relay
 from infra.step import AnyloomError, Progress, StepContext
-from infra.storage import write_atomic
+from infra.storage import read_json, write_atomic
 from mmcore.devices import device_for
 from pipelines.data_config import GROUP_MODALITY
 from pipelines.states import run_states
-from pipelines.train_config import TrainConfig
+from pipelines.train_config import NEEDS_STAGE2, TrainConfig
 from pipelines.train_data import (
     STAGE_RECORD,
     dataset_samples,
@@ -62,7 +62,7 @@ def _feature_chunks(source: Any, keys: list[str], rows: int = 256) -> Iterator[A
             yield features_NE[:length]
 
 
-def _chat_stage(config: TrainConfig, ctx: StepContext, stages: tuple[Path, ...]) -> tuple[Any, Any]:
+def _chat_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
     """(AnyModel, ChatData) of stages 1 and 3."""
     from mmcore.data.chat_data import ChatData
     from mmcore.model import load_model
@@ -72,13 +72,30 @@ def _chat_stage(config: TrainConfig, ctx: StepContext, stages: tuple[Path, ...])
     if stage_spec(config.stage.stage).lora:
         model.add_lora()
     shards = shard_sets(ctx.inputs, ctx.stores)
-    samples, _ = dataset_samples(shards, [name for name, _ in config.stage.mixture])
+    samples, groups = dataset_samples(shards, [name for name, _ in config.stage.mixture])
     captions = true_captions(shards) if config.stage.caption_turn else {}
     features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
-    data = ChatData(config.stage, model.chat, samples, features, config.model.input_projector, captions)
+    generation = _caption_generation(config, ctx, device, model, samples, groups, stages) if config.stage.generation_loss else None
+    data = ChatData(config.stage, model.chat, samples, features, config.model.input_projector, captions, generation)
     if config.stage.stage == "stage1":
         _fit_input_projectors(model, data, [modality for modality, _ in config.model.encoders])
     return model, data
+
+
+def _caption_generation(
+    config: TrainConfig, ctx: StepContext, device: str, model: Any, samples: dict[str, list[Any]], groups: dict[str, str], stages: tuple[Path, ...]
+) -> Any:
+    """CaptionGeneration of the stage's captions whose targets are given. Raises AnyloomError where no earlier stage trained output projectors."""
+    from mmcore.caption_generation import CaptionGeneration
+
+    if not any(read_json(path / STAGE_RECORD)["stage"] == "stage2" for path in stages):
+        raise AnyloomError(f"{ctx.name}: {NEEDS_STAGE2}")
+    targets = target_sources(ctx.inputs, ctx.stores)
+    captions: dict[str, list[str]] = {}
+    for name, rows in samples.items():
+        if GROUP_MODALITY.get(groups[name]) in targets:
+            captions.setdefault(GROUP_MODALITY[groups[name]], []).extend(text for sample in rows for text in sample.texts)
+    return CaptionGeneration(config.stage, model, captions, targets, generation_losses(ctx.inputs, ctx.stores, config.stage, device))
 
 
 def _signal_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
@@ -116,7 +133,7 @@ def _train(ctx: StepContext, threads: int, device: str, collective: Any, progres
         elif config.stage.stage == "two_tower":
             model, data = two_tower_stage(config, ctx, collective)
         else:
-            model, data = _chat_stage(config, ctx, stages)
+            model, data = _chat_stage(config, ctx, device, stages)
         model.to(device)
         trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)
     except ValueError as error:

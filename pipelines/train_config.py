@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from mmcore.config import ModelSpec, StageConfig
 from mmcore.two_tower_config import TwoTowerSpec
 
+NEEDS_STAGE2 = (
+    "generation_loss of stage1 goes through the output projectors that stage2 trains: put stage2 before stage1 in stages, or set stage1.generation_loss to 0"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -42,5 +46,9 @@ class ExportConfig:
     """Names of the inputs that are stages, in training order; later tensors win."""
     sampling: tuple[tuple[str, int, float], ...] = ()
     """(modality, denoising steps, guidance) of the decoders that are not used with their family's defaults."""
+    licences: tuple[tuple[str, str, str, str], ...] = ()
+    """(part, name, licence, commercial use) of every part: lm, image, audio, decoder_<modality> (pipelines.licences)."""
+    commercial_use: str = "unknown"
+    """What all parts together permit."""
     caption_turn: bool = False
     """The model answers after a self-written caption unless told otherwise (the helped recipe)."""

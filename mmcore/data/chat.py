@@ -90,6 +90,11 @@ class RowBuilder:
             if segment == 0:
                 self._prefix += 1
 
+    def expect(self, token: int, segment: int, weight: float, group: int = 0) -> None:
+        """A target after a segment's last token that is no token of the row: what follows there, if anything does, is no answer."""
+        before = self._ends[segment]
+        self._targets[before], self._weights[before], self._groups[before] = token, weight, group
+
     def row(self) -> TokenRow:
         """The finished row."""
         return TokenRow(
@@ -264,11 +269,19 @@ class Chat:
 
     # -- rows ---------------------------------------------------------------------------------------------------------------------
 
-    def caption_row(self, modality: str, num_tokens: int, caption: str, group: int = 0) -> TokenRow:
-        """Media -> caption; the caption and its end token are targets."""
+    def caption_row(self, modality: str, num_tokens: int, caption: str, group: int = 0, block: bool = False) -> TokenRow:
+        """Media -> caption; the caption and its end token are targets.
+
+        block: the modality's signal block follows the caption, as if the medium were to be made again; it is no target, and the targets stay the same.
+        """
         builder = RowBuilder()
         builder.add(self.caption_prompt(modality, num_tokens), 0)
-        builder.add([*self.spoken(caption), self.end_id], 0, 1.0, group)
+        if block:
+            builder.add(self.spoken(caption), 0, 1.0, group)
+            builder.expect(self.end_id, 0, 1.0, group)
+            builder.add(self.table.block(modality), 0)
+        else:
+            builder.add([*self.spoken(caption), self.end_id], 0, 1.0, group)
         return builder.row()
 
     def question_row(

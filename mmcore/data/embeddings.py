@@ -27,7 +27,7 @@ from mmcore.data.shards import pinned_entries
 
 PLAN_FIELDS = ("batch", "part_rows")
 """Fields of an EncoderSpec that say how work is cut, not what is computed: they change features by rounding at most and are no part of a space."""
-ADDED_FIELDS = {"layer": 0}
+ADDED_FIELDS: dict[str, Any] = {"layer": 0, "pad": False}
 """Fields of a spec that came later, and the value that leaves the features as they were before: spaces made then keep their name."""
 PART_SCHEMA = pa.schema([("media_sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
 """Rows of a part: media_sha256 addresses the medium (a span of it as `sha256@start-end`) or text; offset and length in tokens of features.npy."""

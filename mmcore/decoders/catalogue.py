@@ -35,6 +35,8 @@ class KnownDecoder:
     """Its publisher's name on the model hub."""
     predicts: str
     """What its model card says the denoiser predicts; the scheduler's config decides."""
+    denoiser: int
+    """Parameters of its UNet or transformer, counted on meta tensors in the sizes of its config; 0: not counted."""
     tiny: str
     """Name of a toy of the same layout in pipelines.weights_decoders.DECODERS."""
 
@@ -48,6 +50,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial=RAIL,
         published="runwayml/stable-diffusion-v1-5",
         predicts="epsilon",
+        denoiser=859_520_964,
         tiny="tiny-sd15",
     ),
     KnownDecoder(
@@ -58,6 +61,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial=RAIL,
         published="stabilityai/stable-diffusion-2",
         predicts="v_prediction",
+        denoiser=865_910_724,
         tiny="tiny-sd2",
     ),
     KnownDecoder(
@@ -68,6 +72,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="damo-vilab/text-to-video-ms-1.7b",
         predicts="epsilon",
+        denoiser=1_411_233_860,
         tiny="tiny-text-to-video",
     ),
     KnownDecoder(
@@ -78,6 +83,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cerspense/zeroscope_v2_576w",
         predicts="epsilon",
+        denoiser=1_411_233_860,
         tiny="tiny-text-to-video",
     ),
     KnownDecoder(
@@ -88,6 +94,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="yes",
         published="THUDM/CogVideoX-2b",
         predicts="v_prediction",
+        denoiser=1_693_783_872,
         tiny="tiny-cogvideox",
     ),
     KnownDecoder(
@@ -98,6 +105,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial=COGVIDEOX_TERMS,
         published="THUDM/CogVideoX-5b",
         predicts="v_prediction",
+        denoiser=5_570_283_072,
         tiny="tiny-cogvideox-rotary",
     ),
     KnownDecoder(
@@ -108,6 +116,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cvssp/audioldm",
         predicts="epsilon",
+        denoiser=185_036_552,
         tiny="tiny-audioldm",
     ),
     KnownDecoder(
@@ -118,6 +127,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cvssp/audioldm-l-full",
         predicts="epsilon",
+        denoiser=739_139_080,
         tiny="tiny-audioldm",
     ),
     KnownDecoder(
@@ -128,6 +138,7 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         commercial="no",
         published="cvssp/audioldm2",
         predicts="epsilon",
+        denoiser=0,
         tiny="tiny-audioldm2",
     ),
 )

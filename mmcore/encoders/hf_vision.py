@@ -1,8 +1,8 @@
 """Pictures and clips through a vision model of transformers: CLIP, SigLIP, DINOv2.
 
 Owns the choice between the pooled vector (grid 0: the unit vector of the shared space for CLIP and SigLIP, the CLS state for DINOv2) and patch tokens
-(of the output or an earlier layer) pooled to a grid. Preprocessing is the model's own image processor. Input: a transformers directory and media bytes;
-output: features [N, E]. Refuses to know what the features are for.
+(of the output or an earlier layer) pooled to a grid. Preprocessing is the model's own image processor, after spec.pad. Input: a transformers directory and
+media bytes; output: features [N, E]. Refuses to know what the features are for.
 
 Shape letters: B batch, N feature tokens, E encoder width.
 """
@@ -25,6 +25,7 @@ from mmcore.data.scenes import sample_frames
 from mmcore.encoders import BatchedEncoder
 from mmcore.encoders.hf import load_part
 from mmcore.encoders.pooling import pool_grid
+from mmcore.encoders.squares import padded_square
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class HfImageEncoder(BatchedEncoder):
 
     def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
         """RGB -> [3, H, W]."""
-        return self._pixels([picture])[0]
+        return self._pixels([padded_square(picture, self._processor.image_mean) if self.spec.pad else picture])[0]
 
     def prepare_tile(self, tile: Image.Image) -> torch.Tensor:
         """RGB of the model's own size -> [3, H, W], all of it: DINOv2's processor would cut off the rim."""

@@ -3,8 +3,7 @@
 Every weight is given with --weights and every list with --list; nothing is downloaded. Sources of the values: [llava] the repository
 haotian-liu/LLaVA at c121f04, scripts/v1_5/pretrain.sh and finetune_lora.sh, [ours] a decision of this project and why. Of the two published
 ways to tune it, the whole LM and LoRA, this is LoRA: the LM's own matrices never change here. Differences that no value can express: LoRA
-without dropout (0.05 there), linear decay in place of cosine, pictures cropped as CLIP's own processor does (there padded square), and stage 1
-with the prompt that stands in its list (there left out).
+without dropout (0.05 there), and stage 1 with the prompt that stands in its list and pictures padded (there neither).
 Feature files: 576 tokens of 1024 in half precision are 1.2 MB a picture, 1.4 TB for both lists.
 """
 
@@ -30,9 +29,18 @@ def llava15_7b() -> Recipe:
         weights=Weights(kind="own", lm="vicuna-7b-v1.5", image="clip:vit-large-patch14-336", audio="none", text="none"),  # [llava] pretrain.sh
         datasets=DATASETS,
         samples_per_shard=1000,  # [ours] shards of some 100 MB
-        # [llava] --mm_vision_select_layer -2, patches only: 24 x 24 at 336 px
+        # [llava] --mm_vision_select_layer -2, patches only: 24 x 24 at 336 px; --image_aspect_ratio pad
         image=EncoderSpec(
-            kind="hf_image", arch="clip:vit-large-patch14-336", width=1024, grid=24, layer=-2, image_size=336, compute="bfloat16", batch=64, part_rows=1024
+            kind="hf_image",
+            arch="clip:vit-large-patch14-336",
+            width=1024,
+            grid=24,
+            layer=-2,
+            image_size=336,
+            pad=True,
+            compute="bfloat16",
+            batch=64,
+            part_rows=1024,
         ),
         video=None,
         audio=None,
@@ -54,7 +62,8 @@ def llava15_7b() -> Recipe:
             steps=2180,  # [llava] one epoch of 558,128
             lr=1e-3,  # [llava]
             warmup_steps=65,  # [llava] warm-up ratio 0.03
-            final_lr=0.0,  # [llava] cosine to 0; a line here
+            schedule="cosine",  # [llava] --lr_scheduler_type cosine
+            final_lr=0.0,
             betas=(0.9, 0.999),  # [llava] the HF Trainer's AdamW
             checkpoint_every=100,
             dialogue=True,
@@ -68,6 +77,7 @@ def llava15_7b() -> Recipe:
             lr=2e-4,  # [llava] finetune_lora.sh
             projector_lr=2e-5,  # [llava] --mm_projector_lr
             warmup_steps=156,
+            schedule="cosine",
             final_lr=0.0,
             betas=(0.9, 0.999),
             checkpoint_every=100,

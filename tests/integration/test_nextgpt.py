@@ -79,3 +79,17 @@ def test_weights_that_are_not_given_or_not_known_are_named(cli, tmp_path):
     assert "latents_video are made by a decoder: name one for video in decoders" in done.stderr
     done = cli("plan", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--weights", "clip=x.pth", expect=1)
     assert "--weights clip: no such model; files are taken for: imagebind, image, audio, text" in done.stderr
+
+
+def test_stage_1_after_stage_2_has_generation_losses_through_the_frozen_output_side(root, cli):
+    """Order 2-1-3: what stage 2 trained judges what the language model makes of each medium; only input projectors are in stage 1's tensors."""
+    order = ("--set", 'stages=["stage2", "stage1", "stage3"]', "--set", "stage1.generation_loss=0.5", "--set", "stage1.denoise_loss=1.0")
+    cli("run", "--recipe", "tiny_nextgpt", "--root", root, *QUIET, *order, "stage1")
+    stage, record = find(root, "stage1")
+    assert {"stage2", "decoder_image", "embed_latents_audio", "targets_video"} <= set(record.inputs)
+    losses = pq.read_table(stage / "losses.parquet").to_pydict()
+    for part in ("alignment", "mean_predictor", "denoising"):
+        values = {m: [value for value in losses[f"loss_{part}_{m}"] if value is not None] for m in ("image", "video", "audio")}
+        assert all(found and all(0 < value < 100 for value in found) for found in values.values()), (part, values)
+    with safe_open(stage / "tensors.safetensors", framework="pt") as handle:
+        assert {name.split(".")[0] for name in handle.keys()} == {"input_projectors"}

@@ -6,8 +6,10 @@ import pytest
 import torch
 from full_size_table import PAGE, TABLE, VICUNA, counted, llama, lora_of, markdown
 
+from flows import catalogues
 from mmcore import sizes
 from mmcore.config import InputProjectorSpec, OutputProjectorSpec
+from mmcore.decoders.catalogue import CATALOGUE as DECODERS
 from mmcore.input_projectors import build_input_projector
 from mmcore.lm_catalogue import CATALOGUE
 from mmcore.output_projectors import build_output_projector
@@ -79,6 +81,51 @@ def test_what_a_stage_trains_is_the_sum_of_its_modules():
     assert stage2 == {"output projectors": 2 * 32_090_112 + 31_788_544, "new head rows": 36 * 4096}
     assert stage3 == {"LoRA": 319_815_680, "new token rows": exact["new token rows, 36 in embedding and in head (nextgpt_7b)"], **stage1}
     assert "input projectors" not in sizes.trained(spec, VICUNA, replace(recipe.stage3, train_projectors=False))
+
+
+def test_denoisers_have_the_parameters_of_diffusers_classes_in_the_published_sizes():
+    """Beside them what their authors state, in millions: the READMEs of Stable Diffusion 1 and 2, AudioLDM's paper (arXiv 2301.12503, table 1)."""
+    from diffusers import CogVideoXTransformer3DModel, UNet2DConditionModel, UNet3DConditionModel
+
+    def sound(*widths):
+        down, up = ("DownBlock2D", *["CrossAttnDownBlock2D"] * 3), (*["CrossAttnUpBlock2D"] * 3, "UpBlock2D")
+        blocks = {"down_block_types": down, "up_block_types": up, "block_out_channels": widths, "cross_attention_dim": widths}
+        clap = {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 512, "class_embeddings_concat": True}
+        return UNet2DConditionModel(in_channels=8, out_channels=8, **blocks, **clap)
+
+    made = {
+        "runwayml/stable-diffusion-v1-5": (lambda: UNet2DConditionModel(cross_attention_dim=768), 860),
+        "stabilityai/stable-diffusion-2": (
+            lambda: UNet2DConditionModel(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True),
+            865,
+        ),
+        "damo-vilab/text-to-video-ms-1.7b": (lambda: UNet3DConditionModel(cross_attention_dim=1024), None),
+        "cerspense/zeroscope_v2_576w": (lambda: UNet3DConditionModel(cross_attention_dim=1024), None),
+        "cvssp/audioldm": (lambda: sound(128, 256, 384, 640), None),
+        "cvssp/audioldm-l-full": (lambda: sound(256, 512, 768, 1280), 739),
+        "THUDM/CogVideoX-2b": (CogVideoXTransformer3DModel, None),
+        "THUDM/CogVideoX-5b": (lambda: CogVideoXTransformer3DModel(num_attention_heads=48, num_layers=42, use_rotary_positional_embeddings=True), None),
+    }
+    known = {entry.published: entry.denoiser for entry in DECODERS}
+    assert {name for name, count in known.items() if count} == set(made)
+    for name, (make, stated) in made.items():
+        with torch.device("meta"):
+            assert known[name] == counted(make()), name
+        assert stated is None or abs(known[name] / 1e6 - stated) < 1
+
+
+def test_a_denoising_loss_holds_its_denoisers_beside_everything_else():
+    """nextgpt_7b, stage 2: 2.46 billion parameters of three denoisers in float32 stand beside the output projectors; no other stage holds them."""
+    recipe = get_recipe("nextgpt_7b")
+    spec, held = model_spec(recipe), catalogues.denoisers(recipe)
+    assert held == 865_910_724 + 1_411_233_860 + 185_036_552
+    with_them, without = (sizes.stage_bytes(spec, VICUNA, recipe.stage2, count) for count in (held, 0))
+    assert with_them - without == 4 * held and sizes.stage_bytes(spec, VICUNA, replace(recipe.stage2, denoise_loss=0.0), held) == without
+    for stage in (recipe.stage1, recipe.stage3, replace(recipe.stage1, denoise_loss=1.0)):
+        assert sizes.stage_bytes(spec, VICUNA, stage, held) == sizes.stage_bytes(spec, VICUNA, stage)
+    generating = replace(recipe.stage1, generation_loss=1.0, denoise_loss=1.0)
+    assert sizes.stage_bytes(spec, VICUNA, generating, held) - sizes.stage_bytes(spec, VICUNA, recipe.stage1) == 4 * held
+    assert catalogues.denoisers(get_recipe("smol")) == catalogues.denoisers(get_recipe("tiny_nextgpt")) == 0
 
 
 def test_two_towers_by_arithmetic():

@@ -57,7 +57,7 @@ def test_the_denoising_loss_alone_reaches_the_projector_and_nothing_else(name):
 def test_the_loss_is_the_decoders_own_at_draws_of_the_samples_place():
     side, data = stage2(("tiny-sd2",))
     captions, places = ["a image 0", "a image 3"], Places(("image-0", "image-3"), 7, (2, 0))
-    whole, without = data.loss(side, "image", captions, places), data.loss(side, "image", captions)
+    whole, without = data.loss(side, "image", captions, places=places), data.loss(side, "image", captions)
     conditioning = side.conditioning("image", data.states.gather(list(data.states._found))[0][[0, 3]])
     for row, (key, number) in enumerate(zip(places.keys, places.numbers, strict=True)):
         alone = denoising_loss(

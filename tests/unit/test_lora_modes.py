@@ -184,8 +184,9 @@ def test_a_stage_changes_exactly_the_declared_tensors(mode, stage, projectors, t
     if stage == "stage3":
         model.add_lora()
     before = checksums(model)
-    run_stage(dataclasses.replace(STAGES[stage], train_projectors=projectors), model, chat_data(STAGES[stage], model), tmp_path)
+    _, log, _ = run_stage(dataclasses.replace(STAGES[stage], train_projectors=projectors), model, chat_data(STAGES[stage], model), tmp_path)
     after = checksums(model)
+    assert all(0 < row[log.columns.index("gradient_norm")] < float("inf") for row in log.rows)
     assert {name for name in before if before[name] != after[name]} == declared(mode, stage, projectors)
 
 
@@ -195,8 +196,9 @@ def test_stage_2_changes_output_projectors_and_head_rows_only(mode, tmp_path):
     whole = checksums(model)
     side, data = signal_side(model)
     before = checksums(side)
-    run_stage(STAGES["stage2"], side, data, tmp_path)
+    _, log, _ = run_stage(STAGES["stage2"], side, data, tmp_path)
     after = checksums(side)
+    assert all(0 < row[log.columns.index("gradient_norm")] < float("inf") for row in log.rows)
     changed = {name for name in before if before[name] != after[name]}
     projector = {f"output_projectors.image.{name}" for name, _ in model.output_projectors["image"].named_parameters()}
     assert changed == projector | {"lm.new_head_rows"}

@@ -54,6 +54,18 @@ def test_wrong_overrides_are_one_clear_line(key, value, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("stage3.schedule", "step", r"recipe tiny: stage3\.schedule 'step' is unknown: use linear or cosine"),
+        ("image.pad", True, r"tiny, encoder of image: timm_image pads no pictures: set pad to false \(true: for hf_image, imagebind_image\)"),
+    ],
+)
+def test_values_that_nothing_can_follow_are_one_line_while_planning(key, value, message):
+    with pytest.raises(AnyloomError, match=message):
+        build(get_recipe("tiny", {key: value}))
+
+
 def test_unknown_recipe_names_those_there_are():
     with pytest.raises(AnyloomError, match="no recipe called smoll; there are: tiny, tiny_nextgpt, smol"):
         get_recipe("smoll")

@@ -1,4 +1,4 @@
-"""Defects of the public NExT-GPT code that concern tokens, labels, LoRA and generation: each has a test that fails if we repeat it.
+"""Defects of the public NExT-GPT code: each has a test that fails if we repeat it.
 
 What went wrong there                                                       where it is tested here
 - stage 3 trains nothing (LoRA attached, then frozen)                       test_lora_modes, test_train: a stage changes exactly its tensors; here
@@ -12,15 +12,24 @@ What went wrong there                                                       wher
 - a block that is not whole ends the run with an assertion                  here
 - generation that assumes a cache and may not have one, top_p 10            test_generate: equals decoding without a cache; test_lora_modes: new modality
 - generation that stops on a token of an older template                    here
-- one learning rate read for two projectors, folders of the last dataset    not here: stages have one rate, datasets their own shards (test_train, test_flows)
-Those of projectors and decoders (v-prediction, Min-SNR, audio-only stage 2, equal queries) are tested beside them.
+- folders of the last dataset used for all                                  here: every list has its own
+- failed reads end the process                                              test_shards, integration/test_tiny: a row of the ledger says why, the rest goes on
+- the rate of the output projectors ignored                                 test_output_projectors: every modality at stage 2's own rate
+- stage 2 as shipped trains audio only                                      test_output_projectors: every modality of the mixture
+- queries that all start equal                                              test_output_projectors: no two start alike
+- a velocity model trained on the noise, its input unscaled                 test_decoder_loss: targets and inputs of diffusers' own schedulers
+- Min-SNR weights averaged away                                             test_decoder_loss: every item by its own step
+- one script for three stages                                               test_own_recipes: each stage is a step with its own values
 """
 
 import dataclasses
+import hashlib
+import json
 
 import numpy as np
 import pytest
 import torch
+from data_steps import png, run_step
 from safetensors.torch import save_file
 from toy_any import MODES, STAGES, any_model, chat_data, samples
 from toy_model import Features
@@ -28,6 +37,7 @@ from toy_model import Features
 from mmcore.config import SpecialTokens
 from mmcore.data.batching import collate
 from mmcore.data.chat import Chat, Turn
+from mmcore.data.shards import ShardSet
 from mmcore.generate import Generator
 from mmcore.llm import LanguageModel
 from mmcore.lora import lora_parameters, save_lora
@@ -35,6 +45,9 @@ from mmcore.model import LORA, TENSORS, AnyModel, load_model
 from mmcore.special_tokens import MEDIA, TokenTable
 from mmcore.stages import saved_tensors, select_trainable
 from mmcore.types import IGNORE, Question
+from pipelines.data_config import ShardsConfig
+from pipelines.manifest_config import DatasetSpec, ManifestConfig
+from pipelines.recipes import get_recipe
 from pipelines.train_loop import run_stage
 from pipelines.weights_tiny import lm_tokenizer, tiny_llama
 
@@ -98,6 +111,47 @@ def test_a_sample_without_a_medium_works_at_any_width_and_a_missing_medium_is_re
     data.features = {"image": Features()}
     with pytest.raises(ValueError, match="has audio input but this stage has no audio features: give it embed_audio"):
         data._media(samples()["sounds"])
+
+
+def test_every_list_has_its_own_folder_of_media(tmp_path):
+    """Two lists that name a picture alike, in two folders: each gets its own, whichever list came last."""
+    names, recipe = ("lcs_558k", "mix_665k"), get_recipe("llava15_7b")
+    lists = {}
+    for seed, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(seed))
+        turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": name}]
+        (tmp_path / name / "list.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}]))
+        lists[name] = tmp_path / name / "list.json"
+    datasets = tuple(DatasetSpec(name=d.name, format="instruct", path=f"instruct/{d.name}.json", split=d.split, licence=d.licence) for d in recipe.datasets)
+    run_step(tmp_path, "manifest", "pipelines.manifest:run", ManifestConfig(datasets=datasets), {}, lists)
+    result = run_step(tmp_path, "shards", "pipelines.shards:run", ShardsConfig(), {"manifest": "manifest"}, lists)
+    assert result["written"] == 2
+    found = ShardSet(tmp_path / "shards", tmp_path / "stores")
+    for seed, name in enumerate(names):
+        (key,) = found.keys(source=name)
+        assert found.media_sha(key) == hashlib.sha256(png(seed)).hexdigest()
+
+
+@pytest.mark.parametrize("width", [48, 96])
+def test_what_was_trained_for_another_width_is_refused_by_name_and_shape(width, tmp_path):
+    """Stages of a 64 wide language model, loaded into another: one line with both shapes and the remedy."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = any_model("shared", lora=False)
+    tokenizer = lm_tokenizer()
+    small = LlamaConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    LlamaForCausalLM(small).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    for prefix in ("input_projectors.image.proj.weight", "output_projectors.image.into.weight", "lm.new_head_rows"):
+        stage = tmp_path / prefix
+        stage.mkdir()
+        save_file({name: value.detach().clone() for name, value in model.named_parameters() if name == prefix}, stage / TENSORS)
+        with pytest.raises(
+            ValueError, match=rf"{prefix} has shape \(\d+, \d+\), the model wants \(\d+, \d+\): it was trained with another language model"
+        ) as caught:
+            load_model(model.spec, tmp_path / "lm", (stage,))
+        assert "\n" not in str(caught.value) and "64" in str(caught.value) and str(width) in str(caught.value)
 
 
 def test_every_sample_is_routed_by_its_own_medium():

@@ -210,6 +210,24 @@ def test_learning_rate_schedule():
     rates = [learning_rate(config, step) for step in range(11)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(0.1)
     assert all(a > b for a, b in pairwise(rates[2:]))
+    assert [a - b for a, b in pairwise(rates[2:])] == pytest.approx([0.9 / 8] * 8)
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_cosine_schedule_is_half_a_wave_from_the_peak_to_the_end(final):
+    """torch's CosineAnnealingLR over the steps after the warm-up."""
+    config = dataclasses.replace(STAGE1, steps=11, warmup_steps=2, lr=1.0, final_lr=final, schedule="cosine")
+    rates = [learning_rate(config, step) for step in range(11)]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8, eta_min=final)
+    expected = []
+    for _ in range(9):
+        expected.append(annealing.get_last_lr()[0])
+        optimizer.step()
+        annealing.step()
+    assert rates[:2] == [0.5, 1.0] and rates[2:] == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match=r"stage1\.schedule 'step' is unknown: use linear or cosine"):
+        learning_rate(dataclasses.replace(config, schedule="step"), 0)
 
 
 def test_stage3_rows_carry_caption_turn_weights_and_groups():
