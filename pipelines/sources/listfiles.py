@@ -20,8 +20,8 @@ from mmcore.data.chat import REQUESTS
 GROUPS = {
     "cc3m": ("stamps_train", "stamps_heldout", "easyvqa_captions"),
     "webvid": ("clips_train", "clips_heldout"),
-    "audiocaps": ("sounds_train", "sounds_heldout"),
-    "instruct": ("easyvqa_train", "draw_train", "easyvqa_test"),
+    "audiocaps": ("sounds_train", "sounds_heldout", "spoken_train"),
+    "instruct": ("easyvqa_train", "draw_train", "speak_train", "easyvqa_test"),
 }
 """Every dataset of both recipes, by group."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
@@ -74,15 +74,15 @@ def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str,
     return {"id": identity, "image": uri, "conversations": turns, "question_ids": [number for number, _, _ in questions]}
 
 
-def draw_record(identity: str, caption: str, uri: str, phrase: int) -> dict[str, Any]:
-    """A request for a picture; the answer is the placeholder that the model has to emit as a signal block."""
-    wordings = REQUESTS["image"]
+def draw_record(identity: str, caption: str, uri: str, phrase: int, modality: str = "image") -> dict[str, Any]:
+    """A request for a picture, or another medium; the answer is the placeholder that the model has to emit as a signal block."""
+    wordings = REQUESTS[modality]
     request = wordings[phrase % len(wordings)].format(in_sentence(caption))
     return {
         "id": identity,
-        "output_image": uri,
-        "image_captions": [caption],
-        "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": "<image>"}],
+        f"output_{modality}": uri,
+        f"{modality}_captions": [caption],
+        "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": f"<{modality}>"}],
     }
 
 

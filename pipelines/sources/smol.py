@@ -35,6 +35,7 @@ from pipelines.sources.listfiles import (
     write_instruct,
     write_webvid,
 )
+from pipelines.sources.spoken import write_spoken
 
 __all__ = ["SHAPES", "affirmed", "caption_of", "read_questions", "read_stamps", "run"]
 Question = tuple[int, str, str]
@@ -76,6 +77,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     counts["draw_train"] = _draw(ctx.output, stamps, captions, config)
     shown = _clip_pictures(assets, stamps, captions, config)
     counts |= _clips(ctx, shown, config)
+    counts |= write_spoken(ctx.output, assets / "voice", config.speak_per_caption)
     unknown = sum(caption == "" for caption in captions.values())
     if unknown:
         left_out.append(f"easyvqa_captions: {unknown} pictures whose questions affirm neither shape nor colour")
