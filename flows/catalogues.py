@@ -19,6 +19,8 @@ from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.own_files import stages
 from pipelines.recipe import Recipe
 from pipelines.steps import model_spec
+from pipelines.steps_decoders import VOICE
+from pipelines.weights_config import VOICE_NAME
 
 RECIPE_HEADER = ("recipe", "language model", "encoders", "decoders", "licences", "commercial use", "trains", "GB a GPU")
 RECIPE_NOTES = (
@@ -99,7 +101,7 @@ def decoder_parts(recipe: Recipe) -> list[tuple[str, Part]]:
     """(modality, part) of every decoder: published weights, the one that is trained here, or a toy."""
     found = []
     for modality, name in recipe.decoders if recipe.two_tower is None else ():
-        entry = decoders.known(name)
+        entry = decoders.known(VOICE_NAME if name == VOICE else name)
         if entry is not None:
             found.append((modality, Part(entry.name, entry.licence, entry.commercial)))
         else:

@@ -37,8 +37,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
     settings = read_json(assets / SETTINGS)
     text, vocoder = split(assets / GRAPH, config.latents)
     ctx.progress(1, 2, "writing")
-    heard = {"tokens": config.tokens, "sampling_rate": int(settings["audio"]["sample_rate"])}
-    said = {"tokens": config.tokens, "pace": config.pace, "phoneme_id_map": settings["phoneme_id_map"]}
+    heard = {"tokens": config.tokens, "stack": config.stack, "sampling_rate": int(settings["audio"]["sample_rate"])}
+    said = {"tokens": config.tokens, "stack": config.stack, "pace": config.pace, "phoneme_id_map": settings["phoneme_id_map"]}
     write_voice(directory, (text, vocoder), heard, said)
     shutil.copyfile(assets / DICTIONARY, directory / "text_encoder" / DICTIONARY)
     contract = read_contract(directory)
@@ -49,7 +49,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
     licence = {"name": entry.name, "licence": entry.licence, "commercial_use": entry.commercial, "source": f"PyPI package {entry.published}"}
     write_json(ctx.output / "licence.json", licence)
     ctx.progress(2, 2, "done")
-    return {"decoder": config.name, "frames": config.tokens, "width": contract.streams[0].width, "seconds": config.tokens * contract.hop / contract.rate_hz}
+    channels, frames = contract.latent_shape
+    return {"decoder": config.name, "channels": channels, "frames": frames, "seconds": round(frames * contract.hop / contract.rate_hz, 3)}
 
 
 def split(path: Path, latents: str) -> tuple[Any, Any]:

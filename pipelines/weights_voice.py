@@ -16,8 +16,8 @@ from mmcore.decoders.phonemes import BEGIN, END, GAP, IPA, PAD, STOP, STRESS, UN
 from mmcore.decoders.voice_text import DICTIONARY, INPUTS, LATENTS
 from pipelines.voice import write_voice
 
-WIDTH, FRAMES, HOP, RATE_HZ = 8, 64, 16, 16000
-"""Latent channels; frames; samples of a frame; samples of a second."""
+WIDTH, TOKENS, STACK, HOP, RATE_HZ = 8, 32, 2, 16, 16000
+"""Latent channels; tokens; frames of a token; samples of a frame; samples of a second."""
 SYMBOLS = 80
 WORDS = """\
 a AH0
@@ -45,8 +45,8 @@ class TinyVoice:
     def save_pretrained(self, directory: Path, safe_serialization: bool = True) -> None:
         """Write the directory. safe_serialization: as diffusers' pipelines have it; there is no other way here."""
         signs = sorted({BEGIN, END, PAD, GAP, STOP, *STRESS.values(), *"".join([*IPA.values(), *UNSTRESSED.values()])} - {""})
-        said = {"tokens": FRAMES, "pace": 1.0, "phoneme_id_map": {sign: [number] for number, sign in enumerate(signs)}}
-        write_voice(Path(directory), (self._text(), self._vocoder()), {"tokens": FRAMES, "sampling_rate": RATE_HZ}, said)
+        said = {"tokens": TOKENS, "stack": STACK, "pace": 1.0, "phoneme_id_map": {sign: [number] for number, sign in enumerate(signs)}}
+        write_voice(Path(directory), (self._text(), self._vocoder()), {"tokens": TOKENS, "stack": STACK, "sampling_rate": RATE_HZ}, said)
         write_atomic(Path(directory) / "text_encoder" / DICTIONARY, WORDS)
 
     def _text(self) -> Any:

@@ -63,7 +63,7 @@ class DecoderContract:
     train_timesteps: int
     """Steps of the noise schedule."""
     latent_shape: tuple[int, ...]
-    """Of one item, without the batch: image [4, H, W]; UNet3D video [4, F, H, W]; CogVideoX [F, 16, H, W]; audio [8, time, mel]; voice [C, Q]."""
+    """Of one item, without the batch: image [4, H, W]; UNet3D video [4, F, H, W]; CogVideoX [F, 16, H, W]; audio [8, time, mel]; voice [channels, frames]."""
     latent_scale: float
     """Latents are (VAE output - latent_shift) * latent_scale."""
     latent_shift: float = 0.0
@@ -276,17 +276,17 @@ def _cogvideox(directory: Path) -> DecoderContract:
 
 
 def _voice(directory: Path) -> DecoderContract:
-    """A speaking voice (mmcore.decoders.voice): its conditioning are the latent frames it decodes, always as many."""
+    """A speaking voice (mmcore.decoders.voice): its conditioning are the latent frames it decodes, always as many; a token holds several in a row."""
     config = _config(directory, "vocoder")
-    tokens, width = config["tokens"], config["width"]
+    tokens, width, stack = config["tokens"], config["width"], config["stack"]
     return DecoderContract(
         family=VOICE,
         modality="audio",
-        streams=(Stream(name="latents", tokens=tokens, width=width, any_length=False),),
+        streams=(Stream(name="latents", tokens=tokens, width=stack * width, any_length=False),),
         prediction_type="",
         scheduler="",
         train_timesteps=0,
-        latent_shape=(width, tokens),
+        latent_shape=(width, stack * tokens),
         latent_scale=1.0,
         cell=1,
         rate_hz=config["sampling_rate"],

@@ -4,7 +4,7 @@ It is a HiFi-GAN (Kong et al. 2020, arXiv 2010.05646), a decoder without noise: 
 conditioning a text should have (caption targets), is mmcore.decoders.voice_text. Input: a directory as pipelines.voice writes it, with
 vocoder/{config.json, model.onnx}; output: sounds, of one length. Refuses to know texts and how the graph was made.
 
-Shape letters: B batch, Q latent frames, C latent width.
+Shape letters: B batch, Q conditioning tokens, C their width, N latent frames.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class VoiceDecoder(Decoder):
         self._session = open_graph(self.directory / self.part / GRAPH)
 
     def direct(self, conditioning: Conditioning) -> torch.Tensor:
-        """See Decoder: [B, C, Q]."""
-        return conditioning.streams[0].float().transpose(1, 2)
+        """See Decoder: [B, channels, frames]; a token's channels are those of its frames one after the other."""
+        tokens_BQC, (channels, frames) = conditioning.streams[0].float(), self.contract.latent_shape
+        return tokens_BQC.reshape(len(tokens_BQC), frames, channels).transpose(1, 2)
 
     def _decode(self, latents: torch.Tensor) -> list[Medium]:
         media = []
-        for latents_CQ in latents.cpu().numpy():
-            (samples,) = self._session.run(None, {LATENTS: latents_CQ[None].astype(np.float32)})
+        for latents_CN in latents.cpu().numpy():
+            (samples,) = self._session.run(None, {LATENTS: latents_CN[None].astype(np.float32)})
             if not np.isfinite(samples).all():
                 raise AnyloomError(f"{self.directory}: the voice gave samples that are not finite; is its conditioning?")
             media.append(Medium("audio", np.clip(samples.reshape(-1), -1, 1), self.contract.rate_hz))

@@ -20,16 +20,18 @@ from mmcore.data.chat import REQUESTS
 GROUPS = {
     "cc3m": ("stamps_train", "stamps_heldout", "easyvqa_captions"),
     "webvid": ("clips_train", "clips_heldout"),
-    "audiocaps": ("sounds_train", "sounds_heldout", "spoken_train"),
-    "instruct": ("easyvqa_train", "draw_train", "speak_train", "easyvqa_test"),
+    "audiocaps": ("sounds_train", "sounds_heldout"),
+    "instruct": ("easyvqa_train", "draw_train", "easyvqa_test"),
 }
 """Every dataset of both recipes, by group."""
+SPOKEN = {"audiocaps": ("spoken_train",), "instruct": ("speak_train",)}
+"""Those that smol has besides."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
 
 
 def list_path(root: Path, dataset: str) -> Path:
     """Where the list file of a dataset lies under the list root."""
-    group = next(g for g, datasets in GROUPS.items() if dataset in datasets)
+    group = next(g for known in (GROUPS, SPOKEN) for g, datasets in known.items() if dataset in datasets)
     return root / group / f"{dataset}.{SUFFIX[group]}"
 
 

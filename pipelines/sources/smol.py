@@ -77,7 +77,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
     counts["draw_train"] = _draw(ctx.output, stamps, captions, config)
     shown = _clip_pictures(assets, stamps, captions, config)
     counts |= _clips(ctx, shown, config)
-    counts |= write_spoken(ctx.output, assets / "voice", config.speak_per_caption)
+    voice = assets / "voice"
+    if not voice.is_dir():
+        left_out.append("no voice: spoken_train and speak_train are empty")
+    counts |= write_spoken(ctx.output, voice if voice.is_dir() else None, config.speak_per_caption)
     unknown = sum(caption == "" for caption in captions.values())
     if unknown:
         left_out.append(f"easyvqa_captions: {unknown} pictures whose questions affirm neither shape nor colour")

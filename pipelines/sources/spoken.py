@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from infra.storage import read_json, write_atomic
-from mmcore.data.chat import REQUESTS
 from mmcore.data.shapes import CONCEPTS
 from mmcore.decoders.media_files import wav
 from mmcore.decoders.phonemes import Pronouncer
@@ -25,19 +22,23 @@ SPOKEN = 'the words "{}"'
 """Caption of a sound in which a voice says something: what is said stands between double quotes."""
 
 
-def write_spoken(output: Path, voice: Path, per_caption: int) -> dict[str, int]:
-    """Say every concept once and write both lists. per_caption: requests for each, in the wordings of REQUESTS in turn. Returns rows per dataset."""
+def write_spoken(output: Path, voice: Path | None, per_caption: int) -> dict[str, int]:
+    """Say every concept once and write both lists, empty ones without a voice. per_caption: requests for each, in the wordings of REQUESTS in turn.
+
+    Returns rows per dataset.
+    """
+    said = [] if voice is None else _say_all(output, voice)
+    asked = [draw_record(f"speak_{stem}_{n}", caption, f"{FOLDER}/{stem}.wav", n, "audio") for stem, caption in said for n in range(per_caption)]
+    return {"spoken_train": write_audiocaps(output, "spoken_train", said), "speak_train": write_instruct(output, "speak_train", asked)}
+
+
+def _say_all(output: Path, voice: Path) -> list[tuple[str, str]]:
+    """Write the sound of every concept. Returns (stem of the file, caption) each."""
     settings, graph = read_json(voice / SETTINGS), open_graph(voice / GRAPH)
     pronouncer, rate_hz = Pronouncer(voice / DICTIONARY, settings["phoneme_id_map"]), settings["audio"]["sample_rate"]
     said = []
     for concept in CONCEPTS:
         caption, stem = SPOKEN.format(concept.caption), f"{concept.colour}_{concept.shape}"
-        samples = np.clip(say(graph, pronouncer.ids(caption), PACE).reshape(-1), -1, 1)
-        write_atomic(output / FOLDER / f"{stem}.wav", wav(samples, rate_hz))
+        write_atomic(output / FOLDER / f"{stem}.wav", wav(say(graph, pronouncer.ids(caption), PACE).reshape(-1), rate_hz))
         said.append((stem, caption))
-    asked = [
-        draw_record(f"speak_{stem}_{n}", caption, f"{FOLDER}/{stem}.wav", n % len(REQUESTS["audio"]), "audio")
-        for stem, caption in said
-        for n in range(per_caption)
-    ]
-    return {"spoken_train": write_audiocaps(output, "spoken_train", said), "speak_train": write_instruct(output, "speak_train", asked)}
+    return said
