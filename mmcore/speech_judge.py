@@ -34,7 +34,12 @@ class SpeechJudge:
     def __init__(self, directory: Path, heard_s: float = 30.0):
         from tokenizers import Tokenizer
 
-        config = WhisperConfig(**read_json(directory / CONFIG))
+        self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
+        self._begin = [self._tokenizer.token_to_id(name) for name in BEGIN]
+        self._end = self._tokenizer.token_to_id(END)
+        self._blank = self._tokenizer.encode(" ", add_special_tokens=False).ids[0]
+        ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), self._end)
+        config = WhisperConfig(**read_json(directory / CONFIG), **ids, decoder_start_token_id=self._begin[0])
         self._front = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
         frames = max(1, min(config.max_source_positions, round(heard_s * config.max_source_positions / self._front.chunk_length)))
         self._window_s = frames * self._front.chunk_length / config.max_source_positions
@@ -44,10 +49,6 @@ class SpeechJudge:
         self._model = WhisperModel(config)
         self._model.load_state_dict(state)
         self._model.eval().requires_grad_(False)
-        self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
-        self._begin = [self._tokenizer.token_to_id(name) for name in BEGIN]
-        self._end = self._tokenizer.token_to_id(END)
-        self._blank = self._tokenizer.encode(" ", add_special_tokens=False).ids[0]
 
     @torch.inference_mode()
     def hear(self, sounds: Sequence[bytes]) -> list[str]:

@@ -21,7 +21,7 @@ def voice_assets(root: Path) -> Path:
     toy, folder = directory("tiny-voice"), root / "voice"
     folder.mkdir(parents=True)
     text, vocoder = (onnx.load(str(toy / part / GRAPH)) for part in ("text_encoder", "vocoder"))
-    whole = merge_models(text, vocoder, io_map=[(LATENTS, f"v/{LATENTS}")], prefix2="v/")
+    whole = merge_models(text, vocoder, io_map=[(LATENTS, LATENTS)], prefix2="v/")
     onnx.save(whole, str(folder / GRAPH))
     ids = json.loads((toy / "text_encoder" / SETTINGS).read_text())["phoneme_id_map"]
     (folder / SETTINGS).write_text(json.dumps({"audio": {"sample_rate": RATE_HZ}, "phoneme_id_map": ids}))
