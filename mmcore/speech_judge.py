@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperModel
 
+from infra.step import AnyloomError
 from infra.storage import read_json
 from mmcore.data.media import decode_audio
 
@@ -35,8 +36,7 @@ class SpeechJudge:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
-        self._begin = [self._tokenizer.token_to_id(name) for name in BEGIN]
-        self._end = self._tokenizer.token_to_id(END)
+        self._begin, self._end = [self._token(name) for name in BEGIN], self._token(END)
         self._blank = self._tokenizer.encode(" ", add_special_tokens=False).ids[0]
         ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), self._end)
         config = WhisperConfig(**read_json(directory / CONFIG), **ids, decoder_start_token_id=self._begin[0])
@@ -49,6 +49,12 @@ class SpeechJudge:
         self._model = WhisperModel(config)
         self._model.load_state_dict(state)
         self._model.eval().requires_grad_(False)
+
+    def _token(self, name: str) -> int:
+        found = self._tokenizer.token_to_id(name)
+        if found is None:
+            raise AnyloomError(f"the judge's {TOKENIZER} has no {name}: it is not that of an English Whisper; run speech_judge again")
+        return int(found)
 
     @torch.inference_mode()
     def hear(self, sounds: Sequence[bytes]) -> list[str]:
