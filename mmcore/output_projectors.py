@@ -22,6 +22,8 @@ from mmcore.config import OutputProjectorSpec
 from mmcore.seeding import seeded
 
 _STD = 0.02
+_FLOOR = 1e-2
+"""Standardised input: a channel that hardly moves is not blown up beyond 1 / (this share of the mean deviation)."""
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
@@ -55,6 +57,15 @@ class OutputProjector(nn.Module, ABC):
         self.mean_QC.copy_(mean_QC)
         self.scale.fill_(scale)
 
+    @property
+    def standardises(self) -> bool:
+        """True for a projector whose input is standardised: it needs fit_inputs before it is used."""
+        return False
+
+    def fit_inputs(self, mean_SD: torch.Tensor, deviation_SD: torch.Tensor) -> None:
+        """Set mean and standard deviation of the network's input, both from the training states."""
+        raise TypeError(f"{type(self).__name__} takes its input as it is")
+
     @abstractmethod
     def network(self, states_BSD: torch.Tensor) -> torch.Tensor:
         """Sum of hidden states and input rows -> [B, Q, C] in units of `scale` around the mean."""
@@ -70,13 +81,18 @@ class OutputProjector(nn.Module, ABC):
 
 
 class TransformerProjector(OutputProjector):
-    """LayerNorm, Linear D -> W, encoder, decoder over Q queries, Linear W -> C. in_width: D."""
+    """LayerNorm, Linear D -> W, encoder, decoder over Q queries, Linear W -> C; with spec.standardise the input is standardised first. in_width: D."""
 
     signal_positions_SW: torch.Tensor
     query_positions_QW: torch.Tensor
+    input_mean_SD: torch.Tensor | None = None
+    input_scale_SD: torch.Tensor | None = None
 
     def __init__(self, spec: OutputProjectorSpec, in_width: int, num_signals: int):
         super().__init__(spec, num_signals)
+        if spec.standardise:
+            self.register_buffer("input_mean_SD", torch.zeros(num_signals, in_width))
+            self.register_buffer("input_scale_SD", torch.ones(num_signals, in_width))
         self.norm = nn.LayerNorm(in_width)
         self.into = nn.Linear(in_width, spec.width)
         encoder = nn.TransformerEncoderLayer(spec.width, spec.heads, spec.ffn, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
@@ -89,7 +105,19 @@ class TransformerProjector(OutputProjector):
         self.register_buffer("signal_positions_SW", sinusoids(num_signals, spec.width), persistent=False)
         self.register_buffer("query_positions_QW", sinusoids(spec.queries, spec.width), persistent=False)
 
+    @property
+    def standardises(self) -> bool:
+        return self.input_mean_SD is not None
+
+    @torch.no_grad()
+    def fit_inputs(self, mean_SD: torch.Tensor, deviation_SD: torch.Tensor) -> None:
+        assert self.input_mean_SD is not None and self.input_scale_SD is not None
+        self.input_mean_SD.copy_(mean_SD)
+        self.input_scale_SD.copy_(1 / (deviation_SD + _FLOOR * deviation_SD.mean()))
+
     def network(self, states_BSD: torch.Tensor) -> torch.Tensor:
+        if self.input_mean_SD is not None and self.input_scale_SD is not None:
+            states_BSD = (states_BSD - self.input_mean_SD) * self.input_scale_SD
         states_BSW = self.into(self.norm(states_BSD)) + self.signal_positions_SW
         queries = (self.queries_QW + self.query_positions_QW).expand(len(states_BSW), -1, -1)
         return self.out(self.decoder(queries, self.encoder(states_BSW)))

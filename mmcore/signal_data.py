@@ -51,6 +51,17 @@ def fit_targets(source: FeatureSource, captions: Sequence[str], num_queries: int
     return mean_QC.float(), (squares / len(distinct)) ** 0.5, distances / len(distinct)
 
 
+def fit_states(side: SignalSide, states: StateSet, modality: str, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean_SD, deviation_SD) of a projector's input over distinct captions in all their requests, in sorted order."""
+    keys = [caption_key(modality, caption, variant) for caption in sorted(set(captions)) for variant in range(states.requests)]
+    sums = [torch.zeros(()), torch.zeros(())]
+    for start in range(0, len(keys), _CHUNK):
+        inputs_BSD = side.inputs(modality, states.gather(keys[start : start + _CHUNK])[0]).double()
+        sums = [sums[0] + inputs_BSD.sum(0), sums[1] + (inputs_BSD**2).sum(0)]
+    mean_SD = sums[0] / len(keys)
+    return mean_SD.float(), (sums[1] / len(keys) - mean_SD**2).clamp(min=0).sqrt().float()
+
+
 class SignalData:
     """samples: dataset -> its captioned samples; modalities: dataset -> the modality that its captions ask for; targets: per modality; denoised: per modality,
     needed when config.denoise_loss is not 0.
@@ -88,6 +99,8 @@ class SignalData:
             if mean_QC.shape != projector.mean_QC.shape:
                 raise ValueError(f"the {modality} targets have {mean_QC.shape[1]} channels, the output projector makes {projector.mean_QC.shape[1]}: set out")
             projector.fit(mean_QC, std)
+            if projector.standardises:
+                projector.fit_inputs(*fit_states(side, states, modality, captions))
             self.costs[modality] = max(cost, 1e-6)
 
     def cursor(self, step: int) -> dict[str, int]:

@@ -156,6 +156,11 @@ class SignalSide(nn.Module):
         assert isinstance(found, OutputProjector)
         return found
 
+    def inputs(self, modality: str, states_BPD: torch.Tensor) -> torch.Tensor:
+        """Cached states of captions -> what their projector's network reads, [B, S, D] float32."""
+        size = self.lm.table.count(modality)
+        return states_BPD[:, 1 : 1 + size].float() + signal_rows(self.lm, modality).detach().float()
+
     def conditioning(self, modality: str, states_BPD: torch.Tensor) -> torch.Tensor:
         """Cached states of captions -> conditioning_BQC."""
         size = self.lm.table.count(modality)

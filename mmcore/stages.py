@@ -32,7 +32,12 @@ class StageSpec:
 
 STAGES = {
     "stage1": StageSpec(trains=("input_projectors.*",), saves=("input_projectors.*.mean_E", "input_projectors.*.std_E")),
-    "stage2": StageSpec(trains=("output_projectors.*", "lm.new_head_rows"), saves=("output_projectors.*.mean_QC", "output_projectors.*.scale")),
+    "stage2": StageSpec(
+        trains=("output_projectors.*", "lm.new_head_rows"),
+        saves=("output_projectors.*.mean_QC", "output_projectors.*.scale", "output_projectors.*.input_*_SD"),
+    ),
+        trains=("output_projectors.*", "lm.new_head_rows"), saves=("output_projectors.*.mean_QC", "output_projectors.*.scale", "output_projectors.*.input_*_SD")
+    ),
     "stage3": StageSpec(trains=("lm.base.*.lora_?.*", "lm.new_input_rows", "lm.new_head_rows"), optional=("input_projectors.*",), lora=True),
     "two_tower": StageSpec(trains=("media.*", "text.*", "log_scale"), saves=("*.mean_E", "*.std_E")),
 }

@@ -43,7 +43,7 @@ def smol() -> Recipe:
         audio=EncoderSpec(kind="whisper_audio", arch="whisper", width=384, tokens=8, max_seconds=6.0, part_rows=16),
         input_projector=InputProjectorSpec(kind="linear", init_std=0.136),
         output_projector=OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=16, out=384),
-        output_projectors=(("audio", OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=30, out=768)),),
+        output_projectors=(("audio", OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=30, out=768, standardise=True)),),
         tokens=SpecialTokens(image=4, video=0, audio=8),
         requests=4,
         decoders=(("image", "trained"), ("audio", "voice")),

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import pytest
 from data_steps import run_step, wav
 from test_report import _artifact
 from test_weights import ct2_file, encoder_variables
+from toy_decoders import directory
 from toy_voice import decoder_variables
 
 from evals.config import SpeakingEvalConfig
 from evals.report_sounds import speaking_section
 from evals.requests import JUDGED, Prompt, block_metrics
-from evals.speaking import QUIET, VOICE, picture_blocks, right_words, rows_of, word_metrics
+from evals.speaking import QUIET, VOICE, _heard, _kept, _sounds, picture_blocks, right_words, rows_of, word_metrics
 from evals.speaking_prompts import NEW_REQUESTS
 from evals.tables import METRICS, SPEAKING_SAMPLES, write_table
-from infra.step import AnyloomError
+from infra.step import AnyloomError, Artifact, Resources, StepContext
 from mmcore.data.chat import REQUESTS
 from mmcore.data.shapes import CONCEPTS
+from mmcore.decoders.texts import encode_texts
+from mmcore.draw import DECODERS
+from mmcore.generate import DESCRIPTION
 from mmcore.speech_judge import BEGIN, END, LONGEST, SpeechJudge
+from mmcore.types import Answer, SignalBlock
 from pipelines.ct2 import whisper_decoder
 from pipelines.weights_config import WeightsConfig
 
 CONFIG = SpeakingEvalConfig(bootstrap_draws=200, shown=2)
 RUN = "pipelines.speech_judge:run"
+PLACES = {"export": "export", "voice": "voice", "speech_judge": "judge"}
 
 
 def tokenizer(path):
@@ -100,6 +109,31 @@ def test_an_unanswered_request_counts_as_wrong_and_every_sound_meets_another_req
     assert at[JUDGED[0], "both"]["value"] == pytest.approx(21 / 24) and at[JUDGED[1], "both"]["value"] == at[VOICE, "both"]["value"] == 1.0
     assert at[f"{JUDGED[0]}, shuffled", "both"]["value"] == 0.0 and at[f"{JUDGED[0]} - shuffled", "both"]["ci_lo"] > 0.5
     assert at[JUDGED[0], "both"]["clusters"] == len(CONCEPTS) and at[JUDGED[0], "both"]["ci_lo"] < 21 / 24 < at[JUDGED[0], "both"]["ci_hi"]
+
+
+def test_answers_become_sounds_that_are_heard_and_some_are_kept(tmp_path):
+    """The way from signal blocks to rows, with a toy voice and a toy judge; the language model's part is the block."""
+    toy_whisper(tmp_path)
+    run_step(tmp_path, "judge", RUN, WeightsConfig(kind="pretrained", arch="whisper-tiny.en"), {"assets": "assets"})
+    for place in (tmp_path / "export" / DECODERS / "audio", tmp_path / "voice" / "pipeline"):
+        shutil.copytree(directory("tiny-voice"), place)
+    (tmp_path / "export" / DESCRIPTION).write_text("{}")
+    prompts = [Prompt(condition=name, text=f"{name} {i}", concept=i) for name in JUDGED for i in range(2)] + [Prompt(condition="talk", text="hello")]
+    (tokens,), _ = encode_texts(directory("tiny-voice"), [CONCEPTS[0].caption])
+    block, said = SignalBlock("audio", tokens[0]), {"caption": None, "token_ids": (), "num_input_tokens": 1, "ms": 1.0}
+    answers = [Answer(text="", **said, blocks=() if i == 1 else (block,), broken=()) for i in range(len(prompts))]
+    inputs = {name: Artifact(name=name, path=tmp_path / place, fingerprint="f", digest="d", result={}) for name, place in PLACES.items()}
+    config = replace(CONFIG, heard_s=2.0, batch=16)
+    places = {"output": tmp_path / "out", "work": tmp_path / "w", "stores": tmp_path}
+    ctx = StepContext(name="eval_speaking", config=config, inputs=inputs, sources={}, resources=Resources(), **places)
+    sounds = _sounds(ctx, prompts, answers)
+    asked = {(JUDGED[0], 0), (JUDGED[1], 2), (JUDGED[1], 3)}  # not the unanswered one, and not the sound in an ordinary talk
+    assert set(sounds) == asked | {(VOICE, number) for number in range(len(CONCEPTS))} and sounds[JUDGED[0], 0] == sounds[VOICE, 0] != sounds[VOICE, 1]
+    heard, kept = _heard(ctx, sounds), _kept(ctx, sounds)
+    assert set(heard) == set(sounds) and kept == {(JUDGED[0], 0): "sounds/000.wav"}
+    assert (tmp_path / "out" / "sounds" / "000.wav").read_bytes() == sounds[VOICE, 0]
+    rows = rows_of(config, prompts, heard, kept)
+    assert [row["spoken"] for row in rows[:4]] == [1.0, 0.0, 1.0, 1.0] and rows[0]["sound"] == "sounds/000.wav" and len(rows) == 4 + len(CONCEPTS)
 
 
 def replies():
