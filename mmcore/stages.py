@@ -36,8 +36,6 @@ STAGES = {
         trains=("output_projectors.*", "lm.new_head_rows"),
         saves=("output_projectors.*.mean_QC", "output_projectors.*.scale", "output_projectors.*.input_*_SD"),
     ),
-        trains=("output_projectors.*", "lm.new_head_rows"), saves=("output_projectors.*.mean_QC", "output_projectors.*.scale", "output_projectors.*.input_*_SD")
-    ),
     "stage3": StageSpec(trains=("lm.base.*.lora_?.*", "lm.new_input_rows", "lm.new_head_rows"), optional=("input_projectors.*",), lora=True),
     "two_tower": StageSpec(trains=("media.*", "text.*", "log_scale"), saves=("*.mean_E", "*.std_E")),
 }

@@ -11,7 +11,7 @@ from mmcore.config import EncoderSpec, InputProjectorSpec, ModelSpec, OutputProj
 from mmcore.model import output_projectors
 from mmcore.optimizer import FlatAdamW
 from mmcore.output_projectors import KINDS, build_output_projector
-from mmcore.stages import select_trainable
+from mmcore.stages import saved_tensors, select_trainable
 
 TOY = OutputProjectorSpec(width=16, layers=2, heads=2, ffn=32, queries=5, out=8)
 D, S = 24, 4
@@ -125,6 +125,30 @@ def test_each_modality_has_its_own_conditioning():
         output_projectors(dataclasses.replace(SPEC, tokens=SpecialTokens(video=0), output_projectors=(("video", TOY),)), D)
     with pytest.raises(ValueError, match="unknown; there are: linear, nextgpt, nextgpt_legacy, transformer"):
         build("qformer")
+
+
+def test_a_standardised_input_is_what_a_plain_projector_would_read_after_it(tmp_path):
+    hidden, rows = inputs(6)
+    plain, fitted = build("transformer"), build("transformer", standardise=True)
+    assert fitted.standardises and not plain.standardises
+    assert torch.equal(fitted(hidden, rows), plain(hidden, rows))  # the same start until it is fitted
+    total = 0.01 * hidden + 50.0  # captions that hardly differ
+    mean, deviation = total.mean(0), total.std(0, correction=0)
+    fitted.fit_inputs(mean, deviation)
+    expected = plain((total - mean) / (deviation + 0.01 * deviation.mean()), torch.zeros(S, D))
+    assert torch.allclose(fitted(total, torch.zeros(S, D)), expected, atol=1e-4)
+    seen = [torch.pdist(one.network(total).flatten(1)).min() for one in (fitted, plain)]
+    assert seen[0] > 5 * seen[1]  # LayerNorm alone sees the common part only
+    save_file(fitted.state_dict(), tmp_path / "f.safetensors")
+    other = build("transformer", seed=1, standardise=True)
+    other.load_state_dict(load_file(tmp_path / "f.safetensors"))
+    assert torch.equal(other(total, rows), fitted(total, rows))
+    side = nn.Module()
+    side.output_projectors = nn.ModuleDict({"audio": fitted})
+    kept = saved_tensors(side, StageConfig(stage="stage2", steps=1, batch=1, lr=1e-3, mixture=(("a", 1.0),)), {})
+    assert {name.rpartition(".")[2] for name in kept} == {"mean_QC", "scale", "input_mean_SD", "input_scale_SD"}
+    with pytest.raises(TypeError, match="takes its input as it is"):
+        build("linear").fit_inputs(mean, deviation)
 
 
 class Side(nn.Module):
