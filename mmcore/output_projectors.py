@@ -85,14 +85,13 @@ class TransformerProjector(OutputProjector):
 
     signal_positions_SW: torch.Tensor
     query_positions_QW: torch.Tensor
-    input_mean_SD: torch.Tensor | None = None
-    input_scale_SD: torch.Tensor | None = None
+    input_mean_SD: torch.Tensor | None
+    input_scale_SD: torch.Tensor | None
 
     def __init__(self, spec: OutputProjectorSpec, in_width: int, num_signals: int):
         super().__init__(spec, num_signals)
-        if spec.standardise:
-            self.register_buffer("input_mean_SD", torch.zeros(num_signals, in_width))
-            self.register_buffer("input_scale_SD", torch.ones(num_signals, in_width))
+        self.register_buffer("input_mean_SD", torch.zeros(num_signals, in_width) if spec.standardise else None)
+        self.register_buffer("input_scale_SD", torch.ones(num_signals, in_width) if spec.standardise else None)
         self.norm = nn.LayerNorm(in_width)
         self.into = nn.Linear(in_width, spec.width)
         encoder = nn.TransformerEncoderLayer(spec.width, spec.heads, spec.ffn, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
