@@ -132,7 +132,7 @@ def test_a_standardised_input_is_what_a_plain_projector_would_read_after_it(tmp_
     plain, fitted = build("transformer"), build("transformer", standardise=True)
     assert fitted.standardises and not plain.standardises
     assert torch.equal(fitted(hidden, rows), plain(hidden, rows))  # the same start until it is fitted
-    total = 0.01 * hidden + 50.0  # captions that hardly differ
+    total = 0.01 * hidden + 50.0 * rows  # captions that hardly differ
     mean, deviation = total.mean(0), total.std(0, correction=0)
     fitted.fit_inputs(mean, deviation)
     expected = plain((total - mean) / (deviation + 0.01 * deviation.mean()), torch.zeros(S, D))
