@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class SpeechJudge:
         self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
         self._begin, self._end = [self._token(name) for name in BEGIN], self._token(END)
         self._blank = self._tokenizer.encode(" ", add_special_tokens=False).ids[0]
-        ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), self._end)
+        ids: dict[str, Any] = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), self._end)
         config = WhisperConfig(**read_json(directory / CONFIG), **ids, decoder_start_token_id=self._begin[0])
         self._front = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
         frames = max(1, min(config.max_source_positions, round(heard_s * config.max_source_positions / self._front.chunk_length)))
