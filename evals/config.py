@@ -150,3 +150,29 @@ class ReportConfig:
     """What the evaluation's questions really are; said beside the headline."""
     licences: tuple[tuple[str, str], ...] = LICENCES
     """(part, licence and what it allows); those found in the export are added."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeakingEvalConfig:
+    """Requests for spoken words to the whole model, and what asks for none beside them (eval_speaking)."""
+
+    draws: int = 1
+    """Requests for every concept, in new and in trained wordings."""
+    questions: int = 24
+    """Test pictures that are asked about, and as many requests for pictures; none of these asks for a sound."""
+    questions_source: str = "easyvqa_test"
+    """Dataset of these pictures."""
+    max_new_tokens: int = 16
+    """Longest reply."""
+    chunk: int = 192
+    """Prompts answered together; part of the identity because batches fix the rounding."""
+    batch: int = 24
+    """Sounds heard together; the same."""
+    heard_s: float = 10.0
+    """Window of the judge's encoder in seconds; its own is 30, which costs more than three times as much."""
+    shown: int = 8
+    """Seeded draws whose sounds are kept for the report."""
+    seed: int = 0
+    """Draws the prompts and what is shown."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0

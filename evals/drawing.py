@@ -12,7 +12,6 @@ against another request's concept. The bootstrap draws whole concepts. The decod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from evals.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
 from evals.picture_grid import grid_png
 from evals.picture_judge import right
+from evals.requests import ASKED, JUDGED, QUIET, Prompt, answered, block_metrics, concept_requests, picture_questions, reply
 from evals.statistics import Interval, derangement, mean_interval, paired_interval
 from evals.tables import DRAWING_REPLIES, DRAWING_SAMPLES, METRICS, metric_row, write_table
 from infra.step import StepContext
@@ -27,25 +27,10 @@ from infra.storage import write_atomic
 from mmcore.image_decoder_config import DrawingEvalConfig
 
 if TYPE_CHECKING:
-    from mmcore.types import Answer, Question
+    from mmcore.types import Answer
 
-JUDGED = ("asked_new_wording", "asked_trained_wording")
-ASKED = (*JUDGED, "asked_other")
-QUIET = ("talk", "picture_question")
 PARTS = ("shape", "colour", "both")
 MODALITY = "image"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prompt:
-    """One thing said to the model."""
-
-    condition: str
-    text: str
-    concept: int = -1
-    """Place in CONCEPTS; -1: none is judged."""
-    media_key: str = ""
-    """Picture that the question is about."""
 
 
 def run(ctx: StepContext) -> Mapping[str, Any]:
@@ -59,12 +44,8 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     config: DrawingEvalConfig = ctx.config
     generator = Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
     prompts = prompts_of(ctx)
-    answers: list[Answer] = []
-    items = _questions(ctx, generator, prompts)
-    for start in range(0, len(items), config.chunk):
-        answers += generator.answer(items[start : start + config.chunk], max_new_tokens=config.max_new_tokens, complete_blocks=False)
-        ctx.progress(start + len(items[start : start + config.chunk]), len(items), "prompts answered")
-    replies = [_reply(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    answers = answered(ctx, generator, prompts)
+    replies = [reply(prompt, answer, MODALITY) for prompt, answer in zip(prompts, answers, strict=True)]
     samples, pixels = _drawn(ctx, prompts, answers)
     metrics = block_metrics(config, replies) + picture_metrics(config, samples)
     write_table(ctx.output / "replies.parquet", replies, DRAWING_REPLIES)
@@ -80,21 +61,16 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
 
 
 def prompts_of(ctx: StepContext) -> list[Prompt]:
-    """Every prompt, in order. Requests take the wordings in turn, from a seeded beginning, so that each comes up equally often."""
+    """Every prompt, in order."""
     from mmcore.data.chat import REQUESTS
-    from mmcore.data.shapes import CONCEPTS
 
     config: DrawingEvalConfig = ctx.config
-    found = []
+    found: list[Prompt] = []
     for name, wordings in zip(JUDGED, (NEW_REQUESTS, tuple(wording.format("a {c} {s}") for wording in REQUESTS[MODALITY])), strict=True):
-        numbers = np.repeat(np.arange(len(CONCEPTS)), config.draws)
-        order = np.random.default_rng(config.seed).permutation(len(numbers)) % len(wordings)
-        found += [
-            Prompt(condition=name, text=CONCEPTS[number].worded(wordings[which]), concept=int(number)) for number, which in zip(numbers, order, strict=True)
-        ]
+        found += concept_requests(name, wordings, config.draws, config.seed)
     found += [Prompt(condition="asked_other", text=NEW_REQUESTS_OF[i % len(NEW_REQUESTS_OF)].format(caption)) for i, caption in enumerate(_other_captions(ctx))]
     found += [Prompt(condition="talk", text=text) for text in TALK]
-    return found + _picture_questions(ctx)
+    return found + picture_questions(ctx)
 
 
 def _other_captions(ctx: StepContext) -> list[str]:
@@ -108,53 +84,6 @@ def _other_captions(ctx: StepContext) -> list[str]:
     short = [text[:1].lower() + text[1:] for text in short]
     picks = np.random.default_rng(config.seed).permutation(len(short))[: config.others]
     return [short[i] for i in sorted(picks.tolist())]
-
-
-def _picture_questions(ctx: StepContext) -> list[Prompt]:
-    """The first question of each of a seeded draw of test pictures."""
-    import json
-
-    from mmcore.data.shards import ShardSet
-
-    config: DrawingEvalConfig = ctx.config
-    shards = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores)
-    keys = sorted(shards.keys(source=config.questions_source))
-    picks = np.random.default_rng(config.seed).permutation(len(keys))[: config.questions]
-    metas = shards.metas([keys[i] for i in sorted(picks.tolist())])
-    found = []
-    for meta in metas:
-        turns = meta["conversations"]
-        turns = json.loads(turns) if isinstance(turns, str) else turns
-        found.append(Prompt(condition="picture_question", text=turns[0]["value"].replace("<image>", "").strip(), media_key=meta["key"]))
-    return found
-
-
-def _questions(ctx: StepContext, generator: Any, prompts: Sequence[Prompt]) -> list[Question]:
-    """The prompts with the features of their pictures, by the export's own encoder."""
-    from mmcore.data.shards import ShardSet
-    from mmcore.types import Question
-
-    shards = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores)
-    found = []
-    for prompt in prompts:
-        shown: dict[str, Any] = {}
-        if prompt.media_key:
-            shown = {"media_key": prompt.media_key, "modality": MODALITY, "features_NE": generator.encode(MODALITY, shards.media(prompt.media_key))}
-        found.append(Question(text=prompt.text, **shown))
-    return found
-
-
-def _reply(prompt: Prompt, answer: Answer) -> dict[str, Any]:
-    """A row of DRAWING_REPLIES."""
-    blocks = sum(block.modality == MODALITY for block in answer.blocks)
-    return {
-        "condition": prompt.condition,
-        "prompt": prompt.text,
-        "text": answer.text,
-        "blocks": blocks,
-        "broken": "; ".join(answer.broken),
-        "emitted": float(blocks > 0),
-    }
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -220,24 +149,6 @@ def _grid(name: str, samples: Sequence[Mapping[str, Any]], pixels: np.ndarray) -
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------------
-
-
-def block_metrics(config: DrawingEvalConfig, replies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """emits_block per condition (of those asked: recall), broken_block over all, and precision: the share of the replies with a block that were asked."""
-    options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed, "proportion": True}
-    rows = []
-    for name, chosen in {**{name: (name,) for name in (*ASKED, *QUIET)}, "asked": ASKED, "not_asked": QUIET}.items():
-        mine = [reply for reply in replies if reply["condition"] in chosen]
-        if mine:
-            interval = mean_interval([reply["emitted"] for reply in mine], [reply["prompt"] for reply in mine], **options)
-            rows.append(metric_row(interval, condition=name, metric="emits_block", subgroup=MODALITY, kind="score"))
-    broken = mean_interval([float(bool(reply["broken"])) for reply in replies], [reply["prompt"] for reply in replies], **options)
-    rows.append(metric_row(broken, condition="all", metric="broken_block", subgroup=MODALITY, kind="score"))
-    drew = [reply for reply in replies if reply["emitted"]]
-    if drew:
-        precise = mean_interval([float(reply["condition"] in ASKED) for reply in drew], [reply["prompt"] for reply in drew], **options)
-        rows.append(metric_row(precise, condition="all", metric="precision", subgroup=MODALITY, kind="score"))
-    return rows
 
 
 def picture_metrics(config: DrawingEvalConfig, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

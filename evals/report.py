@@ -23,6 +23,7 @@ from evals.report_drift import drift_section
 from evals.report_media import media_questions_section
 from evals.report_pictures import drawing_section, pictures_section
 from evals.report_questions import metrics_of, question_sections, source_note
+from evals.report_sounds import speaking_section
 from infra.artifact import ArtifactRecord, read_record
 from infra.step import Artifact, StepContext
 from infra.storage import read_json, write_atomic
@@ -45,6 +46,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
         drift_section(inputs.get("eval_drift")),
         pictures_section(inputs.get("eval_pictures")),
         drawing_section(inputs.get("eval_drawing")),
+        speaking_section(inputs.get("eval_speaking")),
         _losses(inputs),
         _time(records),
         _licences(config, records, inputs),

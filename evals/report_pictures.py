@@ -69,14 +69,14 @@ def drawing_section(artifact: Artifact | None) -> str:
     if artifact is None:
         return ""
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
-    blocks = [[label, _interval(at[name, "emits_block", "image"]), f"{at[name, 'emits_block', 'image']['n']:,}"] for name, label in BLOCK_ROWS.items()]
+    blocks = [[label, interval_cell(at[name, "emits_block", "image"]), f"{at[name, 'emits_block', 'image']['n']:,}"] for name, label in BLOCK_ROWS.items()]
     if ("all", "precision", "image") in at:
         blocks.append(["of the replies with a picture, asked for (precision)", *_of(at["all", "precision", "image"])])
     blocks.append(["replies with a broken block", *_of(at["all", "broken_block", "image"])])
     judged = []
     for name, label in DRAWN_ROWS.items():
         found = [at[name, "judged_right", part] for part in ("shape", "colour", "both")]
-        judged.append([label, *map(_interval, found), f"{found[0]['n']:,}"])
+        judged.append([label, *map(interval_cell, found), f"{found[0]['n']:,}"])
     return section(
         "The whole model: does it draw when asked, only then, and the right thing?",
         paragraph(
@@ -92,10 +92,11 @@ def drawing_section(artifact: Artifact | None) -> str:
 
 
 def _of(metric: Mapping[str, Any]) -> tuple[str, str]:
-    return _interval(metric), f"{metric['n']:,}"
+    return interval_cell(metric), f"{metric['n']:,}"
 
 
-def _interval(metric: Mapping[str, Any]) -> str:
+def interval_cell(metric: Mapping[str, Any]) -> str:
+    """A value with its interval."""
     return _cell(metric["value"], metric["ci_lo"], metric["ci_hi"])
 
 

@@ -128,6 +128,27 @@ DRAWING_SAMPLES = pa.schema(
     ]
 )
 """As PICTURE_SAMPLES; drawn: 1 when the model drew anything; *_of_other: the same picture judged against other_concept."""
+SPEAKING_REPLIES = pa.schema([*DRAWING_REPLIES, ("pictures", pa.int64())])
+"""pictures: whole signal blocks of pictures in the reply."""
+SPEAKING_SAMPLES = pa.schema(
+    [
+        ("made_as", pa.string()),
+        ("prompt", pa.string()),
+        ("concept", pa.string()),
+        ("other_concept", pa.string()),
+        ("spoken", pa.float64()),
+        ("heard", pa.string()),
+        ("sound", pa.string()),
+        ("shape", pa.float64()),
+        ("colour", pa.float64()),
+        ("both", pa.float64()),
+        ("shape_of_other", pa.float64()),
+        ("colour_of_other", pa.float64()),
+        ("both_of_other", pa.float64()),
+    ]
+)
+"""spoken: 1 when there was a sound; heard: what the judge wrote down; sound: file in the artifact, "" when it was not kept; shape, colour, both: 1 where
+that word was heard; *_of_other: the same sound against other_concept."""
 METRICS = pa.schema(
     [
         ("condition", pa.string()),

@@ -37,6 +37,8 @@ class EmbedConfig:
     spec: EncoderSpec
     splits: tuple[str, ...] = ("train", "heldout")
     """Splits that are encoded. The pictures of `test` are not read here: the exported model encodes them itself when it is evaluated."""
+    sources: tuple[str, ...] = ()
+    """texts: datasets whose captions are encoded; empty: all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -97,7 +97,8 @@ def _take(ctx: StepContext, directory: Path) -> None:
     entry = known(ctx.config.name)
     if entry is not None and entry.family != family:
         raise AnyloomError(f"{ctx.name}: {ctx.config.name} is a {entry.family}, the given directory a {family}: give its own directory")
-    write_empty(directory)
+    if read_contract(directory).denoises:
+        write_empty(directory)
 
 
 def _index_only(directory: Path) -> None:

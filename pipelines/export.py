@@ -24,6 +24,8 @@ from pipelines.train_config import ExportConfig
 
 DECODER = "decoder_"
 """Start of the names of inputs that are decoders; the modality follows."""
+TEXT_WEIGHTS = (".safetensors", ".onnx")
+"""Suffixes of what stays behind of a decoder's text encoders."""
 PARTS = {"lm": "weights_lm", "image": "weights_image", "audio": "weights_audio"}
 
 
@@ -37,7 +39,7 @@ def _copy(source: Path, target: Path) -> None:
 def _copy_decoder(source: Path, target: Path) -> None:
     """A decoder without the weights of its text encoders: signal blocks take their place, and the empty text is kept as its conditioning."""
     _copy(source, target)
-    for path in sorted(target.glob("text_encoder*/*.safetensors")):
+    for path in sorted(path for path in target.glob("text_encoder*/*") if path.suffix in TEXT_WEIGHTS):
         path.unlink()
 
 

@@ -14,6 +14,8 @@ from mmcore.decoders import catalogue as decoders
 from mmcore.encoders import catalogue as encoders
 from mmcore.lm_catalogue import known_lm
 from pipelines.recipe import Recipe
+from pipelines.steps_decoders import VOICE
+from pipelines.weights_config import VOICE_NAME
 
 RANDOM = "random, from a seed"
 ExportedPart = tuple[str, str, str, str]
@@ -51,7 +53,7 @@ def decoder_parts(recipe: Recipe) -> list[tuple[str, Part]]:
     """(modality, part) of every decoder: published weights, the one that is trained here, or a toy."""
     found = []
     for modality, name in recipe.decoders if recipe.two_tower is None else ():
-        entry = decoders.known(name)
+        entry = decoders.known(VOICE_NAME if name == VOICE else name)
         if entry is not None:
             found.append((modality, Part(entry.name, entry.licence, entry.commercial)))
         else:

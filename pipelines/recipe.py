@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.config import EvalConfig, RetrievalEvalConfig
+from evals.config import EvalConfig, RetrievalEvalConfig, SpeakingEvalConfig
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from mmcore.image_decoder_config import DrawingEvalConfig, ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
@@ -116,9 +116,9 @@ class Recipe:
     requests: int = 1
     """Wordings in which stage 2 asks for each caption."""
     decoders: tuple[tuple[str, str], ...] = ()
-    """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder; a published name of mmcore.decoders.catalogue (give its
-    directory with --weights decoder_<modality>=DIR); or, in a recipe of kind random, a toy of pipelines.weights_decoders. The last two also give stage 2 its
-    caption targets. A modality without a decoder gives its conditioning only."""
+    """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder; `voice`: the speaking voice of the demo's assets; a
+    published name of mmcore.decoders.catalogue (give its directory with --weights decoder_<modality>=DIR); or, in a recipe of kind random, a toy of
+    pipelines.weights_decoders. All but the first also give stage 2 its caption targets. A modality without a decoder gives its conditioning only."""
     image_decoder: ImageDecoderConfig | None = None
     """Not None: a small picture decoder is trained on the recipe's own pictures (step image_decoder) and judged (eval_pictures)."""
     picture_judge: JudgeConfig = JudgeConfig()
@@ -127,6 +127,8 @@ class Recipe:
     """Draws that are judged; used with image_decoder only."""
     eval_drawing: DrawingEvalConfig = DrawingEvalConfig()
     """Requests to the whole model; used with image_decoder among the decoders only."""
+    eval_speaking: SpeakingEvalConfig = SpeakingEvalConfig()
+    """Requests for sounds; used with the voice among the decoders only."""
     two_tower: Retrieval | None = None
     """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
 

@@ -27,13 +27,17 @@ Asked = tuple[str, str, int]
 """(modality, caption, variant of its request)."""
 
 
-def distinct_captions(ctx: StepContext, modalities: list[str], requests: int) -> list[Asked]:
-    """Every distinct caption whose modality can be emitted, in each of its requests, shortest first (batches without much padding); all splits."""
+def distinct_captions(ctx: StepContext, modalities: list[str], requests: int, sources: tuple[str, ...] = ()) -> list[Asked]:
+    """Every distinct caption whose modality can be emitted, in each of its requests, shortest first (batches without much padding); all splits.
+
+    sources: datasets that are read; empty: all.
+    """
     found: set[tuple[str, str]] = set()
     for group, shards in shard_sets(ctx.inputs, ctx.stores).items():
         modality = GROUP_MODALITY.get(group)
         if modality in modalities:
-            found |= {(modality, text) for meta in shards.metas(shards.keys()) for text in meta["texts"]}
+            metas = [meta for meta in shards.metas(shards.keys()) if not sources or meta["source"] in sources]
+            found |= {(modality, text) for meta in metas for text in meta["texts"]}
     asked = [(modality, caption, variant) for modality, caption in found for variant in range(requests)]
     return sorted(asked, key=lambda item: (item[0], len(item[1]), item[1], item[2]))
 
@@ -64,7 +68,7 @@ def run_states(ctx: StepContext) -> dict[str, Any]:
     stages = tuple(ctx.inputs[name].path for name in earlier_stages(ctx.inputs))
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages).to(device_for(ctx.resources.gpus))
     emitted = [modality for modality in MEDIA if model.lm.table.count(modality)]
-    parts = plan_parts(distinct_captions(ctx, emitted, config.requests), config.part)
+    parts = plan_parts(distinct_captions(ctx, emitted, config.requests, config.sources), config.part)
     total, done, index = sum(map(len, parts)), 0, []
     for number, captions in enumerate(parts):
         name = f"part-{number:05d}.safetensors"

@@ -5,7 +5,8 @@
 A stage that the recipe names twice has two steps, the second called stage2_2 (with states_2).
 
 A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures; one with decoders
-of its own has weights_decoder_*, whose text encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders).
+of its own has weights_decoder_*, whose text encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders); one with a voice
+also speech_judge and eval_speaking.
 A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
 A recipe of the user's own lists and weights (pipelines.own_files) begins with them and ends at export.
 Every arrow is an artifact on storage. This module only wires; importing it loads no model library and runs nothing.
@@ -25,12 +26,24 @@ from mmcore.data.chat_templates import chat_template
 from mmcore.two_tower_config import TwoTowerSpec
 from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.licences import Part, exported_parts, permitted
-from pipelines.manifest_config import DatasetSpec, ManifestConfig, OverlapConfig
+from pipelines.manifest_config import DATASET_TEMPLATES, DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.own_files import OWN, planned
 from pipelines.recipe import Recipe, Retrieval, stage_steps
 from pipelines.sources.configs import QUESTIONS, AssetsConfig, SmolListsConfig, TinyListsConfig
-from pipelines.steps_decoders import TRAINED, SignalInputs, caption_generation_inputs, caption_targets, decoder_weights, latents, signal_inputs, takes_files
-from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, states_of
+from pipelines.steps_decoders import (
+    TRAINED,
+    VOICE,
+    SignalInputs,
+    caption_generation_inputs,
+    caption_targets,
+    decoder_weights,
+    latents,
+    signal_inputs,
+    state_sources,
+    takes_files,
+    trained_image_decoder,
+)
+from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, speaking, states_of
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
@@ -97,8 +110,8 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     if "weights_text" in steps and "cc3m" in shards:
         inputs = {"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]}
         steps["targets"] = Step(name="targets", run="pipelines.embed:run_targets", config=_targets(recipe), inputs=inputs)
-    image_decoder = _image_decoder(recipe, steps, shards)
-    own = decoder_weights(recipe, model_spec(recipe), own_weights)
+    image_decoder = trained_image_decoder(recipe, steps, shards)
+    own = decoder_weights(recipe, model_spec(recipe), own_weights, steps.get("assets"))
     steps |= {step.name: step for step in own.values()}
     steps |= caption_targets(recipe, model_spec(recipe), own, captions)
     decoders = own | {modality: image_decoder["image_decoder"] for modality, name in recipe.decoders if name == TRAINED}
@@ -145,19 +158,6 @@ def _sampling(recipe: Recipe) -> tuple[tuple[str, int, float], ...]:
     """The small decoder is used as it is judged."""
     judged = recipe.eval_pictures
     return tuple((modality, judged.steps, judged.guidance) for modality, name in recipe.decoders if name == TRAINED)
-
-
-def _image_decoder(recipe: Recipe, steps: Mapping[str, Step], shards: Mapping[str, Step]) -> dict[str, Step]:
-    """image_decoder, picture_judge, eval_pictures; nothing for a recipe without a picture decoder. Each keeps one thread busy, in the background."""
-    if recipe.image_decoder is None:
-        return {}
-    pictures, asked = {"shards_cc3m": shards["cc3m"]}, {"shards_instruct": shards["instruct"]}
-    weights = {"weights": steps["weights_text"]}
-    decoder = Step(name="image_decoder", run="pipelines.image_decoder:run", config=recipe.image_decoder, inputs=weights | pictures, background=True)
-    judge = Step(name="picture_judge", run="evals.picture_judge:run", config=recipe.picture_judge, inputs=asked, background=True)
-    made = {"image_decoder": decoder, "picture_judge": judge}
-    evaluation = Step(name="eval_pictures", run="evals.pictures:run", config=recipe.eval_pictures, inputs=made | pictures | asked, background=True)
-    return made | {"eval_pictures": evaluation}
 
 
 def _add_shards(recipe: Recipe, steps: dict[str, Step], lists: Step | None, own_lists: Mapping[str, Path]) -> dict[str, Step]:
@@ -240,7 +240,14 @@ def _targets(recipe: Recipe) -> TargetsConfig:
 def _manifest_config(recipe: Recipe, group: str) -> ManifestConfig:
     return ManifestConfig(
         datasets=tuple(
-            DatasetSpec(name=d.name, format=group, path=f"{group}/{d.name}.{SUFFIX[group]}", split=d.split, licence=d.licence)
+            DatasetSpec(
+                name=d.name,
+                format=group,
+                path=f"{group}/{d.name}.{SUFFIX[group]}",
+                split=d.split,
+                licence=d.licence,
+                media_template=DATASET_TEMPLATES.get(d.name, ""),
+            )
             for d in recipe.datasets
             if d.group == group
         )
@@ -275,7 +282,7 @@ def _add_stages(
             steps[states] = Step(
                 name=states,
                 run="pipelines.train:run_states",
-                config=StatesConfig(model=spec, requests=recipe.requests),
+                config=StatesConfig(model=spec, requests=recipe.requests, sources=state_sources(recipe)),
                 threads=0,
                 gpus=1,
                 inputs={**inputs, **signals.captions},
@@ -331,6 +338,8 @@ def _add_evaluation(
         judge = {"export": export, "picture_judge": steps["picture_judge"]}
         asked = {"shards_cc3m": captions["shards_cc3m"], "shards_instruct": steps["shards_instruct"]}
         evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | asked, threads=0, gpus=1)
+    if ("audio", VOICE) in recipe.decoders:
+        evals["eval_speaking"] = speaking(recipe, steps, export)
     seeds = tuple((name, getattr(recipe, stage).seed) for name, stage in stage_steps(recipe.stages))
     history = Step(
         name="history",

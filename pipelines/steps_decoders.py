@@ -18,11 +18,13 @@ from mmcore.decoders.projected import check_projector
 from pipelines.data_config import GROUP_MODALITY, LATENTS, TARGETS, EmbedConfig
 from pipelines.recipe import Recipe
 from pipelines.train_config import NEEDS_STAGE2
-from pipelines.weights_config import DecoderConfig, ImportConfig, WeightsConfig
+from pipelines.weights_config import DecoderConfig, ImportConfig, VoiceConfig, WeightsConfig
 from pipelines.weights_files import given_decoder, given_files
 
 TRAINED = "trained"
 """Name of the decoder that the step image_decoder makes."""
+VOICE = "voice"
+"""Name of the speaking voice of the assets, a decoder of sounds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,11 @@ def decoder_names(recipe: Recipe) -> dict[str, str]:
             raise AnyloomError(f"recipe {recipe.name}: decoders names {modality}: there are decoders of {', '.join(MODALITIES[1:])}")
         if name == TRAINED and (modality != "image" or recipe.image_decoder is None):
             raise AnyloomError(f"recipe {recipe.name}: decoders: {modality} is '{TRAINED}', which is made for image by a recipe with image_decoder only")
-        if name != TRAINED:
+        if name == VOICE and (modality != "audio" or recipe.weights.kind != "pretrained"):
+            raise AnyloomError(f"recipe {recipe.name}: decoders: {modality} is '{VOICE}', which is of the assets and makes audio: in a recipe of the demo only")
+        if name == VOICE:
+            found[modality] = name
+        elif name != TRAINED:
             entry = known(name)
             if entry is None and name not in {entry.tiny for entry in CATALOGUE}:
                 raise AnyloomError(f"recipe {recipe.name}: decoders: no decoder called '{name}' is known for {modality}; `anyloom decoders` lists them")
@@ -55,20 +61,38 @@ def decoder_names(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def trained_image_decoder(recipe: Recipe, steps: Mapping[str, Step], shards: Mapping[str, Step]) -> dict[str, Step]:
+    """image_decoder, picture_judge, eval_pictures; nothing for a recipe without a picture decoder. Each keeps one thread busy, in the background."""
+    if recipe.image_decoder is None:
+        return {}
+    pictures, asked = {"shards_cc3m": shards["cc3m"]}, {"shards_instruct": shards["instruct"]}
+    weights = {"weights": steps["weights_text"]}
+    decoder = Step(name="image_decoder", run="pipelines.image_decoder:run", config=recipe.image_decoder, inputs=weights | pictures, background=True)
+    judge = Step(name="picture_judge", run="evals.picture_judge:run", config=recipe.picture_judge, inputs=asked, background=True)
+    made = {"image_decoder": decoder, "picture_judge": judge}
+    evaluation = Step(name="eval_pictures", run="evals.pictures:run", config=recipe.eval_pictures, inputs=made | pictures | asked, background=True)
+    return made | {"eval_pictures": evaluation}
+
+
 def takes_files(recipe: Recipe) -> tuple[str, ...]:
     """What --weights may give besides the parts of every recipe: published decoders, and the autoencoder of latents without one."""
     published = tuple(f"decoder_{modality}" for modality, name in decoder_names(recipe).items() if known(name))
     return ("latents", *published) if recipe.latents is not None and "image" not in dict(recipe.decoders) else published
 
 
-def decoder_weights(recipe: Recipe, spec: ModelSpec, own_weights: Mapping[str, Path]) -> dict[str, Step]:
-    """modality -> weights_decoder_<modality>; without its files a published one is planned, but does not run.
+def decoder_weights(recipe: Recipe, spec: ModelSpec, own_weights: Mapping[str, Path], assets: Step | None = None) -> dict[str, Step]:
+    """modality -> weights_decoder_<modality>; without its files a published one is planned, but does not run. assets: where the demo's voice is.
 
     Raises AnyloomError for a toy in a recipe with real weights, and for given files that do not fit the output projector.
     """
     steps = {}
     for modality, name in decoder_names(recipe).items():
         step, published = f"weights_decoder_{modality}", known(name)
+        if name == VOICE:
+            assert assets is not None  # decoder_names: a recipe of kind pretrained
+            voice = VoiceConfig(tokens=output_spec(spec, modality).queries)
+            steps[modality] = Step(name=step, run="pipelines.voice:run", config=voice, inputs={"assets": assets})
+            continue
         if published is None and recipe.weights.kind != "random":
             raise AnyloomError(f"recipe {recipe.name}: decoders: {name} is a random toy; with weights.kind={recipe.weights.kind} name a published decoder")
         given = own_weights.get(f"decoder_{modality}")
@@ -90,8 +114,22 @@ def caption_targets(recipe: Recipe, spec: ModelSpec, decoders: Mapping[str, Step
         projector = output_spec(spec, modality)
         target = EncoderSpec(kind="decoder_text", arch=name, width=projector.out, tokens=projector.queries, batch=32, part_rows=1024)
         inputs = {"weights": decoders[modality], **captions_of(captions, modality)}
-        steps[TARGETS[modality]] = _embed(TARGETS[modality], target, inputs, "pipelines.embed_text:run")
+        sources = spoken_sources(recipe) if name == VOICE else ()
+        steps[TARGETS[modality]] = _embed(TARGETS[modality], target, inputs, "pipelines.embed_text:run", sources)
     return steps
+
+
+def spoken_sources(recipe: Recipe) -> tuple[str, ...]:
+    """The datasets of sounds that stage 2 asks for: those whose captions a voice can say. Empty for a recipe without a voice."""
+    groups = {dataset.name: dataset.group for dataset in recipe.datasets}
+    named = tuple(name for name, _ in recipe.stage2.mixture if GROUP_MODALITY.get(groups.get(name, "")) == "audio")
+    return named if dict(recipe.decoders).get("audio") == VOICE else ()
+
+
+def state_sources(recipe: Recipe) -> tuple[str, ...]:
+    """Datasets whose captions have states: all (empty), or with a voice, of the sounds only those it can say."""
+    spoken = spoken_sources(recipe)
+    return tuple(d.name for d in recipe.datasets if d.name in spoken or GROUP_MODALITY.get(d.group, "audio") != "audio") if spoken else ()
 
 
 def captions_of(captions: Mapping[str, Step], modality: str) -> dict[str, Step]:
@@ -132,8 +170,8 @@ def _autoencoder(recipe: Recipe, spec: EncoderSpec, own_weights: Mapping[str, Pa
     raise AnyloomError(f"{recipe.name}: latents of {spec.arch}: give the autoencoder's directory with --weights latents=DIR")
 
 
-def _embed(name: str, spec: EncoderSpec, inputs: dict[str, Step], run: str) -> Step:
-    return Step(name=name, run=run, config=EmbedConfig(spec=spec), inputs=inputs, threads=0, gpus=ALL_GPUS, spread=True, isolate=False)
+def _embed(name: str, spec: EncoderSpec, inputs: dict[str, Step], run: str, sources: tuple[str, ...] = ()) -> Step:
+    return Step(name=name, run=run, config=EmbedConfig(spec=spec, sources=sources), inputs=inputs, threads=0, gpus=ALL_GPUS, spread=True, isolate=False)
 
 
 def captioned(recipe: Recipe, stage: str) -> dict[str, str]:

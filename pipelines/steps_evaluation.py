@@ -1,4 +1,4 @@
-"""The part of the DAG that judges stage 2 and the questions about clips and sounds: which of these evaluations a recipe has.
+"""The part of the DAG that judges stage 2, speech and the questions about clips and sounds: which of these evaluations a recipe has.
 
 Input: a recipe, its steps so far and the trained stages by the names of their steps; output: steps by name. Importing this module loads no model
 library and runs nothing. pipelines.steps puts them into the DAG.
@@ -13,6 +13,7 @@ from infra.step import Step
 from mmcore.config import ModelSpec
 from pipelines.recipe import Recipe, stage_steps
 from pipelines.sources.configs import QUESTIONS
+from pipelines.weights_config import WeightsConfig
 
 
 def asked_about(recipe: Recipe, modality: str) -> list[str]:
@@ -54,3 +55,11 @@ def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step]
             inputs=inputs | {name: trained[name] for name in names[: moved + 1]} | data,
         )
     return found
+
+
+def speaking(recipe: Recipe, steps: dict[str, Step], export: Step) -> Step:
+    """speech_judge (added to the steps), eval_speaking."""
+    judge = WeightsConfig(kind=recipe.weights.kind, arch="whisper-tiny.en")
+    steps["speech_judge"] = Step(name="speech_judge", run="pipelines.speech_judge:run", config=judge, inputs={"assets": steps["assets"]}, background=True)
+    inputs = {"export": export, "voice": steps["weights_decoder_audio"], "speech_judge": steps["speech_judge"], "shards_instruct": steps["shards_instruct"]}
+    return Step(name="eval_speaking", run="evals.speaking:run", config=recipe.eval_speaking, inputs=inputs, threads=0, gpus=1)

@@ -35,6 +35,8 @@ class StatesConfig:
     """Captions per file, the unit of resumption."""
     requests: int = 1
     """Wordings in which each caption is asked for (of mmcore.data.chat.REQUESTS); each has states of its own."""
+    sources: tuple[str, ...] = ()
+    """Datasets whose captions are taken; empty: all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 from mmcore.seeding import seeded
 from pipelines.weights_joint import BODY, CONTEXT, WIDTH, tiny_clap, tiny_clip
 from pipelines.weights_tiny import tiny_vae
+from pipelines.weights_voice import TinyVoice
 
 SCALED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """Stable Diffusion's noise schedule."""
@@ -190,14 +191,17 @@ DECODERS: dict[str, Callable[[int], Any]] = {
     "tiny-audioldm2": tiny_audioldm2,
     "tiny-cogvideox": tiny_cogvideox,
     "tiny-cogvideox-rotary": lambda seed: tiny_cogvideox(seed, rotary=True),
+    "tiny-voice": TinyVoice,
 }
-"""Name in mmcore.decoders.catalogue -> a seeded pipeline of diffusers."""
+"""Name in mmcore.decoders.catalogue -> a seeded pipeline of diffusers, or what saves itself like one."""
 
 
 def save_decoder(pipeline: Any, directory: Path) -> Path:
-    """Write a pipeline in the standard directory format, safetensors only, with its empty conditioning beside the weights."""
+    """Write a pipeline in the standard directory format, safetensors only, with its empty conditioning (for guidance) beside the weights."""
+    from mmcore.decoders.contract import read_contract
     from mmcore.decoders.texts import write_empty
 
     pipeline.save_pretrained(directory, safe_serialization=True)
-    write_empty(directory)
+    if read_contract(directory).denoises:
+        write_empty(directory)
     return directory

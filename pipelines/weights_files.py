@@ -31,6 +31,8 @@ LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
 """Starts of the names of parts that hold settings only."""
 SETTINGS = (".json", ".txt", ".model")
+DECODER_WEIGHTS = (".safetensors", ".onnx")
+"""Suffixes of a decoder's weights; only a voice has ONNX graphs."""
 
 
 def given_files(part: str, specs: Sequence[EncoderSpec], path: Path) -> dict[str, Path]:
@@ -113,7 +115,7 @@ def given_decoder(modality: str, directory: Path) -> dict[str, Path]:
         if not folder.is_dir():
             raise AnyloomError(f"{option}: {INDEX} names {part}, which is not there; copy the whole directory")
         files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-        weights = [path for path in files if path.suffix == ".safetensors"]
+        weights = [path for path in files if path.suffix in DECODER_WEIGHTS]
         plain = [path for path in weights if path.name.count(".") == 1] or weights
         if not plain and not part.startswith(WITHOUT_WEIGHTS):
             raise AnyloomError(f"{option}: {part} has no .safetensors; convert its weights once with torch.load(weights_only=True) and safetensors")

@@ -1,4 +1,4 @@
-"""Decoders: frozen diffusion models behind one face, conditioning -> pictures, clips and sounds.
+"""Decoders: frozen diffusion models, and a speaking voice, behind one face: conditioning -> pictures, clips and sounds.
 
 Owns the registry of families (a literal dict) and the loading of a decoder from a diffusers directory. Input: a directory as save_pretrained
 writes it, safetensors only, local files only; output: a Decoder, which predicts (for the denoising loss) and generates. The parts are opened as
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.step import AnyloomError
-from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, TEXT_TO_VIDEO, DecoderContract, Stream, read_contract
+from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, TEXT_TO_VIDEO, VOICE, DecoderContract, Stream, read_contract
 
 if TYPE_CHECKING:
     from mmcore.decoders.base import Decoder
@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     COGVIDEOX: ("video", "CogVideoXDecoder"),
     AUDIOLDM: ("audio", "AudioLDMDecoder"),
     AUDIOLDM2: ("audio", "AudioLDM2Decoder"),
+    VOICE: ("voice", "VoiceDecoder"),
 }
 """Pipeline class of model_index.json -> (module here, class)."""
 DTYPES = ("float32", "bfloat16", "float16")

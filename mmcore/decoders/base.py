@@ -72,13 +72,20 @@ class Decoder:
     part = "unet"
     """Folder of the denoiser."""
 
+    scheduler: Any = None
+    denoiser: Any = None
+
     def __init__(self, directory: Path, contract: DecoderContract, device: str, dtype: str):
         """Opens denoiser and scheduler. Raises AnyloomError when they are missing, no safetensors or of an unknown class."""
         self.directory, self.contract, self.device = directory, contract, torch.device(device)
         self.dtype: torch.dtype = getattr(torch, dtype)
+        self._empty: Conditioning | None = None
+        self._open_parts()
+
+    def _open_parts(self) -> None:
+        """What every call needs; a decoder without a noise schedule has other parts."""
         self.scheduler = self._scheduler()
         self.denoiser = self.open(self._denoiser_class(), self.part)
-        self._empty: Conditioning | None = None
 
     def _denoiser_class(self) -> Any:
         raise TypeError(f"{type(self).__name__} names no denoiser class")
@@ -194,6 +201,10 @@ class Decoder:
 
     def _call(self, noisy: torch.Tensor, timesteps_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         raise TypeError(f"{type(self).__name__} calls no denoiser")
+
+    def direct(self, conditioning: Conditioning) -> torch.Tensor:
+        """Latents [B, *latent_shape] of a decoder without a noise schedule: its conditioning, laid out as latents."""
+        raise TypeError(f"{type(self).__name__} comes to its latents by denoising")
 
     # -- media ------------------------------------------------------------------------------------------------------------------------
 

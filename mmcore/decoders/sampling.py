@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -53,10 +53,14 @@ def generate(decoder: Decoder, conditioning: Conditioning, seeds: Sequence[int],
 
 @torch.no_grad()
 def sample(decoder: Decoder, conditioning: Conditioning, seeds: Sequence[int], options: SamplingOptions = SamplingOptions()) -> torch.Tensor:
-    """Clean latents [B, *latent_shape] in float32, one item per seed."""
+    """Clean latents [B, *latent_shape] in float32, one item per seed. A decoder without a noise schedule draws nothing and takes no options."""
     contract = decoder.contract
     if len(seeds) != len(conditioning):
         raise AnyloomError(f"{contract.family}: {len(conditioning)} conditionings and {len(seeds)} seeds were given; one seed per item")
+    if not contract.denoises:
+        if asked := [field.name for field in fields(options) if getattr(options, field.name) is not None]:
+            raise AnyloomError(f"{contract.family} denoises nothing and makes sounds of one length: leave {', '.join(asked)} out")
+        return decoder.direct(conditioning)
     steps = contract.steps if options.steps is None else options.steps
     guidance = contract.guidance if options.guidance is None else options.guidance
     if steps < 1:

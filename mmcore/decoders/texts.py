@@ -19,7 +19,7 @@ from torch.nn import functional
 from infra.step import AnyloomError
 from infra.storage import read_json
 from mmcore.decoders.base import EMPTY, open_weights
-from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, INDEX, STABLE_DIFFUSION, TEXT_TO_VIDEO, DecoderContract, read_contract
+from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, INDEX, STABLE_DIFFUSION, TEXT_TO_VIDEO, VOICE, DecoderContract, read_contract
 from mmcore.decoders.libraries import load_libraries
 
 Encoded = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]
@@ -160,11 +160,19 @@ def _audioldm2(side: TextSide, texts: list[str]) -> Encoded:
     return (torch.cat([generated for _, _, generated in found]), states), (None, mask)
 
 
+def _voice(side: TextSide, texts: list[str]) -> Encoded:
+    """Latent frames in which the voice says the texts' spoken words."""
+    from mmcore.decoders.voice_text import VoiceText
+
+    return (torch.from_numpy(side.front(VoiceText, "text_encoder").encode(texts)),), (None,)
+
+
 ENCODERS: dict[str, Callable[[TextSide, list[str]], Encoded]] = {
     STABLE_DIFFUSION: _clip,
     TEXT_TO_VIDEO: _clip,
     AUDIOLDM: _clap,
     AUDIOLDM2: _audioldm2,
     COGVIDEOX: _t5,
+    VOICE: _voice,
 }
 """Family -> what encodes its texts."""

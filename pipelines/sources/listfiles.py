@@ -25,13 +25,15 @@ GROUPS = {
     "instruct": ("easyvqa_train", "draw_train", "easyvqa_test"),
 }
 """Every dataset of both recipes, by group; QUESTIONS are written for recipes that ask for them."""
+SPOKEN = {"audiocaps": ("spoken_train",), "instruct": ("speak_train",)}
+"""Those that smol has besides."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
 
 
 def list_path(root: Path, dataset: str) -> Path:
     """Where the list file of a dataset lies under the list root."""
     asked = [name for names in QUESTIONS.values() for name in names]
-    group = "instruct" if dataset in asked else next(g for g, datasets in GROUPS.items() if dataset in datasets)
+    group = "instruct" if dataset in asked else next(g for known in (GROUPS, SPOKEN) for g, datasets in known.items() if dataset in datasets)
     return root / group / f"{dataset}.{SUFFIX[group]}"
 
 
@@ -76,15 +78,15 @@ def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str,
     return {"id": identity, modality: uri, "conversations": turns, "question_ids": [number for number, _, _ in questions]}
 
 
-def draw_record(identity: str, caption: str, uri: str, phrase: int) -> dict[str, Any]:
-    """A request for a picture; the answer is the placeholder that the model has to emit as a signal block."""
-    wordings = REQUESTS["image"]
+def draw_record(identity: str, caption: str, uri: str, phrase: int, modality: str = "image") -> dict[str, Any]:
+    """A request for a picture, or another medium; the answer is the placeholder that the model has to emit as a signal block."""
+    wordings = REQUESTS[modality]
     request = wordings[phrase % len(wordings)].format(in_sentence(caption))
     return {
         "id": identity,
-        "output_image": uri,
-        "image_captions": [caption],
-        "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": "<image>"}],
+        f"output_{modality}": uri,
+        f"{modality}_captions": [caption],
+        "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": f"<{modality}>"}],
     }
 
 

@@ -37,6 +37,7 @@ from pipelines.sources.listfiles import (
     write_webvid,
 )
 from pipelines.sources.questions import Subject, write_questions
+from pipelines.sources.spoken import write_spoken
 
 __all__ = ["SHAPES", "affirmed", "caption_of", "read_questions", "read_stamps", "run"]
 Question = tuple[int, str, str]
@@ -78,6 +79,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
     counts["draw_train"] = _draw(ctx.output, stamps, captions, config)
     shown = _clip_pictures(assets, stamps, captions, config)
     counts |= _clips(ctx, shown, config)
+    voice = assets / "voice"
+    if not voice.is_dir():
+        left_out.append("no voice: spoken_train and speak_train are empty")
+    counts |= write_spoken(ctx.output, voice if voice.is_dir() else None, config.speak_per_caption)
     unknown = sum(caption == "" for caption in captions.values())
     if unknown:
         left_out.append(f"easyvqa_captions: {unknown} pictures whose questions affirm neither shape nor colour")
