@@ -96,7 +96,7 @@ class SignalData:
     def _state_chunks(self, side: SignalSide, modality: str, captions: Sequence[str]) -> Iterator[torch.Tensor]:
         """Cached states [b, S, D] at the signal tokens, of every request for at most _FIT_CAPTIONS evenly thinned captions."""
         chosen = captions[:: -(-len(captions) // _FIT_CAPTIONS)]
-        keys = [caption_key(modality, caption, variant) for caption in chosen for variant in range(self.states.requests)]
+        keys = [caption_key(modality, caption, variant) for caption in chosen for variant in range(self.states.requests(modality, caption))]
         for start in range(0, len(keys), _CHUNK):
             yield self.states.gather(keys[start : start + _CHUNK])[0][:, 1 : 1 + len(side.block(modality))]
 
@@ -112,9 +112,10 @@ class SignalData:
             for number in mine[start : start + self._microbatch]:
                 slot = self.schedule.slot(step * self.config.batch + number)
                 sample = self.samples[slot.dataset][slot.index]
+                modality = self.modalities[slot.dataset]
                 caption = deal(sample.texts, 1, self.config.seed, sample.key, slot.visit)[0]
-                variant = deal(range(self.states.requests), 1, self.config.seed, f"{sample.key} request", slot.visit)[0]
-                by_modality.setdefault(self.modalities[slot.dataset], []).append((caption, variant, sample.key, number))
+                variant = deal(range(self.states.requests(modality, caption)), 1, self.config.seed, f"{sample.key} request", slot.visit)[0]
+                by_modality.setdefault(modality, []).append((caption, variant, sample.key, number))
             for modality, found in sorted(by_modality.items()):
                 captions, variants, keys, numbers = zip(*found, strict=True)
                 yield self.loss(side, modality, captions, variants, Places(keys, step, numbers))

@@ -111,10 +111,12 @@ class StateSet:
         with safe_open(self._directory / ROWS, framework="pt") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}
 
-    @property
-    def requests(self) -> int:
-        """Requests that each caption was worded as."""
-        return int(self._index["requests"])
+    def requests(self, modality: str, caption: str) -> int:
+        """Ways in which a caption was worded, at least 1; their variants count from 0."""
+        ways = 1
+        while caption_key(modality, caption, ways) in self._at:
+            ways += 1
+        return ways
 
     @property
     def table(self) -> TokenTable:

@@ -7,6 +7,7 @@ Captions are taken by length in parts of fixed batches, each part published on i
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save
 
 from infra.step import StepContext
 from infra.storage import write_atomic
+from mmcore.data.chat import REQUESTS
 from mmcore.devices import device_for
 from mmcore.model import AnyModel, load_model
 from mmcore.signals import INDEX, ROWS, caption_key, compute_states
@@ -30,15 +32,16 @@ Asked = tuple[str, str, int]
 def distinct_captions(ctx: StepContext, modalities: list[str], requests: int, sources: tuple[str, ...] = ()) -> list[Asked]:
     """Every distinct caption whose modality can be emitted, in each of its requests, shortest first (batches without much padding); all splits.
 
-    sources: datasets that are read; empty: all.
+    A caption is worded in as many ways as it has samples, at most `requests`: one that comes up often is seen in many wordings, one that is seen once costs
+    one pass. sources: datasets that are read; empty: all.
     """
-    found: set[tuple[str, str]] = set()
+    found: Counter[tuple[str, str]] = Counter()
     for group, shards in shard_sets(ctx.inputs, ctx.stores).items():
         modality = GROUP_MODALITY.get(group)
         if modality in modalities:
             metas = [meta for meta in shards.metas(shards.keys()) if not sources or meta["source"] in sources]
-            found |= {(modality, text) for meta in metas for text in meta["texts"]}
-    asked = [(modality, caption, variant) for modality, caption in found for variant in range(requests)]
+            found.update((modality, text) for meta in metas for text in meta["texts"])
+    asked = [(*asked, variant) for asked, count in found.items() for variant in range(min(count, requests, len(REQUESTS[asked[0]])))]
     return sorted(asked, key=lambda item: (item[0], len(item[1]), item[1], item[2]))
 
 
@@ -78,13 +81,11 @@ def run_states(ctx: StepContext) -> dict[str, Any]:
         index.append({"file": name, "keys": [caption_key(*asked) for asked in captions]})
         done += len(captions)
         ctx.progress(done, total, "captions")
-    _write_index(ctx.output, model, index, config.requests)
-    return {"captions": total // config.requests, "requests": config.requests, "parts": len(parts)}
+    _write_index(ctx.output, model, index)
+    return {"captions": len({asked[:2] for part in parts for asked in part}), "states": total, "parts": len(parts)}
 
 
-def _write_index(output: Path, model: AnyModel, parts: list[dict[str, Any]], requests: int) -> None:
+def _write_index(output: Path, model: AnyModel, parts: list[dict[str, Any]]) -> None:
     counts = {modality: model.lm.table.count(modality) for modality in MEDIA}
     write_atomic(output / ROWS, save({name: getattr(model.lm, name).detach().contiguous() for name in ("new_head_rows", "new_input_rows")}))
-    write_atomic(
-        output / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts, "requests": requests, "parts": parts}, sort_keys=True, indent=1)
-    )
+    write_atomic(output / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts, "parts": parts}, sort_keys=True, indent=1))

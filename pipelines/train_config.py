@@ -34,7 +34,7 @@ class StatesConfig:
     part: int = 512
     """Captions per file, the unit of resumption."""
     requests: int = 1
-    """Wordings in which each caption is asked for (of mmcore.data.chat.REQUESTS); each has states of its own."""
+    """Most wordings in which a caption is asked for (of mmcore.data.chat.REQUESTS), no more than it has samples; each has states of its own."""
     sources: tuple[str, ...] = ()
     """Datasets whose captions are taken; empty: all."""
 

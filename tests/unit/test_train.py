@@ -25,7 +25,8 @@ from pipelines.train_loop import Collective, run_stage
 class MemoryStates:
     """StateSet in memory."""
 
-    requests = 1
+    def requests(self, modality, caption):
+        return 1
 
     def __init__(self, model, captions):
         states, lse = compute_states(model, "image", captions)

@@ -79,7 +79,8 @@ def chat_data(config: StageConfig, model: AnyModel) -> ChatData:
 class MemoryStates:
     """StateSet in memory."""
 
-    requests = 1
+    def requests(self, modality, caption):
+        return 1
 
     def __init__(self, model: AnyModel, captions: list[str]):
         self._states, self._lse = compute_states(model, "image", captions)

@@ -53,7 +53,8 @@ def samples(modality: str, num: int = 5) -> list[Sample]:
 class MemoryStates:
     """StateSet in memory."""
 
-    requests = 1
+    def requests(self, modality, caption):
+        return 1
 
     def __init__(self, model: AnyModel, captions: dict[str, list[str]]):
         self._found, self.table = {}, TokenTable(model.lm.table.base, model.spec.tokens)
