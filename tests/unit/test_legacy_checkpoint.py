@@ -72,7 +72,7 @@ def test_the_full_map_fills_our_full_size_model_and_nothing_else():
     ours = {part.name: part.shape for link in links(spec, lm) for part in link.parts}
     with torch.device("meta"):
         outputs = output_projectors(spec, lm.width)
-    fitted = ("mean_QC", "scale")  # 0 and 1 in the old code
+    fitted = ("mean_QC", "scale", "in_mean_SD", "in_std_SD")  # 0 and 1 in the old code
     expected = {f"output_projectors.{name}": tuple(value.shape) for name, value in outputs.state_dict().items() if not name.endswith(fitted)}
     for modality in ("image", "video", "audio"):
         expected |= {f"input_projectors.{modality}.proj.weight": (4096, 1024), f"input_projectors.{modality}.proj.bias": (4096,)}
