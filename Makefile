@@ -52,7 +52,7 @@ fuzz: $(VENV)/.installed  ## damaged input (ONLY=name), into build/fuzz.json
 	$(BIN)/python tests/benchmarks/prove.py fuzz $(ONLY)
 
 golden: $(VENV)/.installed  ## rewrite the golden files from this tree; look at the diff before committing
-	$(BIN)/python tests/golden/rewrite.py
+	$(BIN)/python tests/golden/rewrite.py --losses
 
 lock: $(VENV)/.installed  ## resolve pyproject.toml again into requirements.lock
 	$(BIN)/pip-compile --quiet --strip-extras --extra dev --allow-unsafe --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header \

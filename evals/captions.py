@@ -84,10 +84,11 @@ def pair_up(ctx: StepContext, modality: str, dataset: str) -> list[dict[str, Any
 def _load_model(ctx: StepContext) -> Any:
     import torch
 
+    from mmcore.devices import device_for
     from mmcore.model import load_model
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    return load_model(ctx.config.model, ctx.inputs["weights_lm"].path / "lm", (ctx.inputs["stage1"].path,))
+    return load_model(ctx.config.model, ctx.inputs["weights_lm"].path / "lm", (ctx.inputs["stage1"].path,)).to(device_for(ctx.resources.gpus))
 
 
 def _score(model: Any, embeddings: Any, modality: str, batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -187,7 +188,7 @@ def run_alignment(ctx: StepContext) -> Mapping[str, Any]:
     whose text no training dataset has; with fewer than two of them the tables are empty and the result says how many were left.
     """
     config: AlignmentEvalConfig = ctx.config
-    train, heldout = _captions(ctx, config.train_datasets), _captions(ctx, config.heldout_datasets)
+    train, heldout = caption_texts(ctx, config.train_datasets), caption_texts(ctx, config.heldout_datasets)
     captions = sorted(heldout - train)
     samples: list[dict[str, Any]] = []
     if len(captions) >= 2:
@@ -205,7 +206,8 @@ def run_alignment(ctx: StepContext) -> Mapping[str, Any]:
     return {"captions": len(captions), "seen_in_training": len(heldout & train), "errors": errors, "gains": shown}
 
 
-def _captions(ctx: StepContext, datasets: Sequence[str]) -> set[str]:
+def caption_texts(ctx: StepContext, datasets: Sequence[str]) -> set[str]:
+    """Every distinct caption of the datasets, from shards_cc3m."""
     from mmcore.data.shards import ShardSet
 
     shards = ShardSet(ctx.inputs["shards_cc3m"].path, ctx.stores)
@@ -216,6 +218,7 @@ def _alignment_errors(ctx: StepContext, train: list[str], captions: list[str], o
     """Per caption: its error, the mean predictor's error and the error of another caption's conditioning."""
     import torch
 
+    from mmcore.config import output_spec
     from mmcore.data.embeddings import EmbeddingSet
     from mmcore.losses import alignment
     from mmcore.model import TENSORS, load_tensors
@@ -227,7 +230,7 @@ def _alignment_errors(ctx: StepContext, train: list[str], captions: list[str], o
     states, targets = StateSet(ctx.inputs["states"].path), EmbeddingSet(ctx.inputs["targets"].path, ctx.stores)
     side = SignalSide(config.model, states)
     load_tensors(side, ctx.inputs["stage2"].path / TENSORS)
-    queries = config.model.output_projector.queries
+    queries = output_spec(config.model, config.modality).queries
     mean_QC, _, _ = fit_targets(targets, train, queries)
     with torch.no_grad():
         for start in range(0, len(captions), config.batch):

@@ -75,6 +75,34 @@ class AlignmentEvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DriftEvalConfig:
+    """What stage 3 does to the alignment and the signal tokens of the stage 2 before it (eval_drift)."""
+
+    alignment: AlignmentEvalConfig
+    """Which captions, and how they are scored."""
+    stages: tuple[str, ...]
+    """Names of the inputs that are stages, in training order, up to the stage 3 that is looked at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaQuestionsEvalConfig:
+    """Held-out questions about clips and sounds (eval_media_questions)."""
+
+    datasets: tuple[tuple[str, str], ...]
+    """(modality, dataset of the held-out side); the training side is named alike, with `train` in place of `heldout`."""
+    conditions: tuple[str, ...] = CONDITIONS
+    """Subset of CONDITIONS; `helped` is left out when the export has no caption turn. Blank: a white clip, or silence."""
+    max_new_tokens: int = 16
+    """Longest answer."""
+    chunk: int = 192
+    """Questions answered together; part of the identity because batches fix the rounding."""
+    seed: int = 0
+    """Draws the shuffled media."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalEvalConfig:
     """Held-out retrieval between media and captions, and neighbours among the encoders' own features (eval_retrieval)."""
 
@@ -122,3 +150,29 @@ class ReportConfig:
     """What the evaluation's questions really are; said beside the headline."""
     licences: tuple[tuple[str, str], ...] = LICENCES
     """(part, licence and what it allows); those found in the export are added."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeakingEvalConfig:
+    """Requests for spoken words to the whole model, and what asks for none beside them (eval_speaking)."""
+
+    draws: int = 1
+    """Requests for every concept, in new and in trained wordings."""
+    questions: int = 24
+    """Test pictures that are asked about, and as many requests for pictures; none of these asks for a sound."""
+    questions_source: str = "easyvqa_test"
+    """Dataset of these pictures."""
+    max_new_tokens: int = 16
+    """Longest reply."""
+    chunk: int = 192
+    """Prompts answered together; part of the identity because batches fix the rounding."""
+    batch: int = 24
+    """Sounds heard together; the same."""
+    heard_s: float = 10.0
+    """Window of the judge's encoder in seconds; its own is 30, which costs more than three times as much."""
+    shown: int = 8
+    """Seeded draws whose sounds are kept for the report."""
+    seed: int = 0
+    """Draws the prompts and what is shown."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0

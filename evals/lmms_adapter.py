@@ -99,7 +99,7 @@ class AnyloomLmms(lmms):
                 raise AnyloomError(f"path={path or '(none)'} is not an export: give the directory that holds anyloom.json")
             from mmcore.generate import Generator
 
-            generator = Generator.load(Path(path), threads=threads)
+            generator = Generator.load(Path(path), threads=threads, device=str(device or "cpu"))
             digest = digest or digest_tree(Path(path))
         self._generator = generator
         self.caption_turn, self.condition, self.seed, self.chunk = modes[str(caption_turn).lower()], condition, int(seed), int(chunk)

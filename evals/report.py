@@ -19,7 +19,11 @@ import pyarrow.parquet as pq
 from evals.charts import Dot, bar, interval_chart, line_chart
 from evals.config import ReportConfig
 from evals.page import document, paragraph, percent, section, signed, table
+from evals.report_drift import drift_section
+from evals.report_media import media_questions_section
+from evals.report_pictures import drawing_section, pictures_section
 from evals.report_questions import metrics_of, question_sections, source_note
+from evals.report_sounds import speaking_section
 from infra.artifact import ArtifactRecord, read_record
 from infra.step import Artifact, StepContext
 from infra.storage import read_json, write_atomic
@@ -36,8 +40,13 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
         _header(config, inputs),
         _overlap(inputs.get("overlap")),
         *question_sections(config, inputs),
+        media_questions_section(inputs.get("eval_media_questions")),
         _captions(inputs.get("eval_captions")),
         _alignment(inputs.get("eval_alignment")),
+        drift_section(inputs.get("eval_drift")),
+        pictures_section(inputs.get("eval_pictures")),
+        drawing_section(inputs.get("eval_drawing")),
+        speaking_section(inputs.get("eval_speaking")),
         _losses(inputs),
         _time(records),
         _licences(config, records, inputs),
@@ -187,7 +196,7 @@ def _losses(inputs: Mapping[str, Artifact]) -> str:
             for column in ("loss", *extra)
             if (kept := [v for v in losses[column].to_pylist()[-tail:] if isinstance(v, float) and np.isfinite(v)])
         )
-        title = f"{name}: {STAGES.get(name, 'training')}"
+        title = f"{name}: {STAGES.get(name.split('_')[0], 'training')}"
         charts.append(
             f"<div><h3>{escape(title)}</h3>{line_chart(steps, values, title=f'loss of {name}', x_label='optimizer step', y_label='loss')}"
             f"<p class='small'>{len(values):,} steps. Mean of the last {tail:,}: {escape(means)}</p></div>"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evals.config import CONDITIONS, EvalConfig
@@ -38,7 +38,7 @@ def run_vqa(ctx: StepContext) -> Mapping[str, Any]:
     yaml_path = write_task_dir(parquet.parent, parquet, config.lmms_task)
     # the harness unpacks the file beside its scratch copy, never in the artifact or the user's cache
     write_task_dir(ctx.work / "task", parquet, config.lmms_task, cache_dir=ctx.work / "datasets")
-    conditions = _conditions(ctx, config)
+    conditions = conditions_of(ctx, config.conditions)
     answered = _ask(ctx, config, conditions, questions)
     samples = [row for condition in conditions for row in answered[condition]]
     floors = floor_scores(questions, read_questions(lists / TRAIN_LIST))
@@ -48,12 +48,13 @@ def run_vqa(ctx: StepContext) -> Mapping[str, Any]:
     return _result(config, conditions[0], questions, metrics, sha256_file(yaml_path), sha256_file(parquet))
 
 
-def _conditions(ctx: StepContext, config: EvalConfig) -> list[str]:
-    unknown = sorted(set(config.conditions) - set(CONDITIONS))
+def conditions_of(ctx: StepContext, wanted: Sequence[str]) -> list[str]:
+    """The wanted ones of CONDITIONS that the export can be asked under, in their order. Raises AnyloomError when there is none, or one is unknown."""
+    unknown = sorted(set(wanted) - set(CONDITIONS))
     if unknown:
         raise AnyloomError(f"eval conditions has {', '.join(unknown)}: use {', '.join(CONDITIONS)}")
     helped = bool(read_json(ctx.inputs["export"].path / "anyloom.json").get("caption_turn"))
-    chosen = [name for name in CONDITIONS if name in config.conditions and (helped or name != "helped")]
+    chosen = [name for name in CONDITIONS if name in wanted and (helped or name != "helped")]
     if not chosen:
         raise AnyloomError("eval conditions leaves nothing to ask: add plain_prompt")
     return chosen
@@ -70,6 +71,7 @@ def _ask(ctx: StepContext, config: EvalConfig, conditions: list[str], questions:
     total = len(conditions)
     ctx.progress(0, total, "loading lmms-eval and the model")
     from evals.lmms_adapter import AnyloomLmms, run_lmms
+    from mmcore.devices import device_for
 
     export = ctx.inputs["export"]
     model = AnyloomLmms(
@@ -79,6 +81,7 @@ def _ask(ctx: StepContext, config: EvalConfig, conditions: list[str], questions:
         answers=ctx.work / "answers.jsonl",
         chunk=config.chunk,
         threads=ctx.resources.threads,
+        device=device_for(ctx.resources.gpus),
     )
     answered = {}
     for index, condition in enumerate(conditions):

@@ -53,6 +53,18 @@ ALIGNMENT_SAMPLES = pa.schema(
         ("error_shuffled", pa.float64()),
     ]
 )
+DRIFT_SAMPLES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("caption", pa.string()),
+        ("error_before", pa.float64()),
+        ("error_after", pa.float64()),
+        ("error_mean", pa.float64()),
+        ("nll_before", pa.float64()),
+        ("nll_after", pa.float64()),
+    ]
+)
+"""before and after stage 3: error of the conditioning (error_mean: of the mean predictor), and cross-entropy of the signal tokens in nats per token."""
 RETRIEVAL_SAMPLES = pa.schema(
     [
         ("modality", pa.string()),
@@ -70,6 +82,73 @@ RETRIEVAL_SAMPLES = pa.schema(
 """direction: media_to_text or text_to_media. key, media_sha256, caption: of the query; a caption's medium is the first that carries it.
 media_group: media that share a caption, the unit that the bootstrap draws.
 rank: of the best correct candidate, from 1; correct: how many of the candidates are."""
+PICTURE_SAMPLES = pa.schema(
+    [
+        ("made_as", pa.string()),
+        ("prompt", pa.string()),
+        ("concept", pa.string()),
+        ("draw", pa.int64()),
+        ("seen_shape", pa.string()),
+        ("seen_colour", pa.string()),
+        ("shape", pa.float64()),
+        ("colour", pa.float64()),
+        ("both", pa.float64()),
+        ("nearest_key", pa.string()),
+        ("nearest_rmse", pa.float64()),
+    ]
+)
+"""made_as: the condition; seen_*: what the judge says; shape, colour, both: 1 where that is what was asked for; nearest_key: the training picture that is
+nearest, itself or mirrored; nearest_rmse: root mean square difference to it, of pixels in [0, 1]."""
+DRAWING_REPLIES = pa.schema(
+    [
+        ("condition", pa.string()),
+        ("prompt", pa.string()),
+        ("text", pa.string()),
+        ("blocks", pa.int64()),
+        ("broken", pa.string()),
+        ("emitted", pa.float64()),
+    ]
+)
+"""text: what was said in words; blocks: whole signal blocks in the reply; broken: what was wrong with signal tokens that made none."""
+DRAWING_SAMPLES = pa.schema(
+    [
+        ("made_as", pa.string()),
+        ("prompt", pa.string()),
+        ("concept", pa.string()),
+        ("other_concept", pa.string()),
+        ("drawn", pa.float64()),
+        ("seen_shape", pa.string()),
+        ("seen_colour", pa.string()),
+        ("shape", pa.float64()),
+        ("colour", pa.float64()),
+        ("both", pa.float64()),
+        ("shape_of_other", pa.float64()),
+        ("colour_of_other", pa.float64()),
+        ("both_of_other", pa.float64()),
+    ]
+)
+"""As PICTURE_SAMPLES; drawn: 1 when the model drew anything; *_of_other: the same picture judged against other_concept."""
+SPEAKING_REPLIES = pa.schema([*DRAWING_REPLIES, ("pictures", pa.int64())])
+"""pictures: whole signal blocks of pictures in the reply."""
+SPEAKING_SAMPLES = pa.schema(
+    [
+        ("made_as", pa.string()),
+        ("prompt", pa.string()),
+        ("concept", pa.string()),
+        ("other_concept", pa.string()),
+        ("spoken", pa.float64()),
+        ("heard", pa.string()),
+        ("sound", pa.string()),
+        ("shape", pa.float64()),
+        ("colour", pa.float64()),
+        ("both", pa.float64()),
+        ("shape_of_other", pa.float64()),
+        ("colour_of_other", pa.float64()),
+        ("both_of_other", pa.float64()),
+    ]
+)
+"""spoken: 1 when there was a sound; heard: what the judge wrote down; sound: file in the artifact, "" when it was not kept; shape, colour, both: 1 where
+that word was heard; *_of_other: the same sound against other_concept."""
 METRICS = pa.schema(
     [
         ("condition", pa.string()),

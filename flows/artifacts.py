@@ -81,9 +81,10 @@ def collect(root: Path, name: str | None, yes: bool) -> int:
 def _collect(root: Path, name: str | None, yes: bool) -> int:
     from flows.run import recipe_steps
     from infra.plan import plan
+    from pipelines.own_files import needs_files
     from pipelines.recipes import RECIPES
 
-    keep = name.split(",") if name else list(RECIPES)
+    keep = name.split(",") if name else [recipe for recipe, make in RECIPES.items() if not needs_files(make())]
     pinned = {row.path for recipe in keep for row in plan(recipe_steps(recipe, {}).values(), root) if row.record is not None and row.path is not None}
     if name is None:  # the newest of each step is kept too: it may come from --set
         newest = {record.name: path for path, record in all_records(root)}

@@ -1,92 +1,185 @@
-"""anyloom generate and chat: talk to an exported model from the terminal."""
+"""anyloom generate and chat: talk to an exported model from the terminal; media in by path, media out as files."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.artifact import find
-from infra.settings import offline_environment
+from infra.settings import load_settings, offline_environment
 from infra.step import AnyloomError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmcore.types import Event
 
 Media = list[tuple[str, bytes]]
 MEANT = {"image": "picture (PNG, JPEG, WebP, GIF …)", "video": "video (MP4, WebM …)", "audio": "sound (WAV, OGG, FLAC, MP3 …)"}
+CHAT_HELP = """commands:
+  /image FILE, /video FILE, /audio FILE   show this with the next question
+  /new                                    forget everything said so far
+  /help                                   this list
+an empty line, /quit or Ctrl-D ends"""
 
 
-def read_media(args: argparse.Namespace) -> Media:
-    """The bytes of --image, --video and --audio files. Raises AnyloomError naming a file that cannot be read or is not what its option says."""
+def add_ask(commands: Any) -> None:
+    """Add `generate` and `chat` to a subparsers action."""
+    generate = commands.add_parser("generate", help="ask an exported model; the answer streams, media are written as files")
+    chat = commands.add_parser(
+        "chat", help="a conversation with an exported model, media in and out", epilog=CHAT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for sub in (generate, chat):
+        sub.add_argument("--model", type=Path, required=True, help="an exported directory, or a root (its newest export)")
+        for modality in ("image", "video", "audio"):
+            sub.add_argument(f"--{modality}", type=Path, action="append", default=[], help=f"{modality} file, shown with the first question; may be repeated")
+        sub.add_argument("--max-new-tokens", type=int, default=48)
+        sub.add_argument("--out", type=Path, default=Path("media"), metavar="DIR", help="where media that the model makes go (default: media)")
+        sub.add_argument("--seed", type=int, default=0, help="draws what the model makes (default: 0); each further medium takes the next one")
+        sub.add_argument("--save-conditioning", type=Path, metavar="FILE", help="write what the signal tokens say (safetensors)")
+    generate.add_argument("prompt", help="the question; <image>, <video>, <audio> in it say where the media stand")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run `generate` or `chat`. Raises AnyloomError."""
+    if args.max_new_tokens < 1:
+        raise AnyloomError(f"--max-new-tokens {args.max_new_tokens}: it must be at least 1")
+    media = [read_medium(modality, path) for modality in MEANT for path in getattr(args, modality)]
+    directory = export_directory(args.model)
+    generator = load(directory)
+    use = terms(generator.description)
+    if use and (args.command == "chat" or not use.endswith("use: yes")):
+        print(use, file=sys.stderr)
+    speaker = Speaker(generator, directory, args.out, args.seed, args.max_new_tokens)
+    try:
+        if args.command == "chat":
+            chat(speaker, media)
+        else:
+            speaker.say(speaker.generator.stream(args.prompt, media, max_new_tokens=args.max_new_tokens))
+    except ValueError as error:
+        raise AnyloomError(str(error)) from error
+    if args.save_conditioning is not None:
+        speaker.save_conditioning(args.save_conditioning)
+    return 0
+
+
+def read_medium(modality: str, path: Path) -> tuple[str, bytes]:
+    """(modality, bytes) of a file. Raises AnyloomError naming a file that cannot be read or is not what its option says."""
     from mmcore.data.media import MediaError, probe
 
-    media: Media = []
-    for modality in ("image", "video", "audio"):
-        for path in getattr(args, modality):
-            try:
-                data = path.read_bytes()
-                probe(data, modality)
-            except OSError as error:
-                raise AnyloomError(f"--{modality} {path}: {error.strerror or error}") from None
-            except MediaError as error:
-                raise AnyloomError(f"--{modality} {path}: this is no {MEANT[modality]} that can be read ({error.detail})") from None
-            media.append((modality, data))
-    return media
+    try:
+        data = path.read_bytes()
+        probe(data, modality)
+    except OSError as error:
+        raise AnyloomError(f"--{modality} {path}: {error.strerror or error}") from None
+    except MediaError as error:
+        raise AnyloomError(f"--{modality} {path}: this is no {MEANT[modality]} that can be read ({error.detail})") from None
+    return modality, data
 
 
-def load(model: Path) -> Any:
-    """The Generator of an exported directory, or of the newest export below a root."""
+def export_directory(model: Path) -> Path:
+    """An exported directory, or the newest export below a root. Raises AnyloomError when it is neither."""
+    if (model / "anyloom.json").exists():
+        return model
+    if not (model / "artifacts").is_dir():
+        raise AnyloomError(f"--model {model}: neither an exported directory (anyloom.json) nor a root with artifacts; run `anyloom run` first")
+    return find(model.absolute(), "export")[0]
+
+
+def terms(description: dict[str, Any]) -> str:
+    """What the weights of an exported model permit, in one line with the licences that bind; "" for an export that does not say."""
+    if "commercial_use" not in description:
+        return ""
+    binding = {f"{part['name']}: {part['licence']}": None for part in description["licences"].values() if part.get("commercial_use") != "yes"}
+    return f"commercial use: {description['commercial_use']}" + (f" ({'; '.join(binding)})" if binding else "")
+
+
+def load(directory: Path) -> Any:
+    """The Generator of an exported directory."""
     offline_environment()
+    from mmcore.devices import device_for
     from mmcore.generate import Generator
 
-    directory = model if (model / "anyloom.json").exists() else None
-    if directory is None:
-        if not (model / "artifacts").is_dir():
-            raise AnyloomError(f"--model {model}: neither an exported directory (anyloom.json) nor a root with artifacts; run `anyloom run` first")
-        directory = find(model.absolute(), "export")[0]
-    return Generator.load(directory)
+    return Generator.load(directory, device=device_for(load_settings().num_gpus))
 
 
-def _stream(generator: Any, prompt: str, media: Media, max_new_tokens: int, save: Path | None) -> None:
-    conditioning = {}
-    for event in generator.stream(prompt, media, max_new_tokens=max_new_tokens):
-        if hasattr(event, "text"):
-            sys.stdout.write(event.text)
-        else:
-            shape = tuple(event.conditioning_QC.shape)
-            sys.stdout.write(f"<{event.modality}: conditioning {shape[0]} x {shape[1]}>")
-            conditioning[f"{event.modality}_{len(conditioning)}"] = event.conditioning_QC
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    if save is not None:
-        if not conditioning:
+class Speaker:
+    """Writes what a model says to the terminal, and what it makes to files in `out` (made when the first one comes). directory: its export."""
+
+    def __init__(self, generator: Any, directory: Path, out: Path, seed: int, max_new_tokens: int):
+        from mmcore.devices import device_for
+        from mmcore.draw import Drawer
+
+        self.generator, self.max_new_tokens = generator, max_new_tokens
+        self._out, self._seed = out, seed
+        self._drawer = Drawer(directory, device_for(load_settings().num_gpus))
+        self._conditioning: dict[str, torch.Tensor] = {}
+
+    def say(self, events: Iterator[Event]) -> None:
+        """Stream one answer to the terminal."""
+        from mmcore.types import TextPiece
+
+        for event in events:
+            sys.stdout.write(event.text if isinstance(event, TextPiece) else self._medium(event))
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+
+    def _medium(self, block: Any) -> str:
+        """Make the medium of a block; returns what stands for it in the answer: its path, or its conditioning where no decoder makes it."""
+        from mmcore.decoders.media_files import SUFFIXES, write_media
+
+        number = len(self._conditioning)
+        self._conditioning[f"{block.modality}_{number}"] = block.conditioning_QC
+        if not self._drawer.can(block.modality):
+            shape = tuple(block.conditioning_QC.shape)
+            return f"<{block.modality}: conditioning {shape[0]} x {shape[1]}; this model has no decoder for it>"
+        (medium,) = self._drawer.draw([block], [self._seed + number])
+        free = next(n for n in range(1, 1_000_000) if not (self._out / f"{block.modality}_{n}{SUFFIXES[block.modality]}").exists())
+        return f"<{write_media(medium, self._out / f'{block.modality}_{free}')}>"
+
+    def save_conditioning(self, path: Path) -> None:
+        """Write the conditioning of everything made so far. Raises AnyloomError when nothing was."""
+        if not self._conditioning:
             raise AnyloomError("--save-conditioning: the model drew nothing, so there is nothing to save")
         from safetensors.torch import save as to_bytes
 
         from infra.storage import write_atomic
 
-        write_atomic(save, to_bytes({name: tensor.contiguous() for name, tensor in conditioning.items()}))
-        print(f"conditioning saved to {save}", file=sys.stderr)
+        write_atomic(path, to_bytes({name: tensor.clone() for name, tensor in self._conditioning.items()}))
+        print(f"conditioning saved to {path}", file=sys.stderr)
 
 
-def generate(model: Path, media: Media, prompt: str, max_new_tokens: int, save: Path | None) -> int:
-    """Answer one prompt, streaming."""
-    generator = load(model)
-    try:
-        _stream(generator, prompt, media, max_new_tokens, save)
-    except ValueError as error:
-        raise AnyloomError(str(error)) from error
-    return 0
+def chat(speaker: Speaker, media: Media) -> None:
+    """One conversation, from the terminal, until it ends. media: shown with the first question."""
+    from mmcore.conversation import Conversation
 
-
-def chat(model: Path, media: Media, max_new_tokens: int, save: Path | None) -> int:
-    """Answer prompts from the terminal until it ends; each question is asked about the media given."""
-    generator = load(model)
-    print("ask about the media given; an empty line or Ctrl-D ends", file=sys.stderr)
+    conversation = Conversation(speaker.generator)
+    print("type a question; /image FILE shows a picture with the next one; /help lists the rest", file=sys.stderr)
     while True:
         try:
-            prompt = input("> ").strip()
+            line = input("> ").strip()
         except EOFError:
-            return 0
-        if not prompt:
-            return 0
-        _stream(generator, prompt, media, max_new_tokens, save)
+            return
+        command, _, rest = line.partition(" ")
+        if not line or command == "/quit":
+            return
+        if command == "/new":
+            conversation, media = Conversation(speaker.generator), []
+        elif command == "/help":
+            print(CHAT_HELP, file=sys.stderr)
+        elif command.removeprefix("/") in MEANT and command.startswith("/"):
+            try:
+                media = [*media, read_medium(command.removeprefix("/"), Path(rest.strip()))]
+            except AnyloomError as error:
+                print(error, file=sys.stderr)
+        elif command.startswith("/"):
+            print(f"{command}: no such command\n{CHAT_HELP}", file=sys.stderr)
+        else:
+            try:
+                speaker.say(conversation.say(line, media, speaker.max_new_tokens))
+            except ValueError as error:
+                print(error, file=sys.stderr)
+            media = []

@@ -54,8 +54,10 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
         default=[],
         metavar="MODEL=PATH",
         dest="weights",
-        help="weights you have got yourself: imagebind=imagebind_huge.pth (the released file), or image=, audio=, text= for what the recipe's encoder opens: "
-        "a transformers directory (hf_*, whisper_audio, bert_text), a diffusers directory (vae_image), a timm .safetensors or .pth (timm_*)",
+        help="weights you have got yourself: imagebind=imagebind_huge.pth (the released file), lm= a transformers directory of a language model in "
+        "safetensors, or image=, audio=, text= for what the recipe's encoder opens: "
+        "a transformers directory (hf_*, whisper_audio, bert_text), a diffusers directory (vae_image), a timm .safetensors or .pth (timm_*); or "
+        "decoder_image=, decoder_video=, decoder_audio= for a published decoder that the recipe names: its diffusers directory",
     )
     how = argparse.ArgumentParser(add_help=False, parents=[which])
     how.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step even if it is done; equal bytes change nothing downstream")
@@ -69,6 +71,8 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     from flows import store
+    from flows.ask import add_ask
+    from flows.train_decoder import add_train_decoder
 
     parser = argparse.ArgumentParser(
         prog="anyloom",
@@ -86,12 +90,14 @@ def build_parser() -> argparse.ArgumentParser:
             targets=list(targets)
         )
     store.add_commands(commands, where, which, how)
+    add_train_decoder(commands, how)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
-    recipes = commands.add_parser("recipes", help="list the recipes, or print one as JSON")
+    recipes = commands.add_parser("recipes", help="the recipes: parts, licences, what each stage trains, memory; or one as JSON")
     recipes.add_argument("name", nargs="?")
     recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
 
     commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
+    commands.add_parser("decoders", help="the known decoder weights: family, licence, commercial use, what they predict, tiny twin")
 
     artifacts = commands.add_parser("artifacts", parents=[where], help="what exists: list, why NAME, verify, gc", description="Look at and tidy artifacts.")
     artifacts.add_argument("action", nargs="?", default="list", choices=("list", "why", "verify", "gc"))
@@ -103,15 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     sql = commands.add_parser("sql", parents=[where], help='query the benchmark history, e.g. "select * from leaderboard"')
     sql.add_argument("query")
     sql.add_argument("--json", action="store_true", help="rows as JSON lines")
-    generate = commands.add_parser("generate", help="ask an exported model; the answer streams")
-    chat = commands.add_parser("chat", help="a conversation with an exported model about the media given")
-    for sub in (generate, chat):
-        sub.add_argument("--model", type=Path, required=True, help="an exported directory, or a root (its newest export)")
-        for modality in ("image", "video", "audio"):
-            sub.add_argument(f"--{modality}", type=Path, action="append", default=[], help=f"{modality} file; may be repeated")
-        sub.add_argument("--max-new-tokens", type=int, default=48)
-        sub.add_argument("--save-conditioning", type=Path, help="write the conditioning of emitted signal blocks here (.safetensors)")
-    generate.add_argument("prompt")
+    add_ask(commands)
     taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
     taskdir.add_argument("directory", type=Path)
     return parser
@@ -169,17 +167,28 @@ def cmd_embed(args: argparse.Namespace) -> int:
     return args.handler(args) if args.action == "search" else store.main(args, settings_of(args).root.absolute())
 
 
+def cmd_train_decoder(args: argparse.Namespace) -> int:
+    """train-decoder"""
+    from flows import train_decoder
+
+    return train_decoder.main(args)
+
+
 def cmd_plan(args: argparse.Namespace) -> int:
     """plan"""
     from flows.display import Display, table
     from flows.run import recipe_steps
     from infra.plan import plan
+    from pipelines.own_files import left_out
+    from pipelines.recipes import get_recipe
 
     settings = settings_of(args)
     own = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=PATH")
     steps = recipe_steps(args.recipe, parse_overrides(args.overrides), *own)
     rows = plan(steps.values(), settings.root.absolute())
     Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
+    for line in left_out(get_recipe(args.recipe, parse_overrides(args.overrides))):
+        print(f"left out: {line}")
     print(f"{sum(r.status == 'done' for r in rows)} of {len(rows)} steps done below {settings.root.absolute()}")
     return 0
 
@@ -191,24 +200,47 @@ def cmd_recipes(args: argparse.Namespace) -> int:
 
     if args.name:
         print(json.dumps(to_plain(get_recipe(args.name, parse_overrides(args.overrides))), indent=1))
-    else:
-        for name, make in RECIPES.items():
-            print(f"{name:<14} {(make.__doc__ or '').splitlines()[0]}")
+        return 0
+    from flows import catalogues
+
+    print_table(catalogues.RECIPE_HEADER, [catalogues.recipe_row(make()) for make in RECIPES.values()], lines=True)
+    for line in [f"{name:<18} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]:
+        print(line)
+    print(*catalogues.RECIPE_NOTES, sep="\n")
     return 0
 
 
 def cmd_encoders(args: argparse.Namespace) -> int:
     """encoders"""
-    from rich.markup import escape
-
-    from flows.display import Display, table
     from mmcore.encoders.catalogue import CATALOGUE
 
     header = ("weights, where published, arch", "kinds", "licence", "commercial", "features", "tiny twin")
     rows = [(f"{e.name}\n  {e.published}\n  {e.arch}", "\n".join(e.kinds), e.licence, e.commercial, e.features, e.tiny) for e in CATALOGUE]
-    Display().console.print(table("", header, [[escape(cell) for cell in row] for row in rows]))
+    print_table(header, rows)
     print("A twin is random, of the same layout at toy size: --set weights.kind=random --set weights.image=TWIN. Files of your own: --weights image=PATH.")
     return 0
+
+
+def cmd_decoders(args: argparse.Namespace) -> int:
+    """decoders"""
+    from flows import catalogues
+
+    print_table(catalogues.DECODER_HEADER, catalogues.decoder_rows())
+    print(*catalogues.DECODER_NOTES, sep="\n")
+    return 0
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False) -> None:
+    """A table of plain texts, in which nothing is markup. lines: one between rows."""
+    from rich.markup import escape
+
+    from flows.display import Display, table
+
+    made = table("", header, [[escape(cell) for cell in row] for row in rows])
+    made.show_lines = lines
+    for column, name in zip(made.columns, header, strict=True):
+        column.no_wrap = column.no_wrap or name == "trains"
+    Display().console.print(made)
 
 
 def cmd_sql(args: argparse.Namespace) -> int:
@@ -233,18 +265,11 @@ def cmd_artifacts(args: argparse.Namespace) -> int:
     return artifacts.main(args.action, args.name, settings_of(args).root.absolute(), args.yes)
 
 
-def cmd_generate(args: argparse.Namespace) -> int:
-    """generate"""
+def cmd_ask(args: argparse.Namespace) -> int:
+    """generate, chat"""
     from flows import ask
 
-    return ask.generate(args.model, ask.read_media(args), args.prompt, args.max_new_tokens, args.save_conditioning)
-
-
-def cmd_chat(args: argparse.Namespace) -> int:
-    """chat"""
-    from flows import ask
-
-    return ask.chat(args.model, ask.read_media(args), args.max_new_tokens, args.save_conditioning)
+    return ask.main(args)
 
 
 def cmd_eval_task(args: argparse.Namespace) -> int:
@@ -261,13 +286,15 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "embed": cmd_embed,
+    "train-decoder": cmd_train_decoder,
     "plan": cmd_plan,
     "recipes": cmd_recipes,
     "encoders": cmd_encoders,
+    "decoders": cmd_decoders,
     "sql": cmd_sql,
     "artifacts": cmd_artifacts,
-    "generate": cmd_generate,
-    "chat": cmd_chat,
+    "generate": cmd_ask,
+    "chat": cmd_ask,
     "eval-task": cmd_eval_task,
     "run": cmd_run,
 } | dict.fromkeys(STAGED, cmd_run)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from infra.materialize import EXECUTED, Outcome, Place, call_in_process, materia
 from infra.plan import topological
 from infra.progress import FileProgress, relay
 from infra.settings import Settings
-from infra.step import AnyloomError, Resources, Step, StepContext
+from infra.step import ALL_GPUS, AnyloomError, Resources, Step, StepContext
 
 MAX_STEPS_AT_ONCE = 64  # threads of the runner; waiting steps sleep in one each, the thread budget limits the work
 
@@ -30,24 +30,28 @@ class NotRun(Exception):
     """A step was left out because something before it failed."""
 
 
-class ThreadBudget:
-    """Hands out CPU threads; a step waits until its share is free."""
+class Budget:
+    """Hands out CPU threads and GPUs; a step waits until its share of both is free."""
 
-    def __init__(self, total: int):
-        self.total, self.free, self.changed = total, total, threading.Condition()
+    def __init__(self, threads: int, gpus: int = 0):
+        self.threads, self.gpus = threads, gpus
+        self.free_threads, self.free_gpus, self.changed = threads, gpus, threading.Condition()
 
     @contextmanager
-    def share(self, wanted: int) -> Iterator[int]:
-        """Hold `wanted` threads (0 or too many: all of them)."""
-        count = min(wanted, self.total) or self.total
+    def share(self, step: Step) -> Iterator[tuple[int, int]]:
+        """Hold the threads and GPUs a step asks for (0 threads, ALL_GPUS or too many: all of them)."""
+        threads = min(step.threads, self.threads) or self.threads
+        gpus = self.gpus if step.gpus == ALL_GPUS else min(step.gpus, self.gpus)
         with self.changed:
-            self.changed.wait_for(lambda: self.free >= count)
-            self.free -= count
+            self.changed.wait_for(lambda: self.free_threads >= threads and self.free_gpus >= gpus)
+            self.free_threads -= threads
+            self.free_gpus -= gpus
         try:
-            yield count
+            yield threads, gpus
         finally:
             with self.changed:
-                self.free += count
+                self.free_threads += threads
+                self.free_gpus += gpus
                 self.changed.notify_all()
 
 
@@ -60,11 +64,13 @@ class GraphRun:
     settings: Settings
     display: Display
     force: frozenset[str] = frozenset()
+    gpus: int = 0
+    """GPUs of the machine, or of the cluster."""
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     errors: dict[str, BaseException] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.budget = ThreadBudget(self.settings.num_threads)
+        self.budget = Budget(self.settings.num_threads, self.gpus)
         self.by_name = {step.name: step for step in self.steps}
 
     def materialize(self, name: str) -> None:
@@ -74,12 +80,13 @@ class GraphRun:
         if missing:
             raise NotRun(f"{name} needs {missing[0]}")
         inputs = {key: self.outcomes[s.name].artifact for key, s in step.inputs.items()}
-        with self.budget.share(step.threads) as threads:
+        aside = self.aside(step)
+        with nullcontext((step.threads, 0)) if aside else self.budget.share(step) as (threads, gpus):
             if self.errors:
                 raise NotRun(f"{name} was left out because {next(iter(self.errors))} failed")
             started = time.monotonic()
             self.display.start(name)
-            resources = Resources(threads=threads, workers=threads if step.spread else 1, gpus=self.settings.num_gpus, use_ray=self.settings.use_ray)
+            resources = Resources(threads=threads, workers=threads if step.spread else 1, gpus=gpus, use_ray=self.settings.use_ray)
             try:
                 outcome = materialize(
                     step,
@@ -97,6 +104,10 @@ class GraphRun:
             self.outcomes[name] = outcome
             self.display.finish(name, "done" if outcome.status == EXECUTED else outcome.status, outcome.seconds)
 
+    def aside(self, step: Step) -> bool:
+        """True when the step runs beside the thread budget."""
+        return step.background and step.isolate and self.settings.use_ray
+
     def call(self, step: Step, context: StepContext) -> Mapping[str, Any]:
         """Run the step's function: as a Ray task of its own, or in this process."""
         if not (self.settings.use_ray and step.isolate):
@@ -110,6 +121,8 @@ class GraphRun:
                 step,
                 replace(context, progress=FileProgress(path)),
                 threads=context.resources.threads,
+                gpus=context.resources.gpus,
+                background=self.aside(step),
                 on_poll=lambda: relay(path, context.progress),
             )
         finally:
@@ -134,16 +147,18 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
 
     Raises the first step's error after everything that was running has ended; what is complete stays complete.
     """
-    run = GraphRun(steps=topological(steps), place=place, settings=settings, display=display, force=force)
-    unknown = force - set(run.by_name)
+    ordered, gpus = topological(steps), settings.num_gpus
+    unknown = force - {step.name for step in ordered}
     if unknown:
-        raise AnyloomError(f"--force {sorted(unknown)[0]}: no such step; the steps are: {', '.join(run.by_name)}")
+        raise AnyloomError(f"--force {sorted(unknown)[0]}: no such step; the steps are: {', '.join(step.name for step in ordered)}")
     if settings.use_ray:
-        from infra.ray_session import start
+        from infra import ray_session
 
-        start(settings.num_threads)
+        ray_session.start(settings.num_threads, gpus)
+        gpus = ray_session.num_gpus(gpus)
     else:
         importlib.import_module("transformers")  # it replaces itself while it is imported: two steps' threads must not be the first to ask for it
+    run = GraphRun(steps=ordered, place=place, settings=settings, display=display, force=force, gpus=gpus)
     (_submit_prefect if settings.use_prefect else _submit_threads)(run)
     if run.errors:
         raise next(iter(run.errors.values()))

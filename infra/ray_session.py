@@ -15,16 +15,23 @@ from typing import Any
 from infra.settings import cluster_is_given, quiet_environment, thread_environment
 
 
-def start(num_cpus: int, log_dir: Path | None = None) -> None:
-    """Connect to Ray (RAY_ADDRESS) or start a quiet local cluster of `num_cpus`. Does nothing when Ray already runs here."""
+def start(num_cpus: int, num_gpus: int = 0) -> None:
+    """Connect to Ray (RAY_ADDRESS) or start a quiet local cluster of `num_cpus` and `num_gpus`. Does nothing when Ray already runs here."""
     quiet_environment()
     import ray
 
     if not ray.is_initialized():
         # Unix socket paths are limited to 107 bytes, so the session directory cannot live below an arbitrary root.
         scratch = Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"
-        local = {} if cluster_is_given() else {"num_cpus": num_cpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
+        local = {} if cluster_is_given() else {"num_cpus": num_cpus, "num_gpus": num_gpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
         ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]
+
+
+def num_gpus(local: int) -> int:
+    """GPUs of the cluster that RAY_ADDRESS names, or without one those of this machine."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0)) if cluster_is_given() else local
 
 
 def stop() -> None:
@@ -34,11 +41,11 @@ def stop() -> None:
     ray.shutdown()
 
 
-def _remote(function: Callable[..., Any], threads: int) -> Any:
+def _remote(function: Callable[..., Any], threads: int, gpus: int = 0) -> Any:
     import ray
 
     # max_retries=0: what a dead worker means is decided by the record on storage, not by a silent second try.
-    return ray.remote(num_cpus=threads, max_retries=0)(_with_threads).options(name=getattr(function, "__qualname__", "task"))
+    return ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_with_threads).options(name=getattr(function, "__qualname__", "task"))
 
 
 def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any:
@@ -46,11 +53,32 @@ def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any
     return function(*args)
 
 
-def run_isolated(function: Callable[..., Any], *args: Any, threads: int = 1, on_poll: Callable[[], None] | None = None, poll_s: float = 0.3) -> Any:
-    """Run `function(*args)` as one Ray task and wait. `on_poll` is called while waiting. Its exception is raised here as it was."""
+def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> Any:
+    """As _with_threads, at the lowest priority. There is no way back from it, so the worker process must end with the task (max_calls=1)."""
+    os.nice(19)
+    return _with_threads(function, threads, *args)
+
+
+def run_isolated(
+    function: Callable[..., Any],
+    *args: Any,
+    threads: int = 1,
+    gpus: int = 0,
+    background: bool = False,
+    on_poll: Callable[[], None] | None = None,
+    poll_s: float = 0.3,
+) -> Any:
+    """Run `function(*args)` as one Ray task and wait. `on_poll` is called while waiting. Its exception is raised here as it was.
+
+    background: at the lowest priority, and without a share of the cluster's CPUs.
+    """
     import ray
 
-    reference = _remote(function, threads).remote(function, threads, *args)
+    if background:
+        remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_in_background).options(name=getattr(function, "__qualname__", "task"))
+    else:
+        remote = _remote(function, threads, gpus)
+    reference = remote.remote(function, threads, *args)
     while not ray.wait([reference], timeout=poll_s)[0]:
         if on_poll is not None:
             on_poll()

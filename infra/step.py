@@ -73,6 +73,8 @@ class StepContext:
     progress: Progress = no_progress
 
 
+ALL_GPUS = -1
+"""Step.gpus of a step that spreads over every GPU."""
 RunFunction = Callable[[StepContext], Mapping[str, Any]]
 
 
@@ -95,8 +97,13 @@ class Step:
     """Threads the step can make good use of; 0 means all there are."""
     isolate: bool = True
     """Run as one Ray task of its own; False for steps that start Ray work themselves or are trivial."""
+    gpus: int = 0
+    """GPUs the step can make good use of, where there are any; ALL_GPUS means all there are."""
     spread: bool = False
     """The step spreads independent work over as many single-threaded workers as it has threads."""
+    background: bool = False
+    """Long work of one thread that nothing waits for soon: as an isolated Ray task it runs at the lowest priority, beside the thread budget, on what the
+    other steps leave over. Without Ray it takes its turn."""
 
     def load(self) -> RunFunction:
         """Import the run function. Raises ImportError or AttributeError naming the entry."""

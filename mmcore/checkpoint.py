@@ -44,8 +44,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     final = directory / f"step-{checkpoint.step:09d}"
     directory.mkdir(parents=True, exist_ok=True)
     staging = new_staging(final)
-    save_file({name: value.detach().contiguous().clone() for name, value in checkpoint.tensors.items()}, staging / "tensors.safetensors")
-    save_file({name: value.contiguous() for name, value in checkpoint.optimizer.items()}, staging / "optimizer.safetensors")
+    for file, tensors in (("tensors", checkpoint.tensors), ("optimizer", checkpoint.optimizer)):
+        save_file({name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}, staging / f"{file}.safetensors")
     save_file({"torch": torch.get_rng_state()}, staging / "rng.safetensors")
     state = {"step": checkpoint.step, "cursor": dict(checkpoint.cursor), "log": checkpoint.log}
     (staging / "state.json").write_text(json.dumps(state, sort_keys=True))

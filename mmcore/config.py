@@ -33,11 +33,17 @@ class EncoderSpec:
     """video: `uniform` takes the middles of equal parts; `scenes` spreads the frames over the clip's scenes (see mmcore.data.scenes)."""
     image_size: int = 224
     """image, video: pixels per side after resizing (square; media are composited on white)."""
+    pad: bool = False
+    """hf_image, imagebind_image: True pads a picture to a square with the encoder's mean colour before it is resized, as LLaVA does; False cuts off what
+    is beyond the central square."""
     tiles: int = 0
     """image: largest number of tiles that a picture too large for image_size is also cut into (see mmcore.encoders.tiled); 0: the whole picture only."""
     tokens: int = 0
     """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind, transformers: 0 stores the one
     pooled vector. bert_text: longest text, or 0 for the mean over a text's tokens; other texts: 0, they have the pooled vector only."""
+    layer: int = 0
+    """hf_image, hf_video with a grid: hidden state that the patch tokens are, counted from the end (-2: before the last layer, as LLaVA reads CLIP);
+    0: the model's output."""
     max_seconds: float = 30.0
     """audio: longer clips are cut, in seconds."""
     dtype: str = "float16"
@@ -53,27 +59,33 @@ class EncoderSpec:
     """Bumped when our code for this encoder changes meaning."""
 
 
+PADDED = ("hf_image", "imagebind_image")
+"""Kinds that follow EncoderSpec.pad; timm's squeeze a picture into the square."""
 SAMPLED = ("timm_video", "hf_video")
 """Kinds that follow EncoderSpec.sampling; ImageBind has clip times of its own."""
 
 
 def check_encoder(spec: EncoderSpec) -> None:
-    """Raises ValueError for a sampling or a number of tiles that the kind of encoder has no use for."""
+    """Raises ValueError for a sampling, a padding, a number of tiles or a layer that the kind of encoder has no use for."""
+    if spec.pad and spec.kind not in PADDED:
+        raise ValueError(f"{spec.kind} pads no pictures: set pad to false (true: for {', '.join(PADDED)})")
     if spec.sampling != "uniform" and (spec.sampling != "scenes" or spec.kind not in SAMPLED):
         raise ValueError(f"{spec.kind} has no sampling '{spec.sampling}': set it to uniform (scenes: for {', '.join(SAMPLED)})")
     if spec.tiles and not spec.kind.endswith("_image"):
         raise ValueError(f"{spec.kind} encodes no pictures: set tiles to 0")
+    if spec.layer > 0 or (spec.layer and (spec.kind not in ("hf_image", "hf_video") or not spec.grid)):
+        raise ValueError(f"{spec.kind} with layer {spec.layer} and grid {spec.grid}: hf_image and hf_video with a grid take 0, or -1, -2, ... from the end")
     if spec.tiles < 0 or spec.tiles == 1:
         raise ValueError(f"{spec.kind} with tiles {spec.tiles}: set it to 0 (off) or to at least 2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpecialTokens:
-    """Signal-token counts per modality (0: the model cannot emit that modality)."""
+    """Signal-token counts per modality (0: the model cannot emit that modality). The defaults are NExT-GPT's."""
 
     image: int = 4
-    video: int = 0
-    audio: int = 0
+    video: int = 24
+    audio: int = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,8 +93,17 @@ class InputProjectorSpec:
     """One input projector: features_BNE -> embeds_BKD."""
 
     kind: str = "linear"
+    """Registry name in mmcore.input_projectors: `linear`, `mlp` or `group`."""
     init_std: float = 0.136
     """Standard deviation of the projected tokens at step 0: that of the LM's own embeddings (0.136 for SmolLM2-135M)."""
+    width: int = 512
+    """group: inner width."""
+    heads: int = 8
+    """group: attention heads."""
+    depths: tuple[int, ...] = (6, 3, 3)
+    """group: transformer layers of each stage."""
+    groups: tuple[int, ...] = (64, 8)
+    """group: groups that each stage but the last forms; the last number is K."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +111,7 @@ class OutputProjectorSpec:
     """One output projector: signal states_BSD -> conditioning_BQC."""
 
     kind: str = "transformer"
+    """Registry name in mmcore.output_projectors: `transformer`, `nextgpt`, `nextgpt_legacy` or `linear` (which reads queries and out only)."""
     width: int = 256
     layers: int = 2
     """Encoder layers, and as many decoder layers."""
@@ -105,9 +127,14 @@ class OutputProjectorSpec:
 class LoraSpec:
     """LoRA on every linear layer of the LM (peft)."""
 
+    mode: str = "shared"
+    """`shared`: one adapter takes every token; `per_modality`: one for text and one per input modality, routed by the media of each sample (text always)."""
     rank: int = 16
+    """R of each adapter."""
     alpha: int = 32
+    """The adapter's output is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Layers, by the last part of their names. Empty: all attention and feed-forward layers of the LM's family (mmcore.lm_families)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,10 +143,17 @@ class ModelSpec:
 
     dtype: str = "bfloat16"
     """Type of the frozen LM; trainable tensors are float32."""
+    quantize: str = ""
+    """Frozen linear layers of the LM in `4bit` or `8bit` through bitsandbytes (CUDA only); "": in dtype."""
+    chat: str = "chatml"
+    """Chat template (mmcore.data.chat_templates)."""
     encoders: tuple[tuple[str, EncoderSpec], ...]
     """(modality, spec) of image, video, audio."""
     input_projector: InputProjectorSpec
     output_projector: OutputProjectorSpec
+    """Of every modality that `output_projectors` does not name."""
+    output_projectors: tuple[tuple[str, OutputProjectorSpec], ...] = ()
+    """(modality, spec) of the modalities whose decoder wants another conditioning."""
     tokens: SpecialTokens = SpecialTokens()
     lora: LoraSpec = LoraSpec()
     seed: int = 0
@@ -138,8 +172,10 @@ class StageConfig:
     """Media groups (samples) per optimizer step, over all workers."""
     lr: float
     warmup_steps: int = 20
+    schedule: str = "linear"
+    """Decay after the warm-up, from the peak to final_lr of it: `linear` or `cosine`."""
     final_lr: float = 0.1
-    """Linear decay from the peak to this share of it."""
+    """Share of the peak that the last step has."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -162,11 +198,53 @@ class StageConfig:
     """Helped recipe: a question's loss is weighted 0.5 / P(answer | question text) for yes/no answers."""
     train_projectors: bool = True
     """False freezes the input projectors in stage 3."""
-    # stage 2 only
+    projector_lr: float = 0.0
+    """Peak learning rate of the input projectors in stage 3; 0: lr."""
+    # stage 1 only
+    generation_loss: float = 0.0
+    """Weight of the generation losses of a caption's own signal block, through the output projectors that an earlier stage 2 trained (align_loss and
+    denoise_loss weigh them against each other); 0: none, and captions are rows without a block."""
+    # stage 2; all but token_loss in stage 1 with generation_loss too
     token_loss: float = 1.0
     """Weight of the cross-entropy on signal tokens."""
     align_loss: float = 1.0
     """Weight of the alignment with the decoder's text-encoder states."""
+    denoise_loss: float = 0.0
+    """Weight of the frozen decoder's denoising error of the captioned media under the projector's conditioning; 0 opens no decoder."""
+    min_snr_gamma: float = 0.0
+    """Min-SNR weights of the denoising error are cut at this signal-to-noise ratio (the paper uses 5); 0 weighs every timestep alike."""
+
+
+def output_spec(spec: ModelSpec, modality: Modality) -> OutputProjectorSpec:
+    """The output projector of a modality."""
+    return dict(spec.output_projectors).get(modality, spec.output_projector)
+
+
+LORA_MODES = ("shared", "per_modality")
+QUANTIZE = ("", "4bit", "8bit")
+
+
+SCHEDULES = ("linear", "cosine")
+
+
+def check_stage(config: StageConfig) -> None:
+    """Raises ValueError for a schedule that there is none of."""
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"{config.stage}.schedule {config.schedule!r} is unknown: use {' or '.join(SCHEDULES)}")
+
+
+def check_model(spec: ModelSpec) -> None:
+    """Raises ValueError for a LoRA mode, quantisation or number of tokens that no model has."""
+    if spec.lora.mode not in LORA_MODES:
+        raise ValueError(f"lora.mode {spec.lora.mode!r} is unknown: use {' or '.join(LORA_MODES)}")
+    if spec.quantize not in QUANTIZE:
+        raise ValueError(f"quantize {spec.quantize!r} is unknown: use 4bit, 8bit or nothing")
+    if spec.lora.rank < 1:
+        raise ValueError(f"lora.rank is {spec.lora.rank}: it must be at least 1")
+    for modality in MODALITIES[1:]:
+        count = int(getattr(spec.tokens, modality))
+        if count < 0:
+            raise ValueError(f"tokens.{modality} is {count}: use 0 for a modality that the model does not emit")
 
 
 def model_spec_from_json(values: Mapping[str, Any]) -> ModelSpec:
@@ -174,8 +252,10 @@ def model_spec_from_json(values: Mapping[str, Any]) -> ModelSpec:
     try:
         parts = dict(values)
         parts["encoders"] = tuple((modality, EncoderSpec(**spec)) for modality, spec in parts["encoders"])
-        parts["input_projector"] = InputProjectorSpec(**parts["input_projector"])
+        sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in parts["input_projector"].items()}
+        parts["input_projector"] = InputProjectorSpec(**sizes)
         parts["output_projector"] = OutputProjectorSpec(**parts["output_projector"])
+        parts["output_projectors"] = tuple((modality, OutputProjectorSpec(**spec)) for modality, spec in parts.get("output_projectors", ()))
         parts["tokens"] = SpecialTokens(**parts["tokens"])
         parts["lora"] = LoraSpec(**{**parts["lora"], "targets": tuple(parts["lora"]["targets"])})
         return ModelSpec(**parts)

@@ -49,8 +49,8 @@ class Generator:
         self._encoders: dict[str, Encoder] = {}
 
     @classmethod
-    def load(cls, directory: Path, threads: int | None = None) -> Generator:
-        """A Generator from an export directory. Raises AnyloomError when it is not one."""
+    def load(cls, directory: Path, threads: int | None = None, device: str = "cpu") -> Generator:
+        """A Generator from an export directory, on `cpu` or `cuda`. Raises AnyloomError when it is not one."""
         directory = Path(directory)
         if not (directory / DESCRIPTION).is_file():
             raise AnyloomError(f"{directory} is not an exported model: it has no {DESCRIPTION}")
@@ -61,7 +61,7 @@ class Generator:
             model = load_model(model_spec_from_json(description["model"]), directory / "lm", (directory,))
         except ValueError as error:
             raise AnyloomError(f"{directory}: {error}") from error
-        return cls(model.eval(), bool(description["caption_turn"]), directory / ENCODERS, description)
+        return cls(model.to(device).eval(), bool(description["caption_turn"]), directory / ENCODERS, description)
 
     @property
     def _chat(self) -> Chat:
@@ -85,27 +85,32 @@ class Generator:
         *,
         max_new_tokens: int = 16,
         caption_turn: bool | None = None,
+        complete_blocks: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
-        """Greedy answers in the order of the items. caption_turn None: as the model was exported."""
+        """Greedy answers in the order of the items. caption_turn None: as the model was exported.
+
+        complete_blocks: a signal block that the model begins is completed; False shows what it writes by itself, and Answer.broken what went wrong.
+        """
         helped = self.caption_turn if caption_turn is None else caption_turn
         answers: list[Answer | None] = [None] * len(items)
         groups, done = _groups(items), 0
         for start in range(0, len(groups), ROWS):
             rows = groups[start : start + ROWS]
-            for number, answer in self._answer_rows(items, rows, max_new_tokens, helped).items():
+            for number, answer in self._answer_rows(items, rows, max_new_tokens, helped, complete_blocks).items():
                 answers[number] = answer
             done += sum(map(len, rows))
             if progress is not None:
                 progress(done, len(items))
         return [answer for answer in answers if answer is not None]
 
-    def _answer_rows(self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool) -> dict[int, Answer]:
+    def _answer_rows(self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool) -> dict[int, Answer]:
         started = time.monotonic()
         features = [_feature(items[row[0]]) for row in rows]
         cache, captions = self._prefixes(features, helped)
         prompts = [
-            [self._chat.question_prompt(items[i].text, opened=self._opened(feature, helped)) for i in row] for row, feature in zip(rows, features, strict=True)
+            [self._chat.question_prompt(items[i].text, opened=self._opened(feature, helped), later=feature is not None and helped) for i in row]
+            for row, feature in zip(rows, features, strict=True)
         ]
         lengths = list(cache.lengths)
         hidden_BTD = cache.extend([[(number + 1, length, prompt) for number, prompt in enumerate(row)] for row, length in zip(prompts, lengths, strict=True)])
@@ -114,7 +119,7 @@ class Generator:
             ends = np.cumsum([len(prompt) for prompt in row])
             last += [hidden_BTD[b, end - 1] for end in ends]
             streams += [Stream(row=b, segment=number + 1, position=lengths[b] + len(prompt)) for number, prompt in enumerate(row)]
-        for _ in greedy(cache, streams, torch.stack(last), self._chat.end_id, limit):
+        for _ in greedy(cache, streams, torch.stack(last), self._chat.end_id, limit, complete):
             pass
         numbers = [i for row in rows for i in row]
         inputs = [lengths[b] + len(prompt) for b, row in enumerate(prompts) for prompt in row]
@@ -127,6 +132,7 @@ class Generator:
                 num_input_tokens=count,
                 ms=ms,
                 blocks=tuple(stream.blocks),
+                broken=tuple(stream.broken),
             )
             for i, stream, count in zip(numbers, streams, inputs, strict=True)
         }
@@ -177,23 +183,32 @@ class Generator:
         Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order.
         Raises ValueError when placeholders and media do not pair up.
         """
-        features = [(modality, self.encode(modality, data)) for modality, data in media]
-        named = any(placeholder(modality) in prompt for modality in MEDIA)
-        if len(features) == 1 and not named and self.caption_turn:
-            cache, _ = self._prefixes([features[0]], True)
-            ids = self._chat.question_prompt(prompt, opened=False)
-            segment, batches = 1, {}
+        batches: dict[str, MediaBatch] = {}
+        if len(media) == 1 and not names_media(prompt) and self.caption_turn:
+            modality, data = media[0]
+            cache, _ = self._prefixes([(modality, self.encode(modality, data))], True)
+            ids, segment = self._chat.question_prompt(prompt, opened=False, later=True), 1
         else:
-            cache = PackedCache(self.model, 1)
-            counts = [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]
-            ids = self._chat.media_question(prompt, counts, named)
-            segment, batches = 0, _media_batches([features])
+            cache, segment = PackedCache(self.model, 1), 0
+            ids, batches = self.turn(prompt, media)
         position = cache.lengths[0]
         hidden_BTD = cache.extend([[(segment, position, ids)]], batches)
         stream = Stream(row=0, segment=segment, position=position + len(ids))
-        yield from self._events(greedy(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens))
+        yield from self.events(greedy(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens))
 
-    def _events(self, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
+    def turn(self, prompt: str, media: Sequence[tuple[str, bytes]], later: bool = False) -> tuple[list[int], dict[str, MediaBatch]]:
+        """(ids, features) of one user turn up to its answer; later: a turn stands before it. Raises ValueError as `stream` does."""
+        features = [(modality, self.encode(modality, data)) for modality, data in media]
+        counts = [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]
+        return self._chat.media_question(prompt, counts, names_media(prompt), later), _media_batches([features])
+
+    def caption_request(self, modality: str, data: bytes, later: bool) -> tuple[list[int], dict[str, MediaBatch]]:
+        """(ids, features) of a caption turn up to the caption."""
+        feature = (modality, self.encode(modality, data))
+        tokens = num_projected(self.model.spec.input_projector, len(feature[1]))
+        return self._chat.caption_prompt(modality, tokens, later), _media_batches([feature])
+
+    def events(self, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
         """Tokens -> pieces of text; a piece is held back while its last character is incomplete."""
         said = ""
         text = ""
@@ -207,6 +222,11 @@ class Generator:
                 said = text
         if len(text) > len(said):
             yield TextPiece(text[len(said) :])
+
+
+def names_media(prompt: str) -> bool:
+    """True when the prompt says by placeholders where its media go."""
+    return any(placeholder(modality) in prompt for modality in MEDIA)
 
 
 def _groups(items: Sequence[Question]) -> list[list[int]]:

@@ -8,6 +8,7 @@ features and cannot be emitted. Refuses to know media, chat and losses.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmcore.config import SpecialTokens
+from mmcore.config import QUANTIZE, SpecialTokens
+from mmcore.lm_families import check_family, longest_row
+from mmcore.lora_layers import routed
 from mmcore.special_tokens import TokenTable
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -40,7 +43,7 @@ def packed_mask(query_segments_BT: torch.Tensor, key_segments_BL: torch.Tensor, 
 def _rows(matrix_VD: torch.Tensor, count: int, seed: int) -> nn.Parameter:
     generator = torch.Generator().manual_seed(seed)
     matrix = matrix_VD.detach().float()
-    noise = torch.randn(count, matrix.shape[1], generator=generator)
+    noise = torch.randn(count, matrix.shape[1], generator=generator).to(matrix.device)
     return nn.Parameter(matrix.mean(0) + _NOISE * float(matrix.std()) * noise)
 
 
@@ -52,10 +55,17 @@ class LanguageModel(nn.Module):
 
     def __init__(self, base: Any, counts: SpecialTokens, seed: int = 0):
         super().__init__()
+        check_family(base.config)
         self.base = base.eval().requires_grad_(False)
         self.table = TokenTable(base.get_input_embeddings().weight.shape[0], counts)
         self.new_input_rows = _rows(base.get_input_embeddings().weight, self.table.num_signals, 2 * seed)
         self.new_head_rows = _rows(base.get_output_embeddings().weight, self.table.num_signals, 2 * seed + 1)
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """The frozen base stays in evaluation mode: its dropout (OPT has some) would make its states random."""
+        super().train(mode)
+        self.base.eval()
+        return self
 
     @property
     def width(self) -> int:
@@ -69,8 +79,12 @@ class LanguageModel(nn.Module):
         return dtype
 
     def embed(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """Token ids -> embeds_BTD; placeholders get the row of token 0, to be overwritten."""
+        """Token ids -> embeds_BTD; placeholders get the row of token 0, to be overwritten. Raises ValueError for an id that no token has."""
         base, signals = self.table.base, self.table.num_signals
+        known = base + len(self.table.names)
+        if ids_BT.numel() and not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < known:
+            odd = int(ids_BT.min()) if int(ids_BT.min()) < 0 else int(ids_BT.max())
+            raise ValueError(f"token id {odd} is unknown: the language model has {base} tokens and {known - base} new ones")
         embeds = self.base.get_input_embeddings()(torch.where(ids_BT < base, ids_BT, 0))
         is_signal = (ids_BT >= base) & (ids_BT < base + signals)
         if signals and bool(is_signal.any()):
@@ -78,15 +92,30 @@ class LanguageModel(nn.Module):
             embeds = torch.where(is_signal[..., None], rows.to(embeds.dtype), embeds)
         return embeds
 
-    def hidden(self, embeds_BTD: torch.Tensor, mask_B1TL: torch.Tensor, positions_BT: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """Last hidden states (after the final norm); with a cache, keys and values are appended to it."""
-        outputs = self.base.model(
-            inputs_embeds=embeds_BTD,
-            attention_mask=mask_B1TL,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+    def hidden(
+        self,
+        embeds_BTD: torch.Tensor,
+        mask_B1TL: torch.Tensor,
+        positions_BT: torch.Tensor,
+        cache: Any = None,
+        routes_BTA: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Last hidden states (after the final norm); with a cache, keys and values are appended to it.
+
+        positions count from 0 (a family's own offset, as OPT's, is added inside). routes: of the tokens through LoRA adapters per modality.
+        Raises ValueError for a position beyond what the model has been made for.
+        """
+        longest = longest_row(self.base.config)
+        if longest and positions_BT.numel() and int(positions_BT.max()) >= longest:
+            raise ValueError(f"a row has {int(positions_BT.max()) + 1} tokens, the language model takes at most {longest}: use fewer turns or media tokens")
+        with routed(self.base, routes_BTA):
+            outputs = self.base.base_model(
+                inputs_embeds=embeds_BTD,
+                attention_mask=mask_B1TL,
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         hidden: torch.Tensor = outputs.last_hidden_state
         return hidden
 
@@ -107,10 +136,33 @@ def load_tokenizer(directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
-def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0) -> LanguageModel:
+def _quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of from_pretrained for frozen linear layers in 4 or 8 bit (NF4 and LLM.int8: arXiv 2305.14314, 2208.07339).
+
+    Raises ValueError without a CUDA device or without bitsandbytes.
+    """
+    if not quantize:
+        return {}
+    if quantize not in QUANTIZE:
+        raise ValueError(f"quantize {quantize!r} is unknown: use 4bit, 8bit or nothing")
+    if not torch.cuda.is_available():
+        raise ValueError(f"quantize={quantize} needs a CUDA GPU, and there is none here: leave quantize empty")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"quantize={quantize} needs bitsandbytes: pip install bitsandbytes, or leave quantize empty")
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "4bit":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    else:
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+
+
+def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, quantize: str = "") -> LanguageModel:
     """A frozen LM from a transformers directory, eager attention (faster than SDPA at short rows on CPU).
 
-    Raises ValueError for an unknown dtype.
+    quantize: `4bit` or `8bit` stores the linear layers so, on a CUDA device; embeddings and head stay in dtype.
+    Raises ValueError for an unknown dtype, a quantisation that this machine cannot do, or a family that cannot be used.
     """
     from transformers import AutoModelForCausalLM
 
@@ -122,5 +174,6 @@ def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0) -
         attn_implementation="eager",
         local_files_only=True,
         use_safetensors=True,
+        **_quantization(quantize, DTYPES[dtype]),
     )
     return LanguageModel(base, counts, seed)

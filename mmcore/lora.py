@@ -1,36 +1,48 @@
 """LoRA adapters through peft: attach, save and load in PEFT's own format.
 
-`PeftModel.from_pretrained(base, directory)` loads what `save_lora` wrote. The files are a function of the weights alone: no paths,
-no set order, no times. The attached layers compute y = x W' + (x A') B' s in the base's dtype with float32 parameters, which on a CPU with
-bfloat16 saves the float32 copies of every input that peft's own forward makes (a seventh of a training step).
-Refuses to know what else is trained.
+One adapter for everything (mode `shared`), or one for text and one per input modality (mode `per_modality`; see mmcore.lora_layers for the
+arithmetic and mmcore.routes for who goes where). `PeftModel.from_pretrained(base, directory)` loads what `save_lora` wrote: the shared
+adapter stands in the directory itself, adapters per modality in a folder each. The files are a function of the weights alone: no paths,
+no set order, no times. Refuses to know what else is trained.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 
 from infra.storage import write_atomic
-from mmcore.config import LoraSpec
+from mmcore.config import LORA_MODES, MODALITIES, LoraSpec
+from mmcore.lm_families import lora_targets
+from mmcore.lora_layers import SHARED_ADAPTER, Routing, bind, routing_of
 from mmcore.seeding import seeded
 
-_PREFIX, _ADAPTER = "base_model.model.", ".default."
+_PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def _config(spec: LoraSpec) -> Any:
+def adapter_names(spec: LoraSpec, modalities: Iterable[str]) -> tuple[str, ...]:
+    """Names of the adapters of a model that reads these media; text is always among those per modality. Raises ValueError for an unknown mode."""
+    if spec.mode == "shared":
+        return (SHARED_ADAPTER,)
+    if spec.mode not in LORA_MODES:
+        raise ValueError(f"lora.mode {spec.mode!r} is unknown: use {' or '.join(LORA_MODES)}")
+    read = {"text", *modalities}
+    return tuple(modality for modality in MODALITIES if modality in read)
+
+
+def _config(base: Any, spec: LoraSpec) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
-        target_modules=list(spec.targets),
+        target_modules=list(lora_targets(base, spec.targets)),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -38,70 +50,71 @@ def _config(spec: LoraSpec) -> Any:
     )
 
 
-class _LoraProduct(torch.autograd.Function):
-    """x [.., I], W [O, I], A [R, I], B [O, R] -> x W' + s (x A') B'. W gets no gradient."""
+def attach_lora(base: torch.nn.Module, spec: LoraSpec, seed: int, modalities: Iterable[str] = ()) -> None:
+    """Put float32 LoRA layers into a causal LM, in place; B starts at zero, so nothing changes yet. modalities: input media of the model.
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float) -> torch.Tensor:
-        flat, low_a, low_b = x.reshape(-1, x.shape[-1]), lora_a.to(x.dtype), (lora_b * scaling).to(x.dtype)
-        inner = flat @ low_a.T
-        ctx.save_for_backward(flat, weight, low_a, low_b, inner)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        return torch.addmm(flat @ weight.T, inner, low_b.T).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, weight, low_a, low_b, inner = ctx.saved_tensors
-        gradient = gradients[0].reshape(-1, gradients[0].shape[-1])
-        through = gradient @ low_b
-        for_x = torch.addmm(gradient @ weight, through, low_a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return for_x, None, (through.T @ flat).float(), (gradient.T @ inner).float() * ctx.scaling, None
-
-
-def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """Forward of a LoRA linear layer without bias or dropout."""
-    product: torch.Tensor = _LoraProduct.apply(
-        x, layer.base_layer.weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
-    )
-    return product
-
-
-def attach_lora(base: torch.nn.Module, spec: LoraSpec, seed: int) -> None:
-    """Put float32 LoRA layers into a causal LM, in place; B starts at zero, so nothing changes yet. Raises ValueError when one is there."""
+    Raises ValueError when adapters are there already, the mode is unknown, or a target is no layer of this LM.
+    """
     from peft import inject_adapter_in_model
 
     if lora_parameters(base):
         raise ValueError("this language model already has a LoRA adapter: attach once, then load into it")
+    names, config = adapter_names(spec, modalities), _config(base, spec)
     with seeded(seed):
-        inject_adapter_in_model(_config(spec), base)
-    for layer in base.modules():
-        inner = getattr(layer, "base_layer", None)
-        if hasattr(layer, "lora_A") and isinstance(inner, torch.nn.Linear) and inner.bias is None:
-            layer.forward = MethodType(_forward, layer)
+        for name in names:
+            inject_adapter_in_model(config, base, name)
+    bind(base, Routing(names, spec.rank))
     for parameter in lora_parameters(base).values():
         parameter.data = parameter.data.float()
 
 
 def lora_parameters(base: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The adapter's parameters by their name inside the base, sorted; empty when none is attached."""
+    """The adapters' parameters by their name inside the base, sorted; empty when none is attached."""
     return {name: parameter for name, parameter in sorted(base.named_parameters()) if ".lora_A." in name or ".lora_B." in name}
 
 
+def _adapter_files(base: torch.nn.Module, directory: Path) -> dict[Path, dict[str, torch.nn.Parameter]]:
+    """Directory of each adapter -> its parameters by the names that PEFT gives them in a file."""
+    routing = routing_of(base)
+    if routing is None:
+        return {}
+    found: dict[Path, dict[str, torch.nn.Parameter]] = {}
+    for adapter in routing.adapters:
+        own = {_PREFIX + n.replace(f".{adapter}.", "."): p for n, p in lora_parameters(base).items() if n.endswith(f".{adapter}.weight")}
+        found[directory if routing.shared else directory / adapter] = own
+    return found
+
+
 def save_lora(base: torch.nn.Module, spec: LoraSpec, directory: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors."""
-    tensors = {_PREFIX + name.replace(_ADAPTER, "."): value.detach().contiguous().clone() for name, value in lora_parameters(base).items()}
-    if not tensors:
+    """Write adapter_config.json and adapter_model.safetensors of every adapter. Raises ValueError when there is none."""
+    files = _adapter_files(base, directory)
+    if not files:
         raise ValueError("there is no LoRA adapter to save")
-    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in _config(spec).to_dict().items()}
+    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in _config(base, spec).to_dict().items()}
     settings["inference_mode"] = True
-    write_atomic(directory / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_atomic(directory / CONFIG, json.dumps(settings, sort_keys=True, indent=2, default=str))
+    for folder, parameters in files.items():
+        tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in parameters.items()}
+        write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_atomic(folder / CONFIG, json.dumps(settings, sort_keys=True, indent=2, default=str))
 
 
 def load_lora(base: torch.nn.Module, directory: Path) -> None:
-    """Load weights written by `save_lora` (or by peft) into the attached adapter. Raises ValueError on any missing, extra or misshapen tensor."""
+    """Load what `save_lora` (or peft, per adapter) wrote into the attached adapters.
+
+    Raises ValueError when the directory holds other adapters than the model has, or on any missing, extra or misshapen tensor.
+    """
+    files = _adapter_files(base, directory)
+    stored = sorted(path.parent.relative_to(directory).as_posix() for path in [*directory.glob(WEIGHTS), *directory.glob(f"*/{WEIGHTS}")])
+    wanted = sorted(folder.relative_to(directory).as_posix() for folder in files)
+    if stored != wanted:
+        names = [", ".join("shared" if name == "." else name for name in group) or "none" for group in (stored, wanted)]
+        raise ValueError(f"{directory} holds the LoRA adapters {names[0]}, the model has {names[1]}: lora.mode or the encoders changed since it was trained")
+    for folder, parameters in files.items():
+        _load_adapter(folder, parameters)
+
+
+def _load_adapter(directory: Path, wanted: dict[str, torch.nn.Parameter]) -> None:
     stored = load_file(directory / WEIGHTS)
-    wanted = {_PREFIX + name.replace(_ADAPTER, "."): parameter for name, parameter in lora_parameters(base).items()}
     if stored.keys() != wanted.keys():
         odd = sorted(stored.keys() ^ wanted.keys())
         raise ValueError(f"{directory} does not fit this model's LoRA: {len(odd)} tensors differ, the first is {odd[0]}")

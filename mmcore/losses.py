@@ -6,10 +6,10 @@ world size then changes nothing but rounding. Refuses to know models, batches an
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,8 @@ class StepLoss:
     """[G, 2] float64 (sum, count) of each logged part."""
 
 
-def weighted_cross_entropy(logits_PV: torch.Tensor, targets_P: torch.Tensor, weights_P: torch.Tensor, groups_P: torch.Tensor, num_groups: int) -> StepLoss:
-    """Cross-entropy at P supervised positions; the logged parts are unweighted."""
-    nll_P = functional.cross_entropy(logits_PV, targets_P, reduction="none")
+def weighted_nll(nll_P: torch.Tensor, weights_P: torch.Tensor, groups_P: torch.Tensor, num_groups: int) -> StepLoss:
+    """Cross-entropy at P supervised positions (mmcore.vocabulary); the logged parts are unweighted."""
     return StepLoss((nll_P * weights_P).sum(), weights_P.sum(), group_sums(nll_P.detach(), groups_P, num_groups))
 
 
@@ -34,6 +33,18 @@ def group_sums(values_P: torch.Tensor, groups_P: torch.Tensor, num_groups: int) 
     """[G, 2] float64 sums and counts of values by group."""
     sums = torch.zeros(num_groups, 2, dtype=torch.float64, device=values_P.device)
     return sums.index_add_(0, groups_P, torch.stack([values_P.double(), torch.ones_like(values_P, dtype=torch.float64)], 1))
+
+
+def parts_by_modality(parts: Sequence[str], modalities: Sequence[str]) -> tuple[str, ...]:
+    """Names of logged parts: each over all modalities, and where there are several also `<part>_<modality>` of each."""
+    return (*parts, *(f"{part}_{modality}" for modality in modalities for part in parts if len(modalities) > 1))
+
+
+def modality_sums(names: Sequence[str], modality: str, values_B: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """[G, 2] sums and counts of parts of one modality's samples, under the part itself and under `<part>_<modality>` where `names` has it."""
+    pairs = [(part, name) for part in values_B for name in (part, f"{part}_{modality}") if name in names]
+    groups = [torch.full((len(values_B[part]),), names.index(name), device=values_B[part].device) for part, name in pairs]
+    return group_sums(torch.cat([values_B[part].detach() for part, _ in pairs]), torch.cat(groups), len(names))
 
 
 def signal_nll(states_BPD: torch.Tensor, base_lse_BP: torch.Tensor, head_rows_SD: torch.Tensor, block: range) -> tuple[torch.Tensor, torch.Tensor]:

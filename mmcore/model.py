@@ -15,12 +15,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mmcore.config import ModelSpec
+from mmcore.config import ModelSpec, output_spec
 from mmcore.data.chat import Chat
 from mmcore.input_projectors import build_input_projector
+from mmcore.input_projectors.base import StandardisedProjector
 from mmcore.llm import LanguageModel, load_lm, load_tokenizer, packed_mask
-from mmcore.lora import attach_lora, load_lora, lora_parameters
+from mmcore.lora import attach_lora, load_lora
+from mmcore.lora_layers import routing_of
 from mmcore.output_projectors import build_output_projector
+from mmcore.routes import token_routes
 from mmcore.special_tokens import MEDIA, placeholder
 from mmcore.types import IGNORE, Batch, MediaBatch
 
@@ -40,6 +43,11 @@ class AnyModel(nn.Module):
             }
         )
         self.output_projectors = output_projectors(spec, lm.width)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.lm.new_input_rows.device
 
     def embed(self, ids_BT: torch.Tensor, media: Mapping[str, MediaBatch]) -> torch.Tensor:
         """Token ids and features -> embeds_BTD in the LM's dtype.
@@ -69,10 +77,29 @@ class AnyModel(nn.Module):
             )
         return embeds_BTD.masked_scatter(holes_BT[..., None], projected_BKD[mask_BK].to(embeds_BTD.dtype))
 
+    def set_draw(self, draw: int | None) -> None:
+        """Number of the noise that the input projectors' random parts take from now on; frozen ones, and None, take none."""
+        for projector in self.input_projectors.values():
+            assert isinstance(projector, StandardisedProjector)
+            projector.draw = draw if any(parameter.requires_grad for parameter in projector.parameters()) else None
+
+    def add_lora(self) -> None:
+        """Attach the recipe's LoRA adapters to the language model, unless they are there. B starts at zero: nothing changes yet."""
+        if routing_of(self.lm.base) is None:
+            attach_lora(self.lm.base, self.spec.lora, self.spec.seed, [modality for modality, _ in self.spec.encoders])
+
+    def routes(self, ids_BL: torch.Tensor, segments_BL: torch.Tensor) -> torch.Tensor | None:
+        """0/1 routes [B, L, A] of packed rows through adapters per modality; None when the model routes nothing."""
+        routing = routing_of(self.lm.base)
+        if routing is None or routing.shared:
+            return None
+        return token_routes(ids_BL, segments_BL, self.lm.table, routing.adapters)
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """hidden_BTD of packed rows."""
         mask = packed_mask(batch.segments_BT, batch.segments_BT, self.lm.dtype)
-        return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT)
+        routes = self.routes(batch.ids_BT, batch.segments_BT)
+        return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT, routes_BTA=routes)
 
     def supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [P, V+S] float32, targets [P]) at the P supervised positions only, in row-major order."""
@@ -93,37 +120,42 @@ def signal_rows(lm: Any, modality: str) -> torch.Tensor:
 
 
 def output_projectors(spec: ModelSpec, lm_width: int) -> nn.ModuleDict:
-    """One output projector per modality that has signal tokens."""
+    """One output projector per modality that has signal tokens. Raises ValueError when the spec describes one for a modality without."""
     counts = {modality: int(getattr(spec.tokens, modality)) for modality in MEDIA}
+    for modality, _ in spec.output_projectors:
+        if not counts.get(modality):
+            raise ValueError(f"output_projectors describes {modality}, which has no signal tokens: set tokens.{modality} or leave it out")
     return nn.ModuleDict(
         {
-            modality: build_output_projector(spec.output_projector, lm_width, counts[modality], spec.seed + 100 + MEDIA.index(modality))
+            modality: build_output_projector(output_spec(spec, modality), lm_width, counts[modality], spec.seed + 100 + MEDIA.index(modality))
             for modality in MEDIA
             if counts[modality]
         }
     )
 
 
-def load_tensors(module: nn.Module, path: Path) -> None:
-    """Copy named tensors of a stage into a module. Raises ValueError for a name or shape the module does not have."""
+def load_tensors(module: nn.Module, path: Path, only: str = "") -> None:
+    """Copy named tensors of a stage into a module; only: those whose names begin so. Raises ValueError for a name or shape the module does not have."""
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, value in load_file(path).items():
+        if not name.startswith(only):
+            continue
         if name not in own:
             raise ValueError(f"{path} holds {name}, which this model does not have: the recipe's model changed since it was trained")
         if own[name].shape != value.shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(value.shape)}, the model wants {tuple(own[name].shape)}")
+            shapes = f"{name} has shape {tuple(value.shape)}, the model wants {tuple(own[name].shape)}"
+            raise ValueError(f"{path}: {shapes}: it was trained with another language model, encoder or projector; train that stage again with these")
         own[name].data.copy_(value)
 
 
 def load_model(spec: ModelSpec, lm_dir: Path, stages: tuple[Path, ...] = ()) -> AnyModel:
     """The model after the given stage artifacts, loaded in order. lm_dir: transformers directory of the frozen LM."""
-    lm = load_lm(lm_dir, spec.dtype, spec.tokens, spec.seed)
-    model = AnyModel(spec, lm, Chat(load_tokenizer(lm_dir), lm.table))
+    lm = load_lm(lm_dir, spec.dtype, spec.tokens, spec.seed, spec.quantize)
+    model = AnyModel(spec, lm, Chat(load_tokenizer(lm_dir), lm.table, spec.chat))
     for stage in stages:
         if (stage / TENSORS).exists():
             load_tensors(model, stage / TENSORS)
         if (stage / LORA).is_dir():
-            if not lora_parameters(model.lm.base):
-                attach_lora(model.lm.base, spec.lora, spec.seed)
+            model.add_lora()
             load_lora(model.lm.base, stage / LORA)
     return model.requires_grad_(False)

@@ -1,39 +1,70 @@
 """AdamW over one flat float32 buffer.
 
 The trained parameters become views of one vector, and their gradients views of another: one optimizer kernel, one all-reduce and
-one norm per step, and a state that is two vectors. Refuses to know what the parameters mean.
+one norm per step, and a state that is two vectors. Parameters may have a share of the learning rate of their own. Refuses to know what the
+parameters mean.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
-from mmcore.config import StageConfig
+from mmcore.config import StageConfig, check_stage
+
+
+class AdamConfig(Protocol):
+    """What AdamW needs to know: a StageConfig, or a FitConfig of mmcore.image_decoder_config."""
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def betas(self) -> tuple[float, float]: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def clip(self) -> float:
+        """Global gradient norm."""
+        ...
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then linear decay from the peak to `final_lr` of it at the last step. step counts from 0."""
+    """Linear warm-up, then decay from the peak to `final_lr` of it at the last step: along a line, or half a cosine wave (Loshchilov & Hutter 2017, arXiv
+    1608.03983, equation 5, one period). step counts from 0. Raises ValueError for an unknown schedule."""
+    check_stage(config)
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = max(1, config.steps - 1 - config.warmup_steps)
-    return config.lr * (1 - (1 - config.final_lr) * min(1.0, (step - config.warmup_steps) / span))
+    done = min(1.0, (step - config.warmup_steps) / span)
+    fallen = done if config.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+    return config.lr * (1 - (1 - config.final_lr) * fallen)
 
 
 class FlatAdamW:
-    """torch's AdamW on a flat view of named parameters (float32, in the mapping's order)."""
+    """torch's AdamW on a flat view of named parameters (float32, in the mapping's order).
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: StageConfig):
+    shares: name -> factor of the learning rate of that parameter, for those that have another rate than the others.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: AdamConfig, shares: Mapping[str, float] | None = None):
         wrong = [name for name, parameter in parameters.items() if parameter.dtype != torch.float32]
         if wrong:
             raise ValueError(f"trained parameters must be float32, {wrong[0]} is not")
         self.parameters, self.clip = dict(parameters), config.clip
         self.flat = torch.nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters.values()]))
         self.flat.grad = torch.zeros_like(self.flat)
+        self.slices: list[tuple[slice, float]] = []
         offset = 0
-        for parameter in self.parameters.values():
+        for name, parameter in self.parameters.items():
             end = offset + parameter.numel()
+            if shares and name in shares:
+                self.slices.append((slice(offset, end), shares[name]))
             parameter.data = self.flat.data[offset:end].view(parameter.shape)
             parameter.grad = self.flat.grad[offset:end].view(parameter.shape)
             offset = end
@@ -54,7 +85,10 @@ class FlatAdamW:
         if self.clip and norm > self.clip:
             self.gradient.mul_(self.clip / norm)
         self.inner.param_groups[0]["lr"] = lr
+        before = [self.flat.data[where].clone() for where, _ in self.slices]
         self.inner.step()
+        for (where, share), old in zip(self.slices, before, strict=True):  # AdamW's whole update, decay included, is proportional to the rate
+            self.flat.data[where] = torch.lerp(old, self.flat.data[where], share)
         self.gradient.zero_()
         return norm
 
@@ -66,4 +100,4 @@ class FlatAdamW:
         """Continue from a checkpoint: parameters by name, and `state()`."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[name])
-        self.inner.state[self.flat] = {name: value.clone() for name, value in state.items()}
+        self.inner.state[self.flat] = {name: value.to(self.flat.device, copy=True) for name, value in state.items()}

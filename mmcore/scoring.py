@@ -24,9 +24,9 @@ def caption_nll(
         model.chat.caption_row(modality, num_projected(model.spec.input_projector, int(length)), caption)
         for length, caption in zip(lengths_B.tolist(), captions, strict=True)
     ]
-    batch = collate(rows, {modality: (features_BNE, lengths_B, list(range(len(rows))))})
+    batch = collate(rows, {modality: (features_BNE, lengths_B, list(range(len(rows))))}).to(model.device)
     logits, targets = model.supervised(batch)
     nll_P = functional.cross_entropy(logits, targets, reduction="none")
     row_P = torch.nonzero(batch.targets_BT != IGNORE)[:, 0]
-    nll_B = torch.zeros(len(rows)).index_add_(0, row_P, nll_P)
-    return nll_B, torch.bincount(row_P, minlength=len(rows))
+    nll_B = torch.zeros(len(rows), device=nll_P.device).index_add_(0, row_P, nll_P)
+    return nll_B.cpu(), torch.bincount(row_P, minlength=len(rows)).cpu()

@@ -25,9 +25,9 @@ from infra.step import AnyloomError
 from infra.storage import read_json
 from mmcore.config import ModelSpec, SpecialTokens
 from mmcore.data.batching import collate
-from mmcore.data.chat import DRAW, Chat, RowBuilder
+from mmcore.data.chat import REQUESTS, Chat, RowBuilder
 from mmcore.model import AnyModel, output_projectors, signal_rows
-from mmcore.output_projectors import TransformerProjector
+from mmcore.output_projectors import OutputProjector
 from mmcore.special_tokens import TokenTable
 from mmcore.types import TokenRow
 
@@ -36,9 +36,18 @@ NEGATIVES = 4
 INDEX, ROWS = "states.json", "rows.safetensors"
 
 
-def caption_key(modality: str, caption: str) -> str:
-    """Key of a caption's states."""
-    return f"{modality}:{hashlib.sha256(caption.encode()).hexdigest()}"
+def caption_key(modality: str, caption: str, variant: int = 0) -> str:
+    """Key of a caption's states under one of its requests."""
+    return f"{modality}:{hashlib.sha256(caption.encode()).hexdigest()}" + (f":{variant}" if variant else "")
+
+
+def request(modality: str, caption: str, variant: int = 0) -> str:
+    """A caption as a request. Variant 0 is the plainest wording; the others go round the rest, beginning where a hash of the caption says."""
+    wordings = REQUESTS[modality]
+    if variant:
+        start = int(hashlib.sha256(caption.encode()).hexdigest()[:8], 16)
+        return wordings[1 + (start + variant) % (len(wordings) - 1)].format(caption)
+    return wordings[0].format(caption)
 
 
 def target_key(caption: str) -> str:
@@ -46,25 +55,26 @@ def target_key(caption: str) -> str:
     return f"text:{hashlib.sha256(caption.encode()).hexdigest()}"
 
 
-def signal_row(chat: Chat, modality: str, caption: str) -> tuple[TokenRow, list[int]]:
+def signal_row(chat: Chat, modality: str, caption: str, variant: int = 0) -> tuple[TokenRow, list[int]]:
     """The packed row of a caption (drawing it; replying to it in words) and its P positions."""
     block = chat.table.block(modality)
     builder = RowBuilder()
-    request = chat.question_prompt(DRAW[modality].format(caption), opened=False, literal=True)
-    builder.add([*request, *block], 1)
-    talk, reply = chat.question_prompt(caption, opened=False, literal=True), chat.literal(caption)
+    asked = chat.question_prompt(request(modality, caption, variant), opened=False, literal=True)
+    builder.add([*asked, *block], 1)
+    talk, reply = chat.question_prompt(caption, opened=False, literal=True), chat.spoken(caption)
     builder.add([*talk, *reply], 2)
-    before = len(request) + len(block) + len(talk) - 1
+    before = len(asked) + len(block) + len(talk) - 1
     negatives = np.linspace(before, before + len(reply), NEGATIVES).round().astype(int).tolist()
-    return builder.row(), [*range(len(request) - 1, len(request) + len(block)), *negatives]
+    return builder.row(), [*range(len(asked) - 1, len(asked) + len(block)), *negatives]
 
 
 @torch.no_grad()
-def compute_states(model: AnyModel, modality: str, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass."""
-    rows = [signal_row(model.chat, modality, caption) for caption in captions]
-    hidden_BTD = model(collate([row for row, _ in rows], {}))
-    positions_BP = torch.tensor([positions for _, positions in rows])
+def compute_states(model: AnyModel, modality: str, captions: Sequence[str], variants: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass. variants: the request of each; None: the plainest."""
+    variants = [0] * len(captions) if variants is None else variants
+    rows = [signal_row(model.chat, modality, caption, variant) for caption, variant in zip(captions, variants, strict=True)]
+    hidden_BTD = model(collate([row for row, _ in rows], {}).to(model.device))
+    positions_BP = torch.tensor([positions for _, positions in rows]).to(model.device)
     states_BPD = hidden_BTD.gather(1, positions_BP[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
     lse_BP = torch.stack([model.lm.base_logits(states_PD).logsumexp(-1) for states_PD in states_BPD])
     return states_BPD.contiguous(), lse_BP
@@ -101,6 +111,13 @@ class StateSet:
         with safe_open(self._directory / ROWS, framework="pt") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}
 
+    def requests(self, modality: str, caption: str) -> int:
+        """Ways in which a caption was worded, at least 1; their variants count from 0."""
+        ways = 1
+        while caption_key(modality, caption, ways) in self._at:
+            ways += 1
+        return ways
+
     @property
     def table(self) -> TokenTable:
         """Token table of the model the states come from."""
@@ -130,15 +147,20 @@ class SignalSide(nn.Module):
         self.lm = _Rows(states.table, rows)
         self.output_projectors = output_projectors(spec, rows["new_input_rows"].shape[1])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.lm.new_head_rows.device
+
     def block(self, modality: str) -> range:
         """Columns of a modality's signal tokens among the head rows."""
         ids = self.lm.table.block(modality)
         return range(ids[0] - self.lm.table.base, ids[-1] + 1 - self.lm.table.base)
 
-    def projector(self, modality: str) -> TransformerProjector:
+    def projector(self, modality: str) -> OutputProjector:
         """A modality's output projector."""
         found = self.output_projectors[modality]
-        assert isinstance(found, TransformerProjector)
+        assert isinstance(found, OutputProjector)
         return found
 
     def conditioning(self, modality: str, states_BPD: torch.Tensor) -> torch.Tensor:

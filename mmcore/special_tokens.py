@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from mmcore.config import SpecialTokens
 
 MEDIA = ("image", "video", "audio")
+_SIGNAL_NAME = re.compile(r"(<(image|video|audio)_\d{2,}>)")
 
 
 def placeholder(modality: str) -> str:
@@ -66,7 +67,13 @@ class TokenTable:
         return ids
 
     def split(self, text: str) -> Iterator[str | int]:
-        """Pieces of a text in order: plain text (str) and the ids of the new tokens named in it (int)."""
+        """Pieces of a text in order: plain text (str) and the ids of the new tokens named in it (int).
+
+        Raises ValueError for the name of a signal token that this table does not have.
+        """
+        for name, modality in _SIGNAL_NAME.findall(text):
+            if name not in self.names:
+                raise ValueError(f"the text names {name}, but the model has {self.count(modality)} signal tokens for {modality}: set tokens.{modality}")
         ids = {name: self.base + i for i, name in enumerate(self.names)}
         for piece in re.split("(" + "|".join(map(re.escape, self.names)) + ")", text):
             if piece in ids:

@@ -5,6 +5,7 @@ Everything else is frozen. Refuses to know data and losses.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -31,7 +32,9 @@ class StageSpec:
 
 STAGES = {
     "stage1": StageSpec(trains=("input_projectors.*",), saves=("input_projectors.*.mean_E", "input_projectors.*.std_E")),
-    "stage2": StageSpec(trains=("output_projectors.*", "lm.new_head_rows"), saves=("output_projectors.*.mean_QC", "output_projectors.*.scale")),
+    "stage2": StageSpec(
+        trains=("output_projectors.*", "lm.new_head_rows"), saves=("output_projectors.*.mean_QC", "output_projectors.*.scale", "output_projectors.*.in_*_SD")
+    ),
     "stage3": StageSpec(trains=("lm.base.*.lora_?.*", "lm.new_input_rows", "lm.new_head_rows"), optional=("input_projectors.*",), lora=True),
     "two_tower": StageSpec(trains=("media.*", "text.*", "log_scale"), saves=("*.mean_E", "*.std_E")),
 }
@@ -62,9 +65,16 @@ def select_trainable(model: torch.nn.Module, config: StageConfig) -> dict[str, t
     return chosen
 
 
+def rate_shares(config: StageConfig, trained: Iterable[str]) -> dict[str, float]:
+    """Trained parameters with a learning rate of their own -> its share of the stage's: the optional ones, with projector_lr."""
+    if not config.projector_lr:
+        return {}
+    return {name: config.projector_lr / config.lr for name in trained if _matches(name, stage_spec(config.stage).optional)}
+
+
 def saved_tensors(model: torch.nn.Module, config: StageConfig, trained: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
     """What `tensors.safetensors` of the stage holds: its trained parameters (LoRA aside) and fitted buffers, by full name."""
     spec = stage_spec(config.stage)
-    tensors = {name: parameter.detach().clone() for name, parameter in trained.items() if ".lora_" not in name}
-    tensors |= {name: buffer.clone() for name, buffer in sorted(model.named_buffers()) if _matches(name, spec.saves)}
+    tensors = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained.items() if ".lora_" not in name}
+    tensors |= {name: buffer.to("cpu", copy=True) for name, buffer in sorted(model.named_buffers()) if _matches(name, spec.saves)}
     return dict(sorted(tensors.items()))

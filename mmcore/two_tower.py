@@ -87,10 +87,15 @@ class TwoTower(nn.Module):
             self.log_scale.clamp_(0.0, MAX_LOG_SCALE)
         return self.log_scale.exp()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.log_scale.device
+
     @torch.inference_mode()
     def vectors(self, modality: str, features_BNE: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         """Unit vectors [B, W] float32 of stored features."""
-        return self.tower(modality)(torch.from_numpy(features_BNE), torch.from_numpy(lengths_B)).numpy()
+        return self.tower(modality)(torch.from_numpy(features_BNE).to(self.device), torch.from_numpy(lengths_B).to(self.device)).cpu().numpy()
 
 
 def load_two_tower(directory: Path) -> TwoTower:
@@ -146,7 +151,7 @@ def info_nce(own: slice, media_BW: torch.Tensor, texts_BW: torch.Tensor, same_BB
     """
     blocked_bB = same_BB[own].clone()
     rows_b = torch.arange(len(media_BW), device=media_BW.device)[own]
-    blocked_bB[torch.arange(len(rows_b)), rows_b] = False
+    blocked_bB[torch.arange(len(rows_b), device=rows_b.device), rows_b] = False
     to_text_bB = (scale * media_BW[own] @ texts_BW.T).masked_fill(blocked_bB, -torch.inf)
     to_media_bB = (scale * texts_BW[own] @ media_BW.T).masked_fill(blocked_bB, -torch.inf)
     return (functional.cross_entropy(to_text_bB, rows_b, reduction="none") + functional.cross_entropy(to_media_bB, rows_b, reduction="none")) / 2

@@ -68,26 +68,30 @@ class TwoTowerData:
         mine = share(len(rows), rank, world)
         own_bX = torch.cat(self._vectors(model, [rows[i] for i in mine]), 1)
         media_BW, texts_BW = gather_rows(own_bX, mine.start, len(rows), self._sum).chunk(2, 1)
-        groups = torch.tensor([self.part_names.index(sample.modality) for sample, _ in rows])
+        groups = torch.tensor([self.part_names.index(sample.modality) for sample, _ in rows], device=model.device)
         names = [[sample.media_sha256 for sample, _ in rows], [text for _, text in rows]]
-        media_B, texts_B = (torch.from_numpy(np.unique(column, return_inverse=True)[1].reshape(-1)) for column in names)
+        media_B, texts_B = (torch.from_numpy(np.unique(column, return_inverse=True)[1].reshape(-1)).to(model.device) for column in names)
         same_BB = same_pairs(media_B, texts_B, groups, across=model.spec.shape.across)
         own = slice(mine.start, mine.stop)
         loss_b = info_nce(own, media_BW, texts_BW, same_BB, model.scale())
-        yield StepLoss(loss_b.sum(), torch.tensor(float(len(mine))), group_sums(loss_b.detach(), groups[own], len(self.part_names)))
+        yield StepLoss(loss_b.sum(), torch.tensor(float(len(mine)), device=model.device), group_sums(loss_b.detach(), groups[own], len(self.part_names)))
 
     def _vectors(self, model: TwoTower, rows: Sequence[tuple[Sample, str]]) -> list[torch.Tensor]:
         """Unit vectors [b, W] of the rows' media, and of their captions; both hang on the model's parameters even without rows."""
-        features_bNE, lengths_b = self.texts.gather([target_key(text) for _, text in rows])
-        texts_bW = model.text(torch.from_numpy(features_bNE), torch.from_numpy(lengths_b))
+        texts_bW = self._tower_vectors(model, "text", self.texts, [target_key(text) for _, text in rows])
         media_bW = torch.zeros_like(texts_bW)
         for modality in self.part_names:
             at = [i for i, (sample, _) in enumerate(rows) if sample.modality == modality]
             if at:
-                features_bNE, lengths_b = self.features[modality].gather([rows[i][0].key for i in at])
-                vectors = model.tower(modality)(torch.from_numpy(features_bNE), torch.from_numpy(lengths_b))
-                media_bW = media_bW.index_copy(0, torch.tensor(at), vectors)
+                vectors = self._tower_vectors(model, modality, self.features[modality], [rows[i][0].key for i in at])
+                media_bW = media_bW.index_copy(0, torch.tensor(at, device=model.device), vectors)
         return [media_bW, texts_bW]
+
+    @staticmethod
+    def _tower_vectors(model: TwoTower, modality: str, source: FeatureSource, keys: Sequence[str]) -> torch.Tensor:
+        """Vectors [b, W] of stored features."""
+        features_bNE, lengths_b = source.gather(keys)
+        return model.tower(modality)(torch.from_numpy(features_bNE).to(model.device), torch.from_numpy(lengths_b).to(model.device))
 
 
 def _tokens(source: FeatureSource, keys: Sequence[str]) -> Iterator[np.ndarray]:

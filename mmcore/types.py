@@ -9,7 +9,7 @@ themselves only. Segment -1 is padding.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +68,10 @@ class MediaBatch:
     rows_B: torch.Tensor
     """int64 row of the batch that each item belongs to, ascending."""
 
+    def to(self, device: torch.device) -> MediaBatch:
+        """The same on a device."""
+        return MediaBatch(features_BNE=self.features_BNE.to(device), lengths_B=self.lengths_B.to(device), rows_B=self.rows_B.to(device))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
@@ -81,6 +85,11 @@ class Batch:
     groups_BT: torch.Tensor
     media: Mapping[str, MediaBatch] = field(default_factory=dict)
     """modality -> its features."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        tensors = {item.name: getattr(self, item.name).to(device) for item in fields(self) if item.name != "media"}
+        return Batch(**tensors, media={modality: part.to(device) for modality, part in self.media.items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +116,7 @@ class SignalBlock:
 
     modality: str
     conditioning_QC: torch.Tensor
-    """float32 conditioning made by the output projector."""
+    """float32 conditioning made by the output projector, on the CPU."""
 
 
 Event = TextPiece | SignalBlock
@@ -127,3 +136,5 @@ class Answer:
     ms: float
     """Wall milliseconds of the group, divided by its questions."""
     blocks: tuple[SignalBlock, ...] = ()
+    broken: tuple[str, ...] = ()
+    """What was wrong with signal tokens that made no whole block; always empty when blocks are completed."""

@@ -1,4 +1,4 @@
-"""Reader of CTranslate2 model files (binary version 6), and the names of a Whisper encoder inside one.
+"""Reader of CTranslate2 model files (binary version 6), and the names of a Whisper model's two halves inside one.
 
 Owns the byte layout and the renaming to transformers' names. Input: `model.bin`; output: numpy arrays. Refuses to know about
 torch or how the arrays are used.
@@ -66,28 +66,80 @@ def read_model(path: Path, spec: str = "WhisperSpec") -> dict[str, np.ndarray]:
 
 def whisper_encoder(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Names of transformers' WhisperEncoder -> float32 arrays. The fused q|k|v matrix is split; the key projection has no bias."""
-    left = {name.removeprefix("encoder/"): value for name, value in variables.items() if name.startswith("encoder/") and value.ndim}
+    left = _part(variables, "encoder")
     out: dict[str, np.ndarray] = {"embed_positions.weight": left.pop("position_encodings/encodings")}
     for conv in ("conv1", "conv2"):
         out |= {f"{conv}.{part}": left.pop(f"{conv}/{part}") for part in ("weight", "bias")}
     _norm(left, "layer_norm", out, "layer_norm")
-    num_layers = len({name.split("/")[0] for name in left if name.startswith("layer_")})
-    for layer in range(num_layers):
+    for layer in range(_num_layers(left)):
         ours, theirs = f"layers.{layer}", f"layer_{layer}"
-        _norm(left, f"{theirs}/self_attention/layer_norm", out, f"{ours}.self_attn_layer_norm")
-        _norm(left, f"{theirs}/ffn/layer_norm", out, f"{ours}.final_layer_norm")
-        for part in ("weight", "bias"):
-            query, key, value = np.split(left.pop(f"{theirs}/self_attention/linear_0/{part}"), 3)
-            out |= {f"{ours}.self_attn.q_proj.{part}": query, f"{ours}.self_attn.v_proj.{part}": value}
-            if part == "weight":
-                out[f"{ours}.self_attn.k_proj.weight"] = key
-            elif np.any(key):
-                raise ValueError(f"layer {layer}: the key projection has a bias that is not zero; this is not a Whisper model")
-            out[f"{ours}.self_attn.out_proj.{part}"] = left.pop(f"{theirs}/self_attention/linear_1/{part}")
-            out[f"{ours}.fc1.{part}"] = left.pop(f"{theirs}/ffn/linear_0/{part}")
-            out[f"{ours}.fc2.{part}"] = left.pop(f"{theirs}/ffn/linear_1/{part}")
+        _attention(left, f"{theirs}/self_attention", out, f"{ours}.self_attn")
+        _feed_forward(left, theirs, out, ours)
+    return _finished(left, out, "encoder")
+
+
+def whisper_decoder(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names of transformers' WhisperDecoder -> float32 arrays. Raises ValueError when the head is not the embedding matrix, as Whisper's is."""
+    left = _part(variables, "decoder")
+    out = {"embed_tokens.weight": left.pop("embeddings/weight"), "embed_positions.weight": left.pop("position_encodings/encodings")}
+    if not np.array_equal(left.pop("projection/weight"), out["embed_tokens.weight"]):
+        raise ValueError("the decoder's head is not its embedding matrix; this is not a Whisper model")
+    _norm(left, "layer_norm", out, "layer_norm")
+    for layer in range(_num_layers(left)):
+        ours, theirs = f"layers.{layer}", f"layer_{layer}"
+        _attention(left, f"{theirs}/self_attention", out, f"{ours}.self_attn")
+        _cross_attention(left, f"{theirs}/attention", out, f"{ours}.encoder_attn")
+        _feed_forward(left, theirs, out, ours)
+    return _finished(left, out, "decoder")
+
+
+def _part(variables: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
+    """The tensors of one half of the model; single numbers are settings and stay behind."""
+    return {name.removeprefix(f"{part}/"): value for name, value in variables.items() if name.startswith(f"{part}/") and value.ndim}
+
+
+def _num_layers(left: dict[str, np.ndarray]) -> int:
+    return len({name.split("/")[0] for name in left if name.startswith("layer_") and not name.startswith("layer_norm")})
+
+
+def _attention(left: dict[str, np.ndarray], theirs: str, out: dict[str, np.ndarray], ours: str) -> None:
+    """Self-attention, whose q, k and v are one matrix."""
+    _norm(left, f"{theirs}/layer_norm", out, f"{ours}_layer_norm")
+    for part in ("weight", "bias"):
+        query, key, value = np.split(left.pop(f"{theirs}/linear_0/{part}"), 3)
+        out |= {f"{ours}.q_proj.{part}": query, f"{ours}.v_proj.{part}": value}
+        _key(out, ours, part, key)
+        out[f"{ours}.out_proj.{part}"] = left.pop(f"{theirs}/linear_1/{part}")
+
+
+def _cross_attention(left: dict[str, np.ndarray], theirs: str, out: dict[str, np.ndarray], ours: str) -> None:
+    """Attention to the encoder, whose k and v are one matrix."""
+    _norm(left, f"{theirs}/layer_norm", out, f"{ours}_layer_norm")
+    for part in ("weight", "bias"):
+        out[f"{ours}.q_proj.{part}"] = left.pop(f"{theirs}/linear_0/{part}")
+        key, value = np.split(left.pop(f"{theirs}/linear_1/{part}"), 2)
+        out[f"{ours}.v_proj.{part}"] = value
+        _key(out, ours, part, key)
+        out[f"{ours}.out_proj.{part}"] = left.pop(f"{theirs}/linear_2/{part}")
+
+
+def _key(out: dict[str, np.ndarray], ours: str, part: str, values: np.ndarray) -> None:
+    if part == "weight":
+        out[f"{ours}.k_proj.weight"] = values
+    elif np.any(values):
+        raise ValueError(f"{ours}: the key projection has a bias that is not zero; this is not a Whisper model")
+
+
+def _feed_forward(left: dict[str, np.ndarray], theirs: str, out: dict[str, np.ndarray], ours: str) -> None:
+    _norm(left, f"{theirs}/ffn/layer_norm", out, f"{ours}.final_layer_norm")
+    for part in ("weight", "bias"):
+        out[f"{ours}.fc1.{part}"] = left.pop(f"{theirs}/ffn/linear_0/{part}")
+        out[f"{ours}.fc2.{part}"] = left.pop(f"{theirs}/ffn/linear_1/{part}")
+
+
+def _finished(left: dict[str, np.ndarray], out: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
     if left:
-        raise ValueError(f"variables of the encoder that no layer of ours takes: {sorted(left)}")
+        raise ValueError(f"variables of the {part} that no layer of ours takes: {sorted(left)}")
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in out.items()}
 
 

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 from mmcore.config import EncoderSpec
 
+GROUP_MODALITY = {"cc3m": "image", "webvid": "video", "audiocaps": "audio"}
+"""Caption groups -> the modality their captions describe."""
+TARGETS = {"image": "targets", "video": "targets_video", "audio": "targets_audio"}
+"""Modality -> the step with its caption targets."""
+LATENTS = {"image": "embed_latents", "video": "embed_latents_video", "audio": "embed_latents_audio"}
+"""Modality -> the step with the latents of its captioned media."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardsConfig:
@@ -30,6 +37,8 @@ class EmbedConfig:
     spec: EncoderSpec
     splits: tuple[str, ...] = ("train", "heldout")
     """Splits that are encoded. The pictures of `test` are not read here: the exported model encodes them itself when it is evaluated."""
+    sources: tuple[str, ...] = ()
+    """texts: datasets whose captions are encoded; empty: all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,14 +17,15 @@ from pipelines.embed_worker import Item
 
 
 def run(ctx: StepContext) -> Mapping[str, Any]:
-    """Vectors of every distinct caption of the config's splits, keyed `text:<sha256>`. Returns counts. Raises AnyloomError when there is none."""
+    """Vectors of every distinct caption of the config's splits and sources, keyed `text:<sha256>`. Returns counts. Raises AnyloomError when there is none."""
     config: EmbedConfig = ctx.config
     captions: set[str] = set()
     for name in sorted(name for name in ctx.inputs if name.startswith("shards_")):
         shards = ShardSet(ctx.inputs[name].path, ctx.stores)
         keys = [key for split in config.splits for key in shards.keys(split=split, duplicates=True)]
-        captions |= {text for meta in shards.metas(keys) for text in meta["texts"]}
+        captions |= {text for meta in shards.metas(keys) if not config.sources or meta["source"] in config.sources for text in meta["texts"]}
     if not captions:
-        raise AnyloomError(f"{ctx.name}: no sample of the splits {', '.join(config.splits)} has a caption: check the recipe's lists")
+        of = f" of {', '.join(config.sources)}" if config.sources else ""
+        raise AnyloomError(f"{ctx.name}: no sample{of} in the splits {', '.join(config.splits)} has a caption: check the recipe's lists")
     items = {text_sha256(text): Item(address=text_sha256(text), value=text) for text in sorted(captions)}
     return _embed(config.spec, "text", {f"text:{sha256}": sha256 for sha256 in items}, items, ctx)

@@ -8,6 +8,8 @@ FORMATS = ("cc3m", "webvid", "audiocaps", "instruct")
 SPLITS = ("train", "heldout", "test")
 DEFAULT_TEMPLATES = {"audiocaps": "media/audio/{youtube_id}.ogg"}
 """Where a format that names no files keeps them when a dataset says nothing else (the lists of smol and tiny do so)."""
+DATASET_TEMPLATES = {"spoken_train": "media/spoken/{youtube_id}.wav"}
+"""Datasets of the demo that keep them elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

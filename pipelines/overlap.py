@@ -64,7 +64,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     config: OverlapConfig = ctx.config
     sets = [ShardSet(ctx.inputs[name].path, ctx.stores) for name in sorted(ctx.inputs)]
     train, heldout, first_seen = _datasets(sets)
-    prints = _fingerprints(ctx, sets, first_seen)
+    prints = _fingerprints(ctx, sets, first_seen if train and heldout else {})
     counts, pairs = [], []
     for h in heldout:
         for t in train:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.config import EvalConfig, RetrievalEvalConfig
+from evals.config import EvalConfig, RetrievalEvalConfig, SpeakingEvalConfig
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.image_decoder_config import DrawingEvalConfig, ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
 from mmcore.two_tower_config import TowerShape
 
 
@@ -34,7 +35,8 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """Names of the frozen parts; `kind` random makes toy-size parts from a seed, without any download."""
+    """Names of the frozen parts. kind: `pretrained` (from the demo's packages), `random` (toy size, from a seed, without any download) or `own` (files of
+    the user's, given with --weights; the names only say which)."""
 
     kind: str = "pretrained"
     lm: str = "SmolLM2-135M-Instruct"
@@ -61,7 +63,7 @@ class Recipe:
 
     name: str
     lists: str
-    """`smol`: lists written from the demo's packages; `tiny`: generated."""
+    """`smol`: lists written from the demo's packages; `tiny`: generated; `own`: every list is a file of the user's, given with --list."""
     questions_are: str = "easy-vqa"
     """What the evaluation's questions really are; the report says so beside the score."""
     weights: Weights = Weights()
@@ -76,19 +78,33 @@ class Recipe:
     near_duplicate_bits: int = 2
     """Pictures whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""
     image: EncoderSpec
-    video: EncoderSpec
-    audio: EncoderSpec
+    video: EncoderSpec | None
+    """None: the model reads no clips."""
+    audio: EncoderSpec | None
+    """None: the model reads no sounds."""
     video_audio: bool = False
     """Also encode the sound of the clips, with the encoder of sounds (step embed_video_audio). Nothing is trained on it yet."""
     latents: EncoderSpec | None = None
-    """Also keep a picture decoder's latents of the captioned pictures (kind vae_image, step embed_latents), for denoising losses. None: not kept."""
+    """Also keep a picture decoder's latents of the captioned pictures (kind vae_image, step embed_latents), for denoising losses; by the autoencoder of the
+    recipe's decoder where it has one. None: not kept."""
+    latents_video: EncoderSpec | None = None
+    """The same for clips (kind vae_video), by the autoencoder of the decoder of clips."""
+    latents_audio: EncoderSpec | None = None
+    """The same for sounds (kind vae_audio), by the autoencoder of the decoder of sounds."""
     lm_dtype: str = "bfloat16"
+    quantize: str = ""
+    """Frozen linear layers of the LM in `4bit` or `8bit` (bitsandbytes, CUDA only); "": in lm_dtype."""
+    chat: str = "chatml"
+    """Chat template of the LM: chatml, vicuna_v1, llama3 or plain."""
     input_projector: InputProjectorSpec = InputProjectorSpec()
     output_projector: OutputProjectorSpec = OutputProjectorSpec()
+    """Of every modality that `output_projectors` does not name."""
+    output_projectors: tuple[tuple[str, OutputProjectorSpec], ...] = ()
+    """(modality, spec) of the modalities whose decoder wants another conditioning."""
     tokens: SpecialTokens = SpecialTokens()
     lora: LoraSpec = LoraSpec()
     stages: tuple[str, ...] = ("stage1", "stage2", "stage3")
-    """Order of training; each stage reads those before it."""
+    """Order of training; each stage reads those before it. A stage that is named again goes on from where it was: its second step is called stage2_2."""
     stage1: StageConfig
     stage2: StageConfig
     stage3: StageConfig
@@ -97,8 +113,29 @@ class Recipe:
     """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
     query_weights: str = ""
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
+    requests: int = 1
+    """Most wordings in which stage 2 asks for a caption, no more than it has samples."""
+    decoders: tuple[tuple[str, str], ...] = ()
+    """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder; `voice`: the speaking voice of the demo's assets; a
+    published name of mmcore.decoders.catalogue (give its directory with --weights decoder_<modality>=DIR); or, in a recipe of kind random, a toy of
+    pipelines.weights_decoders. All but the first also give stage 2 its caption targets. A modality without a decoder gives its conditioning only."""
+    image_decoder: ImageDecoderConfig | None = None
+    """Not None: a small picture decoder is trained on the recipe's own pictures (step image_decoder) and judged (eval_pictures)."""
+    picture_judge: JudgeConfig = JudgeConfig()
+    """Classifier of the decoder's pictures; used with image_decoder only."""
+    eval_pictures: PicturesEvalConfig = PicturesEvalConfig()
+    """Draws that are judged; used with image_decoder only."""
+    eval_drawing: DrawingEvalConfig = DrawingEvalConfig()
+    """Requests to the whole model; used with image_decoder among the decoders only."""
+    eval_speaking: SpeakingEvalConfig = SpeakingEvalConfig()
+    """Requests for sounds; used with the voice among the decoders only."""
     two_tower: Retrieval | None = None
     """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
+
+
+def stage_steps(stages: Sequence[str]) -> list[tuple[str, str]]:
+    """(name of its step, stage) of a recipe's stages, in order: the second stage2 is the step stage2_2."""
+    return [(stage if not (before := stages[:place].count(stage)) else f"{stage}_{before + 1}", stage) for place, stage in enumerate(stages)]
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

@@ -1,7 +1,8 @@
 """Shards: a manifest -> immutable WebDataset tars in the shard store, and one generation that pins them.
 
 Owns the plan (which rows make which shard, which shards are there already) and the generation's index, ledger and duplicate flags.
-Input: artifacts `manifest` (manifest.parquet) and `lists` (base of relative uris); output: generation.json, index.parquet, ledger.parquet.
+Input: artifacts `manifest` (manifest.parquet) and `lists` (base of relative uris; none where every list is the user's); output: generation.json,
+index.parquet, ledger.parquet.
 Refuses to know how bytes are fetched (fetch), what a shard looks like inside (shard_build) and who reads it (mmcore.data.shards).
 
 A shard's id is its number and a fingerprint of its rows, of the bytes of their local media and of the options. So rows appended to a list
@@ -102,7 +103,7 @@ def _plan(rows: list[dict[str, Any]], ctx: StepContext) -> list[ShardTask]:
     tasks = []
     with ThreadPoolExecutor(max(1, ctx.resources.threads)) as pool:
         for (source, number), members in sorted(groups.items()):
-            base = bases.get(source, ctx.inputs["lists"].path)
+            base = bases[source] if source in bases else ctx.inputs["lists"].path
             marked = list(pool.map(partial(_mark_media, base=base, policy=policy), members))
             states = [[state for state, _, _ in marks] for marks in marked]
             shard_id = f"{number:05d}-{fingerprint([_options(config), members, states])[:12]}"

@@ -7,6 +7,7 @@ Captions are taken by length in parts of fixed batches, each part published on i
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,46 @@ from safetensors.torch import save
 
 from infra.step import StepContext
 from infra.storage import write_atomic
+from mmcore.data.chat import REQUESTS
+from mmcore.devices import device_for
 from mmcore.model import AnyModel, load_model
 from mmcore.signals import INDEX, ROWS, caption_key, compute_states
 from mmcore.special_tokens import MEDIA
+from pipelines.data_config import GROUP_MODALITY
 from pipelines.train_config import StatesConfig
-from pipelines.train_data import GROUP_MODALITY, earlier_stages, shard_sets
+from pipelines.train_data import earlier_stages, shard_sets
+
+Asked = tuple[str, str, int]
+"""(modality, caption, variant of its request)."""
 
 
-def distinct_captions(ctx: StepContext, modalities: list[str]) -> list[tuple[str, str]]:
-    """(modality, caption) of every distinct caption whose modality can be emitted, shortest first (batches without much padding); all splits."""
-    found: set[tuple[str, str]] = set()
+def distinct_captions(ctx: StepContext, modalities: list[str], requests: int, sources: tuple[str, ...] = ()) -> list[Asked]:
+    """Every distinct caption whose modality can be emitted, in each of its requests, shortest first (batches without much padding); all splits.
+
+    A caption is worded in as many ways as it has samples, at most `requests`: one that comes up often is seen in many wordings, one that is seen once costs
+    one pass. sources: datasets that are read; empty: all.
+    """
+    found: Counter[tuple[str, str]] = Counter()
     for group, shards in shard_sets(ctx.inputs, ctx.stores).items():
         modality = GROUP_MODALITY.get(group)
         if modality in modalities:
-            found |= {(modality, text) for meta in shards.metas(shards.keys()) for text in meta["texts"]}
-    return sorted(found, key=lambda item: (item[0], len(item[1]), item[1]))
+            metas = [meta for meta in shards.metas(shards.keys()) if not sources or meta["source"] in sources]
+            found.update((modality, text) for meta in metas for text in meta["texts"])
+    asked = [(*asked, variant) for asked, count in found.items() for variant in range(min(count, requests, len(REQUESTS[asked[0]])))]
+    return sorted(asked, key=lambda item: (item[0], len(item[1]), item[1], item[2]))
 
 
-def _part(model: AnyModel, captions: list[tuple[str, str]], batch: int) -> bytes:
+def _part(model: AnyModel, captions: list[Asked], batch: int) -> bytes:
     states, lse = [], []
     for start in range(0, len(captions), batch):
-        modality = captions[start][0]
-        states_BPD, lse_BP = compute_states(model, modality, [text for _, text in captions[start : start + batch]])
+        (modality, *_), rows = captions[start], captions[start : start + batch]
+        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, _ in rows], [variant for *_, variant in rows])
         states.append(states_BPD)
         lse.append(lse_BP)
     return save({"states": torch.cat(states), "lse": torch.cat(lse)})
 
 
-def plan_parts(captions: list[tuple[str, str]], size: int) -> list[list[tuple[str, str]]]:
+def plan_parts(captions: list[Asked], size: int) -> list[list[Asked]]:
     """Consecutive captions of one modality, at most `size` per part."""
     parts = []
     for modality in MEDIA:
@@ -56,20 +69,20 @@ def run_states(ctx: StepContext) -> dict[str, Any]:
     config: StatesConfig = ctx.config
     torch.set_num_threads(ctx.resources.threads)
     stages = tuple(ctx.inputs[name].path for name in earlier_stages(ctx.inputs))
-    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages)
+    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages).to(device_for(ctx.resources.gpus))
     emitted = [modality for modality in MEDIA if model.lm.table.count(modality)]
-    parts = plan_parts(distinct_captions(ctx, emitted), config.part)
+    parts = plan_parts(distinct_captions(ctx, emitted, config.requests, config.sources), config.part)
     total, done, index = sum(map(len, parts)), 0, []
     for number, captions in enumerate(parts):
         name = f"part-{number:05d}.safetensors"
         if not (ctx.work / name).exists():
             write_atomic(ctx.work / name, _part(model, captions, config.batch))
         write_atomic(ctx.output / name, (ctx.work / name).read_bytes())
-        index.append({"file": name, "keys": [caption_key(modality, text) for modality, text in captions]})
+        index.append({"file": name, "keys": [caption_key(*asked) for asked in captions]})
         done += len(captions)
         ctx.progress(done, total, "captions")
     _write_index(ctx.output, model, index)
-    return {"captions": total, "parts": len(parts)}
+    return {"captions": len({asked[:2] for part in parts for asked in part}), "states": total, "parts": len(parts)}
 
 
 def _write_index(output: Path, model: AnyModel, parts: list[dict[str, Any]]) -> None:

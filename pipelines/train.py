@@ -1,7 +1,7 @@
 """The training step: one stage, in process or under Ray Train, with the same bytes.
 
-Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2); features, caption vectors
-and shards (two_tower).
+Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2; with a denoising loss also
+decoders and latents; stage 1 with generation losses takes these too); features, caption vectors and shards (two_tower).
 Output: tensors.safetensors (and lora/), losses.parquet, stage.json. Our own checkpoints in the work directory are the truth: a worker that
 dies is started again and goes on from them. Bytes hold for one machine, thread count and number of workers; others change rounding only.
 Ray only starts the workers: it stores nothing that is read again.
@@ -20,15 +20,17 @@ from typing import Any
 
 from infra.progress import FileProgress, relay
 from infra.step import AnyloomError, Progress, StepContext
-from infra.storage import write_atomic
+from infra.storage import read_json, write_atomic
+from mmcore.devices import device_for
+from pipelines.data_config import GROUP_MODALITY
 from pipelines.states import run_states
-from pipelines.train_config import TrainConfig
+from pipelines.train_config import NEEDS_STAGE2, TrainConfig
 from pipelines.train_data import (
-    GROUP_MODALITY,
     STAGE_RECORD,
     dataset_samples,
     earlier_stages,
     feature_sources,
+    generation_losses,
     shard_sets,
     target_sources,
     true_captions,
@@ -60,40 +62,59 @@ def _feature_chunks(source: Any, keys: list[str], rows: int = 256) -> Iterator[A
             yield features_NE[:length]
 
 
-def _chat_stage(config: TrainConfig, ctx: StepContext, stages: tuple[Path, ...]) -> tuple[Any, Any]:
+def _chat_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
     """(AnyModel, ChatData) of stages 1 and 3."""
     from mmcore.data.chat_data import ChatData
-    from mmcore.lora import attach_lora, lora_parameters
     from mmcore.model import load_model
     from mmcore.stages import stage_spec
 
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages)
-    spec = stage_spec(config.stage.stage)
-    if spec.lora and not lora_parameters(model.lm.base):
-        attach_lora(model.lm.base, config.model.lora, config.model.seed)
+    if stage_spec(config.stage.stage).lora:
+        model.add_lora()
     shards = shard_sets(ctx.inputs, ctx.stores)
-    samples, _ = dataset_samples(shards, [name for name, _ in config.stage.mixture])
+    samples, groups = dataset_samples(shards, [name for name, _ in config.stage.mixture])
     captions = true_captions(shards) if config.stage.caption_turn else {}
     features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
-    data = ChatData(config.stage, model.chat, samples, features, config.model.input_projector, captions)
+    generation = _caption_generation(config, ctx, device, model, samples, groups, stages) if config.stage.generation_loss else None
+    data = ChatData(config.stage, model.chat, samples, features, config.model.input_projector, captions, generation)
     if config.stage.stage == "stage1":
         _fit_input_projectors(model, data, [modality for modality, _ in config.model.encoders])
     return model, data
 
 
-def _signal_stage(config: TrainConfig, ctx: StepContext) -> tuple[Any, Any]:
-    """(SignalSide, SignalData) of stage 2."""
+def _caption_generation(
+    config: TrainConfig, ctx: StepContext, device: str, model: Any, samples: dict[str, list[Any]], groups: dict[str, str], stages: tuple[Path, ...]
+) -> Any:
+    """CaptionGeneration of the stage's captions whose targets are given. Raises AnyloomError where no earlier stage trained output projectors."""
+    from mmcore.caption_generation import CaptionGeneration
+
+    if not any(read_json(path / STAGE_RECORD)["stage"] == "stage2" for path in stages):
+        raise AnyloomError(f"{ctx.name}: {NEEDS_STAGE2}")
+    targets = target_sources(ctx.inputs, ctx.stores)
+    captions: dict[str, list[str]] = {}
+    for name, rows in samples.items():
+        if GROUP_MODALITY.get(groups[name]) in targets:
+            captions.setdefault(GROUP_MODALITY[groups[name]], []).extend(text for sample in rows for text in sample.texts)
+    return CaptionGeneration(config.stage, model, captions, targets, generation_losses(ctx.inputs, ctx.stores, config.stage, device))
+
+
+def _signal_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
+    """(SignalSide, SignalData) of stage 2. The output projectors go on from an earlier stage 2, where there is one; the token rows are the states'."""
+    from mmcore.model import TENSORS, load_tensors
     from mmcore.signal_data import SignalData
     from mmcore.signals import SignalSide, StateSet
 
     states = StateSet(ctx.inputs["states"].path)
     side = SignalSide(config.model, states)
+    for stage in stages:
+        load_tensors(side, stage / TENSORS, only="output_projectors.")
     samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
     modalities = {name: GROUP_MODALITY.get(group, "text") for name, group in groups.items()}
-    return side, SignalData(config.stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores))
+    denoised = generation_losses(ctx.inputs, ctx.stores, config.stage, device)
+    return side, SignalData(config.stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores), denoised)
 
 
-def _train(ctx: StepContext, threads: int, collective: Any, progress: Progress) -> dict[str, Any]:
+def _train(ctx: StepContext, threads: int, device: str, collective: Any, progress: Progress) -> dict[str, Any]:
     """One rank's whole work; rank 0 writes the output. Mendable errors become AnyloomError."""
     import torch
 
@@ -104,14 +125,16 @@ def _train(ctx: StepContext, threads: int, collective: Any, progress: Progress) 
     torch.set_num_threads(threads)
     config: TrainConfig = ctx.config
     names = [name for name in earlier_stages(ctx.inputs) if name != ctx.name]
+    stages = tuple(ctx.inputs[name].path for name in names)
     try:
         stage_spec(config.stage.stage)
         if config.stage.stage == "stage2":
-            model, data = _signal_stage(config, ctx)
+            model, data = _signal_stage(config, ctx, device, stages)
         elif config.stage.stage == "two_tower":
             model, data = two_tower_stage(config, ctx, collective)
         else:
-            model, data = _chat_stage(config, ctx, tuple(ctx.inputs[name].path for name in names))
+            model, data = _chat_stage(config, ctx, device, stages)
+        model.to(device)
         trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)
     except ValueError as error:
         raise AnyloomError(f"{ctx.name}: {error}") from error
@@ -167,6 +190,18 @@ def _silent(done: float, total: float, note: str = "") -> None:
     """The Progress of ranks other than 0."""
 
 
+def _worker_device(gpus: int) -> str:
+    """This rank's device. Raises AnyloomError when it should be a GPU and torch sees none."""
+    import torch
+    from ray.train.torch import get_device
+
+    if device_for(gpus) == "cpu":
+        return "cpu"
+    device = get_device()
+    torch.cuda.set_device(device)
+    return str(device)
+
+
 def _worker(parcel: dict[str, Any]) -> None:
     """What each Ray Train worker runs. A mendable error is left in a file for the driver, and no restart tries it again."""
     import torch
@@ -181,7 +216,7 @@ def _worker(parcel: dict[str, Any]) -> None:
     collective = TorchCollective() if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1 else Collective()
     progress = FileProgress(ctx.work / "progress.json") if collective.rank == 0 else _silent
     try:
-        result = _train(ctx, parcel["threads"], collective, progress)
+        result = _train(ctx, parcel["threads"], _worker_device(parcel["gpus"]), collective, progress)
     except AnyloomError as error:
         write_atomic(ctx.work / "error.json", json.dumps(str(error)))
         if collective.world > 1:
@@ -199,11 +234,12 @@ def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
     for leftover in ("ray", "error.json", "result.json", "progress.json"):
         path = ctx.work / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads}
+    gpus = ctx.resources.gpus
+    parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads, "gpus": gpus}
     trainer = TorchTrainer(
         _worker,
         train_loop_config=parcel,
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads}),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": threads, **({"GPU": 1} if gpus else {})}),
         run_config=RunConfig(name=ctx.name, storage_path=str(ctx.work / "ray"), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
     )
     failure = None
@@ -226,6 +262,6 @@ def run(ctx: StepContext) -> dict[str, Any]:
     if not ctx.resources.use_ray:
         from pipelines.train_loop import Collective
 
-        return _train(ctx, max(1, ctx.resources.threads), Collective(), ctx.progress)
-    workers = max(1, ctx.resources.workers)
+        return _train(ctx, max(1, ctx.resources.threads), device_for(ctx.resources.gpus), Collective(), ctx.progress)
+    workers = max(1, ctx.resources.gpus or ctx.resources.workers)
     return _run_on_ray(ctx, workers, max(1, ctx.resources.threads // workers))

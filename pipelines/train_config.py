@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from mmcore.config import ModelSpec, StageConfig
 from mmcore.two_tower_config import TwoTowerSpec
 
+NEEDS_STAGE2 = (
+    "generation_loss of stage1 goes through the output projectors that stage2 trains: put stage2 before stage1 in stages, or set stage1.generation_loss to 0"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -29,6 +33,10 @@ class StatesConfig:
     """Captions per forward pass: part of the identity because it fixes the rounding."""
     part: int = 512
     """Captions per file, the unit of resumption."""
+    requests: int = 1
+    """Most wordings in which a caption is asked for (of mmcore.data.chat.REQUESTS), no more than it has samples; each has states of its own."""
+    sources: tuple[str, ...] = ()
+    """Datasets whose captions are taken; empty: all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,5 +46,11 @@ class ExportConfig:
     model: ModelSpec
     stages: tuple[str, ...]
     """Names of the inputs that are stages, in training order; later tensors win."""
+    sampling: tuple[tuple[str, int, float], ...] = ()
+    """(modality, denoising steps, guidance) of the decoders that are not used with their family's defaults."""
+    licences: tuple[tuple[str, str, str, str], ...] = ()
+    """(part, name, licence, commercial use) of every part: lm, image, audio, decoder_<modality> (pipelines.licences)."""
+    commercial_use: str = "unknown"
+    """What all parts together permit."""
     caption_turn: bool = False
     """The model answers after a self-written caption unless told otherwise (the helped recipe)."""

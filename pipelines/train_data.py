@@ -13,13 +13,12 @@ from typing import Any
 
 from infra.step import AnyloomError, Artifact
 from infra.storage import read_json
-from mmcore.config import EncoderSpec
+from mmcore.config import EncoderSpec, StageConfig
 from mmcore.data.shards import ShardSet
 from mmcore.special_tokens import MEDIA
 from mmcore.types import Sample
+from pipelines.data_config import GROUP_MODALITY, LATENTS, TARGETS
 
-GROUP_MODALITY = {"cc3m": "image", "webvid": "video", "audiocaps": "audio"}
-"""Caption groups -> the modality their captions describe."""
 STAGE_RECORD = "stage.json"
 
 
@@ -95,8 +94,29 @@ def feature_sources(inputs: Mapping[str, Artifact], stores: Path, encoders: Mapp
 
 
 def target_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, Any]:
-    """modality -> targets: `targets` are for pictures, `targets_video` and `targets_audio` for the others."""
+    """modality -> caption targets, for every input that holds some."""
     from mmcore.data.embeddings import EmbeddingSet
 
-    names = {"image": "targets", "video": "targets_video", "audio": "targets_audio"}
-    return {modality: EmbeddingSet(inputs[name].path, stores) for modality, name in names.items() if name in inputs}
+    return {modality: EmbeddingSet(inputs[name].path, stores) for modality, name in TARGETS.items() if name in inputs}
+
+
+def generation_losses(inputs: Mapping[str, Artifact], stores: Path, config: StageConfig, device: str = "cpu") -> dict[str, Any]:
+    """modality -> GenerationLoss, for every `decoder_<modality>` input with its latents.
+
+    Raises AnyloomError when the latents were made by another autoencoder than the decoder's, ValueError when they do not fit the decoder.
+    """
+    from mmcore.data.embeddings import EmbeddingSet
+    from mmcore.decoders import load_decoder
+    from mmcore.decoders.latents import LatentSet
+    from mmcore.generation_loss import GenerationLoss
+
+    found = {}
+    for modality, name in LATENTS.items():
+        if f"decoder_{modality}" not in inputs or name not in inputs:
+            continue
+        artifact, rows = inputs[f"decoder_{modality}"], EmbeddingSet(inputs[name].path, stores)
+        if rows.space["weights"] != artifact.digest:
+            raise AnyloomError(f"{name} was made by another autoencoder than that of {artifact.name}: run {name} again from this decoder")
+        decoder = load_decoder(artifact.path / "pipeline", device)
+        found[modality] = GenerationLoss(decoder, LatentSet(rows, decoder.contract, rows.spec), config)
+    return found

@@ -19,7 +19,7 @@ from mmcore.checkpoint import Checkpoint, load_latest, remove_leftovers, save_ch
 from mmcore.config import StageConfig
 from mmcore.losses import StepLoss
 from mmcore.optimizer import FlatAdamW, learning_rate
-from mmcore.stages import select_trainable
+from mmcore.stages import rate_shares, select_trainable
 
 COLUMNS = ("step", "loss", "lr", "tokens", "gradient_norm")
 """Columns of the loss log before the parts; tokens: global weight of supervised tokens (stage 2: captions)."""
@@ -95,7 +95,7 @@ class LossLog:
 
 def _one_step(model: torch.nn.Module, optimizer: FlatAdamW, data: StageData, step: int, lr: float, collective: Collective, log: LossLog) -> None:
     """Forward and backward over this rank's microbatches, one all-reduce, one update, one row of the log."""
-    sums = torch.zeros(2 + 2 * len(data.part_names), dtype=torch.float64)
+    sums = torch.zeros(2 + 2 * len(data.part_names), dtype=torch.float64, device=optimizer.gradient.device)
     for loss in data.losses(model, step, collective.rank, collective.world):
         loss.total.backward()
         sums += torch.cat([torch.stack([loss.total.detach().double(), loss.weight.double()]), loss.parts.reshape(-1)])
@@ -124,7 +124,7 @@ def run_stage(
     collective = collective or Collective()
     folder = work_dir / "checkpoints"
     trained = select_trainable(model, config)
-    optimizer = FlatAdamW(trained, config)
+    optimizer = FlatAdamW(trained, config, rate_shares(config, trained))
     if collective.rank == 0:
         remove_leftovers(folder)
     collective.barrier()

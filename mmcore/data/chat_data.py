@@ -1,13 +1,15 @@
 """ChatData: the training data of stages 1 and 3, step by step.
 
 Turns the samples of a step (captions or conversations, with or without media) into collated batches and their loss. Input: samples by
-dataset, a feature source per modality, the stage's config. Refuses to know files, ranks' communication and optimizers.
+dataset, a feature source per modality, the stage's config; with generation losses in stage 1 also their half (mmcore.caption_generation).
+Refuses to know files, ranks' communication and optimizers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +18,13 @@ from mmcore.config import StageConfig
 from mmcore.data.batching import YES_NO, Schedule, answer_weights, coin, collate, deal, share
 from mmcore.data.chat import Chat, Turn, question_text
 from mmcore.input_projectors import num_projected
-from mmcore.losses import StepLoss, weighted_cross_entropy
+from mmcore.losses import StepLoss, weighted_nll
 from mmcore.model import AnyModel
 from mmcore.types import IGNORE, Batch, Sample, TokenRow
+from mmcore.vocabulary import token_nll
+
+if TYPE_CHECKING:
+    from mmcore.caption_generation import CaptionGeneration
 
 MICROBATCH = 16
 """Rows of one forward pass. Fixed: it decides the rounding."""
@@ -32,8 +38,20 @@ class FeatureSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A sample in its place of a step."""
+
+    sample: Sample
+    visit: int
+    """How often it was drawn before."""
+    number: int
+    """Place in the step's global batch."""
+
+
 class ChatData:
-    """samples: dataset -> its samples in stored order; features: modality -> source; captions: media sha256 -> caption of the caption turn."""
+    """samples: dataset -> its samples in stored order; features: modality -> source; captions: media sha256 -> caption of the caption turn; generation: the
+    generation losses of captions (stage 1)."""
 
     def __init__(
         self,
@@ -43,14 +61,16 @@ class ChatData:
         features: Mapping[str, FeatureSource],
         projector: Any,
         captions: Mapping[str, str] | None = None,
+        generation: CaptionGeneration | None = None,
     ):
         self.config, self.chat, self.samples, self.features, self.projector = config, chat, samples, features, projector
-        self.captions = captions or {}
+        self.captions, self.generation = captions or {}, generation
         self.schedule = Schedule({name: len(rows) for name, rows in samples.items()}, config.mixture, config.steps * config.batch, config.seed)
         names = [name for name, _ in config.mixture]
         self.weights = {name: answer_weights(samples[name]) for name in names} if config.balance_answers else {}
-        self.part_names = ("caption_turn", *names, *(f"{name}_yes_no" for name in names))
-        """Logged parts of the loss; index = group number of a target."""
+        generated = generation.part_names if generation is not None else ()
+        self.part_names = ("caption_turn", *names, *(f"{name}_yes_no" for name in names), *generated)
+        """Logged parts of the loss; index = group number of a target. Those of the generation losses stand last."""
 
     def cursor(self, step: int) -> dict[str, int]:
         """Samples drawn of each dataset after `step` steps."""
@@ -58,20 +78,44 @@ class ChatData:
 
     def losses(self, model: AnyModel, step: int, rank: int, world: int) -> Iterator[StepLoss]:
         """The loss of each microbatch of this rank's share of a step."""
-        for batch in self.batches(step, rank, world):
-            logits, targets = model.supervised(batch)
-            where = batch.targets_BT != IGNORE
-            yield weighted_cross_entropy(logits, targets, batch.weights_BT[where], batch.groups_BT[where], len(self.part_names))
+        model.set_draw((self.config.seed << 32) + step)
+        try:
+            for drawn, batch in self._drawn(step, rank, world):
+                batch = batch.to(model.device)
+                hidden_BTD = model(batch)
+                where = batch.targets_BT != IGNORE
+                nll_P = token_nll(model.lm, hidden_BTD[where], batch.targets_BT[where])
+                loss = weighted_nll(nll_P, batch.weights_BT[where], batch.groups_BT[where], len(self.part_names))
+                if self.generation is not None:
+                    captions = {row: self._caption(item) for row, item in enumerate(drawn) if self._generated(item.sample)}
+                    loss = self.generation.added(loss, model, hidden_BTD, batch, drawn, captions, step)
+                yield loss
+        finally:
+            model.set_draw(None)
 
     def batches(self, step: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Collated microbatches of a rank's share of a step."""
+        for _, batch in self._drawn(step, rank, world):
+            yield batch
+
+    def _drawn(self, step: int, rank: int, world: int) -> Iterator[tuple[list[Drawn], Batch]]:
+        """(samples, their batch) of each microbatch of a rank's share of a step."""
         mine = list(share(self.config.batch, rank, world))
         for start in range(0, len(mine), MICROBATCH):
-            slots = [self.schedule.slot(step * self.config.batch + number) for number in mine[start : start + MICROBATCH]]
-            chosen = [(self.samples[slot.dataset][slot.index], slot.visit) for slot in slots]
-            media = self._media([sample for sample, _ in chosen])
+            numbers = mine[start : start + MICROBATCH]
+            slots = [self.schedule.slot(step * self.config.batch + number) for number in numbers]
+            drawn = [Drawn(self.samples[slot.dataset][slot.index], slot.visit, number) for slot, number in zip(slots, numbers, strict=True)]
+            media = self._media([item.sample for item in drawn])
             lengths = {row: int(length) for _, all_lengths, rows in media.values() for row, length in zip(rows, all_lengths.tolist(), strict=True)}
-            yield collate([self.row(sample, visit, lengths.get(i, 0)) for i, (sample, visit) in enumerate(chosen)], media)
+            yield drawn, collate([self.row(item.sample, item.visit, lengths.get(i, 0)) for i, item in enumerate(drawn)], media)
+
+    def _generated(self, sample: Sample) -> bool:
+        """True for a caption whose signal block has generation losses."""
+        return self.generation is not None and not sample.conversations and sample.modality in self.generation.modalities
+
+    def _caption(self, item: Drawn) -> str:
+        """The caption that a sample shows on this visit."""
+        return deal(item.sample.texts, 1, self.config.seed, item.sample.key, item.visit)[0]
 
     def _media(self, samples: Sequence[Sample]) -> dict[str, tuple[torch.Tensor, torch.Tensor, list[int]]]:
         found = {}
@@ -91,7 +135,8 @@ class ChatData:
             return self._question_row(sample, visit, tokens)
         if not sample.texts or sample.modality == "text":
             raise ValueError(f"sample {sample.key} has neither a conversation nor a caption of a medium: it cannot be trained on")
-        return self.chat.caption_row(sample.modality, tokens, deal(sample.texts, 1, self.config.seed, sample.key, visit)[0], self._group(sample.source))
+        caption = self._caption(Drawn(sample, visit, 0))
+        return self.chat.caption_row(sample.modality, tokens, caption, self._group(sample.source), block=self._generated(sample))
 
     def _group(self, name: str) -> int:
         return self.part_names.index(name)

@@ -27,6 +27,8 @@ from mmcore.data.shards import pinned_entries
 
 PLAN_FIELDS = ("batch", "part_rows")
 """Fields of an EncoderSpec that say how work is cut, not what is computed: they change features by rounding at most and are no part of a space."""
+ADDED_FIELDS: dict[str, Any] = {"layer": 0, "pad": False}
+"""Fields of a spec that came later, and the value that leaves the features as they were before: spaces made then keep their name."""
 PART_SCHEMA = pa.schema([("media_sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
 """Rows of a part: media_sha256 addresses the medium (a span of it as `sha256@start-end`) or text; offset and length in tokens of features.npy."""
 ROWS_SCHEMA = pa.schema([("key", pa.string()), ("media_sha256", pa.string()), ("part", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
@@ -140,14 +142,15 @@ class EmbeddingSet:
 
 
 def space_fields(spec: EncoderSpec) -> dict[str, Any]:
-    """What of a spec decides the features: all but PLAN_FIELDS."""
-    return {name: value for name, value in dataclasses.asdict(spec).items() if name not in PLAN_FIELDS}
+    """What of a spec decides the features: all but PLAN_FIELDS, and ADDED_FIELDS where they say something."""
+    fields = dataclasses.asdict(spec).items()
+    return {name: value for name, value in fields if name not in PLAN_FIELDS and not (name in ADDED_FIELDS and value == ADDED_FIELDS[name])}
 
 
 def refuse_other_encoder(stored: Mapping[str, Any], expect: EncoderSpec, artifact_dir: Path) -> None:
     """Raises ValueError naming every field in which the stored features' encoder is not the expected one."""
-    expected = space_fields(expect)
-    found = {name: stored.get(name) for name in expected}
+    expected = ADDED_FIELDS | space_fields(expect)
+    found = {name: stored.get(name, ADDED_FIELDS.get(name)) for name in expected}
     differing = [f"{name} is {found[name]!r} there and {expected[name]!r} here" for name in sorted(expected) if found[name] != expected[name]]
     if differing:
         raise ValueError(f"{artifact_dir} holds features of another encoder: {'; '.join(differing)}")

@@ -129,22 +129,30 @@ ENCODERS: dict[str, Callable[[EncoderSpec, Path], Encoder]] = {
     "vae_image": _from("vae", "VaeImageEncoder"),
 }
 
-MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in ENCODERS}
+OF_DECODERS: dict[str, Callable[[EncoderSpec, Path], Encoder]] = {
+    "vae_video": _from("vae", "VaeVideoEncoder"),
+    "vae_audio": _from("vae_audio", "VaeAudioEncoder"),
+    "decoder_text": _from("decoder_text", "DecoderTextEncoder"),
+}
+"""Kinds whose weights are those of a decoder (`weights_dir/pipeline`; see mmcore.decoders.catalogue). `vae_image` opens a decoder's autoencoder too."""
+
+MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in (*ENCODERS, *OF_DECODERS)}
 """What each kind encodes."""
 
 
 def load_encoder(spec: EncoderSpec, weights_dir: Path, device: str = "cpu") -> Encoder:
-    """The encoder of `spec` on `device`, with the weights of an artifact (`weights_dir/encoder/…`).
+    """The encoder of `spec` on `device`, with the weights of an artifact (`weights_dir/encoder/…`, or `weights_dir/pipeline/…` of a decoder).
 
     Raises ValueError when they do not fit, or for an unknown kind, compute or device.
     """
-    if spec.kind not in ENCODERS:
-        raise ValueError(f"unknown encoder kind '{spec.kind}': choose one of {', '.join(sorted(ENCODERS))}")
+    loaders = ENCODERS | OF_DECODERS
+    if spec.kind not in loaders:
+        raise ValueError(f"unknown encoder kind '{spec.kind}': choose one of {', '.join(sorted(loaders))}")
     if spec.compute not in COMPUTE:
         raise ValueError(f"encoder {spec.kind}: unknown compute '{spec.compute}': choose one of {', '.join(COMPUTE)}")
     check_encoder(spec)
     check_device(device)
-    encoder = ENCODERS[spec.kind](spec, Path(weights_dir))
+    encoder = loaders[spec.kind](spec, Path(weights_dir))
     encoder.place(device)
     if not spec.tiles:
         return encoder

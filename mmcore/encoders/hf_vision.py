@@ -1,8 +1,8 @@
 """Pictures and clips through a vision model of transformers: CLIP, SigLIP, DINOv2.
 
 Owns the choice between the pooled vector (grid 0: the unit vector of the shared space for CLIP and SigLIP, the CLS state for DINOv2) and patch tokens
-pooled to a grid. Preprocessing is the model's own image processor. Input: a transformers directory and media bytes; output: features [N, E]. Refuses to know
-what the features are for.
+(of the output or an earlier layer) pooled to a grid. Preprocessing is the model's own image processor, after spec.pad. Input: a transformers directory and
+media bytes; output: features [N, E]. Refuses to know what the features are for.
 
 Shape letters: B batch, N feature tokens, E encoder width.
 """
@@ -25,6 +25,7 @@ from mmcore.data.scenes import sample_frames
 from mmcore.encoders import BatchedEncoder
 from mmcore.encoders.hf import load_part
 from mmcore.encoders.pooling import pool_grid
+from mmcore.encoders.squares import padded_square
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class HfImageEncoder(BatchedEncoder):
 
     def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
         """RGB -> [3, H, W]."""
-        return self._pixels([picture])[0]
+        return self._pixels([padded_square(picture, self._processor.image_mean) if self.spec.pad else picture])[0]
 
     def prepare_tile(self, tile: Image.Image) -> torch.Tensor:
         """RGB of the model's own size -> [3, H, W], all of it: DINOv2's processor would cut off the rim."""
@@ -87,14 +88,21 @@ class HfImageEncoder(BatchedEncoder):
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> float32 features_BNE on the encoder's device."""
         with self._arithmetic():
-            outputs = self._model(pixel_values=self._put(pixels))
+            outputs = self._model(pixel_values=self._put(pixels), output_hidden_states=bool(self.spec.layer))
         if self.spec.grid:
-            features_BNE = pool_grid(outputs.last_hidden_state[:, self._family.prefix :].float(), self.spec.grid)
+            states = self._layer(outputs.hidden_states) if self.spec.layer else outputs.last_hidden_state
+            features_BNE = pool_grid(states[:, self._family.prefix :].float(), self.spec.grid)
         else:
             features_BNE = self._unit(getattr(outputs, self._family.pooled)[:, None])
         if features_BNE.shape[-1] != self.spec.width:
             raise ValueError(f"{self.spec.arch} with grid {self.spec.grid} gives width {features_BNE.shape[-1]}, the spec says {self.spec.width}")
         return features_BNE
+
+    def _layer(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The hidden state of spec.layer; the first of them is what enters the first layer."""
+        if -self.spec.layer > len(states):
+            raise ValueError(f"{self.spec.arch} has {len(states) - 1} layers, so there is no layer {self.spec.layer}")
+        return states[self.spec.layer]
 
     def _unit(self, vectors: torch.Tensor) -> torch.Tensor:
         """float32; unit vectors where the space is a shared one."""

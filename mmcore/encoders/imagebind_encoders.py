@@ -28,6 +28,7 @@ from mmcore.encoders import imagebind_inputs as inputs
 from mmcore.encoders.imagebind import HUGE, HUGE_OUT, ImageBind, load_imagebind, modality_of, toy
 from mmcore.encoders.pooling import pool_grid
 from mmcore.encoders.resample import resample
+from mmcore.encoders.squares import padded_square
 
 ARCHITECTURES = {"imagebind_huge": (HUGE, HUGE_OUT), "imagebind_toy": (toy(vocabulary=HUGE["text"].size[0]), 32)}
 """spec.arch -> (trunks, width of the shared space). The toy reads the same words as the huge one."""
@@ -90,7 +91,7 @@ class ImageBindImageEncoder(ImageBindEncoder):
 
     def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
         """RGB -> [3, 224, 224]."""
-        return inputs.picture(picture)
+        return inputs.picture(padded_square(picture, inputs.MEAN) if self.spec.pad else picture)
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         return pool_grid(self._states(batch), self.spec.grid)

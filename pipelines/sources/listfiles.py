@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import write_atomic
+from mmcore.data.chat import REQUESTS
+from pipelines.sources.configs import QUESTIONS
 
 GROUPS = {
     "cc3m": ("stamps_train", "stamps_heldout", "easyvqa_captions"),
@@ -22,23 +24,16 @@ GROUPS = {
     "audiocaps": ("sounds_train", "sounds_heldout"),
     "instruct": ("easyvqa_train", "draw_train", "easyvqa_test"),
 }
-"""Every dataset of both recipes, by group."""
+"""Every dataset of both recipes, by group; QUESTIONS are written for recipes that ask for them."""
+SPOKEN = {"audiocaps": ("spoken_train",), "instruct": ("speak_train",)}
+"""Those that smol has besides."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
-DRAW_PHRASES = (
-    "draw {}",
-    "please draw {}",
-    "can you draw {}?",
-    "show me a picture of {}",
-    "make a picture of {}",
-    "create an image of {}",
-    "paint {}",
-    "i would like to see {}",
-)
 
 
 def list_path(root: Path, dataset: str) -> Path:
     """Where the list file of a dataset lies under the list root."""
-    group = next(g for g, datasets in GROUPS.items() if dataset in datasets)
+    asked = [name for names in QUESTIONS.values() for name in names]
+    group = "instruct" if dataset in asked else next(g for known in (GROUPS, SPOKEN) for g, datasets in known.items() if dataset in datasets)
     return root / group / f"{dataset}.{SUFFIX[group]}"
 
 
@@ -74,23 +69,24 @@ def write_instruct(root: Path, dataset: str, records: Sequence[dict[str, Any]]) 
     return len(records)
 
 
-def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str, str]]) -> dict[str, Any]:
-    """One picture with its independent (question id, question, answer)s; question_ids is ours, readers of the format ignore it."""
+def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str, str]], modality: str = "image") -> dict[str, Any]:
+    """One picture (or another medium) with its independent (question id, question, answer)s; question_ids is ours, readers of the format ignore it."""
     turns = []
     for position, (_, question, answer) in enumerate(questions):
-        turns.append({"from": "human", "value": ("<image>\n" if position == 0 else "") + question})
+        turns.append({"from": "human", "value": (f"<{modality}>\n" if position == 0 else "") + question})
         turns.append({"from": "gpt", "value": answer})
-    return {"id": identity, "image": uri, "conversations": turns, "question_ids": [number for number, _, _ in questions]}
+    return {"id": identity, modality: uri, "conversations": turns, "question_ids": [number for number, _, _ in questions]}
 
 
-def draw_record(identity: str, caption: str, uri: str, phrase: int) -> dict[str, Any]:
-    """A request for a picture; the answer is the placeholder that the model has to emit as a signal block."""
-    request = DRAW_PHRASES[phrase % len(DRAW_PHRASES)].format(in_sentence(caption))
+def draw_record(identity: str, caption: str, uri: str, phrase: int, modality: str = "image") -> dict[str, Any]:
+    """A request for a picture, or another medium; the answer is the placeholder that the model has to emit as a signal block."""
+    wordings = REQUESTS[modality]
+    request = wordings[phrase % len(wordings)].format(in_sentence(caption))
     return {
         "id": identity,
-        "output_image": uri,
-        "image_captions": [caption],
-        "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": "<image>"}],
+        f"output_{modality}": uri,
+        f"{modality}_captions": [caption],
+        "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": f"<{modality}>"}],
     }
 
 

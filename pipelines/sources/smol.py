@@ -4,7 +4,8 @@ Owns which asset goes into which dataset, the hold-out and the captions. Input: 
 the `media/` tree they point to. Refuses to know about manifests and shards.
 
 Hold-out: pictures that share a caption or their bytes form a group; a group goes to one side by a hash of its captions, and takes
-its clips, sounds and spoken descriptions along. Captions of easy-VQA pictures say only what the training questions affirm.
+its clips, sounds and spoken descriptions along, and the questions about them. Captions of easy-VQA pictures say only what the training questions
+affirm.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 
 from PIL import Image
 
-from infra.step import AnyloomError, StepContext
+from infra.step import StepContext
 from infra.storage import write_atomic
+from mmcore.data.shapes import SHAPES, affirmed, caption_of
 from pipelines.sources.assets import link, spoken_name
 from pipelines.sources.clips import MOTIONS, encode_mp4, frames
 from pipelines.sources.configs import SmolListsConfig
@@ -34,8 +36,10 @@ from pipelines.sources.listfiles import (
     write_instruct,
     write_webvid,
 )
+from pipelines.sources.questions import Subject, write_questions
+from pipelines.sources.spoken import write_spoken
 
-SHAPES = ("circle", "rectangle", "triangle")
+__all__ = ["SHAPES", "affirmed", "caption_of", "read_questions", "read_stamps", "run"]
 Question = tuple[int, str, str]
 
 
@@ -75,6 +79,10 @@ def run(ctx: StepContext) -> dict[str, Any]:
     counts["draw_train"] = _draw(ctx.output, stamps, captions, config)
     shown = _clip_pictures(assets, stamps, captions, config)
     counts |= _clips(ctx, shown, config)
+    voice = assets / "voice"
+    if not voice.is_dir():
+        left_out.append("no voice: spoken_train and speak_train are empty")
+    counts |= write_spoken(ctx.output, voice if voice.is_dir() else None, config.speak_per_caption)
     unknown = sum(caption == "" for caption in captions.values())
     if unknown:
         left_out.append(f"easyvqa_captions: {unknown} pictures whose questions affirm neither shape nor colour")
@@ -90,24 +98,6 @@ def read_questions(folder: Path) -> dict[int, list[Question]]:
     for number, (question, answer, picture) in enumerate(json.loads((folder / "questions.json").read_text(encoding="utf-8"))):
         out[picture].append((number, question, answer))
     return dict(sorted(out.items()))
-
-
-def affirmed(question: str, answer: str) -> set[str]:
-    """Words (a colour, a shape) that a question and its answer together say are in the picture."""
-    named = set(re.findall(r"\b(?:circle|rectangle|triangle|black|blue|brown|gray|green|red|teal|yellow)\b", question))
-    if question.startswith("what"):
-        return named | {answer}
-    negated = re.search(r"\b(?:not|no)\b", question) is not None
-    return named if (answer == "yes") != negated else set()
-
-
-def caption_of(questions: list[Question]) -> str:
-    """Caption from what the questions affirm: "a red circle", "a red shape", "a circle" or "" when nothing is known."""
-    known = set().union(*(affirmed(question, answer) for _, question, answer in questions))
-    shapes, colours = sorted(known & set(SHAPES)), sorted(known - set(SHAPES))
-    if len(shapes) > 1 or len(colours) > 1:
-        raise AnyloomError(f"easy-VQA: questions {questions[0][0]}..{questions[-1][0]} affirm {shapes} and {colours} of one picture")
-    return f"a {' '.join([*colours, *(shapes or ['shape'])])}" if known else ""
 
 
 def _picture(split: str, number: int) -> str:
@@ -184,24 +174,33 @@ def _stamps(output: Path, assets: Path, stamps: list[Stamp], config: SmolListsCo
         mine = [stamp for stamp in stamps if stamp.split == split]
         pictures = [stamp for stamp in mine if "png" in stamp.media]
         effects = [stamp for stamp in mine if "ogg" in stamp.media and is_noun_phrase(stamp.caption, config.max_words)]
+        voices = _spoken(stamps, split, config)
         sounds = [(f"{s.stem}.ogg", f"the sound of {in_sentence(s.caption)}") for s in effects]
-        sounds += _spoken(stamps, split, config)
+        sounds += [(name, f"a voice names {what} in {language}") for name, what, language in voices]
         for stamp in pictures:
             link(assets / "stamps" / f"{stamp.stem}.png", output / "media" / "stamps" / f"{stamp.stem}.png")
         for name, _ in sounds:
             link(assets / "stamps" / name, output / "media" / "audio" / _flat(name))
         counts[f"stamps_{split}"] = write_cc3m(output, f"stamps_{split}", [(s.caption, f"media/stamps/{s.stem}.png") for s in pictures])
         counts[f"sounds_{split}"] = write_audiocaps(output, f"sounds_{split}", [(_flat(n).removesuffix(".ogg"), c) for n, c in sounds])
+        if config.media_questions:
+            asked = [_heard("sound", f"{s.stem}.ogg", in_sentence(s.caption)) for s in effects] + [_heard("voice", *voice) for voice in voices]
+            counts[f"sounds_questions_{split}"] = write_questions(output, f"sounds_questions_{split}", asked)
     return counts
 
 
-def _spoken(stamps: list[Stamp], split: str, config: SmolListsConfig) -> list[tuple[str, str]]:
-    """(file, caption) of the spoken descriptions of one split; of each language the same stamps whatever is added elsewhere."""
+def _heard(what: str, name: str, thing: str, language: str = "") -> Subject:
+    """A sound that is asked about. name: its file among the stamps."""
+    return Subject(what=what, stem=_flat(name).removesuffix(".ogg"), uri=f"media/audio/{_flat(name)}", name=thing, language=language)
+
+
+def _spoken(stamps: list[Stamp], split: str, config: SmolListsConfig) -> list[tuple[str, str, str]]:
+    """(file, what it names, language) of the spoken descriptions of one split; of each language the same stamps whatever is added elsewhere."""
     found = []
     for code, language in config.spoken:
         named = [s for s in stamps if code in s.spoken and is_noun_phrase(s.caption, config.max_words)]
         chosen = sorted(named, key=lambda s: (chance(f"spoken {code} {s.stem}"), s.stem))[: config.spoken_each]
-        found += [(spoken_name(s.stem, code), f"a voice names {in_sentence(s.caption)} in {language}") for s in chosen if s.split == split]
+        found += [(spoken_name(s.stem, code), in_sentence(s.caption), language) for s in chosen if s.split == split]
     return sorted(found)
 
 
@@ -244,6 +243,7 @@ def _clip_pictures(assets: Path, stamps: list[Stamp], captions: dict[int, str], 
 def _clips(ctx: StepContext, pictures: list[tuple[str, Path, str, str]], config: SmolListsConfig) -> dict[str, int]:
     """Render every clip (kept in ctx.work, so a killed run continues) and write the lists."""
     rows: dict[str, list[tuple[str, str, int, str]]] = {"train": [], "heldout": []}
+    shown: dict[str, list[Subject]] = {"train": [], "heldout": []}
     seconds = round(config.clip_frames / config.clip_rate_hz)
     for number, (name, picture, caption, split) in enumerate(pictures):
         ctx.progress(0.25 + 0.75 * number / len(pictures), 1, "clips")
@@ -255,5 +255,9 @@ def _clips(ctx: StepContext, pictures: list[tuple[str, Path, str, str]], config:
         uri = f"media/clips/{name}.mp4"
         link(made, ctx.output / uri)
         rows[split].append((name, uri, seconds, f"{caption}, {motion}"))
+        shown[split].append(Subject(what="clip", stem=name, uri=uri, name=caption, motion=motion))
     ctx.progress(1, 1, "done")
-    return {f"clips_{split}": write_webvid(ctx.output, f"clips_{split}", sorted(found)) for split, found in rows.items()}
+    counts = {f"clips_{split}": write_webvid(ctx.output, f"clips_{split}", sorted(found)) for split, found in rows.items()}
+    if config.media_questions:
+        counts |= {f"clips_questions_{split}": write_questions(ctx.output, f"clips_questions_{split}", found) for split, found in shown.items()}
+    return counts

@@ -20,6 +20,7 @@ from infra.step import AnyloomError, StepContext
 from pipelines.sources.clips import MOTIONS, SOUND_HZ, encode_mp4, frames
 from pipelines.sources.configs import TinyListsConfig
 from pipelines.sources.listfiles import draw_record, question_record, write_audiocaps, write_cc3m, write_instruct, write_webvid
+from pipelines.sources.questions import Subject, write_questions
 
 COLOURS = {
     "black": (20, 20, 20),
@@ -154,7 +155,7 @@ def _clips(output: Path, stamps: dict[str, list[tuple[str, Shape]]], config: Tin
     """Half-second clips of the stamps of the same split, in motion; every other one with a tone."""
     counts, pitches = {}, tuple(TONES.values())
     for split, size in (("train", config.clips_train), ("heldout", config.clips_heldout)):
-        rows = []
+        rows, shown = [], []
         for number in range(size):
             uri, shape = stamps[split][number % len(stamps[split])]
             motion, name = MOTIONS[number % len(MOTIONS)], f"{split}_{number:03d}"
@@ -162,7 +163,10 @@ def _clips(output: Path, stamps: dict[str, list[tuple[str, Shape]]], config: Tin
             with Image.open(output / uri) as opened:
                 _write(output / "media" / "clips" / f"{name}.mp4", encode_mp4(frames(opened, motion, 6, 2 * config.side), 12, sound))
             rows.append((name, f"media/clips/{name}.mp4", 1, f"{shape.caption}, {motion}"))
+            shown.append(Subject(what="clip", stem=name, uri=f"media/clips/{name}.mp4", name=shape.caption, motion=motion))
         counts[f"clips_{split}"] = write_webvid(output, f"clips_{split}", rows)
+        if config.media_questions:
+            counts[f"clips_questions_{split}"] = write_questions(output, f"clips_questions_{split}", shown)
     return counts
 
 
@@ -171,13 +175,16 @@ def _sounds(output: Path, config: TinyListsConfig) -> dict[str, int]:
     kinds: Sequence[tuple[str, str]] = [(pitch, shape) for pitch in TONES for shape in WAVES]
     counts = {}
     for split, size, base_s in (("train", config.sounds_train, 0.40), ("heldout", config.sounds_heldout, 0.35)):
-        rows = []
+        rows, heard = [], []
         for number in range(size):
             pitch, shape = kinds[number % len(kinds)]
             name = f"{split}_{number:03d}"
             _write(output / "media" / "audio" / f"{name}.ogg", tone(TONES[pitch], shape, base_s + 0.02 * number))
             rows.append((name, f"the sound of a {pitch} {shape} tone"))
+            heard.append(Subject(what="sound", stem=name, uri=f"media/audio/{name}.ogg", name=f"a {pitch} {shape} tone"))
         counts[f"sounds_{split}"] = write_audiocaps(output, f"sounds_{split}", rows)
+        if config.media_questions:
+            counts[f"sounds_questions_{split}"] = write_questions(output, f"sounds_questions_{split}", heard)
     return counts
 
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
-ANYLOOM = str(Path(sys.executable).with_name("anyloom"))
+from branches import artifacts, branch, rows_of, start
+
 GROUPS = ("all", "yes/no", "shape", "colour")
 
 
@@ -26,30 +23,17 @@ def run(options: argparse.Namespace) -> list[dict]:
     """One entry per recipe, with a table per question type in its note. Raises when a run fails."""
     root = options.root or Path(tempfile.mkdtemp(prefix="anyloom-seeds-"))
     recipes, seeds = options.recipes.split(","), range(options.seeds)
-    start(recipes[0], root, seed=0, threads=os.cpu_count() or 1, goals=("embed_image", "embed_video", "embed_audio", "targets"))
+    start(recipes[0], root, overrides(0), threads=os.cpu_count() or 1, goals=("embed_image", "embed_video", "embed_audio", "targets"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         begun = list(pool.map(lambda seed: begin(recipes[0], seed, root), seeds))
         runs = {recipe: [pool.submit(one, recipe, seed, branch(begun[seed], f"{recipe}-{seed}")) for seed in seeds] for recipe in recipes}
     return [entry(recipe, [future.result() for future in runs[recipe]], root) for recipe in recipes]
 
 
-def branch(root: Path, name: str) -> Path:
-    """A root of its own beside `root`, with hard links to everything that is complete: one run at a time uses a root."""
-    copy = root.parent / f"{root.name}.{name}"
-    if copy.exists():  # of an earlier run, which this one continues
-        return copy
-    partial = root.parent / f"{root.name}.{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    for folder in ("artifacts", "stores"):
-        shutil.copytree(root / folder, partial / folder, copy_function=os.link, symlinks=True)
-    partial.rename(copy)
-    return copy
-
-
 def begin(recipe: str, seed: int, root: Path) -> Path:
     """Stage 1 of a seed, which its recipes share, in a branch of the root."""
     copy = branch(root, f"seed{seed}")
-    start(recipe, copy, seed, threads=1, goals=("stage1",))
+    start(recipe, copy, overrides(seed), threads=1, goals=("stage1",))
     return copy
 
 
@@ -58,25 +42,10 @@ def overrides(seed: int) -> dict[str, int]:
     return {f"{stage}.seed": seed for stage in ("stage1", "stage2", "stage3")}
 
 
-def start(recipe: str, root: Path, seed: int, threads: int, goals: tuple[str, ...]) -> None:
-    """Run a recipe up to the goals. Raises RuntimeError when it fails."""
-    command = [ANYLOOM, "run", "--recipe", recipe, "--root", str(root), "--no-prefect", "--no-ray", "--threads", str(threads), *goals]
-    command += [word for key, value in overrides(seed).items() for word in ("--set", f"{key}={value}")]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{recipe} seed {seed} failed:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
-
-
 def one(recipe: str, seed: int, root: Path) -> dict[tuple[str, str], dict]:
     """Train and evaluate one recipe with one seed. Returns (condition, group) -> row of metrics.parquet."""
-    import pyarrow.parquet as pq
-
-    from flows.run import recipe_steps
-    from infra.plan import plan
-
-    start(recipe, root, seed, threads=1, goals=("eval_vqa", "eval_captions", "history"))
-    (path,) = (row.path for row in plan(recipe_steps(recipe, overrides(seed)).values(), root) if row.step.name == "eval_vqa")
-    rows = pq.read_table(path / "metrics.parquet").to_pylist()
+    start(recipe, root, overrides(seed), threads=1, goals=("eval_vqa", "eval_captions", "history"))
+    rows = rows_of(artifacts(recipe, root, overrides(seed))["eval_vqa"].path, "metrics")
     found = {(row["condition"], row["subgroup"]): row for row in rows if row["kind"] in ("score", "floor")}
     best = "helped" if ("helped", "all") in found else "plain_prompt"
     print(recipe, "seed", seed, {group: round(found[best, group]["value"], 4) for group in GROUPS}, flush=True)

@@ -36,7 +36,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="bench seeds: how many")
     parser.add_argument("--recipes", default="smol,smol_plain,smol_frozen", help="bench seeds: which, separated by commas")
     parser.add_argument(
-        "--root", type=Path, help="a root to build on (seeds), a finished run (demo_rerun), finished shards and weights (embed_*, stage1_epoch; chaos embed)"
+        "--root",
+        type=Path,
+        help="a root to build on (seeds, lora_modes, stage_orders), a run (demo_rerun), finished shards and weights (embed_*, stage1_epoch; chaos embed)",
     )
     parser.add_argument("--threads", type=int, default=1, help="bench embed_*, stage1_epoch: encoding threads")
     parser.add_argument("--media", default="500,100,60", help="bench embed_build: pictures, clips and sounds that are encoded")

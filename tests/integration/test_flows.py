@@ -44,4 +44,4 @@ def test_the_run_is_recorded_by_prefect(tiny):
         flows = db.execute("select state_type from flow_run").fetchall()
         tasks = db.execute("select state_type from task_run").fetchall()
     assert flows and {state for (state,) in flows} == {"COMPLETED"}
-    assert len(tasks) >= 28 and {state for (state,) in tasks} == {"COMPLETED"}
+    assert len(tasks) >= 32 and {state for (state,) in tasks} == {"COMPLETED"}

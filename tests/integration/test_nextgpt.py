@@ -1,35 +1,95 @@
-"""The encoder of NExT-GPT at toy size through shards, store and stage 1, from the command line."""
+"""The part list of NExT-GPT at toy size through the whole DAG, from the command line: ImageBind, group projector, three decoders, generation losses."""
 
 import json
 import re
 
+import pyarrow.parquet as pq
+import pytest
+from safetensors import safe_open
+
 from infra.artifact import all_records, find
+from mmcore.decoders import FAMILIES, load_decoder
+from mmcore.decoders.sampling import SamplingOptions, generate
+
+QUIET = ("--no-ray", "--no-prefect")
 
 
-def test_imagebind_goes_from_shards_to_stage_1(cli, tmp_path):
-    output = cli("run", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--no-ray", "--no-prefect", "stage1").stdout
-    assert "tiny_nextgpt" not in output or "Traceback" not in output
-    names = {record.name for _, record in all_records(tmp_path)}
-    assert {"embed_image", "embed_video", "embed_audio", "stage1"} <= names and "weights_video" not in names
+@pytest.fixture(scope="module")
+def root(cli_once, tmp_path_factory):
+    """One run of everything."""
+    found = tmp_path_factory.mktemp("nextgpt") / "runs"
+    cli_once("run", "--recipe", "tiny_nextgpt", "--root", found, *QUIET)
+    return found
+
+
+def test_imagebind_goes_from_shards_to_stage_1(root, cli):
+    names = {record.name for _, record in all_records(root)}
+    assert {"embed_image", "embed_video", "embed_audio", "stage1", "report"} <= names and "weights_video" not in names
     for modality in ("image", "video", "audio"):
-        path, record = find(tmp_path, f"embed_{modality}")
+        path, record = find(root, f"embed_{modality}")
         space = json.loads((path / "generation.json").read_text())["space"]["spec"]
         assert space["kind"] == f"imagebind_{modality}" and record.result["tokens"] == record.result["media"] > 0
-    stage, _ = find(tmp_path, "stage1")
+    stage, _ = find(root, "stage1")
     assert (stage / "tensors.safetensors").stat().st_size > 0
-    again = cli("run", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--no-ray", "--no-prefect", "stage1").stdout
+    again = cli("run", "--recipe", "tiny_nextgpt", "--root", root, *QUIET).stdout
     assert re.search(r"\b0 of \d+ steps executed", again)
 
 
-def test_latents_of_the_picture_decoder_are_kept_in_the_same_store(cli, tmp_path):
-    cli("run", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--no-ray", "--no-prefect", "embed_latents")
-    _, record = find(tmp_path, "embed_latents")
-    assert record.result["media"] > 0 and record.result["tokens"] == 16 * record.result["media"] and record.result["width"] == 4
-    assert cli("embed", "verify", "embed_latents", "--root", tmp_path, "--sample", "4").stdout.count("ok") == 1
+def test_stage_2_trains_every_output_projector_on_alignment_and_denoising(root):
+    stage, record = find(root, "stage2")
+    losses = pq.read_table(stage / "losses.parquet").to_pydict()
+    for part in ("signal_tokens", "alignment", "mean_predictor", "denoising"):
+        for modality in ("image", "video", "audio"):
+            values = [value for value in losses[f"loss_{part}_{modality}"] if value is not None]
+            assert values and all(0 < value < 100 for value in values), (part, modality)
+    assert record.result["final_loss_denoising"] > 0
+    with safe_open(stage / "tensors.safetensors", framework="pt") as handle:
+        names = set(handle.keys())
+    assert {name.split(".")[1] for name in names if name.startswith("output_projectors.")} == {"image", "video", "audio"}
+    assert {name for name in names if not name.startswith("output_projectors.")} == {"lm.new_head_rows"}
+
+
+def test_latents_and_targets_come_from_the_parts_of_the_same_decoder(root, cli):
+    cells = {"embed_latents": (16, 4), "embed_latents_video": (4 * 16, 4), "embed_latents_audio": (8 * 4, 8)}
+    for step, (tokens, width) in cells.items():
+        _, record = find(root, step)
+        assert record.result["media"] > 0 and record.result["tokens"] == tokens * record.result["media"] and record.result["width"] == width
+        assert cli("embed", "verify", step, "--root", root, "--sample", "4").stdout.count("ok") == 1
+    for modality, targets in (("image", "targets"), ("video", "targets_video"), ("audio", "targets_audio")):
+        path, record = find(root, targets)
+        _, weights = find(root, f"weights_decoder_{modality}")
+        assert json.loads((path / "generation.json").read_text())["space"]["weights"] == weights.digest
+        assert record.inputs["weights"].startswith(f"weights_decoder_{modality}/")
+
+
+def test_the_export_has_three_decoders_that_answer_a_conditioning(root):
+    export, _ = find(root, "export")
+    for modality in ("image", "video", "audio"):
+        decoder = load_decoder(export / "decoders" / modality)
+        assert decoder.contract.modality == modality and decoder.contract.family in FAMILIES
+        media = generate(decoder, decoder.empty(1), [0], SamplingOptions(steps=2))
+        assert media[0].modality == modality and media[0].data.size
+
+
+def test_weights_that_are_not_given_or_not_known_are_named(cli, tmp_path):
     done = cli("plan", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--set", "weights.kind=pretrained", expect=1)
-    assert "latents of tiny-vae: give the autoencoder's directory with --weights latents=DIR" in done.stderr
-
-
-def test_a_model_that_takes_no_file_is_named(cli, tmp_path):
+    assert "tiny-sd2 is a random toy; with weights.kind=pretrained name a published decoder" in done.stderr
+    alone = ("--set", "decoders=[]", "--set", "stage2.denoise_loss=0.0", "--set", 'stage2.mixture=[["stamps_train", 1.0]]')
+    done = cli("plan", "--recipe", "tiny_nextgpt", "--root", tmp_path, *alone, expect=1)
+    assert "latents_video are made by a decoder: name one for video in decoders" in done.stderr
     done = cli("plan", "--recipe", "tiny_nextgpt", "--root", tmp_path, "--weights", "clip=x.pth", expect=1)
     assert "--weights clip: no such model; files are taken for: imagebind, image, audio, text" in done.stderr
+
+
+def test_stage_1_after_stage_2_has_generation_losses_through_the_frozen_output_side(root, cli):
+    """Order 2-1-3: what stage 2 trained judges what the language model makes of each medium; only input projectors are in stage 1's tensors."""
+    order = ("--set", 'stages=["stage2", "stage1", "stage3"]', "--set", "stage1.generation_loss=0.5", "--set", "stage1.denoise_loss=1.0")
+    cli("run", "--recipe", "tiny_nextgpt", "--root", root, *QUIET, *order, "stage1")
+    stage, record = find(root, "stage1")
+    assert {"stage2", "decoder_image", "embed_latents_audio", "targets_video"} <= set(record.inputs)
+    losses = pq.read_table(stage / "losses.parquet").to_pydict()
+    for part in ("alignment", "mean_predictor", "denoising"):
+        values = {m: [value for value in losses[f"loss_{part}_{m}"] if value is not None] for m in ("image", "video", "audio")}
+        assert all(found and all(0 < value < 100 for value in found) for found in values.values()), (part, values)
+    with safe_open(stage / "tensors.safetensors", framework="pt") as handle:
+        assert {name.split(".")[0] for name in handle.keys()} == {"input_projectors"}

@@ -222,3 +222,61 @@ def test_wrong_family_and_width_are_named(weights):
         load_encoder(EncoderSpec(kind="hf_image", arch="resnext", width=16), folder)
     with pytest.raises(ValueError, match="gives width 16, the spec says 8"):
         load_encoder(EncoderSpec(kind="hf_image", arch="clip", width=8), folder).encode([png(0)])
+
+
+def test_a_padded_picture_keeps_its_rim_on_the_encoders_mean_colour(tmp_path):
+    """As LLaVA prepares pictures for CLIP; a square one is left alone, and the features are another space's."""
+    from dataclasses import replace
+
+    from mmcore.data.embeddings import refuse_other_encoder, space_fields
+    from mmcore.encoders.squares import padded_square
+
+    model, processor = vision("clip")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "encoder")
+    spec = EncoderSpec(kind="hf_image", arch="clip:tiny", width=16, pad=True, dtype="float32")
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 48, 3), dtype=np.uint8))
+    square = padded_square(wide, processor.image_mean)
+    pixels = np.asarray(square)
+    assert square.size == (48, 48) and (pixels[16:32] == np.asarray(wide)).all()
+    assert (pixels[:16] == (122, 116, 104)).all() and (pixels[32:] == (122, 116, 104)).all()
+    tall = np.asarray(padded_square(wide.rotate(90, expand=True), processor.image_mean))
+    assert tall.shape == (48, 48, 3) and (tall[:, :16] == (122, 116, 104)).all() and padded_square(square, processor.image_mean) is square
+    padded, cut = (load_encoder(replace(spec, pad=pad), tmp_path) for pad in (True, False))
+    expected = processor(images=[square], return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(padded.prepare_picture(wide), expected) and not torch.equal(cut.prepare_picture(wide), expected)
+    assert torch.equal(padded.prepare(png(0)), cut.prepare(png(0)))
+    assert "pad" not in space_fields(replace(spec, pad=False)) and space_fields(spec)["pad"] is True
+    with pytest.raises(ValueError, match="pad is False there and True here"):
+        refuse_other_encoder(space_fields(replace(spec, pad=False)), spec, tmp_path)
+
+
+def test_patch_tokens_of_an_earlier_layer_are_those_of_the_stock_model(tmp_path):
+    """layer -2, as LLaVA reads CLIP; its space has another name, that of layer 0 the name it always had."""
+    from dataclasses import replace
+
+    from mmcore.config import check_encoder
+    from mmcore.data.embeddings import refuse_other_encoder, space_fields
+
+    model, processor = vision("clip")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "encoder")
+    spec = EncoderSpec(kind="hf_image", arch="clip:tiny", width=32, grid=4, layer=-2, dtype="float32")
+    encoder = load_encoder(spec, tmp_path)
+    with torch.inference_mode():
+        states = model.eval()(pixel_values=encoder.prepare(png(0))[None], output_hidden_states=True).hidden_states
+    assert np.allclose(encoder.encode([png(0)])[0], states[1][0, 1:].numpy(), atol=1e-6) and len(states) == 3
+    last = load_encoder(replace(spec, layer=0), tmp_path).encode([png(0)])[0]
+    assert np.allclose(last, states[2][0, 1:].numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="clip:tiny has 2 layers, so there is no layer -4"):
+        load_encoder(replace(spec, layer=-4), tmp_path).encode([png(0)])
+    for wrong in (replace(spec, layer=1), replace(spec, grid=0), replace(spec, kind="timm_image")):
+        with pytest.raises(ValueError, match=r"with layer -?\d and grid \d: hf_image and hf_video with a grid take 0"):
+            check_encoder(wrong)
+    assert "layer" not in space_fields(replace(spec, layer=0)) and space_fields(spec)["layer"] == -2
+    before = space_fields(replace(spec, layer=0))
+    refuse_other_encoder(before, replace(spec, layer=0), tmp_path)
+    with pytest.raises(ValueError, match="layer is 0 there and -2 here"):
+        refuse_other_encoder(before, spec, tmp_path)
+    with pytest.raises(ValueError, match="layer is -2 there and 0 here"):
+        refuse_other_encoder(space_fields(spec), replace(spec, layer=0), tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from mmcore.encoders import imagebind_inputs as inputs
 from mmcore.encoders.imagebind import HUGE, ImageBind, load_imagebind, modality_of, toy
 from mmcore.encoders.kaldi import fbank, mel_bank
 from mmcore.encoders.resample import resample
+from mmcore.encoders.squares import padded_square
 from pipelines.sources.clips import encode_mp4
 from pipelines.weights_config import ImageBindConfig
 
@@ -195,6 +197,15 @@ def weights(tmp_path_factory) -> Path:
     for trunk in ("vision", "audio", "text"):
         run_step(root, f"weights_{trunk}", "pipelines.weights:run_imagebind", ImageBindConfig(kind="random", arch="imagebind_toy", trunks=(trunk,)), {})
     return root
+
+
+def test_a_padded_picture_is_the_square_of_it(weights):
+    """NExT-GPT pads before ImageBind's own preparation, which then cuts nothing off."""
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 120, 3), dtype=np.uint8))
+    spec = EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=32, pad=True)
+    padded, cut = (load_encoder(replace(spec, pad=pad), weights / "weights_vision") for pad in (True, False))
+    assert torch.equal(padded.prepare_picture(wide), inputs.picture(padded_square(wide, inputs.MEAN)))
+    assert not torch.equal(padded.prepare_picture(wide), cut.prepare_picture(wide))
 
 
 @pytest.mark.parametrize(("kind", "grid", "tokens", "rows"), [("image", 0, 0, 1), ("image", 2, 0, 4), ("audio", 0, 0, 1), ("audio", 0, 6, 6)])

@@ -98,7 +98,7 @@ def test_every_distinct_caption_is_stored_once_and_a_second_run_encodes_nothing(
     before = tree(root, "texts")
     run_step(root, "more", entry, EmbedConfig(spec=POOLED), inputs)
     assert tree(root, "more")["more"] == before["texts"] and tree(root)["stores"] == before["stores"]
-    with pytest.raises(AnyloomError, match="no sample of the splits nowhere has a caption"):
+    with pytest.raises(AnyloomError, match="no sample in the splits nowhere has a caption"):
         run_step(root, "none", entry, EmbedConfig(spec=POOLED, splits=("nowhere",)), inputs)
 
 

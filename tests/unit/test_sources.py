@@ -381,7 +381,8 @@ def test_smol_lists_hold_out_whole_groups_with_their_clips_and_sounds(tmp_path):
     ctx = context(tmp_path / "run", config, assets=source)
     result = smol.run(ctx)
     root = ctx.output
-    assert result["left_out"] == [] and result["rows"]["stamps_train"] + result["rows"]["stamps_heldout"] == 40
+    assert result["left_out"] == ["no voice: spoken_train and speak_train are empty"]
+    assert result["rows"]["stamps_train"] + result["rows"]["stamps_heldout"] == 40
     assert min(result["rows"][f"{kind}_{split}"] for kind in ("stamps", "sounds", "clips") for split in ("train", "heldout")) > 0
     sides = {s: {r.texts[0]: (root / r.media[0].uri).read_bytes() for r in cc3m.read(list_path(root, f"stamps_{s}"))} for s in ("train", "heldout")}
     assert not sides["train"].keys() & sides["heldout"].keys()

@@ -17,13 +17,16 @@ from mmcore.optimizer import FlatAdamW, learning_rate
 from mmcore.signal_data import SignalData, fit_targets, padded_targets
 from mmcore.signals import NEGATIVES, SignalSide, compute_states, signal_row
 from mmcore.special_tokens import TokenTable
-from mmcore.stages import saved_tensors, select_trainable
+from mmcore.stages import rate_shares, saved_tensors, select_trainable
 from mmcore.types import IGNORE
 from pipelines.train_loop import Collective, run_stage
 
 
 class MemoryStates:
     """StateSet in memory."""
+
+    def requests(self, modality, caption):
+        return 1
 
     def __init__(self, model, captions):
         states, lse = compute_states(model, "image", captions)
@@ -179,11 +182,53 @@ def test_flat_adamw_is_torch_adamw():
     assert all(torch.allclose(parameters[name], copies[name], atol=1e-6) for name in copies)
 
 
+def test_a_rate_of_its_own_is_a_parameter_group_of_torch():
+    config = dataclasses.replace(STAGE1, weight_decay=0.1, clip=0.0)
+    parameters = {name: torch.nn.Parameter(torch.linspace(-1, 1, size)) for name, size in (("a", 7), ("b", 4), ("c", 3))}
+    copies = {name: torch.nn.Parameter(value.detach().clone()) for name, value in parameters.items()}
+    groups = [{"params": [copies["a"], copies["c"]], "lr": 1e-2}, {"params": [copies["b"]], "lr": 1e-3}]
+    reference = torch.optim.AdamW(groups, betas=config.betas, weight_decay=0.1)
+    flat = FlatAdamW(parameters, config, {"b": 0.1})
+    for _ in range(4):
+        for values in (parameters, copies):
+            sum((value**3).sum() for value in values.values()).backward()
+        flat.step(1e-2, 1.0)
+        reference.step()
+        reference.zero_grad()
+    assert all(torch.allclose(parameters[name], copies[name], atol=1e-6) for name in copies)
+
+
+def test_only_the_input_projectors_of_stage_3_have_a_rate_of_their_own():
+    names = ["input_projectors.image.proj.weight", "lm.base.x.lora_A.default.weight", "lm.new_head_rows"]
+    stage3 = dataclasses.replace(STAGE1, stage="stage3", lr=2e-4, projector_lr=2e-5)
+    assert rate_shares(stage3, names) == {names[0]: pytest.approx(0.1)}
+    assert rate_shares(dataclasses.replace(stage3, projector_lr=0.0), names) == {}
+    assert rate_shares(dataclasses.replace(stage3, stage="stage1"), names[:1]) == {}
+
+
 def test_learning_rate_schedule():
     config = dataclasses.replace(STAGE1, steps=11, warmup_steps=2, lr=1.0, final_lr=0.1)
     rates = [learning_rate(config, step) for step in range(11)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(0.1)
     assert all(a > b for a, b in pairwise(rates[2:]))
+    assert [a - b for a, b in pairwise(rates[2:])] == pytest.approx([0.9 / 8] * 8)
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_cosine_schedule_is_half_a_wave_from_the_peak_to_the_end(final):
+    """torch's CosineAnnealingLR over the steps after the warm-up."""
+    config = dataclasses.replace(STAGE1, steps=11, warmup_steps=2, lr=1.0, final_lr=final, schedule="cosine")
+    rates = [learning_rate(config, step) for step in range(11)]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8, eta_min=final)
+    expected = []
+    for _ in range(9):
+        expected.append(annealing.get_last_lr()[0])
+        optimizer.step()
+        annealing.step()
+    assert rates[:2] == [0.5, 1.0] and rates[2:] == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match=r"stage1\.schedule 'step' is unknown: use linear or cosine"):
+        learning_rate(dataclasses.replace(config, schedule="step"), 0)
 
 
 def test_stage3_rows_carry_caption_turn_weights_and_groups():

@@ -15,7 +15,7 @@ from pipelines.weights_tiny import tiny_llama
 SPEC = ModelSpec(
     dtype="float32",
     lora=LoraSpec(rank=2, alpha=4),
-    tokens=SpecialTokens(image=4),
+    tokens=SpecialTokens(image=4, video=0, audio=0),
     encoders=(("image", EncoderSpec(kind="timm_image", arch="x", width=12)),),
     input_projector=InputProjectorSpec(init_std=0.05),
     output_projector=OutputProjectorSpec(width=16, layers=1, heads=2, ffn=32, queries=5, out=8),

@@ -1,0 +1,60 @@
+"""Conversation: several turns with one model, media in any of them.
+
+Input: a Generator, and per turn a prompt with its media; output: a stream of TextPiece and SignalBlock. One row grows in one key-value cache.
+A model that was trained with caption turns writes one first about a turn's only medium, as it does for a single question.
+With LoRA adapters per modality the whole conversation goes through the adapters of all media it has had so far: a turn that brings a new
+modality makes the cache be computed again (mmcore.decoding), so an answer is the one that a fresh run over the same turns would give.
+Refuses to know files, decoders and terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from mmcore.decoding import PackedCache, Stream, greedy
+from mmcore.generate import CAPTION_TOKENS, Generator, names_media
+from mmcore.types import Event, MediaBatch
+
+
+class Conversation:
+    """generator: an exported model. Turns follow each other with `say`; there is no way back."""
+
+    def __init__(self, generator: Generator):
+        self._generator = generator
+        self.cache = PackedCache(generator.model, 1)
+        self._position = 0
+        self._pending: list[int] = []
+        """Ids that the model has not read yet: the end of the last answer."""
+        self.num_turns = 0
+        """Caption turns count too."""
+
+    @torch.inference_mode()
+    def say(self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64) -> Iterator[Event]:
+        """Answer the next turn as it is written. media: (modality, bytes), before the prompt or where it names their placeholders, in order.
+
+        A turn that is not read to its end stays as far as it was read. Raises ValueError when placeholders and media do not pair up.
+        """
+        generator = self._generator
+        if len(media) == 1 and generator.caption_turn and not names_media(prompt):
+            for _ in self._turn(*generator.caption_request(*media[0], later=self.num_turns > 0), CAPTION_TOKENS):
+                pass
+            media = ()
+        yield from self._turn(*generator.turn(prompt, media, later=self.num_turns > 0), max_new_tokens)
+
+    def _turn(self, ids: list[int], batches: Mapping[str, MediaBatch], max_new_tokens: int) -> Iterator[Event]:
+        """Read what is pending and the turn's ids, then write the answer."""
+        ids = self._pending + ids
+        hidden_BTD = self.cache.extend([[(0, self._position, ids)]], batches)
+        self.num_turns += 1
+        chat = self._generator.model.chat
+        stream = Stream(row=0, segment=0, position=self._position + len(ids))
+        start = stream.position
+        try:
+            yield from self._generator.events(greedy(self.cache, [stream], hidden_BTD[0, -1:], chat.end_id, max_new_tokens))
+        finally:
+            unread = stream.tokens[stream.position - start :]
+            ended = bool(stream.tokens) and stream.tokens[-1] == chat.end_id
+            self._position = stream.position
+            self._pending = [*unread, *(chat.close()[1:] if ended else chat.close())]

@@ -1,0 +1,32 @@
+"""Pictures: Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv 2112.10752), a UNet over VAE latents that attends to text states.
+
+Owns how its UNet is called and how latents become pictures; what the UNet predicts (noise in 1.x, velocity in 2.x) is the contract's. Refuses to know
+texts, losses and sampling.
+
+Shape letters: B batch, H/W latent cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mmcore.decoders.base import Conditioning, Decoder, Medium, pixels
+
+
+class StableDiffusionDecoder(Decoder):
+    """Latents [B, 4, H, W] -> pictures."""
+
+    def _denoiser_class(self) -> Any:
+        from diffusers import UNet2DConditionModel
+
+        return UNet2DConditionModel
+
+    def _call(self, noisy: torch.Tensor, timesteps_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        output: torch.Tensor = self.denoiser(noisy, timesteps_B, encoder_hidden_states=conditioning.streams[0], return_dict=False)[0]
+        return output
+
+    def _decode(self, latents: torch.Tensor) -> list[Medium]:
+        pictures = self.vae.decode(self.unscaled(latents), return_dict=False)[0]
+        return [Medium("image", picture) for picture in pixels(pictures.permute(0, 2, 3, 1))]

@@ -1,0 +1,162 @@
+"""nextgpt_7b and nextgpt_7b_legacy: NExT-GPT (Wu et al., ICML 2024) at full size, on the user's own files.
+
+Every weight is given with --weights and every list with --list; nothing is downloaded. Sources of the values, named beside them: [new] the repository
+NExT-GPT/NExT-GPT at 60d618b (2025-05-13), [old] its folder NExT-GPT-Lagacy, whose layout the only public checkpoint has, [author] answers in the
+repository's issue threads 13 and 17, [ours] a decision of this project and why. Where the reference's code does not do what its README says, the README
+is followed. A difference that no value can express: LoRA without dropout (reference 0.05 new, 0.1 old).
+Files that the steps of nextgpt_7b keep: 154 KiB a caption of a picture or clip (targets, 77 x 1024 in half precision), 6 KiB a picture, 200 KiB a clip and
+65 KiB a sound of latents, 2 KiB a medium of features; give lists of the size that the stages' steps draw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from pipelines.recipe import Dataset, Recipe, Weights
+
+NEXTGPT_DECODERS = (("image", "stabilityai/stable-diffusion-2"), ("video", "cerspense/zeroscope_v2_576w"), ("audio", "cvssp/audioldm"))
+"""[new] scripts/*.sh; for clips the README's ZeroScope 576w, not the scripts' XL, which is made to enlarge clips of 576w."""
+LEGACY_DECODERS = (("image", "runwayml/stable-diffusion-v1-5"), ("video", "cerspense/zeroscope_v2_576w"), ("audio", "cvssp/audioldm-l-full"))
+"""[old] config/base.yaml."""
+
+DATASETS = (
+    # [new] data/T-X_pair_data: captions of three modalities. WebVid can no longer be downloaded: give any list of clips in its format
+    Dataset(name="cc3m", group="cc3m", split="train", licence="captions: Google, any purpose; pictures: their owners'"),
+    Dataset(name="webvid", group="webvid", split="train", licence="non-commercial research"),
+    Dataset(name="audiocaps", group="audiocaps", split="train", licence="captions: MIT; sounds: their owners'"),
+    # [new] finetune.sh: LLaVA, Alpaca and VideoChat answer in text, the three T2M sets in a medium. MosIT, the seventh, has no published media
+    Dataset(name="llava_150k", group="instruct", split="train", licence="CC-BY-NC-4.0"),
+    Dataset(name="alpaca", group="instruct", split="train", licence="CC-BY-NC-4.0"),
+    Dataset(name="videochat", group="instruct", split="train", licence="unknown: see publisher"),
+    Dataset(name="t2m_image", group="instruct", split="train", licence="unknown: see publisher"),
+    Dataset(name="t2m_video", group="instruct", split="train", licence="unknown: see publisher"),
+    Dataset(name="t2m_audio", group="instruct", split="train", licence="unknown: see publisher"),
+)
+CAPTIONS = (("cc3m", 1.0), ("webvid", 1.0), ("audiocaps", 1.0))
+"""[ours] As many samples of every modality: by size, AudioCaps' 50 thousand would drown in CC3M's 3 million."""
+INSTRUCTIONS = (("llava_150k", 150.0), ("alpaca", 52.0), ("videochat", 11.0), ("t2m_image", 5.0), ("t2m_video", 5.0), ("t2m_audio", 5.0))
+"""[ours] By size in thousands, as a concatenation of the sets would give."""
+
+LATENTS: dict[str, Any] = {
+    # [new] training_utils.py: target pictures of 224 px (SD 2 itself was trained at 768)
+    "latents": EncoderSpec(kind="vae_image", arch="stabilityai/stable-diffusion-2", width=4, image_size=224, batch=16, part_rows=1024),
+    # [new] training_utils.py: 16 frames of 576 x 320; [ours] the central square of 320 px, frames spread over the whole clip (there one a second)
+    "latents_video": EncoderSpec(kind="vae_video", arch="cerspense/zeroscope_v2_576w", width=4, image_size=320, frames=16, batch=1, part_rows=256),
+    # [new] audio_processor.py: 10.4 s at 16 kHz, 64 mel bins, hop 160
+    "latents_audio": EncoderSpec(kind="vae_audio", arch="cvssp/audioldm", width=8, max_seconds=10.4, batch=16, part_rows=1024),
+}
+"""What the denoising losses are taken of."""
+TRAINER: dict[str, Any] = {
+    "schedule": "cosine",  # [new] scripts/*.sh: --lr_scheduler_type cosine
+    "final_lr": 0.0,
+    "betas": (0.9, 0.999),  # [new] the HF Trainer's AdamW
+    "weight_decay": 0.0,  # [new] scripts/*.sh
+    "clip": 1.0,  # [new] the HF Trainer's max_grad_norm
+}
+"""Of every stage."""
+
+
+def nextgpt_7b() -> Recipe:
+    """NExT-GPT of the current code: Vicuna-7B v1.5, ImageBind, group projector, SD 2, ZeroScope and AudioLDM; stages 1-3-2."""
+    return Recipe(
+        name="nextgpt_7b",
+        lists="own",
+        questions_are="none: nothing is evaluated yet",
+        # [new] scripts/*.sh: lmsys/vicuna-7b-v1.5 and ImageBind; `image` and `audio` are trunks of the one file --weights imagebind
+        weights=Weights(kind="own", lm="vicuna-7b-v1.5", image="imagebind_huge", audio="imagebind_huge", text="none"),
+        datasets=DATASETS,
+        samples_per_shard=1000,  # [ours] shards of some 100 MB
+        # [new] ImageBind/models/imagebind_model.py: the pooled 1024-d vector reaches the projector, one per item (clips: mean over 15 crops)
+        # pad: [new] scripts/*.sh: --image_aspect_ratio pad
+        image=EncoderSpec(kind="imagebind_image", arch="imagebind_huge", width=1024, pad=True, batch=64, part_rows=4096),
+        video=EncoderSpec(kind="imagebind_video", arch="imagebind_huge", width=1024, batch=4, part_rows=1024),
+        audio=EncoderSpec(kind="imagebind_audio", arch="imagebind_huge", width=1024, batch=32, part_rows=4096),
+        lm_dtype="bfloat16",  # [new] scripts/*.sh: bf16 True
+        chat="vicuna_v1",  # [new] scripts/*.sh: --version v1
+        # [new] multimodal_projector/group.py: width 512, 6 / 3 / 3 layers, 8 heads, 64 then 8 groups, so every item becomes 8 tokens;
+        # init_std: [ours] initializer_range of LLaMA's config.json, the size of the embeddings that the tokens stand among
+        input_projector=InputProjectorSpec(kind="group", init_std=0.02, width=512, heads=8, depths=(6, 3, 3), groups=(64, 8)),
+        # [new] nextgpt_arch.py: d 512, 4 + 4 layers, 4 heads, FFN 2048; 77 queries of 1024 for SD 2 (OpenCLIP-H) and ZeroScope, 1 of 512 for AudioLDM (CLAP)
+        output_projector=OutputProjectorSpec(kind="nextgpt", width=512, layers=4, heads=4, ffn=2048, queries=77, out=1024),
+        output_projectors=(("audio", OutputProjectorSpec(kind="nextgpt", width=512, layers=4, heads=4, ffn=2048, queries=1, out=512)),),
+        tokens=SpecialTokens(image=4, video=24, audio=8),  # [new] training_utils.py
+        decoders=NEXTGPT_DECODERS,
+        **LATENTS,
+        # [new] finetune.sh: r 128, alpha 256 on all seven linear layers; one adapter for everything (train.py)
+        lora=LoraSpec(mode="shared", rank=128, alpha=256, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
+        # [author] thread 17: 1, then 3, then 2. So stage 2 aligns hidden states that no later stage moves
+        stages=("stage1", "stage3", "stage2"),
+        stage1=StageConfig(
+            stage="stage1",
+            batch=32,  # [new] pretrain_enc.sh: 4 per GPU; [ours] 8 GPUs
+            steps=12500,  # [author] thread 13 says 40 thousand pairs, thread 64 counts ten times as many: 400,000 / 32
+            lr=1e-3,  # [new] pretrain_enc.sh
+            warmup_steps=375,  # [new] warm-up ratio 0.03
+            **TRAINER,
+            checkpoint_every=500,
+            generation_loss=0.0,  # [new] pretrain_enc.sh: --has_img_gen_loss False and its like
+            mixture=CAPTIONS,
+        ),
+        stage2=StageConfig(
+            stage="stage2",
+            batch=16,  # [new] pretrain_dec.sh: 2 per GPU; [ours] 8 GPUs
+            steps=11250,  # [author] thread 13: 180 thousand pairs
+            lr=2e-4,  # [new] pretrain_dec.sh
+            warmup_steps=338,
+            **TRAINER,
+            checkpoint_every=500,
+            mixture=CAPTIONS,
+            token_loss=1.0,  # [new] nextgpt_llama.py: every loss has weight 1
+            align_loss=1.0,  # [ours] normalised by the mean predictor's: 33 against 1 in the reference, image against audio
+            denoise_loss=1.0,  # [new] weight 1, for every modality; the target is what the decoder predicts (there always the noise)
+            min_snr_gamma=0.0,  # [new] gamma 5 for pictures only, and there its weights are averaged away before they count; [ours] none
+        ),
+        stage3=StageConfig(
+            stage="stage3",
+            batch=448,  # [new] finetune.sh: 56 per GPU; [ours] 8 GPUs
+            steps=558,  # [author] thread 13: 250 thousand samples
+            lr=2e-4,  # [new] finetune.sh
+            projector_lr=2e-5,  # [new] finetune.sh: mm_input_projector_lr
+            warmup_steps=17,
+            **TRAINER,
+            checkpoint_every=50,
+            dialogue=True,  # [new] every turn of a conversation, in order
+            train_projectors=True,  # [new] README 3.4; the code as shipped freezes everything
+            mixture=INSTRUCTIONS,
+        ),
+    )
+
+
+def nextgpt_7b_legacy() -> Recipe:
+    """The layout of the only public checkpoint: Vicuna-7B v0, one Linear and one token per item, SD 1.5; stages 1-3-2.
+
+    `mmcore.legacy_checkpoint` reads the published file into this model.
+    """
+    recipe = nextgpt_7b()
+    legacy = OutputProjectorSpec(kind="nextgpt_legacy", width=512, layers=4, heads=4, ffn=2048, queries=77, out=1024)
+    # [old] dsconfig: Adam (0.9, 0.95), weight decay 1e-3, clip 1.0, warm-up 10 %, WarmupDecayLR (a line to 0)
+    old = {"betas": (0.9, 0.95), "weight_decay": 1e-3, "clip": 1.0, "schedule": "linear", "final_lr": 0.0}
+    return replace(
+        recipe,
+        name="nextgpt_7b_legacy",
+        image=replace(recipe.image, pad=False),  # [old] pictures as ImageBind's own code prepares them
+        weights=replace(recipe.weights, lm="vicuna-7b-v0"),  # [old] config/base.yaml
+        lm_dtype="float16",  # [old] dsconfig: fp16
+        chat="vicuna_v0",  # [old] "### Human:" and "### Assistant:"
+        input_projector=InputProjectorSpec(kind="linear", init_std=0.02),  # [old] llama_proj: one Linear 1024 -> 4096 for every modality
+        # [old] config/base.yaml: 4 + 4 layers without positions; 77 x 768 for SD 1.5, 77 x 1024 for ZeroScope 576w, 1 x 512 for AudioLDM-L
+        output_projector=legacy,
+        output_projectors=(("image", replace(legacy, out=768)), ("audio", replace(legacy, queries=1, out=512))),
+        decoders=LEGACY_DECODERS,
+        latents=None,  # [old] stage 2 has cross-entropy and caption alignment only
+        latents_video=None,
+        latents_audio=None,
+        lora=LoraSpec(mode="shared", rank=32, alpha=32, targets=("q_proj", "k_proj", "v_proj", "o_proj")),  # [old] config/stage_3.yaml
+        stage1=replace(recipe.stage1, **old, lr=4e-4, batch=18, steps=2222, warmup_steps=222),  # [old] stage_1.yaml; [author] batch 18, 40 thousand pairs
+        # [old] stage_2.yaml; [author] 180 thousand pairs
+        stage2=replace(recipe.stage2, **old, lr=4e-4, batch=18, steps=10000, warmup_steps=1000, denoise_loss=0.0),
+        # [old] stage_3.yaml: freeze_* all false, one rate for LoRA and projectors; [author] batch 4, 250 thousand samples
+        stage3=replace(recipe.stage3, **old, lr=5e-4, projector_lr=0.0, batch=4, steps=62500, warmup_steps=6250, checkpoint_every=500),
+    )

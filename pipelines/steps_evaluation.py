@@ -1,0 +1,65 @@
+"""The part of the DAG that judges stage 2, speech and the questions about clips and sounds: which of these evaluations a recipe has.
+
+Input: a recipe, its steps so far and the trained stages by the names of their steps; output: steps by name. Importing this module loads no model
+library and runs nothing. pipelines.steps puts them into the DAG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evals.config import AlignmentEvalConfig, DriftEvalConfig, MediaQuestionsEvalConfig
+from infra.step import Step
+from mmcore.config import ModelSpec
+from pipelines.recipe import Recipe, stage_steps
+from pipelines.sources.configs import QUESTIONS
+from pipelines.weights_config import WeightsConfig
+
+
+def asked_about(recipe: Recipe, modality: str) -> list[str]:
+    """Datasets of the recipe with questions about clips or sounds."""
+    return [dataset.name for dataset in recipe.datasets if dataset.name in QUESTIONS.get(modality, ())]
+
+
+def states_of(stage2: str) -> str:
+    """The step with the states that a step of stage 2 trains on: stage2_2 has states_2."""
+    return stage2.replace("stage2", "states")
+
+
+def media_questions(recipe: Recipe, inputs: dict[str, Step]) -> dict[str, Step]:
+    """eval_media_questions on the held-out questions that the recipe names; nothing without them. inputs: the export and the lists."""
+    about = tuple((modality, heldout) for modality, (_, heldout) in QUESTIONS.items() if heldout in asked_about(recipe, modality))
+    if not about:
+        return {}
+    config = MediaQuestionsEvalConfig(datasets=about)
+    return {"eval_media_questions": Step(name="eval_media_questions", run="evals.media_questions:run", config=config, inputs=inputs, threads=0, gpus=1)}
+
+
+def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step], trained: Mapping[str, Step], data: dict[str, Step]) -> dict[str, Step]:
+    """eval_alignment of the last stage 2, and eval_drift where a stage 3 follows a stage 2. data: the captions and their targets."""
+    config, order = AlignmentEvalConfig(model=spec), stage_steps(recipe.stages)
+    names, aligned = [name for name, _ in order], [name for name, stage in order if stage == "stage2"]
+    if not aligned:
+        return {}
+    last = {"states": steps[states_of(aligned[-1])], "stage2": trained[aligned[-1]]}
+    found = {"eval_alignment": Step(name="eval_alignment", run="evals.captions:run_alignment", config=config, threads=0, inputs=last | data)}
+    moved = max((place for place, (_, stage) in enumerate(order) if stage == "stage3"), default=-1)
+    before = [name for name in aligned if names.index(name) < moved]
+    if before:
+        inputs = {"weights_lm": steps["weights_lm"], "states": steps[states_of(before[-1])], "aligned": trained[before[-1]]}
+        found["eval_drift"] = Step(
+            name="eval_drift",
+            run="evals.drift:run",
+            config=DriftEvalConfig(alignment=config, stages=tuple(names[: moved + 1])),
+            threads=0,
+            inputs=inputs | {name: trained[name] for name in names[: moved + 1]} | data,
+        )
+    return found
+
+
+def speaking(recipe: Recipe, steps: dict[str, Step], export: Step) -> Step:
+    """speech_judge (added to the steps), eval_speaking."""
+    judge = WeightsConfig(kind=recipe.weights.kind, arch="whisper-tiny.en")
+    steps["speech_judge"] = Step(name="speech_judge", run="pipelines.speech_judge:run", config=judge, inputs={"assets": steps["assets"]}, background=True)
+    inputs = {"export": export, "voice": steps["weights_decoder_audio"], "speech_judge": steps["speech_judge"], "shards_instruct": steps["shards_instruct"]}
+    return Step(name="eval_speaking", run="evals.speaking:run", config=recipe.eval_speaking, inputs=inputs, threads=0, gpus=1)
