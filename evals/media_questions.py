@@ -28,7 +28,6 @@ from evals.tables import METRICS, VQA_SAMPLES, metric_row, write_table
 from infra.step import AnyloomError, StepContext
 
 if TYPE_CHECKING:
-    from mmcore.devices import device_for
     from mmcore.generate import Generator
     from mmcore.types import Answer
 
@@ -61,6 +60,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the accuracies of the first condition with their floors."""
     import torch
 
+    from mmcore.devices import device_for
     from mmcore.generate import Generator
 
     torch.set_num_threads(max(1, ctx.resources.threads))

@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from infra.step import AnyloomError
 from infra.storage import write_atomic
+from mmcore.building import building
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, output_spec
 from mmcore.lora import attach_lora, lora_parameters, save_lora
 from mmcore.model import LORA, TENSORS
@@ -195,6 +196,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     return {str(name): value.detach() for name, value in state.items()}
 
 
+@building()
 def _base(directory: Path) -> tuple[Any, Any, LmShape]:
     """(LM, tokenizer with the wrapper tokens, sizes) of a transformers directory. Raises AnyloomError for one that cannot carry the checkpoint."""
     from transformers import AutoModelForCausalLM

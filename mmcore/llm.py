@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmcore.building import building
 from mmcore.config import QUANTIZE, SpecialTokens
 from mmcore.lm_families import check_family, longest_row
 from mmcore.lora_layers import routed
@@ -158,6 +159,7 @@ def _quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
 
 
+@building()
 def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, quantize: str = "") -> LanguageModel:
     """A frozen LM from a transformers directory, eager attention (faster than SDPA at short rows on CPU).
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmcore.building import building
+
 
 class _PrivateGenerator(TorchDispatchMode):
     """Hands its generator to every operation that takes one and was given none. Dispatch modes hold for one thread."""
@@ -44,5 +46,5 @@ def _with_generator(func: Any) -> Any:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Random operations of this thread read a generator of their own, seeded here: the stream torch.manual_seed(seed) would give."""
-    with _PrivateGenerator(seed):
+    with building(), _PrivateGenerator(seed):
         yield

@@ -55,27 +55,38 @@ def target_key(caption: str) -> str:
     return f"text:{hashlib.sha256(caption.encode()).hexdigest()}"
 
 
-def signal_row(chat: Chat, modality: str, caption: str, variant: int = 0) -> tuple[TokenRow, list[int]]:
-    """The packed row of a caption (drawing it; replying to it in words) and its P positions."""
+def signal_row(chat: Chat, modality: str, caption: str, asking: str = "", replied: bool = True) -> tuple[TokenRow, list[int]]:
+    """The packed row of a caption (drawing it; replying to it in words) and its P positions.
+
+    asking: the request; "": the plainest. Without `replied` the second half and its positions are left out: it does not depend on the request.
+    """
     block = chat.table.block(modality)
     builder = RowBuilder()
-    asked = chat.question_prompt(request(modality, caption, variant), opened=False, literal=True)
+    asked = chat.question_prompt(asking or request(modality, caption), opened=False, literal=True)
     builder.add([*asked, *block], 1)
+    signals = [*range(len(asked) - 1, len(asked) + len(block))]
+    if not replied:
+        return builder.row(), signals
     talk, reply = chat.question_prompt(caption, opened=False, literal=True), chat.spoken(caption)
     builder.add([*talk, *reply], 2)
     before = len(asked) + len(block) + len(talk) - 1
     negatives = np.linspace(before, before + len(reply), NEGATIVES).round().astype(int).tolist()
-    return builder.row(), [*range(len(asked) - 1, len(asked) + len(block)), *negatives]
+    return builder.row(), signals + negatives
 
 
 @torch.no_grad()
-def compute_states(model: AnyModel, modality: str, captions: Sequence[str], variants: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass. variants: the request of each; None: the plainest."""
-    variants = [0] * len(captions) if variants is None else variants
-    rows = [signal_row(model.chat, modality, caption, variant) for caption, variant in zip(captions, variants, strict=True)]
+def compute_states(model: AnyModel, modality: str, captions: Sequence[str], requests: Sequence[str] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass. requests: how each is asked for; None: in the plainest way."""
+    requests = [""] * len(captions) if requests is None else requests
+    first = {caption: row for row, caption in reversed(list(enumerate(captions)))}  # one reply to each caption
+    rows = [
+        signal_row(model.chat, modality, caption, asking, first[caption] == row) for row, (caption, asking) in enumerate(zip(captions, requests, strict=True))
+    ]
     hidden_BTD = model(collate([row for row, _ in rows], {}).to(model.device))
-    positions_BP = torch.tensor([positions for _, positions in rows]).to(model.device)
-    states_BPD = hidden_BTD.gather(1, positions_BP[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
+    signals = len(rows[0][1]) - NEGATIVES
+    from_BP = torch.tensor([[row] * signals + [first[caption]] * NEGATIVES for row, caption in enumerate(captions)])
+    at_BP = torch.tensor([positions[:signals] + rows[first[caption]][1][signals:] for caption, (_, positions) in zip(captions, rows, strict=True)])
+    states_BPD = hidden_BTD[from_BP.to(model.device), at_BP.to(model.device)]
     lse_BP = torch.stack([model.lm.base_logits(states_PD).logsumexp(-1) for states_PD in states_BPD])
     return states_BPD.contiguous(), lse_BP
 

@@ -20,6 +20,7 @@ from transformers.models.whisper.modeling_whisper import WhisperModel
 
 from infra.step import AnyloomError
 from infra.storage import read_json
+from mmcore.building import building
 from mmcore.data.media import decode_audio
 
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -33,6 +34,7 @@ LONGEST = 16
 class SpeechJudge:
     """heard_s: seconds of a sound that are heard; the encoder sees that window only (its first positions), at that share of its cost."""
 
+    @building()
     def __init__(self, directory: Path, heard_s: float = 30.0):
         from tokenizers import Tokenizer
 

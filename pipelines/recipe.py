@@ -114,7 +114,7 @@ class Recipe:
     query_weights: str = ""
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
     requests: int = 1
-    """Most wordings in which stage 2 asks for a caption, no more than it has samples."""
+    """Most ways in which stage 2 asks for a caption, no more than it has samples and instructions that ask for it; with more than 1 these are read."""
     decoders: tuple[tuple[str, str], ...] = ()
     """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder; `voice`: the speaking voice of the demo's assets; a
     published name of mmcore.decoders.catalogue (give its directory with --weights decoder_<modality>=DIR); or, in a recipe of kind random, a toy of

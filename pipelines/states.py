@@ -1,6 +1,7 @@
 """The states step: the LM states of every distinct caption, so that stage 2 trains without the language model.
 
-Input: weights_lm, the stages so far, the caption shards. Output: parts of states, the token rows as they stand, and states.json.
+Input: weights_lm, the stages so far, the caption shards, and the instruction shards (how captions are asked for). Output: parts of states, the token rows as
+they stand, and states.json.
 Captions are taken by length in parts of fixed batches, each part published on its own, so a killed run goes on to the same bytes.
 """
 
@@ -19,21 +20,23 @@ from infra.storage import write_atomic
 from mmcore.data.chat import REQUESTS
 from mmcore.devices import device_for
 from mmcore.model import AnyModel, load_model
-from mmcore.signals import INDEX, ROWS, caption_key, compute_states
+from mmcore.signals import INDEX, ROWS, caption_key, compute_states, request
 from mmcore.special_tokens import MEDIA
 from pipelines.data_config import GROUP_MODALITY
 from pipelines.train_config import StatesConfig
-from pipelines.train_data import earlier_stages, shard_sets
+from pipelines.train_data import earlier_stages, shard_sets, to_sample
 
-Asked = tuple[str, str, int]
-"""(modality, caption, variant of its request)."""
+PLACEHOLDERS = {f"<{modality}>": modality for modality in MEDIA}
+Asked = tuple[str, str, int, str]
+"""(modality, caption, number of the request among the caption's, the request)."""
 
 
 def distinct_captions(ctx: StepContext, modalities: list[str], requests: int, sources: tuple[str, ...] = ()) -> list[Asked]:
     """Every distinct caption whose modality can be emitted, in each of its requests, shortest first (batches without much padding); all splits.
 
-    A caption is worded in as many ways as it has samples, at most `requests`: one that comes up often is seen in many wordings, one that is seen once costs
-    one pass. sources: datasets that are read; empty: all.
+    A caption is asked for in as many ways as it has samples and instructions that ask for it, at most `requests`: one that comes up often is seen in many
+    wordings, one that is seen once costs one pass. The ways: the plainest wording, those of the instructions, then the other wordings. sources: datasets that
+    are read; empty: all.
     """
     found: Counter[tuple[str, str]] = Counter()
     for group, shards in shard_sets(ctx.inputs, ctx.stores).items():
@@ -41,15 +44,36 @@ def distinct_captions(ctx: StepContext, modalities: list[str], requests: int, so
         if modality in modalities:
             metas = [meta for meta in shards.metas(shards.keys()) if not sources or meta["source"] in sources]
             found.update((modality, text) for meta in metas for text in meta["texts"])
-    asked = [(*asked, variant) for asked, count in found.items() for variant in range(min(count, requests, len(REQUESTS[asked[0]])))]
+    written = _written(ctx) if requests > 1 else {}
+    asked = []
+    for (modality, caption), count in found.items():
+        wordings = [request(modality, caption, variant) for variant in range(len(REQUESTS[modality]))]
+        own = written.get((modality, caption), [])
+        ways = list(dict.fromkeys([wordings[0], *own, *wordings]))
+        asked += [(modality, caption, number, way) for number, way in enumerate(ways[: min(count + len(own), requests)])]
     return sorted(asked, key=lambda item: (item[0], len(item[1]), item[1], item[2]))
+
+
+def _written(ctx: StepContext) -> dict[tuple[str, str], list[str]]:
+    """(modality, caption) -> how the training instructions ask for it, in their order: records of one question whose whole answer is the medium."""
+    found: dict[tuple[str, str], list[str]] = {}
+    instructions = shard_sets(ctx.inputs, ctx.stores).get("instruct")
+    if instructions is None:
+        return found
+    for meta in instructions.metas(sorted(instructions.keys(split="train"))):
+        sample = to_sample(meta, "")
+        if len(sample.conversations) == 1 and len(sample.texts) == 1:
+            asked, answer = sample.conversations[0]
+            if answer.strip() in PLACEHOLDERS and not any(placeholder in asked for placeholder in PLACEHOLDERS):
+                found.setdefault((PLACEHOLDERS[answer.strip()], sample.texts[0]), []).append(asked)
+    return found
 
 
 def _part(model: AnyModel, captions: list[Asked], batch: int) -> bytes:
     states, lse = [], []
     for start in range(0, len(captions), batch):
         (modality, *_), rows = captions[start], captions[start : start + batch]
-        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, _ in rows], [variant for *_, variant in rows])
+        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, *_ in rows], [asking for *_, asking in rows])
         states.append(states_BPD)
         lse.append(lse_BP)
     return save({"states": torch.cat(states), "lse": torch.cat(lse)})
@@ -78,7 +102,7 @@ def run_states(ctx: StepContext) -> dict[str, Any]:
         if not (ctx.work / name).exists():
             write_atomic(ctx.work / name, _part(model, captions, config.batch))
         write_atomic(ctx.output / name, (ctx.work / name).read_bytes())
-        index.append({"file": name, "keys": [caption_key(*asked) for asked in captions]})
+        index.append({"file": name, "keys": [caption_key(*asked[:3]) for asked in captions]})
         done += len(captions)
         ctx.progress(done, total, "captions")
     _write_index(ctx.output, model, index)

@@ -285,7 +285,7 @@ def _add_stages(
                 config=StatesConfig(model=spec, requests=recipe.requests, sources=state_sources(recipe)),
                 threads=0,
                 gpus=1,
-                inputs={**inputs, **signals.captions},
+                inputs={**inputs, **signals.captions, **({"shards_instruct": instruct} if recipe.requests > 1 and instruct is not None else {})},
             )
             inputs |= {"states": steps[states], **signals.targets, **signals.captions, **signals.denoised}
         else:

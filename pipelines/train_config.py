@@ -34,7 +34,8 @@ class StatesConfig:
     part: int = 512
     """Captions per file, the unit of resumption."""
     requests: int = 1
-    """Most wordings in which a caption is asked for (of mmcore.data.chat.REQUESTS), no more than it has samples; each has states of its own."""
+    """Most ways in which a caption is asked for (of the instructions, and of mmcore.data.chat.REQUESTS), no more than it has samples and such
+    instructions; each has states of its own."""
     sources: tuple[str, ...] = ()
     """Datasets whose captions are taken; empty: all."""
 

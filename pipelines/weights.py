@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_atomic
+from mmcore.building import building
 from mmcore.encoders.catalogue import TWINS, licence_of
 from pipelines.weights_config import ImageBindConfig, ImportConfig, WeightsConfig
 from pipelines.weights_tiny import ENCODER_PARTS
@@ -147,6 +148,7 @@ def run_text(ctx: StepContext) -> dict[str, Any]:
 # ---- conversions ----------------------------------------------------------------------------------------------------
 
 
+@building()
 def llama_from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Dequantise a GGUF file once into a plain bfloat16 model (a model loaded from GGUF refuses to be saved)."""
     import torch
@@ -165,6 +167,7 @@ def llama_from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     return model.to(torch.bfloat16), tokenizer
 
 
+@building()
 def whisper_encoder_from_ct2(path: Path) -> PreTrainedModel:
     """Whisper tiny.en's encoder from a CTranslate2 file: 4 layers, E=384, 6 heads, 1500 frames; float32."""
     import torch

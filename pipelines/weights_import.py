@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json
+from mmcore.building import building
 from mmcore.config import EncoderSpec
 from mmcore.encoders import MODALITY_OF, catalogue
 from pipelines.weights import finish, load_state, save, write_json
@@ -116,6 +117,7 @@ def _class(spec: EncoderSpec, family: str) -> str:
     return hf_audio.FAMILIES[family] if spec.kind == "hf_audio" else hf_vision.FAMILIES[family].model
 
 
+@building()
 def _half(given: Path, folder: Path, name: str) -> Any:
     """One half of a checkpoint, by name, through transformers' own reader (which knows the older names of published files)."""
     import torch
@@ -138,6 +140,7 @@ def _half(given: Path, folder: Path, name: str) -> Any:
     return model
 
 
+@building()
 def _whisper(given: Path, folder: Path) -> Any:
     """Whisper's encoder, from a whole checkpoint or an encoder of its own."""
     from transformers import WhisperConfig
@@ -153,6 +156,7 @@ def _whisper(given: Path, folder: Path) -> Any:
     return model
 
 
+@building()
 def _vae(given: Path, folder: Path, described: Mapping[str, Any]) -> Any:
     """An autoencoder with its decoder, through diffusers' own reader."""
     import torch

@@ -65,6 +65,19 @@ NEW_WORDINGS = (
 """Ways that no training prompt has: what is judged."""
 
 
+PHRASES = (
+    "a {s} that is {c}",
+    "a {s} in {c}",
+    "a {s} coloured {c}",
+    "a {s} with the color {c}",
+    "a {s}, which should be {c}",
+    "a {s}. its color is {c}",
+    "a {s} filled with {c}",
+    "something {c}: a {s}",
+)
+"""The caption of a concept in other words, for requests in training lists."""
+
+
 @dataclass(frozen=True, slots=True)
 class Concept:
     """What a picture shows."""

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from infra.step import AnyloomError
+from mmcore.building import building
 from mmcore.decoders.contract import DecoderContract, Stream
 from mmcore.decoders.libraries import load_libraries
 
@@ -228,6 +229,7 @@ def pixels(values: torch.Tensor) -> np.ndarray:
     return (values.float() / 2 + 0.5).clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
 
+@building()
 def open_weights(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
     """A model of diffusers or transformers, frozen and in evaluation mode. Raises AnyloomError when the folder is missing or holds no safetensors."""
     if not folder.is_dir():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mmcore.building import building
 from mmcore.config import EncoderSpec, check_encoder
 from mmcore.data.features import computed_dtype
 
@@ -140,6 +141,7 @@ MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in (*ENCODERS, *OF_DECODER
 """What each kind encodes."""
 
 
+@building()
 def load_encoder(spec: EncoderSpec, weights_dir: Path, device: str = "cpu") -> Encoder:
     """The encoder of `spec` on `device`, with the weights of an artifact (`weights_dir/encoder/…`, or `weights_dir/pipeline/…` of a decoder).
 

@@ -158,7 +158,7 @@ class SmolListsConfig:
     clip_rate_hz: int = 12
     clip_frames: int = 18
     """18 frames at 12 Hz = 1.5 s."""
-    draw_per_caption: int = 16
+    draw_per_caption: int = 32
     """Requests for each distinct easy-VQA caption."""
     speak_per_caption: int = 8
     """Requests to say each concept, one in each wording."""

@@ -78,10 +78,13 @@ def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str,
     return {"id": identity, modality: uri, "conversations": turns, "question_ids": [number for number, _, _ in questions]}
 
 
-def draw_record(identity: str, caption: str, uri: str, phrase: int, modality: str = "image") -> dict[str, Any]:
-    """A request for a picture, or another medium; the answer is the placeholder that the model has to emit as a signal block."""
+def draw_record(identity: str, caption: str, uri: str, phrase: int, modality: str = "image", said: str = "") -> dict[str, Any]:
+    """A request for a picture, or another medium; the answer is the placeholder that the model has to emit as a signal block.
+
+    said: the caption in other words, for the request; "": as it stands in a sentence.
+    """
     wordings = REQUESTS[modality]
-    request = wordings[phrase % len(wordings)].format(in_sentence(caption))
+    request = wordings[phrase % len(wordings)].format(said or in_sentence(caption))
     return {
         "id": identity,
         f"output_{modality}": uri,

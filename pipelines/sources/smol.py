@@ -22,7 +22,7 @@ from PIL import Image
 
 from infra.step import StepContext
 from infra.storage import write_atomic
-from mmcore.data.shapes import SHAPES, affirmed, caption_of
+from mmcore.data.shapes import CONCEPTS, PHRASES, SHAPES, affirmed, caption_of
 from pipelines.sources.assets import link, spoken_name
 from pipelines.sources.clips import MOTIONS, encode_mp4, frames
 from pipelines.sources.configs import SmolListsConfig
@@ -205,20 +205,25 @@ def _spoken(stamps: list[Stamp], split: str, config: SmolListsConfig) -> list[tu
 
 
 def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: SmolListsConfig) -> int:
-    """Requests for easy-VQA shapes (each caption in turn with its pictures and the phrasings) and for the stamps of the training side."""
+    """Requests for easy-VQA shapes (each caption in turn with its pictures; half of them say it in other words) and for the stamps of the training side."""
     by_caption: dict[str, list[int]] = defaultdict(list)
     for number, caption in captions.items():
         if " " in caption and not caption.endswith("shape"):
             by_caption[caption].append(number)
+    said = {concept.caption: [concept.worded(phrase) for phrase in PHRASES] for concept in CONCEPTS}
     wanted = [
-        (caption, _picture("train", numbers[turn % len(numbers)])) for caption, numbers in sorted(by_caption.items()) for turn in range(config.draw_per_caption)
+        (caption, _picture("train", numbers[turn % len(numbers)]), said[caption][turn // 2 % len(PHRASES)] if turn % 2 else "")
+        for caption, numbers in sorted(by_caption.items())
+        for turn in range(config.draw_per_caption)
     ]
     wanted += [
-        (in_sentence(s.caption), f"media/stamps/{s.stem}.png")
+        (in_sentence(s.caption), f"media/stamps/{s.stem}.png", "")
         for s in stamps
         if not s.heldout and "png" in s.media and is_noun_phrase(s.caption, config.max_words)
     ]
-    return write_instruct(output, "draw_train", [draw_record(f"draw_{n}", caption, uri, n) for n, (caption, uri) in enumerate(wanted)])
+    return write_instruct(
+        output, "draw_train", [draw_record(f"draw_{n}", caption, uri, n + n // 2, said=words) for n, (caption, uri, words) in enumerate(wanted)]
+    )
 
 
 # ---- clips ----------------------------------------------------------------------------------------------------------
