@@ -210,9 +210,9 @@ def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: S
     for number, caption in captions.items():
         if " " in caption and not caption.endswith("shape"):
             by_caption[caption].append(number)
-    said = {concept.caption: [concept.worded(phrase) for phrase in PHRASES] for concept in CONCEPTS}
+    said = {concept.caption: tuple(map(concept.worded, PHRASES)) for concept in CONCEPTS}
     wanted = [
-        (caption, _picture("train", numbers[turn % len(numbers)]), said[caption][turn // 2 % len(PHRASES)] if turn % 2 else "")
+        (caption, _picture("train", numbers[turn % len(numbers)]), said[caption][turn // 2 % len(PHRASES)] if turn % 2 and caption in said else "")
         for caption, numbers in sorted(by_caption.items())
         for turn in range(config.draw_per_caption)
     ]
