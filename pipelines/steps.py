@@ -4,17 +4,17 @@
 
 A stage that the recipe names twice has two steps, the second called stage2_2 (with states_2).
 
-A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge and eval_pictures; one with decoders
-of its own has weights_decoder_*, whose text encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders); one with a voice
-also speech_judge and eval_speaking.
+A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge, eval_pictures and export_early, the
+export without it, so that all but its pictures is evaluated while it is still being trained; one with decoders of its own has weights_decoder_*, whose text
+encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders); one with a voice also speech_judge and eval_speaking.
 A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
-A recipe of the user's own lists and weights (pipelines.own_files) begins with them and ends at export.
-Every arrow is an artifact on storage. This module only wires; importing it loads no model library and runs nothing.
+A recipe of the user's own lists and weights (pipelines.own_files) begins with them and ends at export. Importing this module runs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from pipelines.steps_decoders import (
     state_sources,
     takes_files,
     trained_image_decoder,
+    untrained,
 )
 from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, speaking, states_of
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
@@ -135,23 +136,21 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     trained = _add_stages(recipe, steps, embeddings, captions, shards.get("instruct"), signals, generated)
     steps |= image_decoder
     weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
-    steps["export"] = Step(
-        name="export",
-        run="pipelines.export:run",
-        config=_export(recipe, tuple(trained)),
-        inputs=weights | {f"decoder_{modality}": step for modality, step in decoders.items()} | trained,
-    )
+    steps["export"] = _export("export", recipe, weights, trained, decoders)
     if lists is not None and "targets" in steps:  # what is evaluated so far is known of the lists that are made here
+        if image_decoder:
+            steps["export_early"] = _export("export_early", replace(recipe, decoders=untrained(recipe)), weights, trained, own)
         _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, steps["targets"], trained)
     return steps
 
 
-def _export(recipe: Recipe, stages: tuple[str, ...]) -> ExportConfig:
-    """stages: names of the steps that trained it, in order."""
+def _export(name: str, recipe: Recipe, weights: dict[str, Step], trained: dict[str, Step], decoders: Mapping[str, Step]) -> Step:
+    """The recipe's model as one directory. trained: what trained it, in order; decoders: modality -> step."""
     parts = exported_parts(recipe)
     use = permitted(Part(*terms) for _, *terms in parts)
     settings: dict[str, Any] = {"caption_turn": recipe.stage3.caption_turn, "sampling": _sampling(recipe)}
-    return ExportConfig(model=model_spec(recipe), stages=stages, licences=parts, commercial_use=use, **settings)
+    config = ExportConfig(model=model_spec(recipe), stages=tuple(trained), licences=parts, commercial_use=use, **settings)
+    return Step(name=name, run="pipelines.export:run", config=config, inputs=weights | {f"decoder_{m}": step for m, step in decoders.items()} | trained)
 
 
 def _sampling(recipe: Recipe) -> tuple[tuple[str, int, float], ...]:
@@ -319,8 +318,9 @@ def _add_evaluation(
     """eval_*, history, report."""
     spec = model_spec(recipe)
     lm = {"weights_lm": steps["weights_lm"]}
+    asked = {"export": steps.get("export_early", export), "lists": lists}
     evals = {
-        "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs={"export": export, "lists": lists}, threads=0, gpus=1),
+        "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs=asked, threads=0, gpus=1),
         "eval_captions": Step(
             name="eval_captions",
             run="evals.captions:run",
@@ -331,15 +331,15 @@ def _add_evaluation(
         ),
     }
     evals |= signal_evaluation(recipe, spec, steps, trained, {"targets": targets, "shards_cc3m": captions["shards_cc3m"]})
-    evals |= media_questions(recipe, {"export": export, "lists": lists})
+    evals |= media_questions(recipe, asked)
     if recipe.image_decoder is not None:
         evals["eval_pictures"] = steps["eval_pictures"]
     if ("image", "trained") in recipe.decoders:
         judge = {"export": export, "picture_judge": steps["picture_judge"]}
-        asked = {"shards_cc3m": captions["shards_cc3m"], "shards_instruct": steps["shards_instruct"]}
-        evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | asked, threads=0, gpus=1)
+        prompts = {"shards_cc3m": captions["shards_cc3m"], "shards_instruct": steps["shards_instruct"]}
+        evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | prompts, threads=0, gpus=1)
     if ("audio", VOICE) in recipe.decoders:
-        evals["eval_speaking"] = speaking(recipe, steps, export)
+        evals["eval_speaking"] = speaking(recipe, steps, asked["export"])
     seeds = tuple((name, getattr(recipe, stage).seed) for name, stage in stage_steps(recipe.stages))
     history = Step(
         name="history",

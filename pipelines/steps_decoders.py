@@ -61,6 +61,11 @@ def decoder_names(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def untrained(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """The recipe's decoders but for the one that is made here."""
+    return tuple((modality, name) for modality, name in recipe.decoders if name != TRAINED)
+
+
 def trained_image_decoder(recipe: Recipe, steps: Mapping[str, Step], shards: Mapping[str, Step]) -> dict[str, Step]:
     """image_decoder, picture_judge, eval_pictures; nothing for a recipe without a picture decoder. Each keeps one thread busy, in the background."""
     if recipe.image_decoder is None:

@@ -14,7 +14,7 @@ from mmcore.image_decoder_config import ImageDecoderConfig
 from pipelines.recipe import Dataset, Recipe
 from pipelines.sources.configs import QUESTIONS
 
-STAMPS, VQA, VOICE = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)", "CC0-1.0 (the Piper voice joe says them)"
+STAMPS, VQA, VOICE, OURS = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)", "CC0-1.0 (the Piper voice joe says them)", "Apache-2.0 (written for this demo)"
 
 DATASETS = (
     Dataset(name="stamps_train", group="cc3m", split="train", licence=STAMPS),
@@ -28,6 +28,7 @@ DATASETS = (
     Dataset(name="easyvqa_train", group="instruct", split="train", licence=VQA),
     Dataset(name="draw_train", group="instruct", split="train", licence=f"{VQA}; {STAMPS}"),
     Dataset(name="speak_train", group="instruct", split="train", licence=VOICE),
+    Dataset(name="talk_train", group="instruct", split="train", licence=OURS),
     Dataset(name="easyvqa_test", group="instruct", split="test", licence=VQA),
 )
 
@@ -49,7 +50,7 @@ def smol() -> Recipe:
         output_projector=OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=16, out=384),
         output_projectors=(("audio", OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=30, out=768)),),
         tokens=SpecialTokens(image=4, video=0, audio=8),
-        requests=60,
+        requests=48,
         decoders=(("image", "trained"), ("audio", "voice")),
         stages=("stage1", "stage3", "stage2"),
         stage1=StageConfig(
@@ -79,7 +80,7 @@ def smol() -> Recipe:
             caption_turn=True,
             balance_answers=True,
             train_projectors=True,
-            mixture=(("easyvqa_train", 4.0), ("draw_train", 0.5), ("speak_train", 0.4), ("stamps_train", 0.5)),
+            mixture=(("easyvqa_train", 4.0), ("draw_train", 0.4), ("speak_train", 0.3), ("talk_train", 0.3), ("stamps_train", 0.5)),
         ),
         evaluation=EvalConfig(num_questions=1000),
         image_decoder=ImageDecoderConfig(),
@@ -97,7 +98,7 @@ def smol_plain() -> Recipe:
         warmup_steps=15,
         caption_turn=False,
         balance_answers=False,
-        mixture=(("easyvqa_train", 4.0), ("easyvqa_captions", 0.5), ("draw_train", 0.25), ("speak_train", 0.25)),
+        mixture=(("easyvqa_train", 4.0), ("easyvqa_captions", 0.5), ("draw_train", 0.25), ("speak_train", 0.25), ("talk_train", 0.25)),
     )
     return replace(recipe, name="smol_plain", stage3=stage3)
 

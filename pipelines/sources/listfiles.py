@@ -25,7 +25,7 @@ GROUPS = {
     "instruct": ("easyvqa_train", "draw_train", "easyvqa_test"),
 }
 """Every dataset of both recipes, by group; QUESTIONS are written for recipes that ask for them."""
-SPOKEN = {"audiocaps": ("spoken_train",), "instruct": ("speak_train",)}
+ONLY_SMOL = {"audiocaps": ("spoken_train",), "instruct": ("speak_train", "talk_train")}
 """Those that smol has besides."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
 
@@ -33,7 +33,7 @@ SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"
 def list_path(root: Path, dataset: str) -> Path:
     """Where the list file of a dataset lies under the list root."""
     asked = [name for names in QUESTIONS.values() for name in names]
-    group = "instruct" if dataset in asked else next(g for known in (GROUPS, SPOKEN) for g, datasets in known.items() if dataset in datasets)
+    group = "instruct" if dataset in asked else next(g for known in (GROUPS, ONLY_SMOL) for g, datasets in known.items() if dataset in datasets)
     return root / group / f"{dataset}.{SUFFIX[group]}"
 
 

@@ -38,6 +38,7 @@ from pipelines.sources.listfiles import (
 )
 from pipelines.sources.questions import Subject, write_questions
 from pipelines.sources.spoken import write_spoken
+from pipelines.sources.talk import TALK, talk_record
 
 __all__ = ["SHAPES", "affirmed", "caption_of", "read_questions", "read_stamps", "run"]
 Question = tuple[int, str, str]
@@ -76,6 +77,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     counts = _easy_vqa(ctx, assets, train, test, captions)
     ctx.progress(0.2, 1, "stamps")
     counts |= _stamps(ctx.output, assets, stamps, config)
+    counts["talk_train"] = write_instruct(ctx.output, "talk_train", [talk_record(number) for number in range(len(TALK))])
     counts["draw_train"] = _draw(ctx.output, stamps, captions, config)
     shown = _clip_pictures(assets, stamps, captions, config)
     counts |= _clips(ctx, shown, config)
