@@ -10,8 +10,8 @@ from mmcore.image_decoder_config import DrawingEvalConfig, FitConfig, ImageDecod
 from pipelines.recipe import Recipe, Weights
 from pipelines.recipes.smol import DATASETS, MEDIA_QUESTIONS
 
-SPOKEN = ("spoken_train", "speak_train")
-"""Datasets of smol's voice, which generated data does not have."""
+ONLY_SMOL = ("spoken_train", "speak_train", "talk_train")
+"""Datasets of smol (its voice, and talk) that generated data does not have."""
 
 
 def tiny() -> Recipe:
@@ -21,7 +21,7 @@ def tiny() -> Recipe:
         lists="tiny",
         questions_are="generated",
         weights=Weights(kind="random", lm="tiny-llama", image="test_efficientnet", audio="tiny-whisper", text="tiny-bert"),
-        datasets=tuple(replace(dataset, licence="Apache-2.0 (generated here)") for dataset in DATASETS if dataset.name not in SPOKEN),
+        datasets=tuple(replace(dataset, licence="Apache-2.0 (generated here)") for dataset in DATASETS if dataset.name not in ONLY_SMOL),
         samples_per_shard=16,
         image=EncoderSpec(kind="timm_image", arch="test_efficientnet", width=256, grid=2, image_size=64, batch=8, part_rows=16),
         video=EncoderSpec(kind="timm_video", arch="test_efficientnet", width=256, grid=1, frames=2, image_size=64, batch=4, part_rows=16),

@@ -16,12 +16,13 @@ from evals.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
 from flows.ask import Speaker, chat
 from infra.step import AnyloomError
 from mmcore.data.chat import REQUESTS
-from mmcore.data.shapes import CONCEPTS
+from mmcore.data.shapes import CONCEPTS, PHRASES
 from mmcore.draw import DECODERS, Drawer
 from mmcore.generate import DESCRIPTION
 from mmcore.image_decoder_config import DrawingEvalConfig
 from mmcore.signals import caption_key, request
 from mmcore.types import SignalBlock, TextPiece
+from pipelines.sources.talk import TALK as TRAINED_TALK
 
 CONFIG = DrawingEvalConfig(bootstrap_draws=100)
 
@@ -57,8 +58,10 @@ def test_a_caption_is_asked_for_in_several_wordings(modality):
 
 
 def test_what_is_judged_was_never_trained_on():
-    trained = {wording.format("a {c} {s}") for wording in REQUESTS["image"]}
-    assert not trained & set(NEW_REQUESTS) and not set(REQUESTS["image"]) & set(NEW_REQUESTS_OF)
+    said = ("a {c} {s}", *PHRASES)
+    trained = {wording.format(phrase) for wording in REQUESTS["image"] for phrase in said} | set(REQUESTS["image"])
+    assert not {question.casefold() for question, _ in TRAINED_TALK} & {text.casefold() for text in TALK}
+    assert not trained & {*NEW_REQUESTS, *NEW_REQUESTS_OF}
     assert len(set(TALK)) == len(TALK) and not any(text.lower().startswith(("draw", "paint", "show", "make", "create", "sketch")) for text in TALK)
 
 
