@@ -63,12 +63,12 @@ def smol() -> Recipe:
         ),
         stage2=StageConfig(
             stage="stage2",
-            steps=500,
-            batch=40,
+            steps=700,
+            batch=32,
             lr=1e-3,
             warmup_steps=20,
             checkpoint_every=100,
-            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("spoken_train", 0.5)),
+            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("spoken_train", 0.7)),
         ),
         stage3=StageConfig(
             stage="stage3",
