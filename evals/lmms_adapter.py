@@ -65,7 +65,8 @@ class _Ask:
 class AnyloomLmms(lmms):
     """An exported Anyloom model, or any GeneratorLike, as an lmms-eval model.
 
-    path: export directory; caption_turn: auto (as exported), true or false; condition: right, blank (white picture) or shuffled
+    path: export directory; base: its language model's weights, when it was packed without them; caption_turn: auto (as exported), true or
+    false; condition: right, blank (white picture) or shuffled
     (another picture of the task, seeded); answers: file that keeps answers over a kill; chunk: questions per persisted batch;
     digest: identity of the model's bytes (hashed from `path` when left out). Other keywords of the harness are accepted and unused.
     """
@@ -83,6 +84,7 @@ class AnyloomLmms(lmms):
         threads: int | None = None,
         generator: GeneratorLike | None = None,
         digest: str = "",
+        base: str = "",
         progress: Callable[[int, int], None] | None = None,
         batch_size: Any = None,
         device: Any = None,
@@ -99,7 +101,7 @@ class AnyloomLmms(lmms):
                 raise AnyloomError(f"path={path or '(none)'} is not an export: give the directory that holds anyloom.json")
             from mmcore.generate import Generator
 
-            generator = Generator.load(Path(path), threads=threads, device=str(device or "cpu"))
+            generator = Generator.load(Path(path), threads=threads, device=str(device or "cpu"), base=Path(base) if base else None)
             digest = digest or digest_tree(Path(path))
         self._generator = generator
         self.caption_turn, self.condition, self.seed, self.chunk = modes[str(caption_turn).lower()], condition, int(seed), int(chunk)

@@ -15,6 +15,7 @@ from infra.step import AnyloomError
 if TYPE_CHECKING:
     import torch
 
+    from mmcore.choice import Sampling
     from mmcore.types import Event
 
 Media = list[tuple[str, bytes]]
@@ -34,31 +35,55 @@ def add_ask(commands: Any) -> None:
     )
     for sub in (generate, chat):
         sub.add_argument("--model", type=Path, required=True, help="an exported directory, or a root (its newest export)")
+        sub.add_argument("--base", type=Path, metavar="DIR", help="weights of the language model, for a model that was packed without them")
         for modality in ("image", "video", "audio"):
             sub.add_argument(f"--{modality}", type=Path, action="append", default=[], help=f"{modality} file, shown with the first question; may be repeated")
         sub.add_argument("--max-new-tokens", type=int, default=48)
+        sub.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (default); above: draw, 1 as the model is unsure")
+        sub.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens only (default: all)")
+        sub.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens that have this probability together (default: 1)")
         sub.add_argument("--out", type=Path, default=Path("media"), metavar="DIR", help="where media that the model makes go (default: media)")
-        sub.add_argument("--seed", type=int, default=0, help="draws what the model makes (default: 0); each further medium takes the next one")
+        sub.add_argument("--seed", type=int, default=0, help="draws words and media (default: 0); each further medium takes the next one")
         sub.add_argument("--save-conditioning", type=Path, metavar="FILE", help="write what the signal tokens say (safetensors)")
     generate.add_argument("prompt", help="the question; <image>, <video>, <audio> in it say where the media stand")
+
+
+def add_pack(commands: Any) -> None:
+    """Add `pack` to a subparsers action."""
+    command = commands.add_parser(
+        "pack",
+        help="an exported model as a directory to take away",
+        description="Write an exported model as one directory: anyloom.json, tensors and projectors (safetensors), LoRA adapters (PEFT), tokenizer, encoders, "
+        "decoders. The weights of the language model stay behind, named with their sha256, unless --bundle is given; `--base DIR` of generate and chat, or "
+        "base=DIR of lmms-eval, gives them back.",
+    )
+    command.add_argument("--model", type=Path, required=True, help="an exported directory, or a root (its newest export)")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write it; must not exist")
+    command.add_argument("--bundle", action="store_true", help="the language model's weights too")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run `generate` or `chat`. Raises AnyloomError."""
     if args.max_new_tokens < 1:
         raise AnyloomError(f"--max-new-tokens {args.max_new_tokens}: it must be at least 1")
+    from mmcore.choice import Sampling
+
+    try:
+        sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+    except ValueError as error:
+        raise AnyloomError(f"--{str(error).replace('_', '-', 1)}") from error
     media = [read_medium(modality, path) for modality in MEANT for path in getattr(args, modality)]
     directory = export_directory(args.model)
-    generator = load(directory)
+    generator = load(directory, args.base)
     use = terms(generator.description)
     if use and (args.command == "chat" or not use.endswith("use: yes")):
         print(use, file=sys.stderr)
     speaker = Speaker(generator, directory, args.out, args.seed, args.max_new_tokens)
     try:
         if args.command == "chat":
-            chat(speaker, media)
+            chat(speaker, media, sampling)
         else:
-            speaker.say(speaker.generator.stream(args.prompt, media, max_new_tokens=args.max_new_tokens))
+            speaker.say(speaker.generator.stream(args.prompt, media, max_new_tokens=args.max_new_tokens, sampling=sampling))
     except ValueError as error:
         raise AnyloomError(str(error)) from error
     if args.save_conditioning is not None:
@@ -97,13 +122,13 @@ def terms(description: dict[str, Any]) -> str:
     return f"commercial use: {description['commercial_use']}" + (f" ({'; '.join(binding)})" if binding else "")
 
 
-def load(directory: Path) -> Any:
-    """The Generator of an exported directory."""
+def load(directory: Path, base: Path | None = None) -> Any:
+    """The Generator of an exported directory. base: see `anyloom pack`."""
     offline_environment()
     from mmcore.devices import device_for
     from mmcore.generate import Generator
 
-    return Generator.load(directory, device=device_for(load_settings().num_gpus))
+    return Generator.load(directory, device=device_for(load_settings().num_gpus), base=base)
 
 
 class Speaker:
@@ -152,11 +177,13 @@ class Speaker:
         print(f"conditioning saved to {path}", file=sys.stderr)
 
 
-def chat(speaker: Speaker, media: Media) -> None:
-    """One conversation, from the terminal, until it ends. media: shown with the first question."""
+def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None) -> None:
+    """One conversation, from the terminal, until it ends. media: shown with the first question; sampling: how answers are written (None: the likeliest)."""
+    from mmcore.choice import LIKELIEST
     from mmcore.conversation import Conversation
 
-    conversation = Conversation(speaker.generator)
+    sampling = sampling or LIKELIEST
+    conversation = Conversation(speaker.generator, sampling)
     print("type a question; /image FILE shows a picture with the next one; /help lists the rest", file=sys.stderr)
     while True:
         try:
@@ -167,7 +194,7 @@ def chat(speaker: Speaker, media: Media) -> None:
         if not line or command == "/quit":
             return
         if command == "/new":
-            conversation, media = Conversation(speaker.generator), []
+            conversation, media = Conversation(speaker.generator, sampling), []
         elif command == "/help":
             print(CHAT_HELP, file=sys.stderr)
         elif command.removeprefix("/") in MEANT and command.startswith("/"):

@@ -71,7 +71,7 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     from flows import store
-    from flows.ask import add_ask
+    from flows.ask import add_ask, add_pack
     from flows.train_decoder import add_train_decoder
 
     parser = argparse.ArgumentParser(
@@ -110,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     sql.add_argument("query")
     sql.add_argument("--json", action="store_true", help="rows as JSON lines")
     add_ask(commands)
+    add_pack(commands)
     taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
     taskdir.add_argument("directory", type=Path)
     return parser
@@ -272,6 +273,15 @@ def cmd_ask(args: argparse.Namespace) -> int:
     return ask.main(args)
 
 
+def cmd_pack(args: argparse.Namespace) -> int:
+    """pack"""
+    from flows.ask import export_directory
+    from pipelines.pack import pack
+
+    print(pack(export_directory(args.model), args.out, args.bundle))
+    return 0
+
+
 def cmd_eval_task(args: argparse.Namespace) -> int:
     """eval-task"""
     from evals.suites import write_task_dir
@@ -295,6 +305,7 @@ COMMANDS = {
     "artifacts": cmd_artifacts,
     "generate": cmd_ask,
     "chat": cmd_ask,
+    "pack": cmd_pack,
     "eval-task": cmd_eval_task,
     "run": cmd_run,
 } | dict.fromkeys(STAGED, cmd_run)

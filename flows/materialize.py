@@ -106,7 +106,7 @@ class GraphRun:
 
     def aside(self, step: Step) -> bool:
         """True when the step runs beside the thread budget."""
-        return step.background and step.isolate and self.settings.use_ray
+        return step.background and step.isolate and self.settings.use_ray and not (step.gpus and self.gpus)
 
     def call(self, step: Step, context: StepContext) -> Mapping[str, Any]:
         """Run the step's function: as a Ray task of its own, or in this process."""

@@ -56,6 +56,8 @@ def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any
 def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> Any:
     """As _with_threads, at the lowest priority. There is no way back from it, so the worker process must end with the task (max_calls=1)."""
     os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):  # Linux: gives way at once when another thread wakes up; a merely nice one makes it wait
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     return _with_threads(function, threads, *args)
 
 

@@ -102,8 +102,8 @@ class Step:
     spread: bool = False
     """The step spreads independent work over as many single-threaded workers as it has threads."""
     background: bool = False
-    """Long work of one thread that nothing waits for soon: as an isolated Ray task it runs at the lowest priority, beside the thread budget, on what the
-    other steps leave over. Without Ray it takes its turn."""
+    """Work of one thread that nothing waits for soon: as an isolated Ray task it runs at the lowest priority, beside the thread budget, on what the
+    other steps leave over. Without Ray, or when there are GPUs and it can use one, it takes its turn."""
 
     def load(self) -> RunFunction:
         """Import the run function. Raises ImportError or AttributeError naming the entry."""

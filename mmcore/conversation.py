@@ -13,16 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from mmcore.decoding import PackedCache, Stream, greedy
+from mmcore.choice import LIKELIEST, Sampling
+from mmcore.decoding import PackedCache, Stream, written
 from mmcore.generate import CAPTION_TOKENS, Generator, names_media
 from mmcore.types import Event, MediaBatch
 
 
 class Conversation:
-    """generator: an exported model. Turns follow each other with `say`; there is no way back."""
+    """generator: an exported model; sampling: how answers are written (captions always by the likeliest tokens). Turns follow each other with `say`; there is
+    no way back."""
 
-    def __init__(self, generator: Generator):
-        self._generator = generator
+    def __init__(self, generator: Generator, sampling: Sampling = LIKELIEST):
+        self._generator, self._sampling = generator, sampling
         self.cache = PackedCache(generator.model, 1)
         self._position = 0
         self._pending: list[int] = []
@@ -38,21 +40,21 @@ class Conversation:
         """
         generator = self._generator
         if len(media) == 1 and generator.caption_turn and not names_media(prompt):
-            for _ in self._turn(*generator.caption_request(*media[0], later=self.num_turns > 0), CAPTION_TOKENS):
+            for _ in self._turn(*generator.caption_request(*media[0], later=self.num_turns > 0), CAPTION_TOKENS, LIKELIEST):
                 pass
             media = ()
-        yield from self._turn(*generator.turn(prompt, media, later=self.num_turns > 0), max_new_tokens)
+        yield from self._turn(*generator.turn(prompt, media, later=self.num_turns > 0), max_new_tokens, self._sampling)
 
-    def _turn(self, ids: list[int], batches: Mapping[str, MediaBatch], max_new_tokens: int) -> Iterator[Event]:
+    def _turn(self, ids: list[int], batches: Mapping[str, MediaBatch], max_new_tokens: int, sampling: Sampling) -> Iterator[Event]:
         """Read what is pending and the turn's ids, then write the answer."""
         ids = self._pending + ids
         hidden_BTD = self.cache.extend([[(0, self._position, ids)]], batches)
         self.num_turns += 1
         chat = self._generator.model.chat
-        stream = Stream(row=0, segment=0, position=self._position + len(ids))
+        stream = Stream(row=0, segment=0, position=self._position + len(ids), generator=sampling.generator(self.num_turns))
         start = stream.position
         try:
-            yield from self._generator.events(greedy(self.cache, [stream], hidden_BTD[0, -1:], chat.end_id, max_new_tokens))
+            yield from self._generator.events(written(self.cache, [stream], hidden_BTD[0, -1:], chat.end_id, max_new_tokens, sampling=sampling))
         finally:
             unread = stream.tokens[stream.position - start :]
             ended = bool(stream.tokens) and stream.tokens[-1] == chat.end_id

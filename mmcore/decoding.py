@@ -1,4 +1,4 @@
-"""Decoding: greedy generation over packed rows with one key-value cache.
+"""Decoding: generation over packed rows with one key-value cache.
 
 A row of the cache holds a prefix (segment 0) and any number of segments that each see the prefix and themselves only, exactly as in
 training: questions about one medium share its prefix work, and the cache is never copied per question. Several streams (segments being
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
+from mmcore.choice import LIKELIEST, Sampling, choose
 from mmcore.llm import packed_mask
 from mmcore.model import AnyModel
 from mmcore.types import PADDING, MediaBatch, SignalBlock
@@ -45,6 +46,8 @@ class Stream:
     """Hidden states at its tokens."""
     broken: list[str] = field(default_factory=list)
     """What was wrong with signal tokens that made no whole block, one line each."""
+    generator: torch.Generator | None = None
+    """Draws its tokens; None: the likeliest."""
 
 
 class PackedCache:
@@ -131,22 +134,24 @@ def merged_media(first: Mapping[str, MediaBatch], second: Mapping[str, MediaBatc
     return merged
 
 
-def greedy(
+def written(
     cache: PackedCache,
     streams: Sequence[Stream],
     last_SD: torch.Tensor,
     end_id: int,
     max_new_tokens: int,
     complete_blocks: bool = True,
+    sampling: Sampling = LIKELIEST,
 ) -> Iterator[tuple[Stream, int | SignalBlock]]:
     """Advance all streams to their end token or limit; yields each token and each completed signal block as it comes.
 
     last_SD: hidden state that predicts each stream's first token. complete_blocks: a block that has begun is completed, beyond the limit too;
-    otherwise its tokens must come by themselves, and one that is out of place or cut off is noted in Stream.broken.
+    otherwise its tokens must come by themselves, and one that is out of place or cut off is noted in Stream.broken. sampling: how the tokens of streams with
+    a generator are drawn.
     """
     active, hidden_SD = list(streams), last_SD
     while active:
-        choices = _argmax(cache.model, hidden_SD)
+        choices = choose(_logits(cache.model, hidden_SD), [stream.generator for stream in active], sampling)
         for stream, choice in zip(active, choices, strict=True):
             yield stream, _take(cache.model, stream, choice, complete_blocks)
             within_block = bool(stream.modality) and (complete_blocks or not stream.forced)
@@ -167,11 +172,11 @@ def greedy(
         active, hidden_SD = [active[i] for i in keep], hidden_SD[keep]
 
 
-def _argmax(model: AnyModel, hidden_SD: torch.Tensor) -> list[int]:
-    """Best next token; rows of the embedding matrix beyond the tokenizer's vocabulary are never chosen."""
+def _logits(model: AnyModel, hidden_SD: torch.Tensor) -> torch.Tensor:
+    """Logits [S, V] of the next tokens; rows of the embedding matrix beyond the tokenizer's vocabulary are never chosen."""
     logits = model.lm.logits(hidden_SD)
     logits[:, len(model.chat.tokenizer) : model.lm.table.base] = float("-inf")
-    return [int(token) for token in logits.argmax(-1)]
+    return logits
 
 
 def _take(model: AnyModel, stream: Stream, choice: int, complete: bool) -> int:

@@ -19,9 +19,11 @@ import torch
 
 from infra.step import AnyloomError
 from infra.storage import read_json
+from mmcore.base_weights import language_model
+from mmcore.choice import LIKELIEST, Sampling
 from mmcore.config import model_spec_from_json
 from mmcore.data.chat import Chat
-from mmcore.decoding import PackedCache, Stream, greedy
+from mmcore.decoding import PackedCache, Stream, written
 from mmcore.encoders import Encoder, load_encoder
 from mmcore.input_projectors import num_projected
 from mmcore.model import LORA, TENSORS, AnyModel, load_model
@@ -49,8 +51,11 @@ class Generator:
         self._encoders: dict[str, Encoder] = {}
 
     @classmethod
-    def load(cls, directory: Path, threads: int | None = None, device: str = "cpu") -> Generator:
-        """A Generator from an export directory, on `cpu` or `cuda`. Raises AnyloomError when it is not one."""
+    def load(cls, directory: Path, threads: int | None = None, device: str = "cpu", base: Path | None = None) -> Generator:
+        """A Generator from an export directory, on `cpu` or `cuda`. base: the language model's weights, for an export that names them only.
+
+        Raises AnyloomError when it is not one, or the weights are not those that it names.
+        """
         directory = Path(directory)
         if not (directory / DESCRIPTION).is_file():
             raise AnyloomError(f"{directory} is not an exported model: it has no {DESCRIPTION}")
@@ -58,7 +63,8 @@ class Generator:
             torch.set_num_threads(threads)
         description = read_json(directory / DESCRIPTION)
         try:
-            model = load_model(model_spec_from_json(description["model"]), directory / "lm", (directory,))
+            with language_model(directory, base) as lm:
+                model = load_model(model_spec_from_json(description["model"]), lm, (directory,))
         except ValueError as error:
             raise AnyloomError(f"{directory}: {error}") from error
         return cls(model.to(device).eval(), bool(description["caption_turn"]), directory / ENCODERS, description)
@@ -86,9 +92,10 @@ class Generator:
         max_new_tokens: int = 16,
         caption_turn: bool | None = None,
         complete_blocks: bool = True,
+        sampling: Sampling = LIKELIEST,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
-        """Greedy answers in the order of the items. caption_turn None: as the model was exported.
+        """Answers in the order of the items. caption_turn None: as the model was exported. sampling: how they are written; the likeliest tokens unless told.
 
         complete_blocks: a signal block that the model begins is completed; False shows what it writes by itself, and Answer.broken what went wrong.
         """
@@ -97,14 +104,16 @@ class Generator:
         groups, done = _groups(items), 0
         for start in range(0, len(groups), ROWS):
             rows = groups[start : start + ROWS]
-            for number, answer in self._answer_rows(items, rows, max_new_tokens, helped, complete_blocks).items():
+            for number, answer in self._answer_rows(items, rows, max_new_tokens, helped, complete_blocks, sampling).items():
                 answers[number] = answer
             done += sum(map(len, rows))
             if progress is not None:
                 progress(done, len(items))
         return [answer for answer in answers if answer is not None]
 
-    def _answer_rows(self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool) -> dict[int, Answer]:
+    def _answer_rows(
+        self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling
+    ) -> dict[int, Answer]:
         started = time.monotonic()
         features = [_feature(items[row[0]]) for row in rows]
         cache, captions = self._prefixes(features, helped)
@@ -118,8 +127,11 @@ class Generator:
         for b, row in enumerate(prompts):
             ends = np.cumsum([len(prompt) for prompt in row])
             last += [hidden_BTD[b, end - 1] for end in ends]
-            streams += [Stream(row=b, segment=number + 1, position=lengths[b] + len(prompt)) for number, prompt in enumerate(row)]
-        for _ in greedy(cache, streams, torch.stack(last), self._chat.end_id, limit, complete):
+            streams += [
+                Stream(row=b, segment=number + 1, position=lengths[b] + len(prompt), generator=sampling.generator(rows[b][number]))
+                for number, prompt in enumerate(row)
+            ]
+        for _ in written(cache, streams, torch.stack(last), self._chat.end_id, limit, complete, sampling):
             pass
         numbers = [i for row in rows for i in row]
         inputs = [lengths[b] + len(prompt) for b, row in enumerate(prompts) for prompt in row]
@@ -158,7 +170,7 @@ class Generator:
             rows = [b for b, row in enumerate(ids) if row]
             streams = [Stream(row=b, segment=0, position=len(ids[b])) for b in rows]
             last_SD = torch.stack([hidden_BTD[b, len(ids[b]) - 1] for b in rows])
-            for _ in greedy(cache, streams, last_SD, self._chat.end_id, CAPTION_TOKENS):
+            for _ in written(cache, streams, last_SD, self._chat.end_id, CAPTION_TOKENS):
                 pass
             self._close(cache, streams)
             for stream in streams:
@@ -166,7 +178,7 @@ class Generator:
         return cache, captions
 
     def _close(self, cache: PackedCache, streams: Sequence[Stream]) -> None:
-        """Append what ends each caption turn: its last token, which greedy decoding has not run, and the end of the turn."""
+        """Append what ends each caption turn: its last token, which decoding has not run, and the end of the turn."""
         pieces: list[list[tuple[int, int, Sequence[int]]]] = [[] for _ in cache.lengths]
         for stream in streams:
             ended = stream.tokens[-1] == self._chat.end_id
@@ -177,7 +189,7 @@ class Generator:
     # -- streaming ----------------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def stream(self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64) -> Iterator[Event]:
+    def stream(self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64, sampling: Sampling = LIKELIEST) -> Iterator[Event]:
         """Answer one prompt as it is written: TextPiece by TextPiece, and a SignalBlock when the model draws.
 
         Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order.
@@ -193,8 +205,8 @@ class Generator:
             ids, batches = self.turn(prompt, media)
         position = cache.lengths[0]
         hidden_BTD = cache.extend([[(segment, position, ids)]], batches)
-        stream = Stream(row=0, segment=segment, position=position + len(ids))
-        yield from self.events(greedy(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens))
+        stream = Stream(row=0, segment=segment, position=position + len(ids), generator=sampling.generator(0))
+        yield from self.events(written(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens, sampling=sampling))
 
     def turn(self, prompt: str, media: Sequence[tuple[str, bytes]], later: bool = False) -> tuple[list[int], dict[str, MediaBatch]]:
         """(ids, features) of one user turn up to its answer; later: a turn stands before it. Raises ValueError as `stream` does."""

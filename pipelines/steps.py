@@ -320,13 +320,13 @@ def _add_evaluation(
     lm = {"weights_lm": steps["weights_lm"]}
     asked = {"export": steps.get("export_early", export), "lists": lists}
     evals = {
-        "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs=asked, threads=0, gpus=1),
+        "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs=asked, gpus=1, background=True),
         "eval_captions": Step(
             name="eval_captions",
             run="evals.captions:run",
             config=CaptionEvalConfig(model=spec),
-            threads=0,
             gpus=1,
+            background=True,
             inputs=lm | {"stage1": trained["stage1"]} | embeddings | captions,
         ),
     }
@@ -337,7 +337,7 @@ def _add_evaluation(
     if ("image", "trained") in recipe.decoders:
         judge = {"export": export, "picture_judge": steps["picture_judge"]}
         prompts = {"shards_cc3m": captions["shards_cc3m"], "shards_instruct": steps["shards_instruct"]}
-        evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | prompts, threads=0, gpus=1)
+        evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | prompts, gpus=1, background=True)
     if ("audio", VOICE) in recipe.decoders:
         evals["eval_speaking"] = speaking(recipe, steps, asked["export"])
     seeds = tuple((name, getattr(recipe, stage).seed) for name, stage in stage_steps(recipe.stages))

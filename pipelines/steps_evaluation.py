@@ -32,7 +32,7 @@ def media_questions(recipe: Recipe, inputs: dict[str, Step]) -> dict[str, Step]:
     if not about:
         return {}
     config = MediaQuestionsEvalConfig(datasets=about)
-    return {"eval_media_questions": Step(name="eval_media_questions", run="evals.media_questions:run", config=config, inputs=inputs, threads=0, gpus=1)}
+    return {"eval_media_questions": Step(name="eval_media_questions", run="evals.media_questions:run", config=config, inputs=inputs, gpus=1, background=True)}
 
 
 def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step], trained: Mapping[str, Step], data: dict[str, Step]) -> dict[str, Step]:
@@ -42,7 +42,7 @@ def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step]
     if not aligned:
         return {}
     last = {"states": steps[states_of(aligned[-1])], "stage2": trained[aligned[-1]]}
-    found = {"eval_alignment": Step(name="eval_alignment", run="evals.captions:run_alignment", config=config, threads=0, inputs=last | data)}
+    found = {"eval_alignment": Step(name="eval_alignment", run="evals.captions:run_alignment", config=config, background=True, inputs=last | data)}
     moved = max((place for place, (_, stage) in enumerate(order) if stage == "stage3"), default=-1)
     before = [name for name in aligned if names.index(name) < moved]
     if before:
@@ -51,7 +51,7 @@ def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step]
             name="eval_drift",
             run="evals.drift:run",
             config=DriftEvalConfig(alignment=config, stages=tuple(names[: moved + 1])),
-            threads=0,
+            background=True,
             inputs=inputs | {name: trained[name] for name in names[: moved + 1]} | data,
         )
     return found
@@ -62,4 +62,4 @@ def speaking(recipe: Recipe, steps: dict[str, Step], export: Step) -> Step:
     judge = WeightsConfig(kind=recipe.weights.kind, arch="whisper-tiny.en")
     steps["speech_judge"] = Step(name="speech_judge", run="pipelines.speech_judge:run", config=judge, inputs={"assets": steps["assets"]}, background=True)
     inputs = {"export": export, "voice": steps["weights_decoder_audio"], "speech_judge": steps["speech_judge"], "shards_instruct": steps["shards_instruct"]}
-    return Step(name="eval_speaking", run="evals.speaking:run", config=recipe.eval_speaking, inputs=inputs, threads=0, gpus=1)
+    return Step(name="eval_speaking", run="evals.speaking:run", config=recipe.eval_speaking, inputs=inputs, gpus=1, background=True)

@@ -160,7 +160,7 @@ class SmolListsConfig:
     """18 frames at 12 Hz = 1.5 s."""
     draw_per_caption: int = 32
     """Requests for each distinct easy-VQA caption."""
-    speak_per_caption: int = 16
+    speak_per_caption: int = 12
     """Requests to say each concept, one in each wording."""
     max_words: int = 8
     """Longest caption that is put inside a sentence (draw requests, clips, sounds)."""

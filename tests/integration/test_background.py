@@ -14,7 +14,7 @@ from infra import ray_session
 
 def nice_and_pid(seconds):
     time.sleep(seconds)
-    return os.getpriority(os.PRIO_PROCESS, 0), os.getpid(), os.environ["OMP_NUM_THREADS"]
+    return os.getpriority(os.PRIO_PROCESS, 0), os.getpid(), os.environ["OMP_NUM_THREADS"], os.sched_getscheduler(0) == os.SCHED_IDLE
 
 ray_session.start(1, 2)
 found = {}
@@ -26,8 +26,8 @@ first = ray_session.run_isolated(nice_and_pid, 0)  # the only CPU is free, altho
 assert slow.is_alive()
 slow.join()
 later = [ray_session.run_isolated(nice_and_pid, 0) for _ in range(3)]
-assert found["slow"][0] == 19 and found["slow"][2] == "1", found
-assert all(priority == own and pid != found["slow"][1] for priority, pid, _ in (first, *later)), (first, later)
+assert found["slow"][0] == 19 and found["slow"][2:] == ("1", True), found
+assert all(priority == own and pid != found["slow"][1] and not idle for priority, pid, _, idle in (first, *later)), (first, later)
 visible = [ray_session.run_isolated(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"), gpus=gpus) for gpus in (2, 1, 0)]
 assert visible[0] == "0,1" and visible[1] in ("0", "1") and visible[2] in ("", None), visible
 assert ray_session.num_gpus(2) == 2

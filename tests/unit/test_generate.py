@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from toy_model import SPEC, Features, asked, build
 
 from infra.step import AnyloomError
+from infra.storage import digest_tree
 from mmcore.data.batching import collate
 from mmcore.generate import Generator, Question, SignalBlock, TextPiece
 from mmcore.lora import save_lora
+from pipelines.pack import pack
 from pipelines.weights_tiny import tiny_llama
 
 
@@ -159,3 +161,32 @@ def test_progress_and_empty_input():
     assert made.answer([]) == []
     made.answer(questions(), max_new_tokens=1, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (27, 27)
+
+
+def test_packed_without_its_language_model_it_answers_the_same_with_the_base_given(tmp_path):
+    made, export = generator(), tmp_path / "export"
+    base, tokenizer = tiny_llama(0)
+    base.save_pretrained(export / "lm")
+    tokenizer.save_pretrained(export / "lm")
+    save_file({"lm.new_head_rows": made.model.lm.new_head_rows.detach().clone()}, export / "tensors.safetensors")
+    (export / "anyloom.json").write_text(json.dumps({"model": dataclasses.asdict(SPEC), "caption_turn": False, "stages": []}))
+    asked = [Question(text=text) for text in ("what is it?", "who?")]
+    answers = [answer.token_ids for answer in Generator.load(export).answer(asked, max_new_tokens=5)]
+
+    said = pack(export, tmp_path / "bundled", bundle=True)
+    assert digest_tree(tmp_path / "bundled") == digest_tree(export) and ", without" not in said
+    assert "model.safetensors" in pack(export, tmp_path / "light", bundle=False)
+    assert not list((tmp_path / "light").rglob("model.safetensors")) and (export / "lm" / "model.safetensors").is_file()
+    assert [answer.token_ids for answer in Generator.load(tmp_path / "light", base=export / "lm").answer(asked, max_new_tokens=5)] == answers
+    with pytest.raises(AnyloomError, match=r"model\.safetensors.*--base"):
+        Generator.load(tmp_path / "light")
+    with pytest.raises(AnyloomError, match=r"has no model\.safetensors"):
+        Generator.load(tmp_path / "light", base=tmp_path)
+    other, _ = tiny_llama(1)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(AnyloomError, match="other weights"):
+        Generator.load(tmp_path / "light", base=tmp_path / "other")
+    with pytest.raises(AnyloomError, match="exists already"):
+        pack(export, tmp_path / "light", bundle=False)
+    with pytest.raises(AnyloomError, match="cannot be bundled"):
+        pack(tmp_path / "light", tmp_path / "again", bundle=True)

@@ -12,7 +12,7 @@ from mmcore.config import LoraSpec, check_model
 from mmcore.conversation import Conversation
 from mmcore.data.batching import collate
 from mmcore.data.chat import RowBuilder, Turn
-from mmcore.decoding import PackedCache, Stream, greedy
+from mmcore.decoding import PackedCache, Stream, written
 from mmcore.generate import Generator
 from mmcore.llm import packed_mask
 from mmcore.lora import attach_lora, load_lora, lora_parameters, save_lora
@@ -288,7 +288,7 @@ def test_a_conversation_answers_as_a_fresh_run_over_its_turns(mode, monkeypatch)
         stream = Stream(row=0, segment=0, position=len(said))
         with torch.no_grad():
             last = fresh.extend([[(0, 0, said)]], known)[0, -1:]
-            for _ in greedy(fresh, [stream], last, chat.end_id, 5):
+            for _ in written(fresh, [stream], last, chat.end_id, 5):
                 pass
         pieces = [event.text for event in talk.say(prompt, media, max_new_tokens=5) if isinstance(event, TextPiece)]
         assert "".join(pieces) == chat.decode(stream.tokens)
