@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from infra.settings import cluster_is_given, quiet_environment, thread_environment
+from infra.step import AnyloomError
 
 
 def start(num_cpus: int, num_gpus: int = 0) -> None:
-    """Connect to Ray (RAY_ADDRESS) or start a quiet local cluster of `num_cpus` and `num_gpus`. Does nothing when Ray already runs here."""
+    """Connect to Ray (RAY_ADDRESS) or start a quiet local cluster of `num_cpus` and `num_gpus`. Does nothing when Ray already runs here.
+
+    Raises AnyloomError when it cannot.
+    """
     quiet_environment()
     import ray
 
@@ -24,7 +28,12 @@ def start(num_cpus: int, num_gpus: int = 0) -> None:
         # Unix socket paths are limited to 107 bytes, so the session directory cannot live below an arbitrary root.
         scratch = Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"
         local = {} if cluster_is_given() else {"num_cpus": num_cpus, "num_gpus": num_gpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]
+        except Exception as error:  # Ray raises Exception itself when its node does not come up in time
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            where = "RAY_ADDRESS does not answer" if cluster_is_given() else "Ray did not start"
+            raise AnyloomError(f"{where} ({reason}); on a busy machine try again, or run without it: --no-ray") from error
 
 
 def num_gpus(local: int) -> int:

@@ -56,7 +56,7 @@ class ImageDecoderConfig:
     heads: int = 4
     """Attention heads of every level."""
     norm_groups: int = 16
-    unet: FitConfig = FitConfig(steps=1200, batch=32, lr=1e-3, warmup_steps=50, weight_decay=1e-3, ema=0.995)
+    unet: FitConfig = FitConfig(steps=1000, batch=32, lr=1e-3, warmup_steps=50, weight_decay=1e-3, ema=0.995)
     empty_share: float = 0.1
     """Share of the training pictures whose prompt is empty, for classifier-free guidance."""
     state_noise: float = 0.6
@@ -77,7 +77,7 @@ class JudgeConfig:
     """Pixels of a crop's side, as the decoder makes them."""
     train_share: float = 0.5
     """Share of the pictures that it learns from; it is tested on the others."""
-    fit: FitConfig = FitConfig(steps=400, batch=64, lr=2e-3, warmup_steps=40, weight_decay=1e-2)
+    fit: FitConfig = FitConfig(steps=250, batch=64, lr=2e-3, warmup_steps=40, weight_decay=1e-2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,7 +50,7 @@ def smol() -> Recipe:
         output_projector=OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=16, out=384),
         output_projectors=(("audio", OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=30, out=768)),),
         tokens=SpecialTokens(image=4, video=0, audio=8),
-        requests=40,
+        requests=32,
         decoders=(("image", "trained"), ("audio", "voice")),
         stages=("stage1", "stage3", "stage2"),
         stage1=StageConfig(
@@ -63,7 +63,7 @@ def smol() -> Recipe:
         ),
         stage2=StageConfig(
             stage="stage2",
-            steps=700,
+            steps=600,
             batch=32,
             lr=1e-3,
             warmup_steps=20,
