@@ -22,7 +22,7 @@ ORDER = ("--recipe", "tiny_mix", "--no-ray", "--no-prefect", "--set", 'stages=["
 @pytest.fixture(scope="module")
 def mix(tmp_path_factory, cli_once):
     root = tmp_path_factory.mktemp("mix") / "runs"
-    cli_once("run", *ORDER, "--root", root, "eval_media_questions", "eval_drift", "eval_alignment")
+    cli_once("run", *ORDER, "--root", root, "export", "eval_media_questions", "eval_drift", "eval_alignment")
     return root
 
 
