@@ -1,4 +1,4 @@
-"""tiny: the whole DAG with random toy-size parts on generated data, in seconds and without any download. For tests."""
+"""tiny: the whole DAG with random toy-size parts on generated data, in a minute or so and without any download. For tests."""
 
 from __future__ import annotations
 
