@@ -4,7 +4,8 @@ Input: `export` (with its picture decoder), `picture_judge`, the shards. Output:
 block), samples.parquet (every picture that was drawn, judged), metrics.parquet and grids. Refuses to know how anything was trained.
 
 Prompts: `asked_new_wording` (shapes and colours in requests that no training list has), `asked_trained_wording`, `asked_other` (held-out stamps, in new
-wordings); `talk` and `picture_question` ask for no picture. A block counts when the model writes all of it by itself. Pictures come from the model's own
+wordings), `asked_after_question` (shapes and colours in new wordings, after a question about a test picture in the same conversation); `talk` and
+`picture_question` ask for no picture. A block counts when the model writes all of it by itself. Pictures come from the model's own
 signal tokens through the output projector and the decoder; a request that got no picture counts as wrong. Floor `shuffled`: the same pictures judged
 against another request's concept. The bootstrap draws whole concepts. The decoder's world is 24 concepts: of `asked_other` only the block is judged.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from evals.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
 from evals.picture_grid import grid_png
 from evals.picture_judge import right
-from evals.requests import ASKED, JUDGED, QUIET, Prompt, answered, block_metrics, concept_requests, picture_questions, reply
+from evals.requests import AFTER, ASKED, JUDGED, QUIET, WORDED, Prompt, after_questions, answered, block_metrics, concept_requests, picture_questions, reply
 from evals.statistics import Interval, derangement, mean_interval, paired_interval
 from evals.tables import DRAWING_REPLIES, DRAWING_SAMPLES, METRICS, metric_row, write_table
 from infra.step import StepContext
@@ -51,7 +52,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     write_table(ctx.output / "replies.parquet", replies, DRAWING_REPLIES)
     write_table(ctx.output / "samples.parquet", samples, DRAWING_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
-    for name in JUDGED:
+    for name in dict.fromkeys(row["made_as"] for row in samples):
         write_atomic(ctx.output / f"{name}.png", _grid(name, samples, pixels))
     shown = {f"{row['condition']} {row['metric']} {row['subgroup']}": [round(row[key], 4) for key in ("value", "ci_lo", "ci_hi")] for row in metrics}
     return {"prompts": {name: sum(prompt.condition == name for prompt in prompts) for name in (*ASKED, *QUIET)}, **shown}
@@ -66,11 +67,12 @@ def prompts_of(ctx: StepContext) -> list[Prompt]:
 
     config: DrawingEvalConfig = ctx.config
     found: list[Prompt] = []
-    for name, wordings in zip(JUDGED, (NEW_REQUESTS, tuple(wording.format("a {c} {s}") for wording in REQUESTS[MODALITY])), strict=True):
+    for name, wordings in zip(WORDED, (NEW_REQUESTS, tuple(wording.format("a {c} {s}") for wording in REQUESTS[MODALITY])), strict=True):
         found += concept_requests(name, wordings, config.draws, config.seed)
     found += [Prompt(condition="asked_other", text=NEW_REQUESTS_OF[i % len(NEW_REQUESTS_OF)].format(caption)) for i, caption in enumerate(_other_captions(ctx))]
     found += [Prompt(condition="talk", text=text) for text in TALK]
-    return found + picture_questions(ctx)
+    questions = picture_questions(ctx)
+    return found + questions + after_questions(concept_requests(AFTER, NEW_REQUESTS, 1, config.seed), questions)
 
 
 def _other_captions(ctx: StepContext) -> list[str]:
@@ -161,6 +163,8 @@ def picture_metrics(config: DrawingEvalConfig, samples: Sequence[Mapping[str, An
         named = {"metric": "judged_right", "subgroup": part}
         for name in JUDGED:
             mine = [sample for sample in samples if sample["made_as"] == name]
+            if not mine:
+                continue
             clusters = [sample["concept"] for sample in mine]
             own, other = [sample[part] for sample in mine], [sample[f"{part}_of_other"] for sample in mine]
             rows.append(metric_row(mean_interval(own, clusters, proportion=True, **options), condition=name, kind="score", **named))

@@ -26,6 +26,7 @@ GRIDS = {"new_wording": "Every draw in new wordings; green: shape and colour are
 DRAWN_ROWS = {
     "asked_new_wording": "asked for in new wordings",
     "asked_trained_wording": "asked for in trained wordings",
+    "asked_after_question": "asked for in new wordings, after a question about a picture",
     "asked_new_wording, shuffled": "the same pictures against another request (floor)",
     "chance": "chance (floor)",
 }
@@ -34,6 +35,7 @@ BLOCK_ROWS = {
     "asked_new_wording": "shapes, new wordings",
     "asked_trained_wording": "shapes, trained wordings",
     "asked_other": "held-out things, new wordings",
+    "asked_after_question": "shapes, new wordings, after a question about a picture",
     "not_asked": "not asked for one, all (false alarms)",
     "talk": "ordinary talk",
     "picture_question": "questions about a picture",
@@ -69,12 +71,14 @@ def drawing_section(artifact: Artifact | None) -> str:
     if artifact is None:
         return ""
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
-    blocks = [[label, interval_cell(at[name, "emits_block", "image"]), f"{at[name, 'emits_block', 'image']['n']:,}"] for name, label in BLOCK_ROWS.items()]
+    blocks = [[label, *_of(at[name, "emits_block", "image"])] for name, label in BLOCK_ROWS.items() if (name, "emits_block", "image") in at]
     if ("all", "precision", "image") in at:
         blocks.append(["of the replies with a picture, asked for (precision)", *_of(at["all", "precision", "image"])])
     blocks.append(["replies with a broken block", *_of(at["all", "broken_block", "image"])])
     judged = []
     for name, label in DRAWN_ROWS.items():
+        if (name, "judged_right", "both") not in at:
+            continue
         found = [at[name, "judged_right", part] for part in ("shape", "colour", "both")]
         judged.append([label, *map(interval_cell, found), f"{found[0]['n']:,}"])
     return section(

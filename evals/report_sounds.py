@@ -18,6 +18,7 @@ from infra.step import Artifact
 WORD_ROWS = {
     "asked_new_wording": "asked for in new wordings",
     "asked_trained_wording": "asked for in trained wordings",
+    "asked_after_question": "asked for in new wordings, after a question about a picture",
     "asked_new_wording, shuffled": "the same sounds against another request (floor)",
     "voice": "the voice itself, from the text (upper limit)",
 }
@@ -25,6 +26,7 @@ BLOCK_ROWS = {
     ("asked", "audio"): "asked for a sound, all: a sound (recall)",
     ("asked_new_wording", "audio"): "new wordings: a sound",
     ("asked_trained_wording", "audio"): "trained wordings: a sound",
+    ("asked_after_question", "audio"): "new wordings, after a question about a picture: a sound",
     ("asked", "image"): "asked for a sound, all: a picture",
     ("not_asked", "audio"): "not asked for a sound, all: a sound (false alarms)",
     ("talk", "audio"): "ordinary talk: a sound",
@@ -39,13 +41,15 @@ def speaking_section(artifact: Artifact | None) -> str:
     if artifact is None:
         return ""
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
-    chosen = [(label, at[name, "emits_block", modality]) for (name, modality), label in BLOCK_ROWS.items()]
+    chosen = [(label, at[name, "emits_block", modality]) for (name, modality), label in BLOCK_ROWS.items() if (name, "emits_block", modality) in at]
     if ("all", "precision", "audio") in at:
         chosen.append(("of the replies with a sound, asked for (precision)", at["all", "precision", "audio"]))
     chosen.append(("replies with a broken block", at["all", "broken_block", "audio"]))
     blocks = [[label, interval_cell(metric), f"{metric['n']:,}"] for label, metric in chosen]
     words = []
     for name, label in WORD_ROWS.items():
+        if (name, "heard_right", "both") not in at:
+            continue
         found = [at[name, "heard_right", word] for word in ("shape", "colour", "both")]
         words.append([label, *map(interval_cell, found), f"{found[0]['n']:,}"])
     return section(

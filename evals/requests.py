@@ -7,7 +7,7 @@ metrics of their signal blocks. A block counts when the model writes all of it b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,7 +19,8 @@ from infra.step import StepContext
 if TYPE_CHECKING:
     from mmcore.types import Answer
 
-JUDGED = ("asked_new_wording", "asked_trained_wording")
+WORDED, AFTER = ("asked_new_wording", "asked_trained_wording"), "asked_after_question"
+JUDGED = (*WORDED, AFTER)
 ASKED = (*JUDGED, "asked_other")
 QUIET = ("talk", "picture_question")
 
@@ -43,6 +44,8 @@ class Prompt:
     """Place in CONCEPTS; -1: none is judged."""
     media_key: str = ""
     """Picture that the question is about."""
+    before: str = ""
+    """Question about that picture which is asked, and answered by the model, before the text is said; "" for a text that begins the conversation."""
 
 
 def concept_requests(condition: str, wordings: Sequence[str], draws: int, seed: int) -> list[Prompt]:
@@ -73,22 +76,52 @@ def picture_questions(ctx: StepContext) -> list[Prompt]:
     return found
 
 
+def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> list[Prompt]:
+    """The requests, each at the end of a conversation that begins with one of the questions about a picture."""
+    pairs = zip(requests, (questions[i % len(questions)] for i in range(len(requests))), strict=True) if questions else ()
+    return [replace(asked, condition=AFTER, media_key=question.media_key, before=question.text) for asked, question in pairs]
+
+
 def answered(ctx: StepContext, generator: Any, prompts: Sequence[Prompt]) -> list[Answer]:
-    """Greedy answers, config.chunk prompts together, blocks not completed; pictures are encoded by the export's own encoder."""
+    """Greedy answers in the order of the prompts; pictures are encoded by the export's own encoder.
+
+    Texts that begin a conversation: config.chunk together, blocks not completed. The others: one conversation each, as `anyloom chat` holds it, where a block
+    that has begun is completed.
+    """
     from mmcore.data.shards import ShardSet
     from mmcore.types import Question
 
-    shards = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores)
-    items, answers = [], []
-    for prompt in prompts:
+    shards, limit = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), ctx.config.max_new_tokens
+    items, answers = {}, {}
+    for number, prompt in enumerate(prompts):
         shown: dict[str, Any] = {}
+        if prompt.before:
+            answers[number] = _in_conversation(generator, prompt, shards.media(prompt.media_key), limit)
+            ctx.progress(len(answers), len(prompts), "prompts answered")
+            continue
         if prompt.media_key:
             shown = {"media_key": prompt.media_key, "modality": "image", "features_NE": generator.encode("image", shards.media(prompt.media_key))}
-        items.append(Question(text=prompt.text, **shown))
+        items[number] = Question(text=prompt.text, **shown)
     for start in range(0, len(items), ctx.config.chunk):
-        answers += generator.answer(items[start : start + ctx.config.chunk], max_new_tokens=ctx.config.max_new_tokens, complete_blocks=False)
-        ctx.progress(len(answers), len(items), "prompts answered")
-    return answers
+        chunk = list(items)[start : start + ctx.config.chunk]
+        found = generator.answer([items[number] for number in chunk], max_new_tokens=limit, complete_blocks=False)
+        answers |= dict(zip(chunk, found, strict=True))
+        ctx.progress(len(answers), len(prompts), "prompts answered")
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _in_conversation(generator: Any, prompt: Prompt, picture: bytes, limit: int) -> Answer:
+    """What the model says to the prompt's text after it has answered the question before it."""
+    from mmcore.conversation import Conversation
+    from mmcore.types import Answer, SignalBlock
+
+    conversation = Conversation(generator)
+    for _ in conversation.say(prompt.before, [("image", picture)], max_new_tokens=limit):
+        pass
+    events = list(conversation.say(prompt.text, max_new_tokens=limit))
+    blocks = tuple(event for event in events if isinstance(event, SignalBlock))
+    text = "".join(event.text for event in events if not isinstance(event, SignalBlock)).strip()
+    return Answer(text=text, caption=None, token_ids=(), num_input_tokens=0, ms=0.0, blocks=blocks)
 
 
 def reply(prompt: Prompt, answer: Answer, modality: str) -> dict[str, Any]:

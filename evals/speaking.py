@@ -4,10 +4,11 @@ Input: `export` (with its voice), `voice` (the decoder's own text half), `speech
 what it was answered with), samples.parquet (every sound, with what the judge heard), metrics.parquet and sounds/ (seeded draws). Refuses to know how anything
 was trained.
 
-Prompts: `asked_new_wording` (the 24 concepts, in requests that no training list has) and `asked_trained_wording`; `talk`, `picture_question` and
-`asked_for_a_picture` ask for no sound. Sounds come from the model's own signal tokens through the output projector and the frozen half of the voice; a judge
-that was trained on nothing of this (Whisper) writes them down, and a word is right when it stands there. A request that got no sound counts as wrong.
-`voice`: the same words as the voice itself says them, the upper limit. Floor `shuffled`: the same sounds against another request's words. The bootstrap draws
+Prompts: `asked_new_wording` (the 24 concepts, in requests that no training list has), `asked_trained_wording` and `asked_after_question` (new wordings, after
+a question about a test picture in the same conversation); `talk`, `picture_question` and `asked_for_a_picture` ask for no sound. Sounds come from the model's
+own signal tokens through the output projector and the frozen half of the voice; a judge that was trained on nothing of this (Whisper) writes them down, and a
+word is right when it stands there. A request that got no sound counts as wrong. `voice`: the same words as the voice itself says them, the upper limit. Floor
+`shuffled`: the same sounds against another request's words. The bootstrap draws
 whole concepts. The model's spoken world are these 24 concepts, all of them in training: only the wording of the request is new.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 from evals.config import SpeakingEvalConfig
 from evals.drawing_prompts import NEW_REQUESTS as NEW_DRAWINGS
 from evals.drawing_prompts import TALK
-from evals.requests import JUDGED, Prompt, answered, block_metrics, concept_requests, picture_questions, reply
+from evals.requests import AFTER, JUDGED, WORDED, Prompt, after_questions, answered, block_metrics, concept_requests, picture_questions, reply
 from evals.speaking_prompts import NEW_REQUESTS
 from evals.statistics import derangement, mean_interval, paired_interval
 from evals.tables import METRICS, SPEAKING_REPLIES, SPEAKING_SAMPLES, metric_row, write_table
@@ -75,12 +76,14 @@ def prompts_of(ctx: StepContext) -> list[Prompt]:
     config: SpeakingEvalConfig = ctx.config
     trained = tuple(wording.format('the words "a {c} {s}"') for wording in REQUESTS[MODALITY])
     found: list[Prompt] = []
-    for name, wordings in zip(JUDGED, (NEW_REQUESTS, trained), strict=True):
+    for name, wordings in zip(WORDED, (NEW_REQUESTS, trained), strict=True):
         found += concept_requests(name, wordings, config.draws, config.seed)
     pictures = concept_requests("asked_for_a_picture", NEW_DRAWINGS, 1, config.seed)
     picks = np.random.default_rng(config.seed).permutation(len(pictures))[: config.questions]
     found += [Prompt(condition="talk", text=text) for text in TALK]
-    return found + [pictures[i] for i in sorted(picks.tolist())] + picture_questions(ctx)
+    questions = picture_questions(ctx)
+    found += [pictures[i] for i in sorted(picks.tolist())] + questions
+    return found + after_questions(concept_requests(AFTER, NEW_REQUESTS, 1, config.seed), questions)
 
 
 # ---- sounds ---------------------------------------------------------------------------------------------------------
@@ -202,6 +205,8 @@ def word_metrics(config: SpeakingEvalConfig, samples: Sequence[Mapping[str, Any]
         named = {"metric": "heard_right", "subgroup": word}
         for name in (*JUDGED, VOICE):
             mine = [sample for sample in samples if sample["made_as"] == name]
+            if not mine:
+                continue
             clusters = [sample["concept"] for sample in mine]
             own, other = [sample[word] for sample in mine], [sample[f"{word}_of_other"] for sample in mine]
             rows.append(metric_row(mean_interval(own, clusters, proportion=True, **options), condition=name, kind="score", **named))

@@ -188,8 +188,8 @@ class StageConfig:
     # stage 3 only
     questions: int = 4
     """Questions drawn per picture; they share one picture prefix."""
-    dialogue: bool = False
-    """True: the turns of a conversation follow each other, all of them; False: each is an independent question."""
+    dialogues: tuple[str, ...] = ()
+    """Datasets whose records are conversations: their turns follow each other, all of them. The turns of any other are independent questions."""
     caption_turn: bool = False
     """Helped recipe: a caption turn stands before the questions (true caption in training, self-written at test time)."""
     plain_share: float = 0.0

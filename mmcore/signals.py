@@ -12,7 +12,7 @@ text reply to the same caption, where no signal token may come.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from torch import nn
 
 from infra.step import AnyloomError
 from infra.storage import read_json
+from mmcore.asking import Asking, request
 from mmcore.config import ModelSpec, SpecialTokens
 from mmcore.data.batching import collate
-from mmcore.data.chat import REQUESTS, Chat, RowBuilder
+from mmcore.data.chat import Chat, RowBuilder
+from mmcore.input_projectors import num_projected
 from mmcore.model import AnyModel, output_projectors, signal_rows
 from mmcore.output_projectors import OutputProjector
 from mmcore.special_tokens import TokenTable
@@ -41,28 +43,21 @@ def caption_key(modality: str, caption: str, variant: int = 0) -> str:
     return f"{modality}:{hashlib.sha256(caption.encode()).hexdigest()}" + (f":{variant}" if variant else "")
 
 
-def request(modality: str, caption: str, variant: int = 0) -> str:
-    """A caption as a request. Variant 0 is the plainest wording; the others go round the rest, beginning where a hash of the caption says."""
-    wordings = REQUESTS[modality]
-    if variant:
-        start = int(hashlib.sha256(caption.encode()).hexdigest()[:8], 16)
-        return wordings[1 + (start + variant) % (len(wordings) - 1)].format(caption)
-    return wordings[0].format(caption)
-
-
 def target_key(caption: str) -> str:
     """Key of a caption's text-encoder states in the targets artifact."""
     return f"text:{hashlib.sha256(caption.encode()).hexdigest()}"
 
 
-def signal_row(chat: Chat, modality: str, caption: str, asking: str = "", replied: bool = True) -> tuple[TokenRow, list[int]]:
+def signal_row(chat: Chat, modality: str, caption: str, asking: Asking | None = None, num_tokens: int = 0, replied: bool = True) -> tuple[TokenRow, list[int]]:
     """The packed row of a caption (drawing it; replying to it in words) and its P positions.
 
-    asking: the request; "": the plainest. Without `replied` the second half and its positions are left out: it does not depend on the request.
+    asking: how it is asked for; None: in the plainest way. num_tokens: projected tokens of the medium that the conversation is about. Without `replied` the
+    second half and its positions are left out: it does not depend on the request.
     """
     block = chat.table.block(modality)
     builder = RowBuilder()
-    asked = chat.question_prompt(asking or request(modality, caption), opened=False, literal=True)
+    way = asking or Asking(text=request(modality, caption))
+    asked = chat.dialogue_prompt(way.modality, num_tokens, way.before, way.text, way.caption, literal=True)
     builder.add([*asked, *block], 1)
     signals = [*range(len(asked) - 1, len(asked) + len(block))]
     if not replied:
@@ -74,15 +69,24 @@ def signal_row(chat: Chat, modality: str, caption: str, asking: str = "", replie
     return builder.row(), signals + negatives
 
 
+Media = Mapping[str, tuple[torch.Tensor, torch.Tensor, list[int]]]
+"""modality -> (features_BNE, lengths_B, rows that they belong to), as mmcore.data.batching.collate takes it."""
+
+
 @torch.no_grad()
-def compute_states(model: AnyModel, modality: str, captions: Sequence[str], requests: Sequence[str] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass. requests: how each is asked for; None: in the plainest way."""
-    requests = [""] * len(captions) if requests is None else requests
+def compute_states(
+    model: AnyModel, modality: str, captions: Sequence[str], askings: Sequence[Asking] | None = None, media: Media | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass.
+
+    askings: how each is asked for; None: in the plainest way. media: what their conversations are about.
+    """
+    ways = [Asking(text=request(modality, caption)) for caption in captions] if askings is None else askings
     first = {caption: row for row, caption in reversed(list(enumerate(captions)))}  # one reply to each caption
-    rows = [
-        signal_row(model.chat, modality, caption, asking, first[caption] == row) for row, (caption, asking) in enumerate(zip(captions, requests, strict=True))
-    ]
-    hidden_BTD = model(collate([row for row, _ in rows], {}).to(model.device))
+    lengths = {row: int(length) for _, all_lengths, rows_of in (media or {}).values() for row, length in zip(rows_of, all_lengths.tolist(), strict=True)}
+    tokens = [num_projected(model.spec.input_projector, lengths[row]) if row in lengths else 0 for row in range(len(captions))]
+    rows = [signal_row(model.chat, modality, caption, ways[row], tokens[row], first[caption] == row) for row, caption in enumerate(captions)]
+    hidden_BTD = model(collate([row for row, _ in rows], media or {}).to(model.device))
     signals = len(rows[0][1]) - NEGATIVES
     from_BP = torch.tensor([[row] * signals + [first[caption]] * NEGATIVES for row, caption in enumerate(captions)])
     at_BP = torch.tensor([positions[:signals] + rows[first[caption]][1][signals:] for caption, (_, positions) in zip(captions, rows, strict=True)])

@@ -1,7 +1,7 @@
 """The states step: the LM states of every distinct caption, so that stage 2 trains without the language model.
 
-Input: weights_lm, the stages so far, the caption shards, and the instruction shards (how captions are asked for). Output: parts of states, the token rows as
-they stand, and states.json.
+Input: weights_lm, the stages so far, the caption shards, and the instruction shards (how captions are asked for) with the features of the media that their
+conversations are about. Output: parts of states, the token rows as they stand, and states.json.
 Captions are taken by length in parts of fixed batches, each part published on its own, so a killed run goes on to the same bytes.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +18,81 @@ from safetensors.torch import save
 
 from infra.step import StepContext
 from infra.storage import write_atomic
-from mmcore.data.chat import REQUESTS
+from mmcore.asking import Asking, askings
+from mmcore.data.chat import question_text
+from mmcore.data.chat_data import FeatureSource, media_of
 from mmcore.devices import device_for
 from mmcore.model import AnyModel, load_model
-from mmcore.signals import INDEX, ROWS, caption_key, compute_states, request
+from mmcore.signals import INDEX, ROWS, caption_key, compute_states
 from mmcore.special_tokens import MEDIA
+from mmcore.types import Sample
 from pipelines.data_config import GROUP_MODALITY
 from pipelines.train_config import StatesConfig
-from pipelines.train_data import earlier_stages, shard_sets, to_sample
+from pipelines.train_data import earlier_stages, feature_sources, shard_sets, to_sample, true_captions
 
 PLACEHOLDERS = {f"<{modality}>": modality for modality in MEDIA}
-Asked = tuple[str, str, int, str]
-"""(modality, caption, number of the request among the caption's, the request)."""
+Asked = tuple[str, str, int, Asking]
+"""(modality, caption, number of the way among the caption's, the way)."""
 
 
-def distinct_captions(ctx: StepContext, modalities: list[str], requests: int, sources: tuple[str, ...] = ()) -> list[Asked]:
-    """Every distinct caption whose modality can be emitted, in each of its requests, shortest first (batches without much padding); all splits.
+def distinct_captions(ctx: StepContext, modalities: list[str], config: StatesConfig) -> list[Asked]:
+    """Every distinct caption whose modality can be emitted, in each of the ways it is asked for; all splits.
 
-    A caption is asked for in as many ways as it has samples and instructions that ask for it, at most `requests`: one that comes up often is seen in many
-    wordings, one that is seen once costs one pass. The ways: the plainest wording, those of the instructions, then the other wordings. sources: datasets that
-    are read; empty: all.
+    A caption is asked for in as many ways as it has samples and instructions that ask for it, at most config.requests: one that comes up often is seen in many
+    wordings, one that is seen once costs one pass. Requests alone come first, then those at the end of a conversation, each shortest caption first (batches
+    without much padding).
     """
     found: Counter[tuple[str, str]] = Counter()
     for group, shards in shard_sets(ctx.inputs, ctx.stores).items():
         modality = GROUP_MODALITY.get(group)
         if modality in modalities:
-            metas = [meta for meta in shards.metas(shards.keys()) if not sources or meta["source"] in sources]
+            metas = [meta for meta in shards.metas(shards.keys()) if not config.sources or meta["source"] in config.sources]
             found.update((modality, text) for meta in metas for text in meta["texts"])
-    written = _written(ctx) if requests > 1 else {}
+    written = _written(ctx, config.caption_turn) if config.requests > 1 else {}
     asked = []
     for (modality, caption), count in found.items():
-        wordings = [request(modality, caption, variant) for variant in range(len(REQUESTS[modality]))]
         own = written.get((modality, caption), [])
-        ways = list(dict.fromkeys([wordings[0], *own, *wordings]))
-        asked += [(modality, caption, number, way) for number, way in enumerate(ways[: min(count + len(own), requests)])]
-    return sorted(asked, key=lambda item: (item[0], len(item[1]), item[1], item[2]))
+        ways = askings(modality, caption, own, min(count + len(own), config.requests))
+        asked += [(modality, caption, number, way) for number, way in enumerate(ways)]
+    return sorted(asked, key=lambda item: (item[0], not item[3].alone, len(item[1]), item[1], item[2]))
 
 
-def _written(ctx: StepContext) -> dict[tuple[str, str], list[str]]:
-    """(modality, caption) -> how the training instructions ask for it, in their order: records of one question whose whole answer is the medium."""
-    found: dict[tuple[str, str], list[str]] = {}
-    instructions = shard_sets(ctx.inputs, ctx.stores).get("instruct")
-    if instructions is None:
+def _written(ctx: StepContext, caption_turn: bool) -> dict[tuple[str, str], list[Asking]]:
+    """(modality, caption) -> how the training instructions ask for it, in their order: records that end in an answer which is the medium, and give no other."""
+    found: dict[tuple[str, str], list[Asking]] = {}
+    shards = shard_sets(ctx.inputs, ctx.stores)
+    if "instruct" not in shards:
         return found
+    captions = true_captions(shards) if caption_turn else {}
+    instructions = shards["instruct"]
     for meta in instructions.metas(sorted(instructions.keys(split="train"))):
-        sample = to_sample(meta, "")
-        if len(sample.conversations) == 1 and len(sample.texts) == 1:
-            asked, answer = sample.conversations[0]
-            if answer.strip() in PLACEHOLDERS and not any(placeholder in asked for placeholder in PLACEHOLDERS):
-                found.setdefault((PLACEHOLDERS[answer.strip()], sample.texts[0]), []).append(asked)
+        sample = to_sample(meta, instructions.media_sha(meta["key"]))
+        way = _asking(sample, captions)
+        if way is not None:
+            found.setdefault((PLACEHOLDERS[sample.conversations[-1][1].strip()], sample.texts[0]), []).append(way)
     return found
 
 
-def _part(model: AnyModel, captions: list[Asked], batch: int) -> bytes:
+def _asking(sample: Sample, captions: Mapping[str, str]) -> Asking | None:
+    """How a record asks for the caption of its last answer; None for one that asks for none, or for several media."""
+    given = [piece for _, answer in sample.conversations for piece in PLACEHOLDERS if piece in answer]
+    if len(sample.texts) != 1 or len(given) != 1 or sample.conversations[-1][1].strip() not in PLACEHOLDERS:
+        return None
+    if any(piece in question for question, _ in sample.conversations[1:] for piece in PLACEHOLDERS):
+        return None
+    turns = [(question_text(question, sample.modality), answer) for question, answer in sample.conversations]
+    caption = captions.get(sample.media_sha256) if sample.modality != "text" else None
+    key = sample.key if sample.modality != "text" else ""
+    return Asking(text=turns[-1][0], before=tuple(turns[:-1]), modality=sample.modality, key=key, caption=caption)
+
+
+def _part(model: AnyModel, captions: list[Asked], batch: int, features: Mapping[str, FeatureSource]) -> bytes:
     states, lse = [], []
     for start in range(0, len(captions), batch):
         (modality, *_), rows = captions[start], captions[start : start + batch]
-        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, *_ in rows], [asking for *_, asking in rows])
+        ways = [way for *_, way in rows]
+        media = media_of(features, [(way.modality, way.key) for way in ways])
+        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, *_ in rows], ways, media)
         states.append(states_BPD)
         lse.append(lse_BP)
     return save({"states": torch.cat(states), "lse": torch.cat(lse)})
@@ -95,12 +114,13 @@ def run_states(ctx: StepContext) -> dict[str, Any]:
     stages = tuple(ctx.inputs[name].path for name in earlier_stages(ctx.inputs))
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages).to(device_for(ctx.resources.gpus))
     emitted = [modality for modality in MEDIA if model.lm.table.count(modality)]
-    parts = plan_parts(distinct_captions(ctx, emitted, config.requests, config.sources), config.part)
+    features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
+    parts = plan_parts(distinct_captions(ctx, emitted, config), config.part)
     total, done, index = sum(map(len, parts)), 0, []
     for number, captions in enumerate(parts):
         name = f"part-{number:05d}.safetensors"
         if not (ctx.work / name).exists():
-            write_atomic(ctx.work / name, _part(model, captions, config.batch))
+            write_atomic(ctx.work / name, _part(model, captions, config.batch, features))
         write_atomic(ctx.output / name, (ctx.work / name).read_bytes())
         index.append({"file": name, "keys": [caption_key(*asked[:3]) for asked in captions]})
         done += len(captions)

@@ -281,10 +281,10 @@ def _add_stages(
             steps[states] = Step(
                 name=states,
                 run="pipelines.train:run_states",
-                config=StatesConfig(model=spec, requests=recipe.requests, sources=state_sources(recipe)),
+                config=StatesConfig(model=spec, requests=recipe.requests, sources=state_sources(recipe), caption_turn=recipe.stage3.caption_turn),
                 threads=0,
                 gpus=1,
-                inputs={**inputs, **signals.captions, **({"shards_instruct": instruct} if recipe.requests > 1 and instruct is not None else {})},
+                inputs={**inputs, **signals.captions, **({"shards_instruct": instruct, **embeddings} if recipe.requests > 1 and instruct is not None else {})},
             )
             inputs |= {"states": steps[states], **signals.targets, **signals.captions, **signals.denoised}
         else:

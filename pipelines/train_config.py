@@ -38,6 +38,8 @@ class StatesConfig:
     instructions; each has states of its own."""
     sources: tuple[str, ...] = ()
     """Datasets whose captions are taken; empty: all."""
+    caption_turn: bool = False
+    """Conversations about a medium begin with its caption, as stage 3 has them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

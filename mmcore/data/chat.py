@@ -314,6 +314,22 @@ class Chat:
             ids += [*([self.table.placeholder_id(modality)] * count), *self._newline]
         return [*ids, *self.question_prompt(text, opened=True)]
 
+    def dialogue_prompt(
+        self, modality: str, num_tokens: int, before: Sequence[tuple[str, str]], request: str, caption: str | None = None, literal: bool = False
+    ) -> list[int]:
+        """A conversation about at most one medium, up to the first token of the answer to `request`: the ids that `question_row` has of a dialogue.
+
+        before: (question, answer)s that stand before the request; caption: of the caption turn, None without one; literal: the request names no tokens.
+        """
+        ids = self.media_prefix(modality, num_tokens) if caption is None else self.caption_prompt(modality, num_tokens)
+        opened = caption is None and modality != "text"
+        if caption is not None:
+            ids += [*self.spoken(caption), *self.close()]
+        for question, answer in before:
+            ids += [*self.question_prompt(question, opened, later=bool(ids)), *self.assistant(answer), *self.close()]
+            opened = False
+        return ids + self.question_prompt(request, opened, literal=literal, later=bool(ids))
+
     # -- rows ---------------------------------------------------------------------------------------------------------------------
 
     def caption_row(self, modality: str, num_tokens: int, caption: str, group: int = 0, block: bool = False) -> TokenRow:

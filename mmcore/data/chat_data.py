@@ -38,6 +38,21 @@ class FeatureSource(Protocol):
         ...
 
 
+def media_of(features: Mapping[str, FeatureSource], items: Sequence[tuple[str, str]]) -> dict[str, tuple[torch.Tensor, torch.Tensor, list[int]]]:
+    """modality -> (features_BNE, lengths_B, their rows) of rows' (modality, sample key)s; rows of text have none.
+
+    Raises ValueError for a modality without features.
+    """
+    found = {}
+    for modality in sorted({modality for modality, _ in items} - {"text"}):
+        rows = [i for i, (other, _) in enumerate(items) if other == modality]
+        if modality not in features:
+            raise ValueError(f"sample {items[rows[0]][1]} has {modality} input but this step has no {modality} features: give it embed_{modality}")
+        taken, lengths = features[modality].gather([items[i][1] for i in rows])
+        found[modality] = (torch.from_numpy(np.ascontiguousarray(taken)), torch.from_numpy(np.asarray(lengths, np.int64)), rows)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """A sample in its place of a step."""
@@ -105,7 +120,7 @@ class ChatData:
             numbers = mine[start : start + MICROBATCH]
             slots = [self.schedule.slot(step * self.config.batch + number) for number in numbers]
             drawn = [Drawn(self.samples[slot.dataset][slot.index], slot.visit, number) for slot, number in zip(slots, numbers, strict=True)]
-            media = self._media([item.sample for item in drawn])
+            media = media_of(self.features, [(item.sample.modality, item.sample.key) for item in drawn])
             lengths = {row: int(length) for _, all_lengths, rows in media.values() for row, length in zip(rows, all_lengths.tolist(), strict=True)}
             yield drawn, collate([self.row(item.sample, item.visit, lengths.get(i, 0)) for i, item in enumerate(drawn)], media)
 
@@ -116,17 +131,6 @@ class ChatData:
     def _caption(self, item: Drawn) -> str:
         """The caption that a sample shows on this visit."""
         return deal(item.sample.texts, 1, self.config.seed, item.sample.key, item.visit)[0]
-
-    def _media(self, samples: Sequence[Sample]) -> dict[str, tuple[torch.Tensor, torch.Tensor, list[int]]]:
-        found = {}
-        for modality in sorted({sample.modality for sample in samples} - {"text"}):
-            if modality not in self.features:
-                sample = next(s for s in samples if s.modality == modality)
-                raise ValueError(f"sample {sample.key} has {modality} input but this stage has no {modality} features: give it embed_{modality}")
-            rows = [i for i, sample in enumerate(samples) if sample.modality == modality]
-            features, lengths = self.features[modality].gather([samples[i].key for i in rows])
-            found[modality] = (torch.from_numpy(np.ascontiguousarray(features)), torch.from_numpy(np.asarray(lengths, np.int64)), rows)
-        return found
 
     def row(self, sample: Sample, visit: int, num_features: int) -> TokenRow:
         """The packed row of a sample on its visit-th visit."""
@@ -142,15 +146,15 @@ class ChatData:
         return self.part_names.index(name)
 
     def _question_row(self, sample: Sample, visit: int, tokens: int) -> TokenRow:
-        config = self.config
-        pairs = sample.conversations if config.dialogue else deal(sample.conversations, config.questions, config.seed, sample.key, visit)
+        config, dialogue = self.config, sample.source in self.config.dialogues
+        pairs = sample.conversations if dialogue else deal(sample.conversations, config.questions, config.seed, sample.key, visit)
         turns = []
         for human, gpt in pairs:
             question = question_text(human, sample.modality)
             weight = self.weights.get(sample.source, {}).get((question, gpt), 1.0)
             group = self._group(f"{sample.source}_yes_no" if gpt.lower() in YES_NO else sample.source)
             turns.append(Turn(question, gpt, weight, group))
-        return self.chat.question_row(sample.modality, tokens, turns, self._caption_turn(sample, visit), config.dialogue)
+        return self.chat.question_row(sample.modality, tokens, turns, self._caption_turn(sample, visit), dialogue)
 
     def _caption_turn(self, sample: Sample, visit: int) -> str | None:
         """The caption that stands before this visit's questions, or None for the plain prompt."""

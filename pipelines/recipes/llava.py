@@ -66,7 +66,7 @@ def llava15_7b() -> Recipe:
             final_lr=0.0,
             betas=(0.9, 0.999),  # [llava] the HF Trainer's AdamW
             checkpoint_every=100,
-            dialogue=True,
+            dialogues=("lcs_558k",),
             mixture=(("lcs_558k", 1.0),),
         ),
         stage2=StageConfig(stage="stage2", batch=1, steps=1, lr=1e-3, mixture=()),  # not among the stages
@@ -81,7 +81,7 @@ def llava15_7b() -> Recipe:
             final_lr=0.0,
             betas=(0.9, 0.999),
             checkpoint_every=100,
-            dialogue=True,  # [llava] every turn of a conversation, in order
+            dialogues=("mix_665k",),  # [llava] every turn of a conversation, in order
             train_projectors=True,  # [llava]
             mixture=(("mix_665k", 1.0),),
         ),

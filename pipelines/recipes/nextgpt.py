@@ -122,7 +122,7 @@ def nextgpt_7b() -> Recipe:
             warmup_steps=17,
             **TRAINER,
             checkpoint_every=50,
-            dialogue=True,  # [new] every turn of a conversation, in order
+            dialogues=tuple(name for name, _ in INSTRUCTIONS),  # [new] every turn of a conversation, in order
             train_projectors=True,  # [new] README 3.4; the code as shipped freezes everything
             mixture=INSTRUCTIONS,
         ),

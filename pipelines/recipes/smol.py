@@ -29,6 +29,7 @@ DATASETS = (
     Dataset(name="draw_train", group="instruct", split="train", licence=f"{VQA}; {STAMPS}"),
     Dataset(name="speak_train", group="instruct", split="train", licence=VOICE),
     Dataset(name="talk_train", group="instruct", split="train", licence=OURS),
+    Dataset(name="converse_train", group="instruct", split="train", licence=f"{VQA}; {VOICE}; {OURS}"),
     Dataset(name="easyvqa_test", group="instruct", split="test", licence=VQA),
 )
 
@@ -80,7 +81,8 @@ def smol() -> Recipe:
             caption_turn=True,
             balance_answers=True,
             train_projectors=True,
-            mixture=(("easyvqa_train", 4.0), ("draw_train", 0.4), ("speak_train", 0.3), ("talk_train", 0.3), ("stamps_train", 0.5)),
+            dialogues=("converse_train",),
+            mixture=(("easyvqa_train", 4.0), ("draw_train", 0.4), ("speak_train", 0.3), ("talk_train", 0.3), ("converse_train", 0.6), ("stamps_train", 0.4)),
         ),
         evaluation=EvalConfig(num_questions=1000),
         image_decoder=ImageDecoderConfig(),
@@ -98,7 +100,14 @@ def smol_plain() -> Recipe:
         warmup_steps=15,
         caption_turn=False,
         balance_answers=False,
-        mixture=(("easyvqa_train", 4.0), ("easyvqa_captions", 0.5), ("draw_train", 0.25), ("speak_train", 0.25), ("talk_train", 0.25)),
+        mixture=(
+            ("easyvqa_train", 4.0),
+            ("easyvqa_captions", 0.5),
+            ("draw_train", 0.25),
+            ("speak_train", 0.25),
+            ("talk_train", 0.25),
+            ("converse_train", 0.25),
+        ),
     )
     return replace(recipe, name="smol_plain", stage3=stage3)
 

@@ -10,8 +10,8 @@ from mmcore.image_decoder_config import DrawingEvalConfig, FitConfig, ImageDecod
 from pipelines.recipe import Recipe, Weights
 from pipelines.recipes.smol import DATASETS, MEDIA_QUESTIONS
 
-ONLY_SMOL = ("spoken_train", "speak_train", "talk_train")
-"""Datasets of smol (its voice, and talk) that generated data does not have."""
+ONLY_SMOL = ("spoken_train", "speak_train", "talk_train", "converse_train")
+"""Datasets of smol (its voice, talk and conversations) that generated data does not have."""
 
 
 def tiny() -> Recipe:

@@ -25,7 +25,7 @@ GROUPS = {
     "instruct": ("easyvqa_train", "draw_train", "easyvqa_test"),
 }
 """Every dataset of both recipes, by group; QUESTIONS are written for recipes that ask for them."""
-ONLY_SMOL = {"audiocaps": ("spoken_train",), "instruct": ("speak_train", "talk_train")}
+ONLY_SMOL = {"audiocaps": ("spoken_train",), "instruct": ("speak_train", "talk_train", "converse_train")}
 """Those that smol has besides."""
 SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"}
 

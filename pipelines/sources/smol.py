@@ -26,6 +26,7 @@ from mmcore.data.shapes import CONCEPTS, PHRASES, SHAPES, affirmed, caption_of
 from pipelines.sources.assets import link, spoken_name
 from pipelines.sources.clips import MOTIONS, encode_mp4, frames
 from pipelines.sources.configs import SmolListsConfig
+from pipelines.sources.converse import converse_records
 from pipelines.sources.listfiles import (
     chance,
     draw_record,
@@ -79,12 +80,15 @@ def run(ctx: StepContext) -> dict[str, Any]:
     counts |= _stamps(ctx.output, assets, stamps, config)
     counts["talk_train"] = write_instruct(ctx.output, "talk_train", [talk_record(number) for number in range(len(TALK))])
     counts["draw_train"] = _draw(ctx.output, stamps, captions, config)
-    shown = _clip_pictures(assets, stamps, captions, config)
-    counts |= _clips(ctx, shown, config)
+    counts |= _clips(ctx, _clip_pictures(assets, stamps, captions, config), config)
     voice = assets / "voice"
     if not voice.is_dir():
         left_out.append("no voice: spoken_train and speak_train are empty")
     counts |= write_spoken(ctx.output, voice if voice.is_dir() else None, config.speak_per_caption)
+    known = {number: caption for number, caption in captions.items() if caption}
+    shown = {number: train[number] for number in known}
+    conversations = converse_records(shown, known, {number: _picture("train", number) for number in known}, config.converse_per_concept, voice.is_dir())
+    counts["converse_train"] = write_instruct(ctx.output, "converse_train", conversations)
     unknown = sum(caption == "" for caption in captions.values())
     if unknown:
         left_out.append(f"easyvqa_captions: {unknown} pictures whose questions affirm neither shape nor colour")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.storage import read_json, write_atomic
-from mmcore.data.shapes import CONCEPTS
+from mmcore.data.shapes import CONCEPTS, Concept
 from mmcore.decoders.media_files import wav
 from mmcore.decoders.phonemes import Pronouncer
 from mmcore.decoders.voice_text import DICTIONARY, GRAPH, SETTINGS, open_graph, say
@@ -32,13 +32,18 @@ def write_spoken(output: Path, voice: Path | None, per_caption: int) -> dict[str
     return {"spoken_train": write_audiocaps(output, "spoken_train", said), "speak_train": write_instruct(output, "speak_train", asked)}
 
 
+def stem_of(concept: Concept) -> str:
+    """Name of the sound that says a concept."""
+    return f"{concept.colour}_{concept.shape}"
+
+
 def _say_all(output: Path, voice: Path) -> list[tuple[str, str]]:
     """Write the sound of every concept. Returns (stem of the file, caption) each."""
     settings, graph = read_json(voice / SETTINGS), open_graph(voice / GRAPH)
     pronouncer, rate_hz = Pronouncer(voice / DICTIONARY, settings["phoneme_id_map"]), settings["audio"]["sample_rate"]
     said = []
     for concept in CONCEPTS:
-        caption, stem = SPOKEN.format(concept.caption), f"{concept.colour}_{concept.shape}"
+        caption, stem = SPOKEN.format(concept.caption), stem_of(concept)
         write_atomic(output / FOLDER / f"{stem}.wav", wav(say(graph, pronouncer.ids(caption), PACE).reshape(-1), rate_hz))
         said.append((stem, caption))
     return said

@@ -79,6 +79,7 @@ def measures_of(metrics: Mapping[str, list[dict[str, Any]]], headline: str, stag
         "drew: was asked (precision), %": ("eval_drawing", "all", "precision", "image"),
         "pictures right, new wordings, %": ("eval_drawing", "asked_new_wording", "judged_right", "both"),
         "pictures right, trained wordings, %": ("eval_drawing", "asked_trained_wording", "judged_right", "both"),
+        "pictures right, after a question, %": ("eval_drawing", "asked_after_question", "judged_right", "both"),
     }
     kinds = [row["subgroup"] for row in metrics["eval_vqa"] if row["condition"] == headline]
     shares |= {f"picture questions, {kind}, %": ("eval_vqa", headline, "exact_match", kind) for kind in kinds}

@@ -80,6 +80,19 @@ def test_dialogue_turns_see_each_other(chat):
     )
 
 
+@pytest.mark.parametrize(("modality", "count"), (("image", 2), ("text", 0)))
+@pytest.mark.parametrize("caption", (None, "red"))
+def test_a_dialogue_up_to_its_last_answer_is_the_beginning_of_its_row(chat, modality, count, caption):
+    if modality == "text" and caption:
+        caption = None
+    turns = [("q", "a"), ("draw", "<image>"), ("r?", "b")]
+    for last in range(len(turns)):
+        row = chat.question_row(modality, count, [Turn(*turn) for turn in turns[: last + 1]], caption, dialogue=True)
+        ids = chat.dialogue_prompt(modality, count, turns[:last], turns[last][0], caption)
+        answer = [*chat.assistant(turns[last][1]), chat.end_id]
+        assert row.ids.tolist() == ids + answer and row.positions.tolist() == list(range(len(ids) + len(answer)))
+
+
 def test_placeholder_in_an_answer_is_the_whole_block(chat):
     row = chat.question_row("text", 0, [Turn("draw it", "<image>")])
     assert targets(chat, row) == ["<image_00>", "<image_01>", "<image_02>", "<|im_end|>"]

@@ -10,17 +10,21 @@ import torch
 from PIL import Image
 from torch.nn import functional
 from toy_decoders import directory, streams
+from toy_model import Features, build
 
 from evals.drawing import block_metrics, picture_metrics
 from evals.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
+from evals.requests import AFTER, Prompt, after_questions, answered
 from flows.ask import Speaker, chat
-from infra.step import AnyloomError
+from infra.step import AnyloomError, Artifact, StepContext
+from mmcore.asking import request
+from mmcore.conversation import Conversation
 from mmcore.data.chat import REQUESTS
 from mmcore.data.shapes import CONCEPTS, PHRASES
 from mmcore.draw import DECODERS, Drawer
-from mmcore.generate import DESCRIPTION
+from mmcore.generate import DESCRIPTION, Generator
 from mmcore.image_decoder_config import DrawingEvalConfig
-from mmcore.signals import caption_key, request
+from mmcore.signals import caption_key
 from mmcore.types import SignalBlock, TextPiece
 from pipelines.sources.talk import TALK as TRAINED_TALK
 
@@ -63,6 +67,40 @@ def test_what_is_judged_was_never_trained_on():
     assert not {question.casefold() for question, _ in TRAINED_TALK} & {text.casefold() for text in TALK}
     assert not trained & {*NEW_REQUESTS, *NEW_REQUESTS_OF}
     assert len(set(TALK)) == len(TALK) and not any(text.lower().startswith(("draw", "paint", "show", "make", "create", "sketch")) for text in TALK)
+
+
+class Shards:
+    """Stands where a ShardSet does: media by key."""
+
+    def __init__(self, *_):
+        pass
+
+    def media(self, key):
+        return key.encode()
+
+
+class Seeing(Generator):
+    """A generator whose encoder is a lookup."""
+
+    def encode(self, modality, data):
+        return Features().gather([data.decode()])[0][0]
+
+
+def test_a_request_after_a_question_is_answered_as_a_conversation_answers_it(monkeypatch, tmp_path):
+    generator = Seeing(build(lora=True), caption_turn=True)
+    monkeypatch.setattr("mmcore.data.shards.ShardSet", Shards)
+    inputs = {"shards_instruct": Artifact(name="s", path=tmp_path, fingerprint="f", digest="d", result={})}
+    config = DrawingEvalConfig(max_new_tokens=6, chunk=2)
+    ctx = StepContext(name="eval_drawing", config=config, inputs=inputs, sources={}, output=tmp_path, work=tmp_path, stores=tmp_path)
+    first = [Prompt(condition="talk", text="hello"), Prompt(condition="picture_question", text="what?", media_key="a")]
+    (after,) = after_questions([Prompt(condition="asked_new_wording", text="draw it", concept=3)], first[1:])
+    assert after == Prompt(condition=AFTER, text="draw it", concept=3, media_key="a", before="what?") and after_questions(first, []) == []
+    answers = answered(ctx, generator, [first[0], after, first[1]])
+    conversation = Conversation(generator)
+    list(conversation.say("what?", [("image", b"a")], max_new_tokens=6))
+    said = list(conversation.say("draw it", max_new_tokens=6))
+    assert answers[1].text == "".join(event.text for event in said if hasattr(event, "text")).strip()
+    assert [answers[0].text, answers[2].text] == [answer.text for answer in answered(ctx, generator, first)]
 
 
 # ---- blocks into media ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from toy_voice import decoder_variables
 
 from evals.config import SpeakingEvalConfig
 from evals.report_sounds import speaking_section
-from evals.requests import JUDGED, Prompt, block_metrics
+from evals.requests import AFTER, JUDGED, Prompt, block_metrics
 from evals.speaking import QUIET, VOICE, _heard, _kept, _sounds, picture_blocks, right_words, rows_of, word_metrics
 from evals.speaking_prompts import NEW_REQUESTS
 from evals.tables import METRICS, SPEAKING_SAMPLES, write_table
@@ -127,13 +127,13 @@ def test_answers_become_sounds_that_are_heard_and_some_are_kept(tmp_path):
     places = {"output": tmp_path / "out", "work": tmp_path / "w", "stores": tmp_path}
     ctx = StepContext(name="eval_speaking", config=config, inputs=inputs, sources={}, resources=Resources(), **places)
     sounds = _sounds(ctx, prompts, answers)
-    asked = {(JUDGED[0], 0), (JUDGED[1], 2), (JUDGED[1], 3)}  # not the unanswered one, and not the sound in an ordinary talk
+    asked = {(JUDGED[0], 0), (JUDGED[1], 2), (JUDGED[1], 3), (JUDGED[2], 4), (JUDGED[2], 5)}  # not the unanswered one, and not the sound in an ordinary talk
     assert set(sounds) == asked | {(VOICE, number) for number in range(len(CONCEPTS))} and sounds[JUDGED[0], 0] == sounds[VOICE, 0] != sounds[VOICE, 1]
     heard, kept = _heard(ctx, sounds), _kept(ctx, sounds)
     assert set(heard) == set(sounds) and kept == {(JUDGED[0], 0): "sounds/000.wav"}
     assert (tmp_path / "out" / "sounds" / "000.wav").read_bytes() == sounds[VOICE, 0]
     rows = rows_of(config, prompts, heard, kept)
-    assert [row["spoken"] for row in rows[:4]] == [1.0, 0.0, 1.0, 1.0] and rows[0]["sound"] == "sounds/000.wav" and len(rows) == 4 + len(CONCEPTS)
+    assert [row["spoken"] for row in rows[:4]] == [1.0, 0.0, 1.0, 1.0] and rows[0]["sound"] == "sounds/000.wav" and len(rows) == 6 + len(CONCEPTS)
 
 
 def replies():
@@ -143,7 +143,7 @@ def replies():
             for i, (s, p) in enumerate(zip(sounds, pictures, strict=True))
         ]
 
-    rows = some(JUDGED[0], [1, 1, 0, 1], [0, 0, 1, 0]) + some(JUDGED[1], [1], [0])
+    rows = some(JUDGED[0], [1, 1], [0, 0]) + some(JUDGED[1], [1], [0]) + some(AFTER, [0, 1], [1, 0])
     return rows + some("talk", [0, 0], [0, 0]) + some("picture_question", [0], [0]) + some("asked_for_a_picture", [0, 1], [1, 0])
 
 

@@ -9,10 +9,13 @@ from data_steps import pictures, row, run_step, write_manifest
 from toy_model import build
 
 from infra.step import Artifact, StepContext
-from mmcore.data.chat import REQUESTS
-from mmcore.signals import NEGATIVES, compute_states, request
+from mmcore.asking import Asking, request
+from mmcore.data.batching import collate
+from mmcore.data.chat import REQUESTS, Turn
+from mmcore.signals import NEGATIVES, compute_states
 from pipelines.data_config import ShardsConfig
 from pipelines.states import distinct_captions
+from pipelines.train_config import StatesConfig
 
 CAPTIONS = ["a dot", "a red dot"]
 
@@ -20,12 +23,35 @@ CAPTIONS = ["a dot", "a red dot"]
 def test_states_of_many_requests_are_those_of_each_alone():
     model = build(lora=True)
     captions = [caption for caption in CAPTIONS for _ in range(3)]
-    requests = [request("image", caption, number % 3) for number, caption in enumerate(captions)]
+    requests = [Asking(text=request("image", caption, number % 3)) for number, caption in enumerate(captions)]
     together, lse = compute_states(model, "image", captions, requests)
     for number, (caption, asking) in enumerate(zip(captions, requests, strict=True)):
         alone, own_lse = compute_states(model, "image", [caption], [asking])
         assert torch.allclose(together[number], alone[0], atol=1e-5) and torch.allclose(lse[number], own_lse[0], atol=1e-5)
     assert torch.equal(together[0, -NEGATIVES:], together[2, -NEGATIVES:]) and not torch.equal(together[0, :-NEGATIVES], together[1, :-NEGATIVES])
+
+
+def test_a_request_that_ends_a_conversation_has_the_states_of_the_trained_row():
+    model = build(lora=True)
+    way = Asking(text="now draw a dot", before=(("what is it?", "a cat"),), modality="image", key="k", caption="a cat on a mat")
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, dict(model.spec.encoders)["image"].width, generator=generator)
+    media = {"image": (features, torch.tensor([3, 2]), [1, 2])}
+    ways = [Asking(text="draw a dot"), way, way]
+    states, _ = compute_states(model, "image", ["a dot"] * 3, ways, media)
+    for place, length in ((1, 3), (2, 2)):
+        turns = [Turn("what is it?", "a cat"), Turn("now draw a dot", "<image>")]
+        trained = model.chat.question_row("image", length, turns, "a cat on a mat", dialogue=True)
+        hidden = model(collate([trained], {"image": (features[place - 1 : place, :length], torch.tensor([length]), [0])}))[0]
+        block = list(model.lm.table.block("image"))
+        start = trained.ids.tolist().index(block[0]) - 1
+        assert torch.allclose(states[place, : 1 + len(block)], hidden[start : start + 1 + len(block)], atol=1e-5)
+    assert not torch.allclose(states[1, :5], states[2, :5], atol=1e-3) and not torch.allclose(states[0, :5], states[1, :5], atol=1e-3)
+    assert torch.equal(states[0, -NEGATIVES:], states[1, -NEGATIVES:])
+
+
+def _config(requests: int, caption_turn: bool = True) -> StatesConfig:
+    return StatesConfig(model=build(lora=False).spec, requests=requests, caption_turn=caption_turn)
 
 
 def _asking(number: int, request: str, caption: str, answer: str, split: str = "train") -> dict:
@@ -45,6 +71,12 @@ def context(tmp_path_factory):
         _asking(3, "a cat for the test", "a cat", "<image>", split="test"),
         _asking(4, "a dog at last", "a dog", "<image>"),
     ]
+    about = {**pictures(root, 1)[0], "key": "talk-000000", "source": "talk", "texts": ["a cat"], "split": "train"}
+    turns = ["<image>\nwhat is it?", "grey", "and now a cat", "<image>"]
+    two = [*turns[:2], "draw a cat", "<image>", "again", "<image>"]
+    for number, values in enumerate((turns, two)):
+        said = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(values)]
+        asked.append({**about, "key": f"talk-{number:06d}", "conversations": json.dumps(said)})
     for name, rows in (("captions", captions), ("instruct", asked)):
         write_manifest(root, rows, f"manifest_{name}")
         run_step(root, f"shards_{name}", "pipelines.shards:run", ShardsConfig(samples_per_shard=10), {"manifest": f"manifest_{name}", "lists": "lists"})
@@ -60,17 +92,26 @@ def _context(root: Path, *groups: str) -> StepContext:
 
 
 def test_instructions_say_how_a_caption_is_asked_for(context):
-    found = distinct_captions(_context(context, "captions", "instruct"), ["image"], 60)
-    ways = {caption: [asking for _, text, _, asking in found if text == caption] for caption in ("a cat", "a dog")}
+    found = distinct_captions(_context(context, "captions", "instruct"), ["image"], _config(60))
+    ways = {caption: [asking.text for _, text, _, asking in found if text == caption and asking.alone] for caption in ("a cat", "a dog")}
     assert ways["a cat"][:2] == [REQUESTS["image"][0].format("a cat"), "a cat, if you please"]
     assert len(ways["a cat"]) == 5 == len(set(ways["a cat"]))  # three samples, two instructions, one of them the plainest wording
     assert ways["a dog"] == ["draw a dog", "a dog at last"]
-    assert [number for *_, number, _ in found if number < 2] == [0, 1, 0, 1]
-    assert not {"a cat for the test", "what now?"} & {asking for *_, asking in found}  # the test split; an answer in words
+    assert [number for *_, number, way in found if number < 2 and way.alone] == [0, 1, 0, 1]
+    assert not {"a cat for the test", "what now?"} & {asking.text for *_, asking in found}  # the test split; an answer in words
+
+
+@pytest.mark.parametrize("caption_turn", (True, False))
+def test_conversations_that_end_in_a_request_are_ways_to_ask_too(context, caption_turn):
+    found = distinct_captions(_context(context, "captions", "instruct"), ["image"], _config(60, caption_turn))
+    (way,) = [way for *_, way in found if not way.alone]  # the one with two pictures in answers is none
+    caption = "a cat" if caption_turn else None  # its picture is the first captioned one
+    assert way == Asking(text="and now a cat", before=(("what is it?", "grey"),), modality="image", key="talk-000000", caption=caption)
+    assert found[-1][3] == way  # after all requests alone
 
 
 def test_without_instructions_or_with_one_request_wordings_are_as_many_as_samples(context):
-    alone = distinct_captions(_context(context, "captions"), ["image"], 60)
+    alone = distinct_captions(_context(context, "captions"), ["image"], _config(60))
     assert [(text, number) for _, text, number, _ in alone] == [("a cat", 0), ("a cat", 1), ("a cat", 2), ("a dog", 0)]
-    once = distinct_captions(_context(context, "captions", "instruct"), ["image"], 1)
-    assert [asking for *_, asking in once] == ["draw a cat", "draw a dog"]
+    once = distinct_captions(_context(context, "captions", "instruct"), ["image"], _config(1))
+    assert [asking.text for *_, asking in once] == ["draw a cat", "draw a dog"]
