@@ -133,6 +133,8 @@ class LoraSpec:
     """R of each adapter."""
     alpha: int = 32
     """The adapter's output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that is left out in training."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Layers, by the last part of their names. Empty: all attention and feed-forward layers of the LM's family (mmcore.lm_families)."""
 
@@ -241,6 +243,8 @@ def check_model(spec: ModelSpec) -> None:
         raise ValueError(f"quantize {spec.quantize!r} is unknown: use 4bit, 8bit or nothing")
     if spec.lora.rank < 1:
         raise ValueError(f"lora.rank is {spec.lora.rank}: it must be at least 1")
+    if not 0.0 <= spec.lora.dropout < 1.0:
+        raise ValueError(f"lora.dropout is {spec.lora.dropout}: it must be at least 0 and below 1")
     for modality in MODALITIES[1:]:
         count = int(getattr(spec.tokens, modality))
         if count < 0:

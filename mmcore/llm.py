@@ -100,16 +100,18 @@ class LanguageModel(nn.Module):
         positions_BT: torch.Tensor,
         cache: Any = None,
         routes_BTA: torch.Tensor | None = None,
+        seeds_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Last hidden states (after the final norm); with a cache, keys and values are appended to it.
 
-        positions count from 0 (a family's own offset, as OPT's, is added inside). routes: of the tokens through LoRA adapters per modality.
+        positions count from 0 (a family's own offset, as OPT's, is added inside). routes: of the tokens through LoRA adapters per modality; seeds: of
+        the adapters' dropout in training.
         Raises ValueError for a position beyond what the model has been made for.
         """
         longest = longest_row(self.base.config)
         if longest and positions_BT.numel() and int(positions_BT.max()) >= longest:
             raise ValueError(f"a row has {int(positions_BT.max()) + 1} tokens, the language model takes at most {longest}: use fewer turns or media tokens")
-        with routed(self.base, routes_BTA):
+        with routed(self.base, routes_BTA, seeds_BT):
             outputs = self.base.base_model(
                 inputs_embeds=embeds_BTD,
                 attention_mask=mask_B1TL,

@@ -43,7 +43,7 @@ def _config(base: Any, spec: LoraSpec) -> Any:
         r=spec.rank,
         lora_alpha=spec.alpha,
         target_modules=list(lora_targets(base, spec.targets)),
-        lora_dropout=0.0,
+        lora_dropout=spec.dropout,
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path="",
@@ -63,7 +63,7 @@ def attach_lora(base: torch.nn.Module, spec: LoraSpec, seed: int, modalities: It
     with seeded(seed):
         for name in names:
             inject_adapter_in_model(config, base, name)
-    bind(base, Routing(names, spec.rank))
+    bind(base, Routing(names, spec.rank, spec.dropout))
     for parameter in lora_parameters(base).values():
         parameter.data = parameter.data.float()
 

@@ -20,7 +20,7 @@ from mmcore.data.chat import Chat
 from mmcore.input_projectors import build_input_projector
 from mmcore.input_projectors.base import StandardisedProjector
 from mmcore.llm import LanguageModel, load_lm, load_tokenizer, packed_mask
-from mmcore.lora import attach_lora, load_lora
+from mmcore.lora import attach_lora, load_lora, lora_parameters
 from mmcore.lora_layers import routing_of
 from mmcore.output_projectors import build_output_projector
 from mmcore.routes import token_routes
@@ -78,7 +78,10 @@ class AnyModel(nn.Module):
         return embeds_BTD.masked_scatter(holes_BT[..., None], projected_BKD[mask_BK].to(embeds_BTD.dtype))
 
     def set_draw(self, draw: int | None) -> None:
-        """Number of the noise that the input projectors' random parts take from now on; frozen ones, and None, take none."""
+        """Number of the noise that the random parts take from now on: the input projectors' own, and the dropout of LoRA. Frozen ones, and None, take none."""
+        routing = routing_of(self.lm.base)
+        if routing is not None:
+            routing.draw = draw if any(parameter.requires_grad for parameter in lora_parameters(self.lm.base).values()) else None
         for projector in self.input_projectors.values():
             assert isinstance(projector, StandardisedProjector)
             projector.draw = draw if any(parameter.requires_grad for parameter in projector.parameters()) else None
@@ -98,8 +101,9 @@ class AnyModel(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """hidden_BTD of packed rows."""
         mask = packed_mask(batch.segments_BT, batch.segments_BT, self.lm.dtype)
-        routes = self.routes(batch.ids_BT, batch.segments_BT)
-        return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT, routes_BTA=routes)
+        routes, routing = self.routes(batch.ids_BT, batch.segments_BT), routing_of(self.lm.base)
+        seeds = None if routing is None else routing.token_seeds(batch.ids_BT)
+        return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT, routes_BTA=routes, seeds_BT=seeds)
 
     def supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [P, V+S] float32, targets [P]) at the P supervised positions only, in row-major order."""

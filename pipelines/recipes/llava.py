@@ -2,8 +2,8 @@
 
 Every weight is given with --weights and every list with --list; nothing is downloaded. Sources of the values: [llava] the repository
 haotian-liu/LLaVA at c121f04, scripts/v1_5/pretrain.sh and finetune_lora.sh, [ours] a decision of this project and why. Of the two published
-ways to tune it, the whole LM and LoRA, this is LoRA: the LM's own matrices never change here. Differences that no value can express: LoRA
-without dropout (0.05 there), and stage 1 with the prompt that stands in its list and pictures padded (there neither).
+ways to tune it, the whole LM and LoRA, this is LoRA: the LM's own matrices never change here. Differences that no value can express: stage 1
+with the prompt that stands in its list and pictures padded (there neither).
 Feature files: 576 tokens of 1024 in half precision are 1.2 MB a picture, 1.4 TB for both lists.
 """
 
@@ -52,6 +52,7 @@ def llava15_7b() -> Recipe:
         lora=LoraSpec(
             mode="shared",
             rank=128,  # [llava] finetune_lora.sh
+            dropout=0.05,  # [llava] train.py: lora_dropout
             alpha=256,
             targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),  # [llava] find_all_linear_names
         ),

@@ -3,7 +3,7 @@
 Every weight is given with --weights and every list with --list; nothing is downloaded. Sources of the values, named beside them: [new] the repository
 NExT-GPT/NExT-GPT at 60d618b (2025-05-13), [old] its folder NExT-GPT-Lagacy, whose layout the only public checkpoint has, [author] answers in the
 repository's issue threads 13 and 17, [ours] a decision of this project and why. Where the reference's code does not do what its README says, the README
-is followed. A difference that no value can express: LoRA without dropout (reference 0.05 new, 0.1 old).
+is followed.
 Files that the steps of nextgpt_7b keep: 154 KiB a caption of a picture or clip (targets, 77 x 1024 in half precision), 6 KiB a picture, 200 KiB a clip and
 65 KiB a sound of latents, 2 KiB a medium of features; give lists of the size that the stages' steps draw.
 """
@@ -85,7 +85,9 @@ def nextgpt_7b() -> Recipe:
         decoders=NEXTGPT_DECODERS,
         **LATENTS,
         # [new] finetune.sh: r 128, alpha 256 on all seven linear layers; one adapter for everything (train.py)
-        lora=LoraSpec(mode="shared", rank=128, alpha=256, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
+        lora=LoraSpec(
+            mode="shared", rank=128, alpha=256, dropout=0.05, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        ),
         # [author] thread 17: 1, then 3, then 2. So stage 2 aligns hidden states that no later stage moves
         stages=("stage1", "stage3", "stage2"),
         stage1=StageConfig(
@@ -153,7 +155,7 @@ def nextgpt_7b_legacy() -> Recipe:
         latents=None,  # [old] stage 2 has cross-entropy and caption alignment only
         latents_video=None,
         latents_audio=None,
-        lora=LoraSpec(mode="shared", rank=32, alpha=32, targets=("q_proj", "k_proj", "v_proj", "o_proj")),  # [old] config/stage_3.yaml
+        lora=LoraSpec(mode="shared", rank=32, alpha=32, dropout=0.1, targets=("q_proj", "k_proj", "v_proj", "o_proj")),  # [old] config/stage_3.yaml
         stage1=replace(recipe.stage1, **old, lr=4e-4, batch=18, steps=2222, warmup_steps=222),  # [old] stage_1.yaml; [author] batch 18, 40 thousand pairs
         # [old] stage_2.yaml; [author] 180 thousand pairs
         stage2=replace(recipe.stage2, **old, lr=4e-4, batch=18, steps=10000, warmup_steps=1000, denoise_loss=0.0),
