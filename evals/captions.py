@@ -1,4 +1,4 @@
-"""Held-out evaluation of stage 1 (captions with the right or the wrong media) and of stage 2 (alignment).
+"""Held-out evaluation of stage 1 (captions with the right, the wrong or blank media) and of stage 2 (alignment).
 
 Owns the pairing with a wrong media, the paired differences and their intervals, clustered by media. Input: shards, embeddings,
 stage tensors. Output: samples.parquet and metrics.parquet. Refuses to know how the model computes a loss (mmcore.scoring,
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from evals.blank import BLANK, blank_medium
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig
 from evals.statistics import derangement, mean_interval, paired_interval
 from evals.tables import ALIGNMENT_SAMPLES, CAPTION_SAMPLES, METRICS, metric_row, write_table
@@ -25,7 +26,7 @@ SHARDS = {"image": "shards_cc3m", "video": "shards_webvid", "audio": "shards_aud
 
 
 def run(ctx: StepContext) -> Mapping[str, Any]:
-    """Step entry eval_captions: cross-entropy of held-out captions after stage 1, with the right and with another sample's media.
+    """Step entry eval_captions: cross-entropy of held-out captions after stage 1, with the right, with another sample's and with a blank medium.
 
     A killed run continues after the last scored batch.
     """
@@ -41,10 +42,12 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
             continue
         encoder = dict(config.model.encoders)[modality]
         scored, embeddings = _Scored(ctx.work / f"{modality}.jsonl"), EmbeddingSet(ctx.inputs[f"embed_{modality}"].path, ctx.stores, encoder)
+        blank = None
         for batch in scored.missing(rows, config.batch):
             model = model or _load_model(ctx)
-            scored.add(_score(model, embeddings, modality, batch))
-            ctx.progress(done + len(scored.rows), len(pairs), f"{modality} captions with the right and the wrong media")
+            blank = _blank(ctx, modality, encoder) if blank is None else blank
+            scored.add(_score(model, embeddings, modality, batch, blank))
+            ctx.progress(done + len(scored.rows), len(pairs), f"{modality} captions with the right, the wrong and blank media")
         done += len(rows)
         samples += [{**row, **score} for row, score in zip(rows, scored.rows, strict=True)]
     metrics = [row for modality, _ in config.datasets for row in caption_metrics(modality, [s for s in samples if s["modality"] == modality], config)]
@@ -91,21 +94,32 @@ def _load_model(ctx: StepContext) -> Any:
     return load_model(ctx.config.model, ctx.inputs["weights_lm"].path / "lm", (ctx.inputs["stage1"].path,)).to(device_for(ctx.resources.gpus))
 
 
-def _score(model: Any, embeddings: Any, modality: str, batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Summed cross-entropy in nats of each caption with the right and with the other media, and its supervised tokens."""
+def _blank(ctx: StepContext, modality: str, encoder: Any) -> np.ndarray:
+    """features_NE of a blank medium, as the stored ones were made."""
+    from mmcore.encoders import load_encoder
+
+    weights = ctx.inputs["weights_audio" if modality == "audio" else "weights_image"]
+    return np.asarray(load_encoder(encoder, weights.path).encode([blank_medium(modality, ctx.work)])[0], np.float32)
+
+
+def _score(model: Any, embeddings: Any, modality: str, batch: Sequence[dict[str, Any]], blank_NE: np.ndarray) -> list[dict[str, Any]]:
+    """Summed cross-entropy in nats of each caption with the right, the other and a blank medium, and its supervised tokens."""
     import torch
 
     from mmcore.scoring import caption_nll
 
     captions = [row["caption"] for row in batch]
-    found = {}
-    for which in ("key", "other_key"):
-        features_BNE, lengths_B = embeddings.gather([row[which] for row in batch])
+    found: dict[str, list[float]] = {}
+    for which in ("key", "other_key", BLANK):
+        if which == BLANK:
+            features_BNE, lengths_B = np.repeat(blank_NE[None], len(batch), 0), np.full(len(batch), len(blank_NE))
+        else:
+            features_BNE, lengths_B = embeddings.gather([row[which] for row in batch])
         nll_B, tokens_B = caption_nll(model, torch.from_numpy(features_BNE), torch.from_numpy(lengths_B), modality, captions)
         found[which] = [float(x) for x in nll_B]
     return [
-        {"nll_right": right, "nll_shuffled": wrong, "num_tokens": int(tokens)}
-        for right, wrong, tokens in zip(found["key"], found["other_key"], tokens_B, strict=True)
+        {"nll_right": right, "nll_shuffled": wrong, "nll_blank": nothing, "num_tokens": int(tokens)}
+        for right, wrong, nothing, tokens in zip(found["key"], found["other_key"], found[BLANK], tokens_B, strict=True)
     ]
 
 
@@ -135,21 +149,23 @@ class _Scored:
 
 
 def caption_metrics(modality: str, samples: Sequence[dict[str, Any]], config: CaptionEvalConfig) -> list[dict[str, Any]]:
-    """Rows of METRICS of one modality, clustered by media: nll_per_token and nll_per_caption for right, shuffled and their paired
-    difference (shuffled - right: what the right media is worth, in nats), and right_wins, the share of captions that are likelier
+    """Rows of METRICS of one modality, clustered by media: nll_per_token and nll_per_caption for right, shuffled, blank and the
+    paired differences (shuffled - right, blank - right: what the right media is worth, in nats), and right_wins, the share of captions that are likelier
     with their own media. [] without samples.
     """
     if not samples:
         return []
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     clusters = [s["media_sha256"] for s in samples]
-    right, wrong = [s["nll_right"] for s in samples], [s["nll_shuffled"] for s in samples]
+    right, wrong, blank = ([s[f"nll_{which}"] for s in samples] for which in ("right", "shuffled", "blank"))
     rows = []
     for metric, weights in (("nll_per_token", [s["num_tokens"] for s in samples]), ("nll_per_caption", None)):
         intervals = {
             ("right", "score"): mean_interval(right, clusters, weights=weights, **options),
             ("shuffled", "score"): mean_interval(wrong, clusters, weights=weights, **options),
+            ("blank", "score"): mean_interval(blank, clusters, weights=weights, **options),
             ("shuffled - right", "difference"): paired_interval(wrong, right, clusters, weights=weights, **options),
+            ("blank - right", "difference"): paired_interval(blank, right, clusters, weights=weights, **options),
         }
         rows += [metric_row(i, condition=name, metric=metric, subgroup=modality, kind=kind) for (name, kind), i in intervals.items()]
     wins = mean_interval([float(r < w) for r, w in zip(right, wrong, strict=True)], clusters, proportion=True, **options)
@@ -176,7 +192,7 @@ def _summary(metrics: Sequence[dict[str, Any]], seen: Mapping[str, int]) -> dict
             "caption_text_in_training": seen[row["subgroup"]],
         }
         for row in metrics
-        if row["kind"] == "difference" and row["metric"] == "nll_per_caption"
+        if row["condition"] == "shuffled - right" and row["metric"] == "nll_per_caption"
     }
 
 

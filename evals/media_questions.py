@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evals.blank import BLANK, blank_medium
 from evals.config import MediaQuestionsEvalConfig
 from evals.run import CAPTION_TURN, PICTURES, conditions_of
 from evals.statistics import derangement, mean_interval, paired_interval
@@ -30,10 +31,6 @@ from infra.step import AnyloomError, StepContext
 if TYPE_CHECKING:
     from mmcore.generate import Generator
     from mmcore.types import Answer
-
-BLANK = "blank"
-BLANK_S, BLANK_HZ, BLANK_SIDE, SOUND_HZ = 1.5, 12, 224, 16_000
-"""The white clip: seconds, frames per second, pixels; and the rate of the silence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,19 +117,9 @@ class _Features:
     def of(self, modality: str, uri: str) -> np.ndarray:
         """[N, E] of a medium of the lists, or of BLANK."""
         if (modality, uri) not in self._kept:
-            data = _blank(modality, self._work) if uri == BLANK else (self._lists / uri).read_bytes()
+            data = blank_medium(modality, self._work) if uri == BLANK else (self._lists / uri).read_bytes()
             self._kept[modality, uri] = self.generator.encode(modality, data)
         return self._kept[modality, uri]
-
-
-def _blank(modality: str, work: Path) -> bytes:
-    """A white clip, or silence, as a file's bytes."""
-    from mmcore.decoders.base import Medium
-    from mmcore.decoders.media_files import write_media
-
-    white = np.full((round(BLANK_S * BLANK_HZ), BLANK_SIDE, BLANK_SIDE, 3), 255, np.uint8)
-    made = Medium("video", white, BLANK_HZ) if modality == "video" else Medium("audio", np.zeros(round(BLANK_S * SOUND_HZ), np.float32), SOUND_HZ)
-    return write_media(made, work / BLANK).read_bytes()
 
 
 def shown_media(questions: Sequence[MediaQuestion], what: str, seed: int) -> list[str]:

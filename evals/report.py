@@ -111,13 +111,13 @@ def _captions(artifact: Artifact | None) -> str:
     at = {(m["subgroup"], m["metric"], m["condition"]): m for m in metrics_of(artifact)}
     rows, dots = [], []
     for modality in dict.fromkeys(key[0] for key in at):
-        token = [at[modality, "nll_per_token", which]["value"] for which in ("right", "shuffled")]
+        token = [at[modality, "nll_per_token", which]["value"] for which in ("right", "shuffled", "blank")]
         gain, wins = at[modality, "nll_per_caption", "shuffled - right"], at[modality, "right_wins", "right"]
         rows.append(
             [
                 escape(modality),
                 *(f"{value:.3f}" for value in token),
-                signed(gain["value"], gain["ci_lo"], gain["ci_hi"]),
+                *(signed(each["value"], each["ci_lo"], each["ci_hi"]) for each in (gain, at[modality, "nll_per_caption", "blank - right"])),
                 percent(wins["value"], wins["ci_lo"], wins["ci_hi"]),
                 f"{gain['n']:,}",
                 f"{gain['clusters']:,}",
@@ -133,14 +133,24 @@ def _captions(artifact: Artifact | None) -> str:
         "Stage 1: does the right media make its caption likelier?",
         paragraph(
             "Cross-entropy of held-out captions in nats, with their own media and with the media of another sample (other media and other "
-            "caption, seeded). Gain: shuffled minus right per caption, paired; above 0 the media is used. Intervals: 95 % bootstrap over media. "
+            "caption, seeded), or blank (white, or silence). Gain: shuffled minus right per caption, paired; above 0 the media is used. Intervals: 95 % "
+            "bootstrap over media. "
             "Text in training: captions whose text a training sample has too.",
             "soft",
         ),
         table(
-            ["modality", "right, per token", "shuffled, per token", "gain per caption", "right is likelier, %", "captions", "media", "text in training"],
+            [
+                "modality",
+                *(f"{which}, per token" for which in ("right", "shuffled", "blank")),
+                "gain per caption",
+                "blank minus right",
+                "right is likelier, %",
+                "captions",
+                "media",
+                "text in training",
+            ],
             rows,
-            numeric=range(1, 8),
+            numeric=range(1, 10),
         ),
         chart,
         source_note(artifact),

@@ -40,6 +40,7 @@ CAPTION_SAMPLES = pa.schema(
         ("other_key", pa.string()),
         ("nll_right", pa.float64()),
         ("nll_shuffled", pa.float64()),
+        ("nll_blank", pa.float64()),
         ("num_tokens", pa.int64()),
     ]
 )

@@ -36,11 +36,12 @@ def test_scores_continue_at_the_same_batches(tmp_path: Path) -> None:
 
 
 def test_caption_metrics_from_known_losses() -> None:
-    samples = [{"media_sha256": str(i // 2), "nll_right": 4.0, "nll_shuffled": 4.0 + i % 3, "num_tokens": 2 + i % 2} for i in range(6)]
+    samples = [{"media_sha256": str(i // 2), "nll_right": 4.0, "nll_shuffled": 4.0 + i % 3, "nll_blank": 6.0, "num_tokens": 2 + i % 2} for i in range(6)]
     config = CaptionEvalConfig(model=MODEL, bootstrap_draws=100)
     at = {(m["metric"], m["condition"]): m for m in caption_metrics("audio", samples, config)}
     assert at["nll_per_token", "right"]["value"] == pytest.approx(24 / 15)
     assert at["nll_per_caption", "shuffled - right"]["value"] == pytest.approx(1.0)
+    assert at["nll_per_caption", "blank - right"]["value"] == pytest.approx(2.0)
     assert (at["nll_per_caption", "shuffled - right"]["n"], at["nll_per_caption", "shuffled - right"]["clusters"]) == (6, 3)
     assert at["right_wins", "right"]["value"] == pytest.approx(4 / 6)
     assert caption_metrics("audio", [], config) == []

@@ -80,7 +80,7 @@ def _inputs(root: Path) -> dict[str, Artifact]:
     pairs = [{"train": "a", "heldout": "b", "train_pictures": 9, "heldout_pictures": 8, "exact": 2, "near": 1}]
     (overlap.path / "overlap.json").write_text(json.dumps({"pairs": pairs, "meaning": "exact: same bytes"}))
     captions, alignment, stage = _artifact(root, "eval_captions"), _artifact(root, "eval_alignment"), _artifact(root, "stage3")
-    scored = [{"media_sha256": str(i), "nll_right": 5 + rng.random(), "nll_shuffled": 6 + rng.random(), "num_tokens": 4} for i in range(12)]
+    scored = [{"media_sha256": str(i), "nll_right": 5 + rng.random(), "nll_shuffled": 6 + rng.random(), "nll_blank": 7.0, "num_tokens": 4} for i in range(12)]
     write_table(captions.path / "metrics.parquet", caption_metrics("audio", scored, CaptionEvalConfig(model=MODEL, bootstrap_draws=100)), METRICS)
     errors = [{"caption": str(i), "error": 0.5 + 0.1 * rng.random(), "error_mean": 1.0, "error_shuffled": 1.2} for i in range(12)]
     write_table(alignment.path / "metrics.parquet", alignment_metrics(AlignmentEvalConfig(model=MODEL, bootstrap_draws=100), errors), METRICS)

@@ -1,0 +1,32 @@
+"""Blank media: a white picture, a white clip, silence. What a model is shown when the question is whether it looks at all.
+
+Owns their shape. Input: a modality and a place for scratch files. Output: a file's bytes. Refuses to know what is asked about them.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+BLANK = "blank"
+SECONDS, FRAMES_HZ, SIDE, SOUND_HZ = 1.5, 12, 224, 16_000
+"""Of clips and sounds; frames per second; pixels; samples per second."""
+
+
+def blank_medium(modality: str, work: Path) -> bytes:
+    """A white PNG, a white clip, or silence, as a file's bytes. work: where a scratch file may be written."""
+    from PIL import Image
+
+    from mmcore.decoders.base import Medium
+    from mmcore.decoders.media_files import write_media
+
+    if modality == "image":
+        buffer = io.BytesIO()
+        Image.new("RGB", (SIDE, SIDE), "white").save(buffer, "PNG")
+        return buffer.getvalue()
+    white = np.full((round(SECONDS * FRAMES_HZ), SIDE, SIDE, 3), 255, np.uint8)
+    silence = np.zeros(round(SECONDS * SOUND_HZ), np.float32)
+    made = Medium("video", white, FRAMES_HZ) if modality == "video" else Medium("audio", silence, SOUND_HZ)
+    return write_media(made, work / BLANK).read_bytes()
