@@ -317,8 +317,7 @@ def _add_evaluation(
 ) -> None:
     """eval_*, history, report."""
     spec = model_spec(recipe)
-    lm = {"weights_lm": steps["weights_lm"]}
-    encoders = {name: steps[name] for name in ("weights_image", "weights_audio") if name in steps}
+    weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
     asked = {"export": steps.get("export_early", export), "lists": lists}
     evals = {
         "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs=asked, gpus=1, background=True),
@@ -328,7 +327,7 @@ def _add_evaluation(
             config=CaptionEvalConfig(model=spec),
             gpus=1,
             background=True,
-            inputs=lm | encoders | {"stage1": trained["stage1"]} | embeddings | captions,
+            inputs=weights | {"stage1": trained["stage1"]} | embeddings | captions,
         ),
     }
     evals |= signal_evaluation(recipe, spec, steps, trained, {"targets": targets, "shards_cc3m": captions["shards_cc3m"]})
