@@ -21,7 +21,7 @@ from infra.materialize import EXECUTED, Outcome, Place, call_in_process, materia
 from infra.plan import topological
 from infra.progress import FileProgress, relay
 from infra.settings import Settings
-from infra.step import ALL_GPUS, AnyloomError, Resources, Step, StepContext
+from infra.step import ALL_BUT_ONE, ALL_GPUS, AnyloomError, Resources, Step, StepContext
 
 MAX_STEPS_AT_ONCE = 64  # threads of the runner; waiting steps sleep in one each, the thread budget limits the work
 
@@ -39,8 +39,8 @@ class Budget:
 
     @contextmanager
     def share(self, step: Step) -> Iterator[tuple[int, int]]:
-        """Hold the threads and GPUs a step asks for (0 threads, ALL_GPUS or too many: all of them)."""
-        threads = min(step.threads, self.threads) or self.threads
+        """Hold the threads and GPUs a step asks for (0 threads, ALL_GPUS or too many: all of them; ALL_BUT_ONE: at least one)."""
+        threads = max(1, self.threads - 1) if step.threads == ALL_BUT_ONE else min(step.threads, self.threads) or self.threads
         gpus = self.gpus if step.gpus == ALL_GPUS else min(step.gpus, self.gpus)
         with self.changed:
             self.changed.wait_for(lambda: self.free_threads >= threads and self.free_gpus >= gpus)

@@ -75,6 +75,8 @@ class StepContext:
 
 ALL_GPUS = -1
 """Step.gpus of a step that spreads over every GPU."""
+ALL_BUT_ONE = -1
+"""Step.threads of a step that leaves one thread to a long one in the background. The number is the same whether that one runs or not: it decides rounding."""
 RunFunction = Callable[[StepContext], Mapping[str, Any]]
 
 
@@ -94,7 +96,7 @@ class Step:
     revision: int = 1
     """Bumped when the meaning of the code changes."""
     threads: int = 1
-    """Threads the step can make good use of; 0 means all there are."""
+    """Threads the step can make good use of; 0 means all there are, ALL_BUT_ONE all but one (and at least one)."""
     isolate: bool = True
     """Run as one Ray task of its own; False for steps that start Ray work themselves or are trivial."""
     gpus: int = 0

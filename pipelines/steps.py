@@ -20,7 +20,7 @@ from typing import Any
 
 from evals.config import CaptionEvalConfig, HistoryConfig, ReportConfig
 from infra.plan import topological
-from infra.step import ALL_GPUS, AnyloomError, Step
+from infra.step import ALL_BUT_ONE, ALL_GPUS, AnyloomError, Step
 from mmcore.config import MODALITIES, EncoderSpec, ModelSpec, check_encoder, check_model, check_stage, output_spec
 from mmcore.data.chat_templates import chat_template
 from mmcore.two_tower_config import TwoTowerSpec
@@ -296,7 +296,7 @@ def _add_stages(
             run="pipelines.train:run",
             config=TrainConfig(model=spec, stage=getattr(recipe, stage)),
             inputs=inputs,
-            threads=0,
+            threads=ALL_BUT_ONE if recipe.image_decoder is not None and stage != "stage2" else 0,
             gpus=ALL_GPUS,
             isolate=False,
         )

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from flows.materialize import Budget
-from infra.step import ALL_GPUS, Step
+from infra.step import ALL_BUT_ONE, ALL_GPUS, Step
 
 
 def step(threads=1, gpus=0):
@@ -21,6 +21,16 @@ def step(threads=1, gpus=0):
 def test_a_step_gets_what_it_asks_for_and_there_is(asked, given):
     with Budget(4, 2).share(asked) as got:
         assert got == given
+
+
+@pytest.mark.parametrize(("there", "given"), [(1, 1), (2, 1), (4, 3)])
+def test_a_step_beside_a_long_one_leaves_it_a_thread_whether_it_runs_or_not(there, given):
+    with Budget(there).share(step(threads=ALL_BUT_ONE)) as alone:
+        assert alone == (given, 0)
+    if there > 1:
+        budget = Budget(there)
+        with budget.share(step()), budget.share(step(threads=ALL_BUT_ONE)) as beside:
+            assert beside == (given, 0)
 
 
 def test_without_gpus_a_step_that_could_use_them_runs_on_the_cpu():
