@@ -1,7 +1,7 @@
 """One shared LoRA adapter against one per modality, on pictures, clips and sounds together. Takes the better part of half an hour on 2 cores.
 
-`prove.py bench lora_modes [--recipe smol] [--root DIR]`: the recipe's variant with questions about clips and sounds (`smol_mix`), in branches of the root
-that go on from everything finished in it. Variants: `shared`; `per_modality` at the same rank, which has an adapter for text and one per medium; and
+`prove.py bench lora_modes [--recipe smol] [--root DIR] [--variants "shared;per_modality"]`: the recipe's variant with questions about clips and sounds
+(`smol_mix`), in branches of the root that go on from everything finished in it. Variants: `shared`; `per_modality` at the same rank, which has an adapter for text and one per medium; and
 `per_modality, equal parameters`, whose rank is divided by the number of adapters (alpha too, so that the scale stays). Same steps, seeds, batches and
 questions. Only stages 1 and 3 are trained: stage 2 answers no question. One entry per variant but the first: ours is the mean accuracy over pictures,
 clips and sounds, peer that of `shared`, limit 1. The note has accuracies by kind, the paired differences to `shared` (95 % bootstrap over media), trained
@@ -25,7 +25,7 @@ from branches import artifacts, branch, print_table, rows_of, shown, start
 from evals.statistics import mean_interval, paired_interval
 from evals.tables import metric_row
 
-BASE: dict[str, Any] = {"stages": ["stage1", "stage3"], "decoders": []}
+BASE: dict[str, Any] = {"stages": ["stage1", "stage3"], "decoders": [], "evaluation.conditions": ["helped"]}
 MODALITIES = {"image": "eval_vqa", "video": "eval_media_questions", "audio": "eval_media_questions"}
 ROUNDS, STEPS = 5, 2
 """Timed turns of every variant, and optimizer steps in each."""
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> list[dict]:
     root = options.root or Path(tempfile.mkdtemp(prefix="anyloom-lora-")) / "runs"
     common = branch(root.absolute(), "lora_modes")
     start(recipe, common, BASE, threads=os.cpu_count() or 1, goals=("stage1", "shards_instruct", "weights_*"))
-    settings = variants(recipe)
+    settings = {name: made for name, made in variants(recipe).items() if name in options.variants.split(";")}
     roots = {name: branch(common, f"v{place}") for place, name in enumerate(settings)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(start, recipe, roots[name], settings[name], 1, ("eval_vqa", "eval_media_questions")) for name in settings]

@@ -37,13 +37,21 @@ def run(options: argparse.Namespace) -> list[dict]:
     recipe = get_recipe(options.recipe)
     root = options.root or Path(tempfile.mkdtemp(prefix="anyloom-orders-")) / "runs"
     common = branch(root.absolute(), "stage_orders")
+    helped = recipe.stage3.caption_turn
+    asked = {"evaluation.conditions": ["helped" if helped else "plain_prompt"]}
     start(options.recipe, common, {}, threads=os.cpu_count() or 1, goals=COMMON)
-    settings: dict[str, dict[str, Any]] = {name: {"stages": stages} for name, stages in ORDERS.items()}
-    settings[HALVED] = {"stages": ORDERS["1-2-3-2"], "stage2.steps": recipe.stage2.steps // 2}
+    settings: dict[str, dict[str, Any]] = {name: {"stages": stages, **asked} for name, stages in ORDERS.items()}
+    settings[HALVED] = {"stages": ORDERS["1-2-3-2"], "stage2.steps": recipe.stage2.steps // 2, **asked}
     own = next((name for name, stages in ORDERS.items() if stages == list(recipe.stages)), "1-2-3")
+
+    def judged(name: str, of: Path) -> dict[str, dict[str, Any]]:
+        return one(options.recipe, branch(of, name.replace(", ", "_").replace(" ", "_")), settings[name])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {name: pool.submit(one, options.recipe, branch(common, name.replace(", ", "_").replace(" ", "_")), made) for name, made in settings.items()}
-        found = {name: job.result() for name, job in jobs.items()}
+        jobs = {name: pool.submit(judged, name, common) for name in (HALVED, "1-3-2")}
+        start(options.recipe, begun := branch(common, "begun"), settings["1-2-3"], threads=1, goals=("stage3",))  # what 1-2-3 and 1-2-3-2 begin with
+        jobs |= {name: pool.submit(judged, name, begun) for name in ("1-2-3-2", "1-2-3")}
+        found = {name: jobs[name].result() for name in settings}
     measures = list(dict.fromkeys(measure for each in found.values() for measure in each))
     print_table(["", *found], [[measure, *(each.get(measure, {}).get("shown", "") for each in found.values())] for measure in measures])
     return [entry(name, options.recipe, found, own) for name in found]
