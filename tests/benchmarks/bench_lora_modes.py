@@ -1,11 +1,11 @@
 """One shared LoRA adapter against one per modality, on pictures, clips and sounds together. Takes the better part of half an hour on 2 cores.
 
 `prove.py bench lora_modes [--recipe smol] [--root DIR] [--variants "shared;per_modality"]`: the recipe's variant with questions about clips and sounds
-(`smol_mix`), in branches of the root that go on from everything finished in it. Variants: `shared`; `per_modality` at the same rank, which has an adapter for
-text and one per medium; and `per_modality, equal parameters`, whose rank is divided by the number of adapters (alpha too, so that the scale stays). Same
-steps, seeds, batches and questions. Only stages 1 and 3 are trained: stage 2 answers no question. One entry per variant but the first: ours is the mean accuracy over pictures,
-clips and sounds, peer that of `shared`, limit 1. The note has accuracies by kind, the paired differences to `shared` (95 % bootstrap over media), trained
-parameters, and the step time: the variants' steps in turn in one process on one thread, median of ROUNDS.
+(`smol_mix`), in branches of the root that go on from everything finished in it. Variants: `shared`; `per_modality` at the same rank, which has an adapter
+for text and one per medium; and `per_modality, equal parameters`, whose rank is divided by the number of adapters (alpha too, so that the scale stays).
+Same steps, seeds, batches and questions. Only stages 1 and 3 are trained: stage 2 answers no question. One entry per variant but the first: ours is the
+mean accuracy over pictures, clips and sounds, peer that of `shared`, limit 1. The note has accuracies by kind, the paired differences to `shared` (95 %
+bootstrap over media), trained parameters, and the step time: the variants' steps in turn in one process on one thread, median of ROUNDS.
 """
 
 from __future__ import annotations
