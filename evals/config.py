@@ -62,6 +62,8 @@ class AlignmentEvalConfig:
     """Spec the stage tensors belong to."""
     modality: str = "image"
     """Which output projector."""
+    restate: bool = False
+    """Answers say the caption before they give the medium, as the recipe's do."""
     train_datasets: tuple[str, ...] = ("stamps_train", "easyvqa_captions")
     """Datasets the mean predictor is fitted on; their captions are never counted as held out."""
     heldout_datasets: tuple[str, ...] = ("stamps_heldout",)

@@ -92,6 +92,7 @@ def _before(ctx: StepContext) -> Signals:
 
 def _after(ctx: StepContext) -> Signals:
     """Through the model after stage 3, with the rows that stage 3 left."""
+    from mmcore.asking import plain
     from mmcore.losses import signal_nll
     from mmcore.model import load_model
     from mmcore.signals import compute_states
@@ -103,7 +104,7 @@ def _after(ctx: StepContext) -> Signals:
     block = range(ids[0] - table.base, ids[-1] + 1 - table.base)
 
     def signals(captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        states_BPD, lse_BP = compute_states(model, config.modality, captions)
+        states_BPD, lse_BP = compute_states(model, config.modality, captions, [plain(config.modality, caption, restate=config.restate) for caption in captions])
         nll_BS, _ = signal_nll(states_BPD, lse_BP, model.lm.new_head_rows, block)
         return model.conditioning(config.modality, states_BPD[:, 1 : 1 + len(ids)]), nll_BS
 

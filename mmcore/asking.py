@@ -24,6 +24,8 @@ class Asking:
     """Sample whose medium it is about; "" for text."""
     caption: str | None = None
     """The caption turn about that medium; None without one."""
+    said: str = ""
+    """What the answer says before it gives the medium."""
 
     @property
     def alone(self) -> bool:
@@ -40,7 +42,12 @@ def request(modality: str, caption: str, variant: int = 0) -> str:
     return wordings[0].format(caption)
 
 
-def askings(modality: str, caption: str, written: list[Asking], most: int) -> list[Asking]:
+def plain(modality: str, caption: str, variant: int = 0, restate: bool = False) -> Asking:
+    """A request alone, in one of the wordings. restate: the answer says the caption before it gives the medium."""
+    return Asking(text=request(modality, caption, variant), said=caption if restate else "")
+
+
+def askings(modality: str, caption: str, written: list[Asking], most: int, restate: bool = False) -> list[Asking]:
     """At most `most` distinct ways: the plainest wording, those that instructions wrote, then the other wordings."""
-    wordings = [Asking(text=request(modality, caption, variant)) for variant in range(len(REQUESTS[modality]))]
+    wordings = [plain(modality, caption, variant, restate) for variant in range(len(REQUESTS[modality]))]
     return list(dict.fromkeys([wordings[0], *written, *wordings]))[:most]

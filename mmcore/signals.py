@@ -23,7 +23,7 @@ from torch import nn
 
 from infra.step import AnyloomError
 from infra.storage import read_json
-from mmcore.asking import Asking, request
+from mmcore.asking import Asking, plain
 from mmcore.config import ModelSpec, SpecialTokens
 from mmcore.data.batching import collate
 from mmcore.data.chat import Chat, RowBuilder
@@ -56,8 +56,9 @@ def signal_row(chat: Chat, modality: str, caption: str, asking: Asking | None = 
     """
     block = chat.table.block(modality)
     builder = RowBuilder()
-    way = asking or Asking(text=request(modality, caption))
+    way = asking or plain(modality, caption)
     asked = chat.dialogue_prompt(way.modality, num_tokens, way.before, way.text, way.caption, literal=True)
+    asked += chat.spoken(way.said) if way.said else []
     builder.add([*asked, *block], 1)
     signals = [*range(len(asked) - 1, len(asked) + len(block))]
     if not replied:
@@ -65,7 +66,8 @@ def signal_row(chat: Chat, modality: str, caption: str, asking: Asking | None = 
     talk, reply = chat.question_prompt(caption, opened=False, literal=True), chat.spoken(caption)
     builder.add([*talk, *reply], 2)
     before = len(asked) + len(block) + len(talk) - 1
-    negatives = np.linspace(before, before + len(reply), NEGATIVES).round().astype(int).tolist()
+    last = before + len(reply) - bool(way.said)  # behind a caption that is said for a medium the signal comes, so no negative there
+    negatives = np.linspace(before, last, NEGATIVES).round().astype(int).tolist()
     return builder.row(), signals + negatives
 
 
@@ -81,7 +83,7 @@ def compute_states(
 
     askings: how each is asked for; None: in the plainest way. media: what their conversations are about.
     """
-    ways = [Asking(text=request(modality, caption)) for caption in captions] if askings is None else askings
+    ways = [plain(modality, caption) for caption in captions] if askings is None else askings
     first = {caption: row for row, caption in reversed(list(enumerate(captions)))}  # one reply to each caption
     lengths = {row: int(length) for _, all_lengths, rows_of in (media or {}).values() for row, length in zip(rows_of, all_lengths.tolist(), strict=True)}
     tokens = [num_projected(model.spec.input_projector, lengths[row]) if row in lengths else 0 for row in range(len(captions))]

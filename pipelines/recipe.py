@@ -115,6 +115,9 @@ class Recipe:
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
     requests: int = 1
     """Most ways in which stage 2 asks for a caption, no more than it has samples and instructions that ask for it; with more than 1 these are read."""
+    restate: bool = False
+    """smol lists: the answer to a request says what is asked for before it gives it ("a red circle" and then the picture). Its words stand between the
+    request, however worded, and the signal tokens, whose states then depend on little else."""
     decoders: tuple[tuple[str, str], ...] = ()
     """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder; `voice`: the speaking voice of the demo's assets; a
     published name of mmcore.decoders.catalogue (give its directory with --weights decoder_<modality>=DIR); or, in a recipe of kind random, a toy of

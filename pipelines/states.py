@@ -52,13 +52,13 @@ def distinct_captions(ctx: StepContext, modalities: list[str], config: StatesCon
     asked = []
     for (modality, caption), count in found.items():
         own = written.get((modality, caption), [])
-        ways = askings(modality, caption, own, min(count + len(own), config.requests))
+        ways = askings(modality, caption, own, min(count + len(own), config.requests), config.restate)
         asked += [(modality, caption, number, way) for number, way in enumerate(ways)]
     return sorted(asked, key=lambda item: (item[0], not item[3].alone, len(item[1]), item[1], item[2]))
 
 
 def _written(ctx: StepContext, caption_turn: bool) -> dict[tuple[str, str], list[Asking]]:
-    """(modality, caption) -> how the training instructions ask for it, in their order: records that end in an answer which is the medium, and give no other."""
+    """(modality, caption) -> how the training instructions ask for it, in their order: records whose last answer gives the medium, and no other does."""
     found: dict[tuple[str, str], list[Asking]] = {}
     shards = shard_sets(ctx.inputs, ctx.stores)
     if "instruct" not in shards:
@@ -69,21 +69,26 @@ def _written(ctx: StepContext, caption_turn: bool) -> dict[tuple[str, str], list
         sample = to_sample(meta, instructions.media_sha(meta["key"]))
         way = _asking(sample, captions)
         if way is not None:
-            found.setdefault((PLACEHOLDERS[sample.conversations[-1][1].strip()], sample.texts[0]), []).append(way)
+            modality = next(name for piece, name in PLACEHOLDERS.items() if sample.conversations[-1][1].strip().endswith(piece))
+            found.setdefault((modality, sample.texts[0]), []).append(way)
     return found
 
 
 def _asking(sample: Sample, captions: Mapping[str, str]) -> Asking | None:
-    """How a record asks for the caption of its last answer; None for one that asks for none, or for several media."""
+    """How a record asks for the caption of its last answer, which is the medium alone or behind its caption; None for one that asks for none, or for
+    several media."""
     given = [piece for _, answer in sample.conversations for piece in PLACEHOLDERS if piece in answer]
-    if len(sample.texts) != 1 or len(given) != 1 or sample.conversations[-1][1].strip() not in PLACEHOLDERS:
+    if len(sample.texts) != 1 or len(given) != 1:
+        return None
+    said, rest = sample.conversations[-1][1].strip().removesuffix(given[0]), sample.conversations[-1][1].strip()[-len(given[0]) :]
+    if rest != given[0] or said not in ("", sample.texts[0]):
         return None
     if any(piece in question for question, _ in sample.conversations[1:] for piece in PLACEHOLDERS):
         return None
     turns = [(question_text(question, sample.modality), answer) for question, answer in sample.conversations]
     caption = captions.get(sample.media_sha256) if sample.modality != "text" else None
     key = sample.key if sample.modality != "text" else ""
-    return Asking(text=turns[-1][0], before=tuple(turns[:-1]), modality=sample.modality, key=key, caption=caption)
+    return Asking(text=turns[-1][0], before=tuple(turns[:-1]), modality=sample.modality, key=key, caption=caption, said=said)
 
 
 def _part(model: AnyModel, captions: list[Asked], batch: int, features: Mapping[str, FeatureSource]) -> bytes:

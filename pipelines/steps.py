@@ -39,13 +39,13 @@ from pipelines.steps_decoders import (
     decoder_weights,
     latents,
     signal_inputs,
-    state_sources,
+    states_config,
     takes_files,
     trained_image_decoder,
     untrained,
 )
 from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, speaking, states_of
-from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
+from pipelines.train_config import ExportConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
 
@@ -204,7 +204,7 @@ def _add_sources(recipe: Recipe, steps: dict[str, Step], own_weights: Mapping[st
     if recipe.lists == OWN:
         return None
     asked = any(asked_about(recipe, modality) for modality in QUESTIONS)
-    smol = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips, pictures=recipe.easyvqa_pictures, media_questions=asked)
+    smol = SmolListsConfig(heldout=recipe.heldout, clips=recipe.clips, pictures=recipe.easyvqa_pictures, media_questions=asked, restate=recipe.restate)
     config = smol if recipe.lists == "smol" else TinyListsConfig(media_questions=asked)
     steps["lists"] = Step(name="lists", run=f"pipelines.sources.{recipe.lists}:run", config=config, inputs=inputs if recipe.lists == "smol" else {})
     return steps["lists"]
@@ -281,7 +281,7 @@ def _add_stages(
             steps[states] = Step(
                 name=states,
                 run="pipelines.train:run_states",
-                config=StatesConfig(model=spec, requests=recipe.requests, sources=state_sources(recipe), caption_turn=recipe.stage3.caption_turn),
+                config=states_config(recipe, spec),
                 threads=0,
                 gpus=1,
                 inputs={**inputs, **signals.captions, **({"shards_instruct": instruct, **embeddings} if recipe.requests > 1 and instruct is not None else {})},

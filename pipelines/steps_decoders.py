@@ -17,7 +17,7 @@ from mmcore.decoders.contract import read_contract
 from mmcore.decoders.projected import check_projector
 from pipelines.data_config import GROUP_MODALITY, LATENTS, TARGETS, EmbedConfig
 from pipelines.recipe import Recipe
-from pipelines.train_config import NEEDS_STAGE2
+from pipelines.train_config import NEEDS_STAGE2, StatesConfig
 from pipelines.weights_config import DecoderConfig, ImportConfig, VoiceConfig, WeightsConfig
 from pipelines.weights_files import given_decoder, given_files
 
@@ -135,6 +135,13 @@ def state_sources(recipe: Recipe) -> tuple[str, ...]:
     """Datasets whose captions have states: all (empty), or with a voice, of the sounds only those it can say."""
     spoken = spoken_sources(recipe)
     return tuple(d.name for d in recipe.datasets if d.name in spoken or GROUP_MODALITY.get(d.group, "audio") != "audio") if spoken else ()
+
+
+def states_config(recipe: Recipe, spec: ModelSpec) -> StatesConfig:
+    """How the recipe's captions are asked for."""
+    return StatesConfig(
+        model=spec, requests=recipe.requests, sources=state_sources(recipe), caption_turn=recipe.stage3.caption_turn, restate=recipe.restate
+    )
 
 
 def captions_of(captions: Mapping[str, Step], modality: str) -> dict[str, Step]:

@@ -37,7 +37,7 @@ def media_questions(recipe: Recipe, inputs: dict[str, Step]) -> dict[str, Step]:
 
 def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step], trained: Mapping[str, Step], data: dict[str, Step]) -> dict[str, Step]:
     """eval_alignment of the last stage 2, and eval_drift where a stage 3 follows a stage 2. data: the captions and their targets."""
-    config, order = AlignmentEvalConfig(model=spec), stage_steps(recipe.stages)
+    config, order = AlignmentEvalConfig(model=spec, restate=recipe.restate), stage_steps(recipe.stages)
     names, aligned = [name for name, _ in order], [name for name, stage in order if stage == "stage2"]
     if not aligned:
         return {}

@@ -40,6 +40,8 @@ class StatesConfig:
     """Datasets whose captions are taken; empty: all."""
     caption_turn: bool = False
     """Conversations about a medium begin with its caption, as stage 3 has them."""
+    restate: bool = False
+    """The answer to a request in one of the wordings says the caption before it gives the medium, as the recipe's instructions do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

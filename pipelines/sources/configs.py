@@ -170,6 +170,8 @@ class SmolListsConfig:
     """(code, name in captions) of the languages of spoken descriptions."""
     spoken_each: int = 80
     """Spoken descriptions taken of each language (English has 66)."""
+    restate: bool = False
+    """Answers say what is asked for before they give it."""
     media_questions: bool = False
     """Also write the datasets of QUESTIONS."""
 

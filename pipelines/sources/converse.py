@@ -31,11 +31,17 @@ Pair = tuple[str, str]
 
 
 def converse_records(
-    questions: Mapping[int, Sequence[tuple[int, str, str]]], captions: Mapping[int, str], uri_of: Mapping[int, str], per_concept: int, voice: bool
+    questions: Mapping[int, Sequence[tuple[int, str, str]]],
+    captions: Mapping[int, str],
+    uri_of: Mapping[int, str],
+    per_concept: int,
+    voice: bool,
+    restate: bool,
 ) -> list[dict[str, Any]]:
     """`per_concept` conversations that ask for each concept, the kinds in turn.
 
-    questions: picture number -> its (number, question, answer)s; captions, uri_of: picture number -> caption and uri; voice: some ask for spoken words.
+    questions: picture number -> its (number, question, answer)s; captions, uri_of: picture number -> caption and uri; voice: some ask for spoken words;
+    restate: answers say what is asked for before they give it.
     """
     of_concept: dict[str, list[int]] = defaultdict(list)
     for picture, caption in captions.items():
@@ -50,7 +56,7 @@ def converse_records(
             number, kind = len(records), kinds[place % len(kinds)]
             picture = shown[number % len(shown)]
             asked = sorted(questions[picture], key=lambda item: chance(f"converse {number} {item[0]}"))
-            turns = _turns(kind, concept, number, [(question, answer) for _, question, answer in asked])
+            turns = _turns(kind, concept, number, [(question, answer) for _, question, answer in asked], restate)
             record = {"id": f"converse_{number}", "conversations": _spoken_by(turns, "ask" in kind)}
             record |= {"image": uri_of[picture]} if "ask" in kind else {}
             if "speak" in kind:
@@ -62,8 +68,9 @@ def converse_records(
     return records
 
 
-def _turns(kind: Sequence[str], concept: Concept, number: int, asked: Sequence[Pair]) -> list[Pair]:
+def _turns(kind: Sequence[str], concept: Concept, number: int, asked: Sequence[Pair], restate: bool) -> list[Pair]:
     """(human, gpt) of each part of a conversation."""
+    spoken = SPOKEN.format(concept.caption)
     questions, turns = iter(asked * len(kind)), []
     for part in kind:
         if part == "ask":
@@ -71,10 +78,10 @@ def _turns(kind: Sequence[str], concept: Concept, number: int, asked: Sequence[P
         elif part == "talk":
             turns.append(TALK[int(chance(f"converse talk {number}") * len(TALK))])
         elif part == "speak":
-            turns.append((_request("audio", SPOKEN.format(concept.caption), number), "<audio>"))
+            turns.append((_request("audio", spoken, number), f"{spoken if restate else ''}<audio>"))
         else:
             said = concept.caption if number % 2 else concept.worded(PHRASES[number // 2 % len(PHRASES)])
-            turns.append((_request("image", said, number), "<image>"))
+            turns.append((_request("image", said, number), f"{concept.caption if restate else ''}<image>"))
     return turns
 
 

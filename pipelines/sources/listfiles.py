@@ -78,10 +78,10 @@ def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str,
     return {"id": identity, modality: uri, "conversations": turns, "question_ids": [number for number, _, _ in questions]}
 
 
-def draw_record(identity: str, caption: str, uri: str, phrase: int, modality: str = "image", said: str = "") -> dict[str, Any]:
+def draw_record(identity: str, caption: str, uri: str, phrase: int, modality: str = "image", said: str = "", restate: bool = False) -> dict[str, Any]:
     """A request for a picture, or another medium; the answer is the placeholder that the model has to emit as a signal block.
 
-    said: the caption in other words, for the request; "": as it stands in a sentence.
+    said: the caption in other words, for the request; "": as it stands in a sentence. restate: the answer says the caption before it.
     """
     wordings = REQUESTS[modality]
     request = wordings[phrase % len(wordings)].format(said or in_sentence(caption))
@@ -89,7 +89,7 @@ def draw_record(identity: str, caption: str, uri: str, phrase: int, modality: st
         "id": identity,
         f"output_{modality}": uri,
         f"{modality}_captions": [caption],
-        "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": f"<{modality}>"}],
+        "conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": f"{caption if restate else ''}<{modality}>"}],
     }
 
 

@@ -84,10 +84,11 @@ def run(ctx: StepContext) -> dict[str, Any]:
     voice = assets / "voice"
     if not voice.is_dir():
         left_out.append("no voice: spoken_train and speak_train are empty")
-    counts |= write_spoken(ctx.output, voice if voice.is_dir() else None, config.speak_per_caption)
+    counts |= write_spoken(ctx.output, voice if voice.is_dir() else None, config.speak_per_caption, config.restate)
     known = {number: caption for number, caption in captions.items() if caption}
     shown = {number: train[number] for number in known}
-    conversations = converse_records(shown, known, {number: _picture("train", number) for number in known}, config.converse_per_concept, voice.is_dir())
+    uris = {number: _picture("train", number) for number in known}
+    conversations = converse_records(shown, known, uris, config.converse_per_concept, voice.is_dir(), config.restate)
     counts["converse_train"] = write_instruct(ctx.output, "converse_train", conversations)
     unknown = sum(caption == "" for caption in captions.values())
     if unknown:
@@ -227,9 +228,10 @@ def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: S
         for s in stamps
         if not s.heldout and "png" in s.media and is_noun_phrase(s.caption, config.max_words)
     ]
-    return write_instruct(
-        output, "draw_train", [draw_record(f"draw_{n}", caption, uri, n + n // 2, said=words) for n, (caption, uri, words) in enumerate(wanted)]
-    )
+    records = [
+        draw_record(f"draw_{n}", caption, uri, n + n // 2, said=words, restate=config.restate) for n, (caption, uri, words) in enumerate(wanted)
+    ]
+    return write_instruct(output, "draw_train", records)
 
 
 # ---- clips ----------------------------------------------------------------------------------------------------------

@@ -22,13 +22,16 @@ SPOKEN = 'the words "{}"'
 """Caption of a sound in which a voice says something: what is said stands between double quotes."""
 
 
-def write_spoken(output: Path, voice: Path | None, per_caption: int) -> dict[str, int]:
-    """Say every concept once and write both lists, empty ones without a voice. per_caption: requests for each, in the wordings of REQUESTS in turn.
+def write_spoken(output: Path, voice: Path | None, per_caption: int, restate: bool) -> dict[str, int]:
+    """Say every concept once and write both lists, empty ones without a voice. per_caption: requests for each, in the wordings of REQUESTS in turn;
+    restate: answers say the caption before the sound.
 
     Returns rows per dataset.
     """
     said = [] if voice is None else _say_all(output, voice)
-    asked = [draw_record(f"speak_{stem}_{n}", caption, f"{FOLDER}/{stem}.wav", n, "audio") for stem, caption in said for n in range(per_caption)]
+    asked = [
+        draw_record(f"speak_{stem}_{n}", caption, f"{FOLDER}/{stem}.wav", n, "audio", restate=restate) for stem, caption in said for n in range(per_caption)
+    ]
     return {"spoken_train": write_audiocaps(output, "spoken_train", said), "speak_train": write_instruct(output, "speak_train", asked)}
 
 

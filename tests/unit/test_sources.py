@@ -453,19 +453,21 @@ def test_clips_have_the_same_bytes_whatever_the_memory_held_before(tmp_path):
     assert len(made) == 1
 
 
-def test_conversations_go_from_a_picture_to_a_request_for_another_thing():
+@pytest.mark.parametrize("restate", (False, True))
+def test_conversations_go_from_a_picture_to_a_request_for_another_thing(restate):
     asked = {number: [(number * 10 + i, f"question {number}.{i}?", f"answer {i}") for i in range(3)] for number in range(5)}
     captions = {0: "a red circle", 1: "a red circle", 2: "a blue triangle", 3: "a shape", 4: "a teal rectangle"}
     uris = {number: f"media/{number}.png" for number in asked}
-    records = converse_records(asked, captions, uris, 6, voice=True)
+    records = converse_records(asked, captions, uris, 6, voice=True, restate=restate)
     assert len(records) == 3 * len(KINDS) and len({record["id"] for record in records}) == len(records)
-    assert records == converse_records(asked, captions, uris, 6, voice=True)
+    assert records == converse_records(asked, captions, uris, 6, voice=True, restate=restate)
     for record in records:
         turns = [turn["value"] for turn in record["conversations"]]
-        assert ("image" in record) == turns[0].startswith("<image>\n") and turns.count("<image>") + turns.count("<audio>") == 1
         given = "audio" if "output_audio" in record else "image"
         (caption,) = record[f"{given}_captions"]
-        request = turns[turns.index(f"<{given}>") - 1]
+        answers = turns[1::2]
+        assert ("image" in record) == turns[0].startswith("<image>\n") and sum("<" in answer for answer in answers) == 1
+        request = turns[turns.index(f"{caption if restate else ''}<{given}>") - 1]
         assert all(word in request for word in caption.replace('the words "', "").rstrip('"').split() if word not in ("a",))
         if given == "image":
             assert captions[int(record["output_image"].split("/")[1].split(".")[0])] == caption
@@ -473,13 +475,13 @@ def test_conversations_go_from_a_picture_to_a_request_for_another_thing():
             if question.startswith("<image>"):
                 assert record["image"] == f"media/{question.split()[2].split('.')[0]}.png" and answer.startswith("answer")
     assert {len(record["conversations"]) // 2 for record in records} == {2, 3}
-    assert not any("output_audio" in record for record in converse_records(asked, captions, uris, 12, voice=False))
+    assert not any("output_audio" in record for record in converse_records(asked, captions, uris, 12, voice=False, restate=restate))
     assert {record["image"] for record in records if "image" in record} == set(uris.values())
 
 
 def test_conversations_are_records_that_the_reader_takes(tmp_path):
     asked, captions = {0: [(0, "what is it?", "circle")]}, {0: "a red circle"}
-    write_instruct(tmp_path, "converse_train", converse_records(asked, captions, {0: "media/0.png"}, 6, voice=True))
+    write_instruct(tmp_path, "converse_train", converse_records(asked, captions, {0: "media/0.png"}, 6, voice=True, restate=False))
     rows = list(instruct.read(tmp_path / "instruct" / "converse_train.json"))
     assert [row.modality for row in rows] == ["image", "image", "image", "text", "image", "text"]
     assert all(len(row.texts) == 1 for row in rows)

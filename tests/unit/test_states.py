@@ -1,6 +1,7 @@
 """The states step: a caption's states do not depend on what stands beside it, and it is asked for as the instructions ask for it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from infra.step import Artifact, StepContext
 from mmcore.asking import Asking, request
 from mmcore.data.batching import collate
 from mmcore.data.chat import REQUESTS, Turn
-from mmcore.signals import NEGATIVES, compute_states
+from mmcore.signals import NEGATIVES, compute_states, signal_row
 from pipelines.data_config import ShardsConfig
+from pipelines.states import _asking as _asking_of
 from pipelines.states import distinct_captions
 from pipelines.train_config import StatesConfig
+from pipelines.train_data import to_sample
 
 CAPTIONS = ["a dot", "a red dot"]
 
@@ -31,16 +34,17 @@ def test_states_of_many_requests_are_those_of_each_alone():
     assert torch.equal(together[0, -NEGATIVES:], together[2, -NEGATIVES:]) and not torch.equal(together[0, :-NEGATIVES], together[1, :-NEGATIVES])
 
 
-def test_a_request_that_ends_a_conversation_has_the_states_of_the_trained_row():
+@pytest.mark.parametrize("said", ("", "a dot"))
+def test_a_request_that_ends_a_conversation_has_the_states_of_the_trained_row(said):
     model = build(lora=True)
-    way = Asking(text="now draw a dot", before=(("what is it?", "a cat"),), modality="image", key="k", caption="a cat on a mat")
+    way = Asking(text="now draw a dot", before=(("what is it?", "a cat"),), modality="image", key="k", caption="a cat on a mat", said=said)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 3, dict(model.spec.encoders)["image"].width, generator=generator)
     media = {"image": (features, torch.tensor([3, 2]), [1, 2])}
-    ways = [Asking(text="draw a dot"), way, way]
+    ways = [Asking(text="draw a dot", said=said), way, way]
     states, _ = compute_states(model, "image", ["a dot"] * 3, ways, media)
     for place, length in ((1, 3), (2, 2)):
-        turns = [Turn("what is it?", "a cat"), Turn("now draw a dot", "<image>")]
+        turns = [Turn("what is it?", "a cat"), Turn("now draw a dot", f"{said}<image>")]
         trained = model.chat.question_row("image", length, turns, "a cat on a mat", dialogue=True)
         hidden = model(collate([trained], {"image": (features[place - 1 : place, :length], torch.tensor([length]), [0])}))[0]
         block = list(model.lm.table.block("image"))
@@ -48,6 +52,9 @@ def test_a_request_that_ends_a_conversation_has_the_states_of_the_trained_row():
         assert torch.allclose(states[place, : 1 + len(block)], hidden[start : start + 1 + len(block)], atol=1e-5)
     assert not torch.allclose(states[1, :5], states[2, :5], atol=1e-3) and not torch.allclose(states[0, :5], states[1, :5], atol=1e-3)
     assert torch.equal(states[0, -NEGATIVES:], states[1, -NEGATIVES:])
+    _, places = signal_row(model.chat, "image", "a dot", ways[0])
+    row_of, _ = signal_row(model.chat, "image", "a dot", ways[0])
+    assert places[-1] == len(row_of.ids) - 1 - bool(said)  # what follows a caption that is said for a picture is the picture
 
 
 def _config(requests: int, caption_turn: bool = True) -> StatesConfig:
@@ -108,6 +115,15 @@ def test_conversations_that_end_in_a_request_are_ways_to_ask_too(context, captio
     caption = "a cat" if caption_turn else None  # its picture is the first captioned one
     assert way == Asking(text="and now a cat", before=(("what is it?", "grey"),), modality="image", key="talk-000000", caption=caption)
     assert found[-1][3] == way  # after all requests alone
+
+
+def test_answers_that_say_the_caption_first_are_ways_to_ask(context):
+    found = distinct_captions(_context(context, "captions"), ["image"], replace(_config(60), restate=True))
+    assert {way.said for *_, way in found} == {"a cat", "a dog"} and all(way.said == text for _, text, _, way in found)
+    sample = to_sample({"key": "k", "source": "s", "modality": "text", "texts": ["a cat"], "conversations": []}, "")
+    for answer, said in (("a cat<image>", "a cat"), ("<image>", ""), ("A cat: <image>", None), ("a cat<image> there", None), ("<image><image>", None)):
+        way = _asking_of(replace(sample, conversations=(("draw a cat", answer),)), {})
+        assert (way.said if way else None) == said
 
 
 def test_without_instructions_or_with_one_request_wordings_are_as_many_as_samples(context):
