@@ -50,7 +50,7 @@ def legacy_spec() -> ModelSpec:
             ("audio", OutputProjectorSpec(kind="nextgpt_legacy", width=512, layers=4, heads=4, ffn=2048, queries=1, out=512)),
         ),
         tokens=SpecialTokens(image=4, video=24, audio=8),
-        lora=LoraSpec(rank=32, alpha=32, targets=("q_proj", "k_proj", "v_proj", "o_proj")),
+        lora=LoraSpec(rank=32, alpha=32, dropout=0.1, targets=("q_proj", "k_proj", "v_proj", "o_proj")),
     )
 
 
