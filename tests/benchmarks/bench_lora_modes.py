@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> list[dict]:
     root = options.root or Path(tempfile.mkdtemp(prefix="anyloom-lora-")) / "runs"
     common = branch(root.absolute(), "lora_modes")
     start(recipe, common, BASE, threads=os.cpu_count() or 1, goals=("stage1", "shards_instruct", "weights_*"))
-    settings = {name: made for name, made in variants(recipe).items() if name in options.variants.split(";")}
+    settings = {name: made for name, made in variants(recipe).items() if not options.variants or name in options.variants.split(";")}
     roots = {name: branch(common, f"v{place}") for place, name in enumerate(settings)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(start, recipe, roots[name], settings[name], 1, ("eval_vqa", "eval_media_questions")) for name in settings]

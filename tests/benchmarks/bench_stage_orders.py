@@ -48,10 +48,11 @@ def run(options: argparse.Namespace) -> list[dict]:
         return one(options.recipe, branch(of, name.replace(", ", "_").replace(" ", "_")), settings[name])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {name: pool.submit(judged, name, common) for name in (HALVED, "1-3-2")}
+        wanted = [name for name in settings if not options.variants or name in options.variants.split(";")]
+        jobs = {name: pool.submit(judged, name, common) for name in (HALVED, "1-3-2") if name in wanted}
         start(options.recipe, begun := branch(common, "begun"), settings["1-2-3"], threads=1, goals=("stage3",))  # what 1-2-3 and 1-2-3-2 begin with
-        jobs |= {name: pool.submit(judged, name, begun) for name in ("1-2-3-2", "1-2-3")}
-        found = {name: jobs[name].result() for name in settings}
+        jobs |= {name: pool.submit(judged, name, begun) for name in ("1-2-3-2", "1-2-3") if name in wanted}
+        found = {name: jobs[name].result() for name in wanted}
     measures = list(dict.fromkeys(measure for each in found.values() for measure in each))
     print_table(["", *found], [[measure, *(each.get(measure, {}).get("shown", "") for each in found.values())] for measure in measures])
     return [entry(name, options.recipe, found, own) for name in found]
