@@ -85,43 +85,31 @@ def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> 
 def answered(ctx: StepContext, generator: Any, prompts: Sequence[Prompt]) -> list[Answer]:
     """Greedy answers in the order of the prompts; pictures are encoded by the export's own encoder.
 
-    Texts that begin a conversation: config.chunk together, blocks not completed. The others: one conversation each, as `anyloom chat` holds it, where a block
-    that has begun is completed.
+    Texts that begin a conversation: blocks not completed. The others: as `anyloom chat` holds a conversation, where a block that has begun is completed.
+    Each kind config.chunk together.
     """
     from mmcore.data.shards import ShardSet
     from mmcore.types import Question
 
     shards, limit = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), ctx.config.max_new_tokens
-    items, answers = {}, {}
-    for number, prompt in enumerate(prompts):
+    items, answers = [], {}
+    for prompt in prompts:
         shown: dict[str, Any] = {}
-        if prompt.before:
-            answers[number] = _in_conversation(generator, prompt, shards.media(prompt.media_key), limit)
-            ctx.progress(len(answers), len(prompts), "prompts answered")
-            continue
         if prompt.media_key:
             shown = {"media_key": prompt.media_key, "modality": "image", "features_NE": generator.encode("image", shards.media(prompt.media_key))}
-        items[number] = Question(text=prompt.text, **shown)
-    for start in range(0, len(items), ctx.config.chunk):
-        chunk = list(items)[start : start + ctx.config.chunk]
-        found = generator.answer([items[number] for number in chunk], max_new_tokens=limit, complete_blocks=False)
-        answers |= dict(zip(chunk, found, strict=True))
-        ctx.progress(len(answers), len(prompts), "prompts answered")
+        items.append(Question(text=prompt.before or prompt.text, **shown))
+    for later in (False, True):
+        numbers = [number for number, prompt in enumerate(prompts) if bool(prompt.before) == later]
+        for start in range(0, len(numbers), ctx.config.chunk):
+            chunk = numbers[start : start + ctx.config.chunk]
+            asked = [items[number] for number in chunk]
+            if later:
+                found = generator.follow_up(asked, [prompts[number].text for number in chunk], max_new_tokens=limit)
+            else:
+                found = generator.answer(asked, max_new_tokens=limit, complete_blocks=False)
+            answers |= dict(zip(chunk, found, strict=True))
+            ctx.progress(len(answers), len(prompts), "prompts answered")
     return [answers[number] for number in range(len(prompts))]
-
-
-def _in_conversation(generator: Any, prompt: Prompt, picture: bytes, limit: int) -> Answer:
-    """What the model says to the prompt's text after it has answered the question before it."""
-    from mmcore.conversation import Conversation
-    from mmcore.types import Answer, SignalBlock
-
-    conversation = Conversation(generator)
-    for _ in conversation.say(prompt.before, [("image", picture)], max_new_tokens=limit):
-        pass
-    events = list(conversation.say(prompt.text, max_new_tokens=limit))
-    blocks = tuple(event for event in events if isinstance(event, SignalBlock))
-    text = "".join(event.text for event in events if not isinstance(event, SignalBlock)).strip()
-    return Answer(text=text, caption=None, token_ids=(), num_input_tokens=0, ms=0.0, blocks=blocks)
 
 
 def reply(prompt: Prompt, answer: Answer, modality: str) -> dict[str, Any]:

@@ -56,7 +56,4 @@ class Conversation:
         try:
             yield from self._generator.events(written(self.cache, [stream], hidden_BTD[0, -1:], chat.end_id, max_new_tokens, sampling=sampling))
         finally:
-            unread = stream.tokens[stream.position - start :]
-            ended = bool(stream.tokens) and stream.tokens[-1] == chat.end_id
-            self._position = stream.position
-            self._pending = [*unread, *(chat.close()[1:] if ended else chat.close())]
+            self._position, self._pending = stream.position, self._generator.unread(stream, start)

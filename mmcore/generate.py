@@ -111,6 +111,54 @@ class Generator:
                 progress(done, len(items))
         return [answer for answer in answers if answer is not None]
 
+    @torch.inference_mode()
+    def follow_up(self, items: Sequence[Question], then: Sequence[str], *, max_new_tokens: int = 16) -> list[Answer]:
+        """Answers to what is said `then`, each in a conversation of its own that begins with the question of its item, which the model answers first.
+
+        Each item has a row of its own, whoever shares its medium. A signal block that the model begins is completed.
+        """
+        answers = []
+        for start in range(0, len(items), ROWS):
+            answers += self._follow_up_rows(items[start : start + ROWS], then[start : start + ROWS], max_new_tokens)
+        return answers
+
+    def _follow_up_rows(self, items: Sequence[Question], then: Sequence[str], limit: int) -> list[Answer]:
+        started, features = time.monotonic(), [_feature(item) for item in items]
+        cache, captions = self._prefixes(features, self.caption_turn)
+        first = [
+            self._chat.question_prompt(item.text, opened=self._opened(feature, self.caption_turn), later=feature is not None and self.caption_turn)
+            for item, feature in zip(items, features, strict=True)
+        ]
+        positions = list(cache.lengths)
+        pending: list[list[int]] = [[] for _ in items]
+        for texts in (first, [self._chat.question_prompt(text, opened=False, later=True) for text in then]):
+            read = [[*rest, *ids] for rest, ids in zip(pending, texts, strict=True)]
+            hidden_BTD = cache.extend([[(1, position, ids)] for position, ids in zip(positions, read, strict=True)])
+            starts = [position + len(ids) for position, ids in zip(positions, read, strict=True)]
+            streams = [Stream(row=row, segment=1, position=position) for row, position in enumerate(starts)]
+            last_SD = torch.stack([hidden_BTD[row, len(ids) - 1] for row, ids in enumerate(read)])
+            for _ in written(cache, streams, last_SD, self._chat.end_id, limit):
+                pass
+            positions = [stream.position for stream in streams]
+            pending = [self.unread(stream, start) for stream, start in zip(streams, starts, strict=True)]
+        ms = 1000 * (time.monotonic() - started) / len(items)
+        return [
+            Answer(
+                text=self._chat.decode(stream.tokens).strip(),
+                caption=caption,
+                token_ids=tuple(stream.tokens),
+                num_input_tokens=start,
+                ms=ms,
+                blocks=tuple(stream.blocks),
+            )
+            for stream, caption, start in zip(streams, captions, starts, strict=True)
+        ]
+
+    def unread(self, stream: Stream, start: int) -> list[int]:
+        """What the model has not read of an answer that began at position `start`, and of what ends it."""
+        ended = bool(stream.tokens) and stream.tokens[-1] == self._chat.end_id
+        return [*stream.tokens[stream.position - start :], *(self._chat.close()[1:] if ended else self._chat.close())]
+
     def _answer_rows(
         self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling
     ) -> dict[int, Answer]:

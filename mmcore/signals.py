@@ -5,8 +5,8 @@ once: the hidden states at the predicting, signal and negative positions, and th
 them the loss and the gradient of stage 2 (output projectors, head rows) are those of the full model.
 Owns the row layout, the computation, the files and their reader. Refuses to know the loss and how captions are chosen.
 
-Layout of one caption's P = 1 + S + NEGATIVES positions: the position before the block; its S signal tokens; then positions of a plain
-text reply to the same caption, where no signal token may come.
+Layout of one caption's P = 1 + S + NEGATIVES positions: the position before the block; its S signal tokens; then positions of an exchange in words (a
+question with its answer, or where there is none a reply to the same caption), where no signal token may come.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mmcore.special_tokens import TokenTable
 from mmcore.types import TokenRow
 
 NEGATIVES = 4
-"""Negative positions per caption, evenly spread over the text reply; the first is the one before its first token."""
+"""Negative positions per caption, evenly spread over the answer in words; the first is the one before its first token."""
 INDEX, ROWS = "states.json", "rows.safetensors"
 
 
@@ -48,11 +48,20 @@ def target_key(caption: str) -> str:
     return f"text:{hashlib.sha256(caption.encode()).hexdigest()}"
 
 
-def signal_row(chat: Chat, modality: str, caption: str, asking: Asking | None = None, num_tokens: int = 0, replied: bool = True) -> tuple[TokenRow, list[int]]:
-    """The packed row of a caption (drawing it; replying to it in words) and its P positions.
+def signal_row(
+    chat: Chat,
+    modality: str,
+    caption: str,
+    asking: Asking | None = None,
+    num_tokens: int = 0,
+    replied: bool = True,
+    exchange: tuple[str, str] | None = None,
+) -> tuple[TokenRow, list[int]]:
+    """The packed row of a caption (drawing it; an answer in words) and its P positions.
 
-    asking: how it is asked for; None: in the plainest way. num_tokens: projected tokens of the medium that the conversation is about. Without `replied` the
-    second half and its positions are left out: it does not depend on the request.
+    asking: how it is asked for; None: in the plainest way. num_tokens: projected tokens of the medium that the conversation is about. exchange: a question and
+    its answer in words; None: the caption, replied to by itself. Without `replied` the second half and its positions are left out: it does not depend on the
+    request.
     """
     block = chat.table.block(modality)
     builder = RowBuilder()
@@ -63,10 +72,11 @@ def signal_row(chat: Chat, modality: str, caption: str, asking: Asking | None = 
     signals = [*range(len(asked) - 1, len(asked) + len(block))]
     if not replied:
         return builder.row(), signals
-    talk, reply = chat.question_prompt(caption, opened=False, literal=True), chat.spoken(caption)
+    question, answer = exchange or (caption, caption)
+    talk, reply = chat.question_prompt(question, opened=False, literal=True), chat.spoken(answer)
     builder.add([*talk, *reply], 2)
     before = len(asked) + len(block) + len(talk) - 1
-    last = before + len(reply) - bool(way.said)  # behind a caption that is said for a medium the signal comes, so no negative there
+    last = before + len(reply) - bool(way.said and exchange is None)  # behind a caption that is said for a medium the signal comes: no negative there
     negatives = np.linspace(before, last, NEGATIVES).round().astype(int).tolist()
     return builder.row(), signals + negatives
 
@@ -77,17 +87,24 @@ Media = Mapping[str, tuple[torch.Tensor, torch.Tensor, list[int]]]
 
 @torch.no_grad()
 def compute_states(
-    model: AnyModel, modality: str, captions: Sequence[str], askings: Sequence[Asking] | None = None, media: Media | None = None
+    model: AnyModel,
+    modality: str,
+    captions: Sequence[str],
+    askings: Sequence[Asking] | None = None,
+    media: Media | None = None,
+    exchanges: Sequence[tuple[str, str]] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass.
 
-    askings: how each is asked for; None: in the plainest way. media: what their conversations are about.
+    askings: how each is asked for; None: in the plainest way. media: what their conversations are about. exchanges: questions and answers in words, of which
+    a caption takes the one that a hash of it says.
     """
     ways = [plain(modality, caption) for caption in captions] if askings is None else askings
     first = {caption: row for row, caption in reversed(list(enumerate(captions)))}  # one reply to each caption
     lengths = {row: int(length) for _, all_lengths, rows_of in (media or {}).values() for row, length in zip(rows_of, all_lengths.tolist(), strict=True)}
     tokens = [num_projected(model.spec.input_projector, lengths[row]) if row in lengths else 0 for row in range(len(captions))]
-    rows = [signal_row(model.chat, modality, caption, ways[row], tokens[row], first[caption] == row) for row, caption in enumerate(captions)]
+    words = [exchanges[int(hashlib.sha256(caption.encode()).hexdigest()[:8], 16) % len(exchanges)] if exchanges else None for caption in captions]
+    rows = [signal_row(model.chat, modality, caption, ways[row], tokens[row], first[caption] == row, words[row]) for row, caption in enumerate(captions)]
     hidden_BTD = model(collate([row for row, _ in rows], media or {}).to(model.device))
     signals = len(rows[0][1]) - NEGATIVES
     from_BP = torch.tensor([[row] * signals + [first[caption]] * NEGATIVES for row, caption in enumerate(captions)])

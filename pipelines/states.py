@@ -91,13 +91,23 @@ def _asking(sample: Sample, captions: Mapping[str, str]) -> Asking | None:
     return Asking(text=turns[-1][0], before=tuple(turns[:-1]), modality=sample.modality, key=key, caption=caption, said=said)
 
 
-def _part(model: AnyModel, captions: list[Asked], batch: int, features: Mapping[str, FeatureSource]) -> bytes:
+def exchanges(ctx: StepContext) -> list[tuple[str, str]]:
+    """(question, answer) of every training instruction that is one exchange in words, in their order: what no signal token may follow."""
+    shards = shard_sets(ctx.inputs, ctx.stores)
+    if "instruct" not in shards:
+        return []
+    metas = shards["instruct"].metas(sorted(shards["instruct"].keys(split="train")))
+    turns = [sample.conversations for sample in (to_sample(meta, "") for meta in metas) if sample.modality == "text"]
+    return [pairs[0] for pairs in turns if len(pairs) == 1 and not any(piece in pairs[0][0] + pairs[0][1] for piece in PLACEHOLDERS)]
+
+
+def _part(model: AnyModel, captions: list[Asked], batch: int, features: Mapping[str, FeatureSource], talk: list[tuple[str, str]]) -> bytes:
     states, lse = [], []
     for start in range(0, len(captions), batch):
         (modality, *_), rows = captions[start], captions[start : start + batch]
         ways = [way for *_, way in rows]
         media = media_of(features, [(way.modality, way.key) for way in ways])
-        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, *_ in rows], ways, media)
+        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, *_ in rows], ways, media, talk)
         states.append(states_BPD)
         lse.append(lse_BP)
     return save({"states": torch.cat(states), "lse": torch.cat(lse)})
@@ -120,12 +130,12 @@ def run_states(ctx: StepContext) -> dict[str, Any]:
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages).to(device_for(ctx.resources.gpus))
     emitted = [modality for modality in MEDIA if model.lm.table.count(modality)]
     features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
-    parts = plan_parts(distinct_captions(ctx, emitted, config), config.part)
+    parts, talk = plan_parts(distinct_captions(ctx, emitted, config), config.part), exchanges(ctx) if config.requests > 1 else []
     total, done, index = sum(map(len, parts)), 0, []
     for number, captions in enumerate(parts):
         name = f"part-{number:05d}.safetensors"
         if not (ctx.work / name).exists():
-            write_atomic(ctx.work / name, _part(model, captions, config.batch, features))
+            write_atomic(ctx.work / name, _part(model, captions, config.batch, features, talk))
         write_atomic(ctx.output / name, (ctx.work / name).read_bytes())
         index.append({"file": name, "keys": [caption_key(*asked[:3]) for asked in captions]})
         done += len(captions)

@@ -25,7 +25,7 @@ from mmcore.draw import DECODERS, Drawer
 from mmcore.generate import DESCRIPTION, Generator
 from mmcore.image_decoder_config import DrawingEvalConfig
 from mmcore.signals import caption_key
-from mmcore.types import SignalBlock, TextPiece
+from mmcore.types import Question, SignalBlock, TextPiece
 from pipelines.sources.talk import TALK as TRAINED_TALK
 
 CONFIG = DrawingEvalConfig(bootstrap_draws=100)
@@ -86,6 +86,24 @@ class Seeing(Generator):
         return Features().gather([data.decode()])[0][0]
 
 
+def said_then(generator, question, picture, text):
+    conversation = Conversation(generator)
+    list(conversation.say(question, [("image", picture)], max_new_tokens=6))
+    return "".join(event.text for event in conversation.say(text, max_new_tokens=6) if hasattr(event, "text")).strip()
+
+
+@pytest.mark.parametrize("caption_turn", (True, False))
+def test_what_is_said_later_in_many_conversations_is_answered_as_in_each_alone(caption_turn):
+    generator = Seeing(build(lora=True), caption_turn=caption_turn)
+    asked = [("what?", b"a", "draw it"), ("hue of it all?", b"bb", "and now?"), ("what?", b"a", "a longer thing, please")]
+    items = [
+        Question(text=question, media_key=str(i), modality="image", features_NE=generator.encode("image", data)) for i, (question, data, _) in enumerate(asked)
+    ]
+    answers = generator.follow_up(items, [text for *_, text in asked], max_new_tokens=6)
+    assert [answer.text for answer in answers] == [said_then(generator, *one) for one in asked]
+    assert len({answer.text for answer in answers}) > 1
+
+
 def test_a_request_after_a_question_is_answered_as_a_conversation_answers_it(monkeypatch, tmp_path):
     generator = Seeing(build(lora=True), caption_turn=True)
     monkeypatch.setattr("mmcore.data.shards.ShardSet", Shards)
@@ -96,10 +114,7 @@ def test_a_request_after_a_question_is_answered_as_a_conversation_answers_it(mon
     (after,) = after_questions([Prompt(condition="asked_new_wording", text="draw it", concept=3)], first[1:])
     assert after == Prompt(condition=AFTER, text="draw it", concept=3, media_key="a", before="what?") and after_questions(first, []) == []
     answers = answered(ctx, generator, [first[0], after, first[1]])
-    conversation = Conversation(generator)
-    list(conversation.say("what?", [("image", b"a")], max_new_tokens=6))
-    said = list(conversation.say("draw it", max_new_tokens=6))
-    assert answers[1].text == "".join(event.text for event in said if hasattr(event, "text")).strip()
+    assert answers[1].text == said_then(generator, "what?", b"a", "draw it")
     assert [answers[0].text, answers[2].text] == [answer.text for answer in answered(ctx, generator, first)]
 
 

@@ -458,9 +458,9 @@ def test_conversations_go_from_a_picture_to_a_request_for_another_thing(restate)
     asked = {number: [(number * 10 + i, f"question {number}.{i}?", f"answer {i}") for i in range(3)] for number in range(5)}
     captions = {0: "a red circle", 1: "a red circle", 2: "a blue triangle", 3: "a shape", 4: "a teal rectangle"}
     uris = {number: f"media/{number}.png" for number in asked}
-    records = converse_records(asked, captions, uris, 6, voice=True, restate=restate)
+    records = converse_records(asked, captions, uris, len(KINDS), voice=True, restate=restate)
     assert len(records) == 3 * len(KINDS) and len({record["id"] for record in records}) == len(records)
-    assert records == converse_records(asked, captions, uris, 6, voice=True, restate=restate)
+    assert records == converse_records(asked, captions, uris, len(KINDS), voice=True, restate=restate)
     for record in records:
         turns = [turn["value"] for turn in record["conversations"]]
         given = "audio" if "output_audio" in record else "image"
@@ -481,7 +481,7 @@ def test_conversations_go_from_a_picture_to_a_request_for_another_thing(restate)
 
 def test_conversations_are_records_that_the_reader_takes(tmp_path):
     asked, captions = {0: [(0, "what is it?", "circle")]}, {0: "a red circle"}
-    write_instruct(tmp_path, "converse_train", converse_records(asked, captions, {0: "media/0.png"}, 6, voice=True, restate=False))
+    write_instruct(tmp_path, "converse_train", converse_records(asked, captions, {0: "media/0.png"}, len(KINDS), voice=True, restate=False))
     rows = list(instruct.read(tmp_path / "instruct" / "converse_train.json"))
-    assert [row.modality for row in rows] == ["image", "image", "image", "text", "image", "text"]
+    assert [row.modality for row in rows] == ["image", "image", "image", "text", "image", "image", "text", "text"]
     assert all(len(row.texts) == 1 for row in rows)

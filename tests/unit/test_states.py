@@ -16,7 +16,7 @@ from mmcore.data.chat import REQUESTS, Turn
 from mmcore.signals import NEGATIVES, compute_states, signal_row
 from pipelines.data_config import ShardsConfig
 from pipelines.states import _asking as _asking_of
-from pipelines.states import distinct_captions
+from pipelines.states import distinct_captions, exchanges
 from pipelines.train_config import StatesConfig
 from pipelines.train_data import to_sample
 
@@ -57,6 +57,21 @@ def test_a_request_that_ends_a_conversation_has_the_states_of_the_trained_row(sa
     assert places[-1] == len(row_of.ids) - 1 - bool(said)  # what follows a caption that is said for a picture is the picture
 
 
+def test_no_signal_follows_an_exchange_in_words():
+    model, talk = build(lora=True), [("what is it?", "a cat"), ("and that?", "no dog")]
+    states, _ = compute_states(model, "image", CAPTIONS, exchanges=talk)
+    own, _ = compute_states(model, "image", CAPTIONS)
+    assert torch.allclose(states[:, :-NEGATIVES], own[:, :-NEGATIVES], atol=1e-5) and not torch.allclose(states[:, -NEGATIVES:], own[:, -NEGATIVES:], atol=1e-3)
+    for exchange in talk:
+        row_of, places = signal_row(model.chat, "image", "a dot", Asking(text="draw", said="a dot"), exchange=exchange)
+        words = [*model.chat.question_prompt(exchange[0], opened=False, literal=True), *model.chat.spoken(exchange[1])]
+        assert row_of.ids.tolist()[-len(words) :] == words and places[-1] == len(row_of.ids) - 1  # the end of the answer too
+
+
+def test_exchanges_are_the_training_instructions_in_words(context):
+    assert exchanges(_context(context, "captions", "instruct")) == [("how are you?", "well")] and exchanges(_context(context, "captions")) == []
+
+
 def _config(requests: int, caption_turn: bool = True) -> StatesConfig:
     return StatesConfig(model=build(lora=False).spec, requests=requests, caption_turn=caption_turn)
 
@@ -77,6 +92,7 @@ def context(tmp_path_factory):
         _asking(2, "what now?", "a cat", "A cat: <image>"),
         _asking(3, "a cat for the test", "a cat", "<image>", split="test"),
         _asking(4, "a dog at last", "a dog", "<image>"),
+        _asking(5, "how are you?", "", "well"),
     ]
     about = {**pictures(root, 1)[0], "key": "talk-000000", "source": "talk", "texts": ["a cat"], "split": "train"}
     turns = ["<image>\nwhat is it?", "grey", "and now a cat", "<image>"]
