@@ -36,7 +36,7 @@ def _rows(run_id: str, samples: int = 3) -> dict[str, pa.Table]:
             }
         ),
         "sample": pa.table({"run_id": [run_id] * samples, "doc_key": [str(i) for i in range(samples)], "score": [1.0] * samples}),
-        "loss": pa.table({"run_id": pa.array([], pa.string())}),
+        "train_metrics": pa.table({"run_id": pa.array([], pa.string())}),
     }
 
 
@@ -49,7 +49,7 @@ stores, first = Path(sys.argv[1]), int(sys.argv[2])
 for i in range(first, first + 5):
     name = f"run{i:04d}"
     rows = {"run": pa.table({"run_id": [name], "recipe": ["tiny"]}), "metric": pa.table({"run_id": [name], "value": [0.9]}),
-            "sample": pa.table({"run_id": [name] * 3, "score": [1.0] * 3}), "loss": pa.table({"run_id": [name], "step": [1]})}
+            "sample": pa.table({"run_id": [name] * 3, "score": [1.0] * 3}), "train_metrics": pa.table({"run_id": [name], "step": [1]})}
     history.append(stores, name, rows)
     history.rebuild(stores, stores.parent / "history.duckdb")
 """
