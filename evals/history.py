@@ -147,6 +147,12 @@ def _schema_sha() -> str:
     return sha256(_schema().encode()).hexdigest()
 
 
+def schema_is_current(db_path: Path) -> bool:
+    """Whether the database was built by this code's schema; if not, `rebuild` makes it anew."""
+    names, rows = query(db_path, "SELECT * FROM history_schema")
+    return bool(rows) and dict(zip(names, rows[0], strict=True)).get("sha256") == _schema_sha()
+
+
 def _copy_aside(db_path: Path, temporary: Path) -> _Old:
     """Copy the database and read the copy. Raises AnyloomError for a database of a newer schema than this code's.
 
@@ -156,7 +162,7 @@ def _copy_aside(db_path: Path, temporary: Path) -> _Old:
     if not db_path.exists():
         return _Old()
     shutil.copyfile(db_path, temporary)
-    with _open(temporary, db_path) as connection:
+    with opened(temporary, db_path) as connection:
         files = frozenset(connection.execute("SELECT * FROM history_file").fetchall())
         result = connection.execute("SELECT * FROM history_schema")
         schema = dict(zip([column[0] for column in result.description or []], result.fetchone() or (), strict=False))
@@ -183,7 +189,7 @@ def _build(stores: Path, database: Path, files: set[tuple[str, str]], *, fresh: 
 
 
 @contextmanager
-def _open(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """A read-only connection without access to files, the network or settings. Raises AnyloomError for a missing or foreign file.
 
     called: the name for error messages, when `path` is a copy.
@@ -208,7 +214,7 @@ def query(db_path: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
 
     Raises AnyloomError with DuckDB's first line for a statement that is wrong or not allowed.
     """
-    with _open(db_path) as connection:
+    with opened(db_path) as connection:
         try:
             statements = connection.extract_statements(sql)
             if len(statements) != 1:

@@ -118,7 +118,7 @@ def file_of(stores: Path, name: str, stem: str) -> Path:
 def write_file(stores: Path, name: str, stem: str, data: pa.Table) -> None:
     """Publish one file, whole or not at all."""
     buffer = io.BytesIO()
-    pq.write_table(conform(name, data), buffer, compression="zstd")
+    pq.write_table(conform(name, data), buffer, compression="zstd", write_page_checksum=True)
     write_atomic(file_of(stores, name, stem), buffer.getvalue())
 
 
