@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from evals.history import query, schema_is_current
 from evals.history_load import all_files, committed_files, read_standing
-from evals.history_tables import OF_RUN, ROW_KEYS, STANDING, file_of, version_of
+from evals.history_tables import OF_RUN, ROW_KEYS, SCHEMAS, STANDING, VERSION, file_of, version_of
 from evals.migrations import read_run
 from infra.step import AnyloomError
 
@@ -65,16 +65,12 @@ def _check_run(stores: Path, name: str, found: Checked) -> Iterator[str]:
     try:
         for table in OF_RUN:
             path = file_of(stores, table, name)
-            if path.exists() and version_of(path) > 1:
-                pq.read_table(path, page_checksum_verification=True)
+            if path.exists():
+                _read_whole(path, table)
         tables = read_run(stores, name)
     except AnyloomError as error:
         found.unread.add(name)
         yield f"torn: {error}"
-        return
-    except (OSError, pa.ArrowException) as error:
-        found.unread.add(name)
-        yield f"torn: {path} ({str(error).splitlines()[0]}): restore it from a copy, or remove the run's files to accept the loss"
         return
     for table in STANDING.keys() & tables.keys():
         found.keys[table] |= _keys(tables[table], table)
@@ -93,14 +89,25 @@ def _check_run(stores: Path, name: str, found: Checked) -> Iterator[str]:
             yield f"doubled: {path} has {doubled} rows more than once ({', '.join(ROW_KEYS[table])})"
 
 
+def _read_whole(path: Path, table: str) -> None:
+    """Read every page with its checksum. Raises AnyloomError when one is not what was written, or the columns are not those of the file's version."""
+    remedy = "restore it from a copy, or remove it to accept the loss"
+    try:
+        read = pq.read_table(path, page_checksum_verification=True)
+        read.validate(full=True)
+        same = version_of(path) < VERSION or read.schema.equals(SCHEMAS[table])
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise AnyloomError(f"{path} is damaged ({str(error).splitlines()[0]}): {remedy}") from error
+    if not same:
+        raise AnyloomError(f"{path} has other columns than table {table}: {remedy}")
+
+
 def _check_standing(path: Path, table: str, found: Checked) -> Iterator[str]:
     try:
-        pq.read_table(path, page_checksum_verification=True)
+        _read_whole(path, table)
         rows = read_standing(path, table)
     except AnyloomError as error:
         yield f"torn: {error}"
-    except (OSError, pa.ArrowException) as error:
-        yield f"torn: {path} ({str(error).splitlines()[0]}): restore it from a copy, or remove it to accept the loss"
     else:
         found.rows += len(rows)
         found.keys[table] |= _keys(rows, table)

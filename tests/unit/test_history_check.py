@@ -35,9 +35,16 @@ def _torn(stores: Path, db: Path) -> None:
 
 def _rotten(stores: Path, db: Path) -> None:
     path = file_of(stores, "sample", "a")
-    data = bytearray(path.read_bytes())
-    data[60] ^= 0xFF
+    data, group = bytearray(path.read_bytes()), pq.ParquetFile(path).metadata.row_group(0)
+    column = group.column(SCHEMAS["sample"].names.index("score"))
+    data[column.data_page_offset + column.total_compressed_size - 1 - (column.data_page_offset - (column.dictionary_page_offset or column.data_page_offset))] ^= 1
     path.write_bytes(bytes(data))
+
+
+def _other_columns(stores: Path, db: Path) -> None:
+    path = file_of(stores, "sample", "a")
+    table = pq.read_table(path).rename_columns(["scorf" if name == "score" else name for name in SCHEMAS["sample"].names])
+    pq.write_table(table.replace_schema_metadata(SCHEMAS["sample"].metadata), path)
 
 
 def _orphan(stores: Path, db: Path) -> None:
@@ -118,6 +125,7 @@ def test_a_sound_history_has_no_problem(stores):
     [
         (_torn, ["torn", "sample/a.parquet"]),
         (_rotten, ["torn", "sample/a.parquet"]),
+        (_other_columns, ["torn", "sample/a.parquet", "columns"]),
         (_orphan, ["orphan", "metric/dead.parquet"]),
         (_doubled_in_file, ["doubled", "sample/c.parquet has 1 rows"]),
         (_doubled_in_database, ["count", "run a has 4 rows of sample in its file and 5"]),
