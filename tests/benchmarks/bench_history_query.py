@@ -2,9 +2,9 @@
 
 2,000 runs of 5 tasks with 1,000 samples each, appended as real runs are (a file per run and table) in the order of time, and built into history.duckdb in
 ten steps, as nights do: ids are random, so a run's rows lie anywhere. ours: `evals.history.query`, opening the database included. peer: stdlib sqlite3, opening
-included, the same rows; samples clustered by (run, task, condition, question), metrics and runs by their keys, the views written with the same joins, a read-only
-connection with 256 MB of page cache and memory-mapped, after ANALYZE. limit: the bound that was asked for, 100 ms and 300 ms. Both sides return the same rows,
-which are compared. Warm page cache; median of `ROUNDS`, interleaved.
+included, the same rows; samples clustered by (run, task, condition, question), metrics and runs by their keys, the views written with the same joins, a
+read-only connection with 256 MB of page cache and memory-mapped, after ANALYZE. limit: the bound that was asked for, 100 ms and 300 ms. Both sides return the
+same rows, which are compared. Warm page cache; median of `ROUNDS`, interleaved.
 """
 
 from __future__ import annotations
@@ -139,13 +139,14 @@ def one_run(run_id: str, number: int, rng: np.random.Generator) -> dict[str, pa.
         score = (prediction == target).astype(np.float64)
         columns = {key: pa.array([value] * n) for key, value in (same | {"condition": "helped"}).items()}
         columns |= {"doc_key": DOC_KEYS, "picture": PICTURES, "cluster": PICTURES, "question": QUESTIONS, "answer_type": TYPES, "target": pa.array(target)}
-        columns |= {"prediction": pa.array(prediction), "score": pa.array(score), "num_tokens": pa.array(rng.integers(1, 5, n)), "question_id": pa.array(np.arange(n))}
+        columns |= {"prediction": pa.array(prediction), "score": pa.array(score), "num_tokens": pa.array(rng.integers(1, 5, n))}
+        columns |= {"question_id": pa.array(np.arange(n))}
         parts.append(conform("sample", pa.table(columns)))
         for place, subgroup in enumerate(SUBGROUPS):
             chosen = score if place == 0 else score[np.arange(n) % 3 == place - 1]
             value, size = float(chosen.mean()), len(chosen)
             row = same | {"metric": "exact_match", "filter": "none", "subgroup": subgroup, "n": size, "clusters": size // 2}
-            metric.append(row | {"condition": "helped", "kind": "score", "value": value, "ci_lo": value - 0.03, "ci_hi": value + 0.03, "higher_is_better": True})
+            metric.append(row | {"condition": "helped", "kind": "score", "value": value, "ci_lo": value - 0.03, "ci_hi": value + 0.03})
             metric += [row | {"condition": name, "kind": "floor", "value": floor} for name, floor in (("always_yes", 0.1), ("blind_majority", 0.3))]
     said = {"run_id": run_id, "recipe": f"recipe{number % 4}", "seeds": "stage3=0", "evaluated": datetime(2026, 1, 1) + timedelta(hours=number)}
     return {

@@ -74,14 +74,20 @@ from evals.history import query
 seen, asked, snapshots = 0, 0, set()
 while not Path(sys.argv[2]).exists():
     runs, metric, sample, trained, whole = query(Path(sys.argv[1]), '''SELECT (SELECT count(*) FROM run), (SELECT count(*) FROM metric),
-        (SELECT count(*) FROM sample), (SELECT count(*) FROM train_metrics), (SELECT count(*) FROM (SELECT run_id FROM sample GROUP BY run_id HAVING count(*) = 20))''')[1][0]
+        (SELECT count(*) FROM sample), (SELECT count(*) FROM train_metrics),
+        (SELECT count(*) FROM (SELECT run_id FROM sample GROUP BY run_id HAVING count(*) = 20))''')[1][0]
     assert runs >= seen, f"{runs} runs after {seen}"
     assert (metric, sample, trained, whole) == (4 * runs, 20 * runs, 3 * runs, runs), (runs, metric, sample, trained, whole)
     seen, asked = runs, asked + 1
     snapshots.add(runs)
 print(asked, len(snapshots))
 """
-BUILDER = "import sys; from pathlib import Path; from evals.history import rebuild; r = Path(sys.argv[1]); rebuild(r / 'stores', r / 'history.duckdb', fresh=True)"
+BUILDER = """
+import sys
+from pathlib import Path
+from evals.history import rebuild
+rebuild(Path(sys.argv[1]) / "stores", Path(sys.argv[1]) / "history.duckdb", fresh=True)
+"""
 
 
 def run(options: argparse.Namespace) -> list[dict]:
@@ -191,5 +197,6 @@ def compare(box: Path, expected: list[str]) -> dict:
         lost, doubled = lost + max(0, each * len(expected) - on_disk), doubled + max(0, on_disk - each * len(expected))
         same = f"SELECT md5(string_agg(md5({table}::VARCHAR), '' ORDER BY md5({table}::VARCHAR))) FROM {table}"
         problems += [] if query(grown, same)[1] == query(anew, same)[1] else [f"{table} of the database that grew is not that of the one built anew"]
-    note = {"files": len(all_files(stores)), "check_s": round(checked_s, 1), "built anew_s": round(anew_s, 1), "build with nothing new_s": round(nothing_new_s, 2)}
-    return {"lost": lost, "doubled": doubled, "problems": problems, "note": note | {"database_mb": round(grown.stat().st_size / 1e6, 1)}}
+    note = {"files": len(all_files(stores)), "database_mb": round(grown.stat().st_size / 1e6, 1), "check_s": round(checked_s, 1)}
+    note |= {"built anew_s": round(anew_s, 1), "build with nothing new_s": round(nothing_new_s, 2)}
+    return {"lost": lost, "doubled": doubled, "problems": problems, "note": note}

@@ -37,7 +37,7 @@ def _rotten(stores: Path, db: Path) -> None:
     path = file_of(stores, "sample", "a")
     data, group = bytearray(path.read_bytes()), pq.ParquetFile(path).metadata.row_group(0)
     column = group.column(SCHEMAS["sample"].names.index("score"))
-    data[column.data_page_offset + column.total_compressed_size - 1 - (column.data_page_offset - (column.dictionary_page_offset or column.data_page_offset))] ^= 1
+    data[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1] ^= 1
     path.write_bytes(bytes(data))
 
 

@@ -30,7 +30,8 @@ def _comparison(**changes):
 
 def test_sample_diff_pairs_the_same_questions_and_says_which_way(stores):
     db = append(stores, rows("a", UP), rows("b", [1.0, 0.0, 1.0, 1.0], night=1))
-    found = query(db, "SELECT doc_key, score_a, score_b, flip, prediction_a, prediction_b FROM sample_diff WHERE run_a = 'a' AND run_b = 'b' ORDER BY doc_key")[1]
+    asked = "SELECT doc_key, score_a, score_b, flip, prediction_a, prediction_b FROM sample_diff"
+    found = query(db, f"{asked} WHERE run_a = 'a' AND run_b = 'b' ORDER BY doc_key")[1]
     assert found == [("0", 1, 1, "same", "yes", "yes"), ("1", 1, 0, "down", "yes", "no"), ("2", 1, 1, "same", "yes", "yes"), ("3", 0, 1, "up", "no", "yes")]
 
 
