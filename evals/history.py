@@ -222,7 +222,10 @@ def query(db_path: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
             result = connection.execute(statements[0])
             return ([column[0] for column in result.description or []], result.fetchall())
         except duckdb.Error as error:
-            raise AnyloomError(f"the query failed: {_first_line(error)}; the tables are {', '.join(TABLES)}; the views {', '.join(VIEWS)}") from error
+            known = f"the tables are {', '.join(TABLES)}; the views {', '.join(VIEWS)}"
+            if connection.execute("SELECT sha256 FROM history_schema").fetchone() != (_schema_sha(),):
+                known = "this database is of another schema: run `anyloom history build`"
+            raise AnyloomError(f"the query failed: {_first_line(error)}; {known}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -26,7 +26,10 @@ def append_comparisons(stores: Path, rows: Sequence[Mapping[str, Any]]) -> list[
     for row in rows:
         _require("comparison", row, ("run_a", "run_b", "task", "condition", "metric", "subgroup", "history_fingerprint"))
         said = {key: value for key, value in row.items() if key not in ("comparison_id", "made") and value is not None}
-        made[content_id(said)] = {**said, "made": row.get("made") or now}
+        try:
+            made[content_id(said)] = {**said, "made": row.get("made") or now}
+        except TypeError as error:
+            raise AnyloomError(f"a row of comparison cannot be named by what it says: {error}; leave out what is not known") from error
     _append("comparison", stores, fingerprint(sorted(made))[:16], [{"comparison_id": name, **row} for name, row in sorted(made.items())])
     return sorted(made)
 
@@ -73,6 +76,7 @@ def parse_time(text: str) -> datetime:
 
 def _append(table: str, stores: Path, name: str, rows: list[dict[str, Any]]) -> bool:
     """One file, unless it is there or there are no rows. Returns whether it was written."""
+    name = name.replace("/", "-")
     if not rows or file_of(stores, table, name).exists():
         return False
     write_file(stores, table, name, rows_table(table, rows))

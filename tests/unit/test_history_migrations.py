@@ -110,6 +110,8 @@ def test_a_database_of_an_older_schema_is_built_anew(tmp_path: Path) -> None:
     write_version_1(stores, "old")
     _old_database(db, ["old"])
     assert any(problem.startswith("older:") for problem in check(stores, db).problems)
+    with pytest.raises(AnyloomError, match="history build"):
+        query(db, "SELECT * FROM trend")
     assert history.rebuild(stores, db) == 1
     assert query(db, "SELECT version FROM history_schema")[1] == [(VERSION,)]
     assert query(db, "SELECT count(*) FROM sample")[1] == [(2,)]

@@ -105,8 +105,6 @@ def test_a_change_point_is_recorded_once_in_its_place(stores):
     ],
 )
 def test_regressions_are_what_became_worse_by_more_than_chance(stores, changes, listed):
-    lower = rows("b", DOWN, night=1)
-    lower["metric"] = lower["metric"].slice(0, 1)
     db = append(stores, rows("a", UP), rows("b", DOWN, night=1), _with_nll(rows("c", UP, night=2)))
     append_comparisons(stores, [_comparison(**changes)])
     history.rebuild(stores, db)
@@ -125,6 +123,7 @@ def _with_nll(run):
     [
         (lambda stores: append_comparisons(stores, [_comparison(run_a=None)]), "lacks run_a"),
         (lambda stores: append_comparisons(stores, [_comparison(speed=1)]), "no column speed"),
+        (lambda stores: append_comparisons(stores, [_comparison(p=float("nan"))]), "finite"),
         (lambda stores: append_change_points(stores, [{"series_id": "s"}]), "lacks task"),
         (lambda stores: annotate(stores, at=FIRST_NIGHT, text="  "), "needs a text"),
         (lambda stores: parse_time("yesterday"), "--at yesterday"),
