@@ -223,7 +223,7 @@ def query(db_path: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
             return ([column[0] for column in result.description or []], result.fetchall())
         except duckdb.Error as error:
             known = f"the tables are {', '.join(TABLES)}; the views {', '.join(VIEWS)}"
-            if connection.execute("SELECT sha256 FROM history_schema").fetchone() != (_schema_sha(),):
+            if not connection.execute("SELECT 1 FROM duckdb_columns() WHERE table_name = 'history_schema' AND column_name = 'version'").fetchone():
                 known = "this database is of another schema: run `anyloom history build`"
             raise AnyloomError(f"the query failed: {_first_line(error)}; {known}") from error
 
