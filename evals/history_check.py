@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evals.history import query, schema_is_current
-from evals.history_load import all_files, committed_files, read_standing
+from evals.history_load import all_files, committed_files
 from evals.history_tables import OF_RUN, ROW_KEYS, SCHEMAS, STANDING, VERSION, file_of, version_of
-from evals.migrations import read_run
+from evals.migrations import OLD_FOLDERS, read_run
 from infra.step import AnyloomError
 
 _STALE_S = 3600.0
@@ -63,11 +63,8 @@ def check(stores: Path, db_path: Path) -> Checked:
 def _check_run(stores: Path, name: str, found: Checked) -> Iterator[str]:
     """Every file of one run: readable, about that run, no row twice."""
     try:
-        for table in OF_RUN:
-            path = file_of(stores, table, name)
-            if path.exists():
-                _read_whole(path, table)
-        tables = read_run(stores, name)
+        read = {table: _read_whole(path, table) for table in (*OF_RUN, *OLD_FOLDERS) if (path := file_of(stores, table, name)).exists()}
+        tables = read if version_of(file_of(stores, "run", name)) == VERSION else read_run(stores, name)
     except AnyloomError as error:
         found.unread.add(name)
         yield f"torn: {error}"
@@ -89,23 +86,23 @@ def _check_run(stores: Path, name: str, found: Checked) -> Iterator[str]:
             yield f"doubled: {path} has {doubled} rows more than once ({', '.join(ROW_KEYS[table])})"
 
 
-def _read_whole(path: Path, table: str) -> None:
-    """Read every page with its checksum. Raises AnyloomError when one is not what was written, or the columns are not those of the file's version."""
+def _read_whole(path: Path, table: str) -> pa.Table:
+    """The file's rows, every page read with its checksum. Raises AnyloomError when one is not what was written, or for other columns than its version's."""
     remedy = "restore it from a copy, or remove it to accept the loss"
     try:
-        read = pq.read_table(path, page_checksum_verification=True)
+        read = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
         read.validate(full=True)
         same = version_of(path) < VERSION or read.schema.equals(SCHEMAS[table])
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise AnyloomError(f"{path} is damaged ({str(error).splitlines()[0]}): {remedy}") from error
     if not same:
         raise AnyloomError(f"{path} has other columns than table {table}: {remedy}")
+    return read
 
 
 def _check_standing(path: Path, table: str, found: Checked) -> Iterator[str]:
     try:
-        _read_whole(path, table)
-        rows = read_standing(path, table)
+        rows = _read_whole(path, table)
     except AnyloomError as error:
         yield f"torn: {error}"
     else:
@@ -134,13 +131,13 @@ def _check_database(stores: Path, db_path: Path, committed: set[tuple[str, str]]
         yield f"behind: {db_path} lacks {len(behind)} files (first: {'/'.join(behind[0])}): run `anyloom history build`"
     for folder, name in lost:
         yield f"lost: {file_of(stores, folder, name)} is gone, and {db_path} still has its rows: restore it, or remove the database to accept the loss"
-    known = {name for folder, name in loaded if folder == "run"}
+    known = {name for folder, name in loaded if folder == "run"} - {name for _, name in lost}
     for table in OF_RUN:
         counted = dict(query(db_path, f"SELECT run_id, count(*) FROM {table} GROUP BY run_id")[1])
         for name in sorted(known & found.counts["run"].keys() - found.unread):
             if counted.get(name, 0) != found.counts[table][name]:
                 yield f"count: run {name} has {found.counts[table][name]} rows of {table} in its file and {counted.get(name, 0)} in {db_path}: {_BUILD}"
-        for name in sorted(set(counted) - known, key=str):
+        for name in sorted(set(counted) - {name for _, name in loaded}, key=str):
             yield f"foreign: {db_path} has {counted[name]} rows of {table} of {name}, which is no run: {_BUILD}"
     if not behind and not lost:
         for table, keys in STANDING.items():
@@ -184,5 +181,7 @@ def _keys(rows: pa.Table, table: str) -> set[tuple[object, ...]]:
 
 def _doubled(rows: pa.Table, table: str) -> int:
     """How many rows have the key of an earlier one."""
+    if len(rows) < 2:
+        return 0
     keys = list(ROW_KEYS[table])
-    return len(rows) - len(rows.group_by(keys).aggregate([]))
+    return len(rows) - len(rows.group_by(keys, use_threads=False).aggregate([]))

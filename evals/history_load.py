@@ -71,7 +71,7 @@ def read_standing(path: Path, table: str) -> pa.Table:
     """A file of a table in STANDING. Raises AnyloomError when it is damaged, newer than this code, or of another table."""
     version_of(path)
     try:
-        return conform(table, pq.read_table(path))
+        return conform(table, pq.ParquetFile(path).read(use_threads=False))
     except (OSError, pa.ArrowException) as error:
         raise AnyloomError(f"{path} is damaged ({str(error).splitlines()[0]}): restore it from a copy, or remove it to accept the loss") from error
 

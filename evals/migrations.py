@@ -32,7 +32,7 @@ def read_run(stores: Path, run_id: str) -> Tables:
         path = file_of(stores, name, run_id)
         if path.exists():
             try:
-                tables[name] = pq.read_table(path)
+                tables[name] = pq.ParquetFile(path).read(use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise AnyloomError(
                     f"{path} is damaged ({str(error).splitlines()[0]}): restore it from a copy, or remove the run's files to accept the loss"
