@@ -204,6 +204,7 @@ def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyCo
     except duckdb.Error as error:
         raise AnyloomError(f"{name} cannot be opened ({_first_line(error)}): it is derived, remove it and rebuild the history") from error
     try:
+        connection.execute("PRAGMA disable_progress_bar")  # DuckDB draws it on stdout where it thinks that somebody types
         yield connection
     finally:
         connection.close()

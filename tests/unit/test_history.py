@@ -190,3 +190,9 @@ def test_same_step_twice_adds_nothing(tmp_path: Path) -> None:
     )
     assert rows == [("tiny", "easyvqa_as_vqav2", "helped", "all", 1.0, 12, pytest.approx(8 / 12), pytest.approx(8 / 12), "eval_vqa/ffffffffffff", "stage1=0")]
     assert len(history.query(db, "SELECT * FROM by_type")[1]) == 3
+
+
+def test_no_progress_bar_among_the_rows(tmp_path: Path) -> None:
+    _writer(str(tmp_path / "stores"), 0, 1)
+    code = "import sys, pathlib; from evals import history; print(history.query(pathlib.Path(sys.argv[1]), \"SELECT current_setting('enable_progress_bar')\"))"
+    assert "[(False,)]" in subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "history.duckdb")], text=True)
