@@ -1,8 +1,8 @@
 """History: every evaluation there ever was, as append-only Parquet, and a DuckDB file derived from it.
 
-Owns `{stores}/history/<table>/<run_id>.parquet` (tables run, metric, sample, loss; the source of truth, safe for any number of
-writers) and history.duckdb (derived, replaced as a whole). Input: artifacts with metrics.parquet, samples.parquet, losses.parquet.
-Output: rows one can query with SQL. Refuses to know how a score was made.
+Owns `{stores}/history/<table>/<name>.parquet` (the source of truth, safe for any number of writers; tables: evals/history_tables.py) and
+history.duckdb (derived, replaced as a whole). Input: tables of a run. Output: rows one can query with SQL. Refuses to know how a score
+was made (evals/history_rows.py reads the evaluations' artifacts).
 
 Plain DuckDB lets one process write, and an open reader blocks it; so nobody ever writes the file that readers open: a new one is
 built beside it under a lock and moved over it. Readers keep the old file, new readers see the new one.
@@ -10,13 +10,12 @@ built beside it under a lock and moved over it. Readers keep the old file, new r
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -24,16 +23,16 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from evals.config import HistoryConfig
-from infra.fingerprint import fingerprint
+from evals.history_load import committed_files, load
+from evals.history_rows import collect, run_identity
+from evals.history_tables import OF_RUN, STANDING, TABLES, VERSION, file_of, write_file
 from infra.lock import exclusive
-from infra.step import AnyloomError, Artifact, StepContext
-from infra.storage import disk_errors, fsync_directory, read_json, write_atomic
+from infra.step import AnyloomError, StepContext
+from infra.storage import disk_errors, fsync_directory, write_atomic
 
-TABLES = ("loss", "sample", "metric", "run")
-"""In the order they are written: `run` last, because a run exists once its row of `run` does."""
+VIEWS = ("leaderboard", "trend", "regressions", "sample_diff", "by_type")
 _READ_ONLY: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
     "autoinstall_known_extensions": False,
@@ -56,111 +55,87 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     append(ctx.stores, run_id, rows)
     ctx.progress(1, 2, "rebuilding history.duckdb")
     rebuild(ctx.stores, database_path(ctx.stores))
-    counts = {table: len(rows[table]) for table in TABLES}
+    counts = {table: len(rows[table]) for table in OF_RUN if table in rows}
     write_atomic(ctx.output / "run.json", json.dumps({"run_id": run_id, "recipe": config.recipe, "rows": counts}, sort_keys=True, indent=1))
     ctx.progress(2, 2, "done")
     return {"run_id": run_id, "rows": counts}
 
 
-def run_identity(config: HistoryConfig, inputs: Mapping[str, Artifact]) -> str:
-    """The run's name: fingerprint of the recipe, the seeds and the bytes of everything that was evaluated (16 hex digits)."""
-    return fingerprint({"recipe": config.recipe, "seeds": config.seeds, "inputs": {name: a.digest for name, a in inputs.items()}})[:16]
-
-
-def collect(config: HistoryConfig, run_id: str, inputs: Mapping[str, Artifact]) -> dict[str, pa.Table]:
-    """The four tables of one run, from whichever inputs have metrics, question samples or losses."""
-    metric, sample, loss = [], [], []
-    for name, artifact in sorted(inputs.items()):
-        task = str(artifact.result.get("lmms_task", name.removeprefix("eval_")))
-        metrics, samples, losses = (artifact.path / f"{kind}.parquet" for kind in ("metrics", "samples", "losses"))
-        if metrics.exists():
-            metric.append(_tagged(pq.read_table(metrics), run_id, "task", task))
-        if samples.exists() and "run_condition" in pq.read_schema(samples).names:
-            sample.append(_tagged(pq.read_table(samples), run_id, "task", task))
-        if losses.exists():
-            table = pq.read_table(losses)
-            loss.append(_tagged(table.select([c for c in ("step", "loss", "lr", "tokens") if c in table.column_names]), run_id, "stage", name))
-    joined = {
-        name: pa.concat_tables(tables, promote_options="default") if tables else pa.table({"run_id": pa.array([], pa.string())})
-        for name, tables in (("metric", metric), ("sample", sample), ("loss", loss))
-    }
-    return {"run": pa.Table.from_pylist([_run_row(config, run_id, inputs)]), **joined}
-
-
-def _tagged(table: pa.Table, run_id: str, column: str, value: str) -> pa.Table:
-    names = [name for name in table.column_names]
-    constant = [pa.array([run_id] * len(table), pa.string()), pa.array([value] * len(table), pa.string())]
-    return pa.table([*constant, *table.columns], names=["run_id", column, *names])
-
-
-def _run_row(config: HistoryConfig, run_id: str, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-    main = inputs.get("eval_vqa") or next((inputs[name] for name in sorted(inputs) if name.startswith("eval_")), None)
-    result: Mapping[str, Any] = main.result if main else {}
-    provenance = _provenance(main.path) if main else {}
-    return {
-        "run_id": run_id,
-        "recipe": config.recipe,
-        "seeds": ", ".join(f"{what}={seed}" for what, seed in config.seeds),
-        "evaluated": _utc(provenance.get("finished")),
-        "git_commit": str(provenance.get("commit", "")),
-        **{key: str(result.get(key, "")) for key in ("lmms_task", "harness", "history_fingerprint", "dataset_sha256", "task_sha256")},
-        "artifact": f"{main.name}/{main.fingerprint[:12]}" if main else "",
-        "inputs": json.dumps({name: f"{a.name}/{a.fingerprint[:12]}" for name, a in sorted(inputs.items())}, sort_keys=True),
-    }
-
-
-def _provenance(directory: Path) -> dict[str, Any]:
-    path = directory / "artifact.json"
-    return dict(read_json(path).get("provenance") or {}) if path.exists() else {}
-
-
-def _utc(text: str | None) -> datetime | None:
-    """A record's time as naive UTC (a TIMESTAMP needs no time zone library); None when the artifact has no record."""
-    return datetime.fromisoformat(text).astimezone(UTC).replace(tzinfo=None, microsecond=0) if text else None
-
-
 def append(stores: Path, run_id: str, rows: Mapping[str, pa.Table]) -> bool:
-    """Write the files of one run, each temp + rename, `run` last. Returns False when the run is already there (nothing is touched)."""
-    if (stores / "history" / "run" / f"{run_id}.parquet").exists():
+    """Write the files of one run, each temp + rename, `run` last. Returns False when the run is already there (nothing is touched).
+
+    rows: tables of OF_RUN, and `model` and `task` of what was evaluated. A table without rows needs no file. Raises AnyloomError when a
+    table has columns that the history has not, or rows of another run.
+    """
+    if file_of(stores, "run", run_id).exists():
         return False
-    for table in TABLES:
-        buffer = io.BytesIO()
-        pq.write_table(rows[table], buffer, compression="zstd")
-        write_atomic(stores / "history" / table / f"{run_id}.parquet", buffer.getvalue())
+    unknown = sorted(set(rows) - {*OF_RUN, "model", "task"})
+    if unknown or len(rows["run"]) != 1:
+        raise AnyloomError(f"run {run_id}: give exactly one row of run, and the tables {', '.join(OF_RUN)}, model, task" + f", not {unknown}" * bool(unknown))
+    for name in ("model", "task"):
+        for row in rows[name].to_pylist() if name in rows else []:
+            stem = row[STANDING[name][0]].replace("/", "-")
+            if not file_of(stores, name, stem).exists():
+                write_file(stores, name, stem, pa.Table.from_pylist([row], rows[name].schema))
+    for name in OF_RUN:
+        if name in rows and len(rows[name]):
+            others = set(rows[name]["run_id"].unique().to_pylist()) - {run_id}
+            if others:
+                raise AnyloomError(f"run {run_id}: its {name} rows belong to {sorted(map(str, others))[0]}")
+            write_file(stores, name, run_id, rows[name])
     return True
 
 
-def rebuild(stores: Path, db_path: Path) -> int:
+def rebuild(stores: Path, db_path: Path, *, fresh: bool = False, threads: int = 1) -> int:
     """Bring history.duckdb up to the store's files and return the number of runs in it.
 
-    Under a lock on this machine: list the committed runs, copy the old database aside, add what is new (everything, when there is no
-    database or its schema is an older one), move it into place. Raises AnyloomError, and leaves the database alone, when the store
-    has lost runs that the database has.
+    Under a lock on this machine: list the committed files, copy the old database aside, add what is new (everything, when there is no
+    database, its schema is an older one, or `fresh`), move it into place. Raises AnyloomError, and leaves the database alone, when the
+    store has lost files that the database has.
     """
     db_path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(db_path.with_name(f"{db_path.name}.lock"), poll_s=0.05):
-        runs = sorted(path.stem for path in (stores / "history" / "run").glob("*.parquet"))
+        for left in db_path.parent.glob(f".{db_path.name}.*.tmp*"):  # of a killed builder: whoever holds the lock is the only live one
+            left.unlink(missing_ok=True)
+        present = committed_files(stores)
+        runs = sum(folder == "run" for folder, _ in present)
         temporary = db_path.with_name(f".{db_path.name}.{os.getpid()}.tmp")
         try:
             with disk_errors(db_path):
-                known, same_schema = _copy_aside(db_path, temporary)
-                lost = sorted(known - set(runs))
-                if lost:
-                    raise AnyloomError(
-                        f"{db_path} has {len(lost)} runs (first: {lost[0]}) that {stores / 'history'} no longer has; it is not replaced by "
-                        "a smaller one: restore the files, or remove the database to accept the loss"
-                    )
-                if same_schema and known == set(runs):
-                    return len(runs)
-                if not same_schema:
+                old = _copy_aside(db_path, temporary)
+                _refuse_loss(db_path, stores, sorted(old.files - present))
+                same = old.schema == _schema_sha() and not fresh
+                if same and old.files == present:
+                    return runs
+                if not same:
                     temporary.unlink(missing_ok=True)
-                _load(stores, temporary, [r for r in runs if not same_schema or r not in known], fresh=not same_schema)
+                _build(stores, temporary, present - old.files if same else present, fresh=not same, threads=threads)
                 os.replace(temporary, db_path)
         finally:
             temporary.unlink(missing_ok=True)
             temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
         fsync_directory(db_path.parent)
-        return len(runs)
+        return runs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Old:
+    """What a database holds."""
+
+    files: frozenset[tuple[str, str]] = frozenset()
+    """(folder, file)."""
+    schema: str = ""
+    """sha256 of its schema.sql."""
+
+
+def _refuse_loss(db_path: Path, stores: Path, lost: list[tuple[str, str]]) -> None:
+    if lost:
+        runs = [name for folder, name in lost if folder == "run"]
+        what = f"{len(runs)} runs (first: {runs[0]})" if runs else f"{len(lost)} files (first: {'/'.join(lost[0])})"
+        raise AnyloomError(
+            f"{db_path} has {what} that {stores / 'history'} no longer has; it is not replaced by "
+            "a smaller one: restore the files, or remove the database to accept the loss"
+        )
 
 
 @cache
@@ -172,42 +147,49 @@ def _schema_sha() -> str:
     return sha256(_schema().encode()).hexdigest()
 
 
-def _copy_aside(db_path: Path, temporary: Path) -> tuple[set[str], bool]:
-    """Copy the database and read the copy: (runs in it, whether its schema is today's); (nothing, False) without a database.
+def schema_is_current(db_path: Path) -> bool:
+    """Whether the database was built by this code's schema; if not, `rebuild` makes it anew."""
+    names, rows = query(db_path, "SELECT * FROM history_schema")
+    return bool(rows) and dict(zip(names, rows[0], strict=True)).get("sha256") == _schema_sha()
+
+
+def _copy_aside(db_path: Path, temporary: Path) -> _Old:
+    """Copy the database and read the copy. Raises AnyloomError for a database of a newer schema than this code's.
 
     The copy is read, not the original: a connection that somebody in this process keeps open would be handed out again.
     """
     temporary.unlink(missing_ok=True)
     if not db_path.exists():
-        return set(), False
+        return _Old()
     shutil.copyfile(db_path, temporary)
-    with _open(temporary, db_path) as connection:
-        runs = {row[0] for row in connection.execute("SELECT run_id FROM history_file WHERE table_name = 'run'").fetchall()}
-        schema = connection.execute("SELECT sha256 FROM history_schema").fetchone()
-    return runs, schema == (_schema_sha(),)
+    with opened(temporary, db_path) as connection:
+        files = frozenset(connection.execute("SELECT * FROM history_file").fetchall())
+        result = connection.execute("SELECT * FROM history_schema")
+        schema = dict(zip([column[0] for column in result.description or []], result.fetchone() or (), strict=False))
+    if schema.get("version", 1) > VERSION:
+        raise AnyloomError(f"{db_path} has history schema {schema['version']}, and this anyloom knows up to {VERSION}: use a newer anyloom")
+    return _Old(files=files, schema=schema.get("sha256", ""))
 
 
-def _load(stores: Path, database: Path, runs: list[str], fresh: bool) -> None:
-    """Add the files of `runs` to the database file and sync it."""
-    with duckdb.connect(str(database), config={"threads": "1"}) as connection:
-        if fresh:
-            connection.execute(_schema())
-            connection.execute("INSERT INTO history_schema VALUES (?)", [_schema_sha()])
-        connection.begin()
-        for table in TABLES:
-            files = [stores / "history" / table / f"{run_id}.parquet" for run_id in runs]
-            files = [path for path in files if path.exists()]
-            if files:
-                connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet(?, union_by_name=true)", [[str(p) for p in files]])
-                connection.executemany("INSERT INTO history_file VALUES (?, ?)", [[table, path.stem] for path in files])
-        connection.commit()
-        connection.execute("CHECKPOINT")
+def _build(stores: Path, database: Path, files: set[tuple[str, str]], *, fresh: bool, threads: int) -> None:
+    """Add `files` to the database file and sync it."""
+    try:
+        with duckdb.connect(str(database), config={"threads": threads}) as connection:
+            connection.begin()
+            if fresh:
+                connection.execute(_schema())
+                connection.execute("INSERT INTO history_schema VALUES (?, ?)", [VERSION, _schema_sha()])
+            load(connection, stores, files)
+            connection.commit()
+            connection.execute("CHECKPOINT")
+    except duckdb.Error as error:
+        raise AnyloomError(f"the history cannot be built ({_first_line(error)}): `anyloom history check` names every damaged file") from error
     with open(database, "rb") as handle:
         os.fsync(handle.fileno())
 
 
 @contextmanager
-def _open(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """A read-only connection without access to files, the network or settings. Raises AnyloomError for a missing or foreign file.
 
     called: the name for error messages, when `path` is a copy.
@@ -222,6 +204,7 @@ def _open(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyCon
     except duckdb.Error as error:
         raise AnyloomError(f"{name} cannot be opened ({_first_line(error)}): it is derived, remove it and rebuild the history") from error
     try:
+        connection.execute("PRAGMA disable_progress_bar")  # DuckDB draws it on stdout where it thinks that somebody types
         yield connection
     finally:
         connection.close()
@@ -232,7 +215,7 @@ def query(db_path: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
 
     Raises AnyloomError with DuckDB's first line for a statement that is wrong or not allowed.
     """
-    with _open(db_path) as connection:
+    with opened(db_path) as connection:
         try:
             statements = connection.extract_statements(sql)
             if len(statements) != 1:
@@ -240,7 +223,10 @@ def query(db_path: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
             result = connection.execute(statements[0])
             return ([column[0] for column in result.description or []], result.fetchall())
         except duckdb.Error as error:
-            raise AnyloomError(f"the query failed: {_first_line(error)}; the tables are run, metric, sample, loss; the views leaderboard, by_type") from error
+            known = f"the tables are {', '.join(TABLES)}; the views {', '.join(VIEWS)}"
+            if not connection.execute("SELECT 1 FROM duckdb_columns() WHERE table_name = 'history_schema' AND column_name = 'version'").fetchone():
+                known = "this database is of another schema: run `anyloom history build`"
+            raise AnyloomError(f"the query failed: {_first_line(error)}; {known}") from error
 
 
 def _first_line(error: Exception) -> str:

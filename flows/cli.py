@@ -26,7 +26,7 @@ STAGED = {
     "data": (("manifest_*", "shards_*", "overlap"), "source lists -> manifests -> WebDataset shards"),
     "train": (("export",), "the three training stages and the exported model"),
     "eval": (("eval_*",), "lmms-eval suites and held-out checks"),
-    "history": (("history",), "evaluation results -> history.duckdb"),
+    "history": (("history",), "evaluation results -> history.duckdb; build, import, export, check, annotate"),
     "report": (("report",), "report.html"),
 }
 
@@ -70,7 +70,7 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    from flows import store
+    from flows import history, store
     from flows.ask import add_ask, add_pack
     from flows.train_decoder import add_train_decoder
 
@@ -86,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[how], help="run a recipe, or the steps named", description="Materialize a recipe. What is done is kept.")
     run.add_argument("targets", nargs="*", metavar="STEP", help="only these steps and what they need; a trailing * matches by prefix")
     for name, (targets, what) in STAGED.items():
+        if name == "history":
+            history.add_commands(commands, where, how, what)
+            continue
         commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.").set_defaults(
             targets=list(targets)
         )
@@ -106,9 +109,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     artifacts.add_argument("--yes", action="store_true", help="gc: remove without asking")
 
-    sql = commands.add_parser("sql", parents=[where], help='query the benchmark history, e.g. "select * from leaderboard"')
-    sql.add_argument("query")
-    sql.add_argument("--json", action="store_true", help="rows as JSON lines")
     add_ask(commands)
     add_pack(commands)
     taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
@@ -145,7 +145,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def cmd_run(args: argparse.Namespace) -> int:
-    """run, data, embed, train, eval, history, report."""
+    """run, data, train, eval, report; history without an action; embed build."""
     from flows.run import run_recipe
 
     return run_recipe(
@@ -244,19 +244,18 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], lines: boo
     Display().console.print(made)
 
 
+def cmd_history(args: argparse.Namespace) -> int:
+    """history"""
+    from flows import history
+
+    return history.main(args, settings_of(args).root.absolute()) if args.action else cmd_run(args)
+
+
 def cmd_sql(args: argparse.Namespace) -> int:
     """sql"""
-    from evals.history import query
-    from flows.display import Display, table
+    from flows import history
 
-    columns, rows = query(settings_of(args).root.absolute() / "history.duckdb", args.query)
-    if args.json:
-        for row in rows:
-            print(json.dumps(dict(zip(columns, row, strict=True)), default=str))
-    else:
-        Display().console.print(table("", columns, [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in rows]))
-        print(f"{len(rows)} rows")
-    return 0
+    return history.sql(args, settings_of(args).root.absolute())
 
 
 def cmd_artifacts(args: argparse.Namespace) -> int:
@@ -308,7 +307,7 @@ COMMANDS = {
     "pack": cmd_pack,
     "eval-task": cmd_eval_task,
     "run": cmd_run,
-} | dict.fromkeys(STAGED, cmd_run)
+} | dict.fromkeys(STAGED, cmd_run) | {"history": cmd_history}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

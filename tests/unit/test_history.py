@@ -36,7 +36,7 @@ def _rows(run_id: str, samples: int = 3) -> dict[str, pa.Table]:
             }
         ),
         "sample": pa.table({"run_id": [run_id] * samples, "doc_key": [str(i) for i in range(samples)], "score": [1.0] * samples}),
-        "loss": pa.table({"run_id": pa.array([], pa.string())}),
+        "train_metrics": pa.table({"run_id": pa.array([], pa.string())}),
     }
 
 
@@ -49,7 +49,7 @@ stores, first = Path(sys.argv[1]), int(sys.argv[2])
 for i in range(first, first + 5):
     name = f"run{i:04d}"
     rows = {"run": pa.table({"run_id": [name], "recipe": ["tiny"]}), "metric": pa.table({"run_id": [name], "value": [0.9]}),
-            "sample": pa.table({"run_id": [name] * 3, "score": [1.0] * 3}), "loss": pa.table({"run_id": [name], "step": [1]})}
+            "sample": pa.table({"run_id": [name] * 3, "score": [1.0] * 3}), "train_metrics": pa.table({"run_id": [name], "step": [1]})}
     history.append(stores, name, rows)
     history.rebuild(stores, stores.parent / "history.duckdb")
 """
@@ -190,3 +190,9 @@ def test_same_step_twice_adds_nothing(tmp_path: Path) -> None:
     )
     assert rows == [("tiny", "easyvqa_as_vqav2", "helped", "all", 1.0, 12, pytest.approx(8 / 12), pytest.approx(8 / 12), "eval_vqa/ffffffffffff", "stage1=0")]
     assert len(history.query(db, "SELECT * FROM by_type")[1]) == 3
+
+
+def test_no_progress_bar_among_the_rows(tmp_path: Path) -> None:
+    _writer(str(tmp_path / "stores"), 0, 1)
+    code = "import sys, pathlib; from evals import history; print(history.query(pathlib.Path(sys.argv[1]), \"SELECT current_setting('enable_progress_bar')\"))"
+    assert "[(False,)]" in subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "history.duckdb")], text=True)
