@@ -17,15 +17,17 @@ STYLE = """
 .trend .line{stroke-width:1.6}.change{fill:none;stroke:var(--bad);stroke-width:2}
 .mark{stroke:var(--soft);stroke-dasharray:3 3}.marked{fill:var(--soft);font-size:11px}
 .mark.fingerprint{stroke:var(--control)}.control .line{stroke:var(--control)}.control .raw{stroke:var(--control)}.floor .line{stroke:var(--floor)}
-.floor .raw{stroke:var(--floor)}.legend{padding-left:20px;margin:4px 0 0;font-size:13px;color:var(--soft)}
+.floor .raw{stroke:var(--floor)}.legend{list-style:none;padding:0;margin:4px 0 0;font-size:13px;color:var(--soft)}
+.trend.control .line{stroke:var(--control)}.trend.control .dot,.trend.control .band{fill:var(--control)}
 """
-MINI_WIDTH, MINI_HEIGHT, MINI_EDGE = 170, 18, 8
+MINI_WIDTH, MINI_HEIGHT, MINI_EDGE = 170, 18, 13
 
 
 def whisker(value: float, lo: float | None, hi: float | None, axis: tuple[float, float], tone: str = "model") -> str:
     """A dot with its interval (if it has one) on an axis that other rows share. The numbers stand beside it, so screen readers pass over it."""
     y = MINI_HEIGHT / 2
-    grid = "".join(f'<line class="grid" x1="{_mini(t, axis):.1f}" x2="{_mini(t, axis):.1f}" y1="0" y2="{MINI_HEIGHT}"/>' for t in _mini_ticks(axis))
+    lines = [(_mini(tick, axis), "axis" if tick == 0 and axis[0] < 0 else "grid") for tick in _mini_ticks(axis)]
+    grid = "".join(f'<line class="{css}" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{MINI_HEIGHT}"/>' for x, css in lines)
     line = "" if lo is None or hi is None else f'<line class="whisker" x1="{_mini(lo, axis):.1f}" x2="{_mini(hi, axis):.1f}" y1="{y}" y2="{y}"/>'
     mark = f'<g class="{tone}">{line}<circle class="dot" cx="{_mini(value, axis):.1f}" cy="{y}" r="4"/></g>'
     return f'<svg viewBox="0 0 {MINI_WIDTH} {MINI_HEIGHT}" class="mini" aria-hidden="true">{grid}{mark}</svg>'
@@ -82,6 +84,8 @@ class Trend:
     marks: Sequence[Mark] = field(default=())
     scale: float = 1.0
     """Of the numbers on the axis."""
+    tone: str = "model"
+    """model or control."""
 
 
 def trend_chart(trend: Trend, *, width: int = 300, height: int = 190) -> str:
@@ -98,7 +102,7 @@ def trend_chart(trend: Trend, *, width: int = 300, height: int = 190) -> str:
     def y(value: float) -> float:
         return height - bottom - (height - top - bottom) * (value - ticks[0]) / (ticks[-1] - ticks[0])
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(trend.title)}" class="chart trend">']
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(trend.title)}" class="chart trend {trend.tone}">']
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text class="tick" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(round(trend.scale * tick, 9))}</text>')

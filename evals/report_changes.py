@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from html import escape
 
-from evals.charts import Dot, interval_chart
+from evals.charts import nice_ticks
+from evals.charts_history import whisker, whisker_axis
 from evals.history_facts import Facts, Row, Run, condition_order
 from evals.page import count_of, paragraph, section, table
 from evals.report_numbers import interval, moved, p_text, scale_of, shown
@@ -41,7 +42,7 @@ def turned(row: Row) -> Row:
 def comparison_section(facts: Facts, a: Run | None, b: Run) -> str:
     """Who A and B are, and every stored comparison of the two with its interval and its p after correction."""
     cells = [
-        [letter, f"{escape(run.name)}<br><code>{escape(run.run_id)}</code>", run.day, f"<code>{escape(run.model_id[:16])}</code>", escape(run.harness)]
+        [letter, f"{escape(run.name)}<br><code>{escape(run.run_id)}</code>", run.day, f"<code>{escape(run.model_id[:32])}</code>", escape(run.harness)]
         for letter, run in (("A", a), ("B", b))
         if run
     ]
@@ -52,36 +53,31 @@ def comparison_section(facts: Facts, a: Run | None, b: Run) -> str:
     if not rows:
         told = "No paired test of these two is in the history (the nightly review writes them). Their single answers stand below."
         return section("A against B", who, paragraph(told, "soft"), name="comparison")
-    dots, cells = [], []
-    for row in rows[:MAX_ROWS]:
-        scale = scale_of([row], _VALUES)
-        label = f"{row['task']}, {row['subgroup']}"
-        if scale != 1 and row["ci_lo"] is not None and row["ci_hi"] is not None:
-            lo, hi = 100 * row["ci_lo"], 100 * row["ci_hi"]
-            dots.append(Dot(label=label, value=100 * row["delta"], lo=lo, hi=hi, note=f"n {row['n_paired']}"))
+    scales = [scale_of([row], _VALUES) for row in rows[:MAX_ROWS]]
+    span = nice_ticks(0, max(abs(row[end]) for row in rows[:MAX_ROWS] for end in ("delta", "ci_lo", "ci_hi") if row[end] is not None), 3)[-1]
+    axis = (-span, span)
+    cells = [["", "", "", "", whisker_axis(axis, max(scales)), "", "", "", ""]]
+    for row, scale in zip(rows[:MAX_ROWS], scales, strict=True):
         flips = f"{row['flips_up']:,} / {row['flips_down']:,}" if row["flips_up"] is not None and row["flips_down"] is not None else ""
         cells.append(
             [
                 escape(row["task"]),
                 escape(NAMES.get(row["condition"], row["condition"])),
-                escape(row["subgroup"]),
-                f"{row['n_paired']:,}" if row["n_paired"] is not None else "",
+                escape(row["subgroup"]) + (f" ({row['n_paired']:,})" if row["n_paired"] is not None else ""),
                 f"{shown(row['value_a'], scale)} → {shown(row['value_b'], scale)}",
+                whisker(row["delta"], row["ci_lo"], row["ci_hi"], axis) if scale == max(scales) else "",
                 f'{moved(row["delta"], scale)} <span class="ci">{interval(row["ci_lo"], row["ci_hi"], scale, signed=True)}</span>',
                 p_text(row["p_adjusted"] if row["p_adjusted"] is not None else row["p"]),
                 flips,
                 shown(row["detectable"], scale),
             ]
         )
-    span = max([1.0, *(abs(end) for dot in dots for end in (dot.lo, dot.hi))]) * 1.05
-    chart = interval_chart(dots[:12], width=760, label_width=290, lo=-span, hi=span, title="B minus A in points", zero=True) if dots else ""
-    left = len(rows) - len(cells)
+    left = len(rows) - len(cells) + 1
     return section(
         "A against B",
         who,
         paragraph("B minus A on the same samples, paired, with its 95 % interval. p: after Holm's correction over tasks. Flips: better / worse in B.", "soft"),
-        chart,
-        table(["task", "asked", "samples", "n", "A → B", "difference", "p", "flips", "detectable"], cells, numeric=(3, 4, 5, 6, 7, 8)),
+        table(["task", "asked", "samples", "A → B", "B minus A", "", "p", "flips", "detectable"], cells, numeric=(3, 5, 6, 7, 8)),
         paragraph(f"{count_of(left, 'more row')} left out.", "small") if left else "",
         name="comparison",
     )

@@ -43,6 +43,8 @@ class Made:
     """What the model said in words."""
     seen: str
     """What a judge saw or heard."""
+    broken: str
+    """What was wrong with signal tokens that made nothing."""
     right: float | None
 
 
@@ -72,13 +74,14 @@ def made_in(directory: Path) -> list[Made]:
 
 def _generated(directory: Path, row: dict[str, Any]) -> Made:
     kind = ", ".join(str(row[name]) for name in ("modality", "suite", "how") if row.get(name))
-    seen = str(row.get("seen") or row.get("broken") or "")
-    return Made(kind=kind, prompt=row["prompt"], file=_inside(directory, row["file"]), said=row.get("text") or "", seen=seen, right=row.get("right"))
+    said, seen, broken = (row.get(name) or "" for name in ("text", "seen", "broken"))
+    return Made(kind=kind, prompt=row["prompt"], file=_inside(directory, row["file"]), said=said, seen=seen, broken=broken, right=row.get("right"))
 
 
 def _spoken(directory: Path, row: dict[str, Any]) -> Made:
     kind = f"audio, {row.get('made_as', '')}"
-    return Made(kind=kind, prompt=row["prompt"], file=_inside(directory, row["sound"]), said="", seen=row.get("heard") or "", right=row.get("both"))
+    file, seen = _inside(directory, row["sound"]), row.get("heard") or ""
+    return Made(kind=kind, prompt=row["prompt"], file=file, said="", seen=seen, broken="", right=row.get("both"))
 
 
 def _inside(directory: Path, name: str | None) -> Path | None:
@@ -116,10 +119,10 @@ def _card(one: Made) -> str:
         shown = '<p class="nopicture soft">its file is gone</p>'
     else:
         shown = small(one.file.read_bytes(), f"made for: {one.prompt}")
-    verdict = "" if one.right is None else '<br><span class="ok">✓ right</span>' if one.right >= 1 else '<br><span class="no">✗ wrong</span>'
-    said = f"<br>said: {cut(one.said)}" if one.said else ""
-    seen = f"<br>judged as: {cut(one.seen)}" if one.seen else ""
-    return f'<article class="card">{shown}<div><b>{cut(one.prompt)}</b><span class="soft">{said}{seen}</span>{verdict}</div></article>'
+    lines = [f'<span class="soft">{name}: {cut(text)}</span>' for name, text in (("said", one.said), ("judged as", one.seen), ("broken", one.broken)) if text]
+    if one.right is not None:
+        lines.append('<span class="ok">✓ right</span>' if one.right >= 1 else '<span class="no">✗ wrong</span>')
+    return f'<article class="card">{shown}<div><b>{cut(one.prompt)}</b>{"<br>".join(lines)}</div></article>'
 
 
 def _grid(path: Path, name: str) -> str:

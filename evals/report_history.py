@@ -26,7 +26,9 @@ from infra.storage import write_atomic
 
 TITLE = "Anyloom benchmark history"
 PAGE, SUMMARY = "history.html", "history.md"
-STYLE = f"{charts_history.STYLE}{report_diff.STYLE}.card img{{height:160px;image-rendering:auto}}.sheet{{max-width:100%}}figure{{margin:14px 0}}"
+STYLE = f"""{charts_history.STYLE}{report_diff.STYLE}
+.card img{{height:160px;image-rendering:auto}}.sheet{{max-width:100%}}figure{{margin:14px 0}}.scroll td,.scroll code{{white-space:nowrap}}
+"""
 SECTIONS = {
     "leaderboard": "Leaderboard",
     "trends": "Trends",

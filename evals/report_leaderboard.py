@@ -107,7 +107,7 @@ def _board(facts: Facts, rows: Sequence[Row]) -> str:
         run = facts.by_id[row["run_id"]]
         who = "" if row["kind"] == "floor" else escape(run.name)
         asked = escape(NAMES.get(row["condition"], row["condition"]))
-        others = [asked, f"{row['n']:,}" if row["n"] is not None else "", run.day[:10], f"<code>{escape(row['run_id'])}</code>"]
+        others = [asked if who else "", f"{row['n']:,}" if row["n"] is not None else "", run.day[:10], f"<code>{escape(row['run_id'])}</code>"]
         cells.append((who or f"<span class='soft'>{asked}</span>", row, others, tone_of(row["condition"], row["kind"])))
     what = f"{first['task']}: {first['metric']}" + (f" ({first['filter']})" if first["filter"] else "")
     left = len(rows) - len(cells)

@@ -15,7 +15,7 @@ from evals.report_leaderboard import boards
 from evals.report_numbers import interval, moved, p_text, scale_of, shown, unit_of
 
 MAX_ROWS = 20
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
+_MARKUP = re.compile(r"([\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w))")
 
 
 def summary(facts: Facts, a: Run | None, b: Run, title: str) -> str:

@@ -11,7 +11,7 @@ from html import escape
 from itertools import groupby
 
 from evals.charts_history import Mark, Point, Trend, trend_chart
-from evals.history_facts import Facts, Row, condition_order, main_metric
+from evals.history_facts import Facts, Row, condition_order, main_metric, tone_of
 from evals.page import count_of, paragraph, section
 from evals.report_numbers import interval, moved, scale_of, shown, unit_of
 from evals.report_questions import NAMES
@@ -40,7 +40,10 @@ def trends_section(facts: Facts) -> str:
         return section("Trends", paragraph("A trend needs two evaluations of one recipe; there are none yet.", "soft"), name="trends")
     newest = {run.run_id: place for place, run in enumerate(facts.runs)}
     series.sort(key=lambda rows: (condition_order(rows[0]["condition"])[0], newest[rows[-1]["run_id"]], rows[0]["task"], rows[0]["subgroup"]))
-    charts = "".join(_chart(facts, rows) for rows in series[:MAX_CHARTS])
+    grids = []
+    for task in dict.fromkeys(rows[0]["task"] for rows in series[:MAX_CHARTS]):
+        charts = "".join(_chart(facts, rows) for rows in series[:MAX_CHARTS] if rows[0]["task"] == task)
+        grids.append(f'<h3>{escape(task)}</h3><div class="grid3">{charts}</div>')
     left = len(series) - len(series[:MAX_CHARTS])
     return section(
         "Trends",
@@ -49,7 +52,7 @@ def trends_section(facts: Facts) -> str:
             "numbered below their chart: an annotation, or a new history_fingerprint (what is asked or how it is scored changed). No line crosses one.",
             "soft",
         ),
-        f'<div class="grid3">{charts}</div>',
+        *grids,
         paragraph(f"{count_of(left, 'more series')} left out: anyloom sql 'select * from trend'", "small") if left else "",
         name="trends",
     )
@@ -64,18 +67,19 @@ def _chart(facts: Facts, rows: Sequence[Row]) -> str:
     marks, texts = _marks(facts, first["recipe"], first["task"], rows)
     texts += [_changed(row, scale) for row in rows if row["is_change_point"]]
     kind = "" if first["subgroup"] == "all" else f", {first['subgroup']}"
-    what = f"{first['metric']}{unit_of(scale)}, {NAMES.get(first['condition'], first['condition'])}{kind}"
+    asked = f"{first['recipe']}, {NAMES.get(first['condition'], first['condition'])}{kind}"
     trend = Trend(
-        title=f"{first['task']} of {first['recipe']}: {what}; {len(rows)} evaluations from {points[0].hover} to {points[-1].hover}",
+        title=f"{first['task']}, {first['metric']}: {asked}; {len(rows)} evaluations from {points[0].hover} to {points[-1].hover}",
         segments=[[points[place] for place in places] for places in together],
         dates=[f"{row['time']:%Y-%m-%d}" if row["time"] else "" for row in rows],
         marks=marks,
         scale=scale,
+        tone=tone_of(first["condition"]),
     )
     listed = f'<ul class="legend">{"".join(f"<li>{text}</li>" for text in texts)}</ul>' if texts else ""
     left = f"<br>the newest {len(rows)}, {cut:,} older ones left out" if cut else ""
     return (
-        f"<div><h3>{escape(first['task'])}</h3><p class='small'>{escape(first['recipe'])} · {escape(what)} · {count_of(len(rows), 'evaluation')}{left}</p>"
+        f"<div><h4>{escape(asked)}</h4><p class='small'>{escape(first['metric'])}{unit_of(scale)} · {count_of(len(rows), 'evaluation')}{left}</p>"
         f"{trend_chart(trend)}{listed}</div>"
     )
 
