@@ -93,7 +93,8 @@ def trend_chart(trend: Trend, *, width: int = 300, height: int = 190) -> str:
     left, right, top, bottom = 40, 12, 16, 28
     points = [point for segment in trend.segments for point in segment]
     values = [v for p in points for v in (p.value, p.lo, p.hi) if v is not None]
-    ticks = nice_ticks(min(values), max(values), 4)
+    room = 0.0 if max(values) > min(values) else 0.1 * abs(values[0]) or 0.1
+    ticks = nice_ticks(min(values) - room, max(values) + room, 4)
     places = max(1, len(trend.dates) - 1)
 
     def x(place: float) -> float:

@@ -20,6 +20,7 @@ Row = dict[str, Any]
 FIRST_CONDITIONS = ("helped", "plain_prompt", "as_given", "right")
 """Conditions in which a model is asked as it should be, the one that counts first."""
 CONTROLS = ("blank", "shuffled")
+NAMES = {"always_yes": "always “yes”"}
 MAIN_METRICS = (
     "exact_match",
     "gpt_eval_score",
@@ -125,6 +126,11 @@ def condition_order(name: str) -> tuple[int, str]:
     if name in FIRST_CONDITIONS:
         return FIRST_CONDITIONS.index(name), name
     return (len(FIRST_CONDITIONS) + (name in CONTROLS), name)
+
+
+def asked_as(condition: str | None) -> str:
+    """A condition in words."""
+    return NAMES.get(condition or "", (condition or "").replace("_", " "))
 
 
 def tone_of(condition: str, kind: str = "score") -> str:

@@ -9,10 +9,9 @@ from html import escape
 
 from evals.charts import nice_ticks
 from evals.charts_history import whisker, whisker_axis
-from evals.history_facts import Facts, Row, Run, condition_order
+from evals.history_facts import Facts, Row, Run, asked_as, condition_order
 from evals.page import count_of, paragraph, section, table
 from evals.report_numbers import interval, moved, p_text, scale_of, shown
-from evals.report_questions import NAMES
 
 MAX_ROWS = 30
 _MOVED = ("before", "after", "delta")
@@ -62,7 +61,7 @@ def comparison_section(facts: Facts, a: Run | None, b: Run) -> str:
         cells.append(
             [
                 escape(row["task"]),
-                escape(NAMES.get(row["condition"], row["condition"])),
+                escape(asked_as(row["condition"])),
                 escape(row["subgroup"]) + (f" ({row['n_paired']:,})" if row["n_paired"] is not None else ""),
                 f"{shown(row['value_a'], scale)} → {shown(row['value_b'], scale)}",
                 whisker(row["delta"], row["ci_lo"], row["ci_hi"], axis) if scale == max(scales) else "",
@@ -107,7 +106,7 @@ def regressions_section(facts: Facts) -> str:
             [
                 f"{row['time']:%Y-%m-%d}" if row["time"] else "",
                 f"{escape(row['recipe'] or '')}<br>{escape(row['task'])}",
-                f"{escape(NAMES.get(row['condition'], row['condition']))}<br>{escape(row['metric'])}, {escape(row['subgroup'])}{unknown}",
+                f"{escape(asked_as(row['condition']))}<br>{escape(row['metric'])}, {escape(row['subgroup'])}{unknown}",
                 change,
                 f'<span class="no">{moved(row["delta"], scale)}</span>{span}',
                 p_text(row["p"]),

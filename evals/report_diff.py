@@ -11,10 +11,9 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from evals.history_facts import Facts, Row, Run, condition_order
+from evals.history_facts import Facts, Row, Run, asked_as, condition_order
 from evals.history_media import pictures_of, small
 from evals.page import count_of, paragraph, section, table
-from evals.report_questions import NAMES
 
 RIGHT = 0.5
 """From this score on an answer counts as right here (VQA's scores are shares of the annotators)."""
@@ -115,7 +114,7 @@ def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes]) -> str:
             rest = counts[kind] - len(rows)
             told = f"{label}: {len(rows)} of {counts[kind]:,}" + (f", {rest:,} left out" if rest else "")
             blocks.append(f'<div data-kind="{kind}"><h4>{told}</h4><div class="cards">{cards}</div></div>')
-    condition = NAMES.get(asked["condition"], asked["condition"])
+    condition = asked_as(asked["condition"])
     head = f"<h3>{escape(asked['task'])}, asked: {escape(condition)}</h3>"
     return head + table(list(KINDS.values()), [cells]) + left + "".join(blocks)
 

@@ -105,10 +105,9 @@ def _section(run: Run, made: Sequence[Made], grids: str, seed: int) -> str:
         left = len(of_kind) - len(cards)
         told = f"{kind}: {len(cards)} of {len(of_kind):,}" + (f", {left:,} left out" if left else "")
         parts.append(f'<h3>{escape(told)}</h3><div class="cards">{"".join(cards)}</div>')
-    told = (
-        f"What the model of {run.name} ({run.run_id}) made when it was asked to. Drawn at random with seed {seed}, not chosen by hand; requests that got "
-        "nothing count."
-    )
+    told = f"What the model of {run.name} ({run.run_id}) made when it was asked to."
+    if parts:
+        told += f" Cards: drawn at random with seed {seed}, not chosen by hand; requests that got nothing count."
     return section("Gallery of what was made", paragraph(told, "soft"), *parts, grids, name="gallery")
 
 

@@ -11,10 +11,9 @@ from html import escape
 from itertools import groupby
 
 from evals.charts_history import whisker, whisker_axis
-from evals.history_facts import CONTROLS, Facts, Row, Run, condition_order, main_metric, tone_of
+from evals.history_facts import CONTROLS, Facts, Row, Run, asked_as, condition_order, main_metric, tone_of
 from evals.page import count_of, paragraph, section
 from evals.report_numbers import axis_of, interval, scale_of, shown, unit_of
-from evals.report_questions import NAMES
 
 MAX_GROUPS, MAX_ROWS, MAX_KINDS = 24, 24, 40
 SCORED = "(exact_match|accuracy|vanilla|circular|anls|mmmu_acc|pope_accuracy|seed_all|gpt_eval_score|ours|harness_vanilla)(_.*)?"
@@ -106,7 +105,7 @@ def _board(facts: Facts, rows: Sequence[Row]) -> str:
     for row in rows[:MAX_ROWS]:
         run = facts.by_id[row["run_id"]]
         who = "" if row["kind"] == "floor" else escape(run.name)
-        asked = escape(NAMES.get(row["condition"], row["condition"]))
+        asked = escape(asked_as(row["condition"]))
         others = [asked if who else "", f"{row['n']:,}" if row["n"] is not None else "", run.day[:10], f"<code>{escape(row['run_id'])}</code>"]
         cells.append((who or f"<span class='soft'>{asked}</span>", row, others, tone_of(row["condition"], row["kind"])))
     what = f"{first['task']}: {first['metric']}" + (f" ({first['filter']})" if first["filter"] else "")
@@ -138,7 +137,7 @@ def categories_section(facts: Facts, a: Run | None, b: Run) -> str:
             if other:
                 cells.append(("", other, ["A", count], "control"))
         left = len(kinds) - min(len(kinds), MAX_KINDS)
-        what = f"{task}: {metric}, asked: {NAMES.get(condition, condition)}"
+        what = f"{task}: {metric}, asked: {asked_as(condition)}"
         more = paragraph(f"{count_of(left, 'smaller kind')} left out.", "small") if left else ""
         parts.append(f"<h3>{escape(what)}</h3>{whisker_table('kind of question', ('run', 'samples'), cells, caption=what)}{more}")
     if not parts:

@@ -11,16 +11,15 @@ from html import escape
 from itertools import groupby
 
 from evals.charts_history import Mark, Point, Trend, trend_chart
-from evals.history_facts import Facts, Row, condition_order, main_metric, tone_of
+from evals.history_facts import Facts, Row, asked_as, condition_order, main_metric, tone_of
 from evals.page import count_of, paragraph, section
 from evals.report_numbers import interval, moved, scale_of, shown, unit_of
-from evals.report_questions import NAMES
 
 MAX_CHARTS, MAX_POINTS = 24, 120
 _TREND = """
 SELECT recipe, task, condition, metric, filter, subgroup, history_fingerprint, time, run_id, value, ci_lo, ci_hi, segment, is_change_point, previous
 FROM trend
-WHERE value IS NOT NULL AND (subgroup = 'all' OR task NOT IN (SELECT task FROM metric WHERE subgroup = 'all' AND kind = 'score' AND task IS NOT NULL))
+WHERE value IS NOT NULL
 ORDER BY task, recipe, condition, metric, filter NULLS FIRST, subgroup, time NULLS FIRST, run_id"""
 
 _NOTES = """
@@ -33,7 +32,7 @@ def trends_section(facts: Facts) -> str:
     for _, of_task in groupby(facts.rows(_TREND), lambda row: row["task"]):
         rows = list(of_task)
         metric = main_metric([row["metric"] for row in rows])
-        kept = [row for row in rows if row["metric"] == metric]
+        kept = of_all([row for row in rows if row["metric"] == metric])
         series += [list(of) for _, of in groupby(kept, lambda row: (row["recipe"], row["condition"], row["filter"], row["subgroup"]))]
     series = [rows for rows in series if len(rows) > 1]
     if not series:
@@ -42,8 +41,11 @@ def trends_section(facts: Facts) -> str:
     series.sort(key=lambda rows: (condition_order(rows[0]["condition"])[0], newest[rows[-1]["run_id"]], rows[0]["task"], rows[0]["subgroup"]))
     grids = []
     for task in dict.fromkeys(rows[0]["task"] for rows in series[:MAX_CHARTS]):
-        charts = "".join(_chart(facts, rows) for rows in series[:MAX_CHARTS] if rows[0]["task"] == task)
-        grids.append(f'<h3>{escape(task)}</h3><div class="grid3">{charts}</div>')
+        mine = [rows for rows in series[:MAX_CHARTS] if rows[0]["task"] == task]
+        charts, controls = ([_chart(facts, rows) for rows in mine if (tone_of(rows[0]["condition"]) == "control") is wanted] for wanted in (False, True))
+        grids.append(f'<h3>{escape(task)}</h3><div class="grid3">{"".join(charts)}</div>')
+        if controls:
+            grids.append(f'<details><summary>{count_of(len(controls), "control")}</summary><div class="grid3">{"".join(controls)}</div></details>')
     left = len(series) - len(series[:MAX_CHARTS])
     return section(
         "Trends",
@@ -58,6 +60,13 @@ def trends_section(facts: Facts) -> str:
     )
 
 
+def of_all(rows: Sequence[Row]) -> list[Row]:
+    """The rows of all samples of a task; of the subgroup `both` where it has no `all`, else of every subgroup."""
+    kinds = {row["subgroup"] for row in rows}
+    wanted = next((kind for kind in ("all", "both") if kind in kinds), None)
+    return [row for row in rows if wanted in (None, row["subgroup"])]
+
+
 def _chart(facts: Facts, rows: Sequence[Row]) -> str:
     first, cut = rows[0], len(rows) - len(rows[-MAX_POINTS:])
     rows = rows[-MAX_POINTS:]
@@ -66,8 +75,8 @@ def _chart(facts: Facts, rows: Sequence[Row]) -> str:
     together = [list(of) for _, of in groupby(range(len(rows)), lambda place: (rows[place]["history_fingerprint"], rows[place]["segment"]))]
     marks, texts = _marks(facts, first["recipe"], first["task"], rows)
     texts += [_changed(row, scale) for row in rows if row["is_change_point"]]
-    kind = "" if first["subgroup"] == "all" else f", {first['subgroup']}"
-    asked = f"{first['recipe']}, {NAMES.get(first['condition'], first['condition'])}{kind}"
+    kind = "" if first["subgroup"] in ("all", "both") else f", {first['subgroup']}"
+    asked = f"{first['recipe']}, {asked_as(first['condition'])}{kind}"
     trend = Trend(
         title=f"{first['task']}, {first['metric']}: {asked}; {len(rows)} evaluations from {points[0].hover} to {points[-1].hover}",
         segments=[[points[place] for place in places] for places in together],

@@ -18,7 +18,7 @@ def add_commands(commands: Any, how: argparse.ArgumentParser, what: str) -> None
     )
     report.set_defaults(targets=["report"])
     report.add_argument("--history", action="store_true", help="run nothing: write the history's page from what is there")
-    report.add_argument("--a", default="", metavar="RUN", help="the earlier of the two runs that are compared (default: the newest one asked the same before B)")
+    report.add_argument("--a", default="", metavar="RUN", help="the earlier of the two runs that are compared (default: the newest before B asked the same)")
     report.add_argument("--b", default="", metavar="RUN", help="the later one (default: the newest run); the beginning of an id is enough")
     report.add_argument("--out", type=Path, metavar="FILE", help="where the history's page goes, ending in .html (default: ROOT/history.html); .md beside it")
     report.add_argument("--seed", type=int, default=0, help="draws the questions and media that the history's page shows (default: 0)")

@@ -93,9 +93,13 @@ class Browser:
         return json.loads(message)
 
     def open(self, path: Path, fragment: str = "") -> None:
-        """Load a file and wait until its load event is over."""
+        """Load a file anew and wait until its load event is over."""
+        for url in ("about:blank", path.absolute().as_uri() + fragment):  # from the file itself, another fragment would load nothing
+            self._load(url)
+
+    def _load(self, url: str) -> None:
         self.events.clear()
-        self.call("Page.navigate", url=path.absolute().as_uri() + fragment)
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + self._timeout_s
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next(deadline))
@@ -109,7 +113,9 @@ class Browser:
 
     def problems(self) -> list[str]:
         """Console errors and warnings, exceptions, and what the page's policy refused, since `open`."""
-        self.run("new Promise((done) => setTimeout(done, 50))")
+        self.call("Page.getLayoutMetrics")
+        while b"\0" in self._buffer or select.select([self._from], [], [], 0.3)[0]:
+            self.events.append(self._next(time.monotonic() + self._timeout_s))
         found = []
         for event in self.events:
             params = event.get("params", {})
