@@ -45,6 +45,8 @@ def _mini(value: float, axis: tuple[float, float]) -> float:
 
 
 def _mini_ticks(axis: tuple[float, float]) -> list[float]:
+    if axis[0] == -axis[1]:
+        return [axis[0], 0.0, axis[1]]
     return [tick for tick in nice_ticks(*axis, 3) if axis[0] - 1e-9 <= tick <= axis[1] + 1e-9]
 
 

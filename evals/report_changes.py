@@ -53,15 +53,15 @@ def comparison_section(facts: Facts, a: Run | None, b: Run) -> str:
         told = "No paired test of these two is in the history (the nightly review writes them). Their single answers stand below."
         return section("A against B", who, paragraph(told, "soft"), name="comparison")
     scales = [scale_of([row], _VALUES) for row in rows[:MAX_ROWS]]
-    span = nice_ticks(0, max(abs(row[end]) for row in rows[:MAX_ROWS] for end in ("delta", "ci_lo", "ci_hi") if row[end] is not None), 3)[-1]
+    drawn = [row for row, scale in zip(rows[:MAX_ROWS], scales, strict=True) if scale == max(scales)]
+    span = nice_ticks(0, max(abs(row[end]) for row in drawn for end in ("delta", "ci_lo", "ci_hi") if row[end] is not None), 5)[-1]
     axis = (-span, span)
-    cells = [["", "", "", "", whisker_axis(axis, max(scales)), "", "", "", ""]]
+    cells = [["", "", "", whisker_axis(axis, max(scales)), "", "", "", ""]]
     for row, scale in zip(rows[:MAX_ROWS], scales, strict=True):
         flips = f"{row['flips_up']:,} / {row['flips_down']:,}" if row["flips_up"] is not None and row["flips_down"] is not None else ""
         cells.append(
             [
-                escape(row["task"]),
-                escape(asked_as(row["condition"])),
+                f"{escape(row['task'])}<br>{escape(asked_as(row['condition']))}",
                 escape(row["subgroup"]) + (f" ({row['n_paired']:,})" if row["n_paired"] is not None else ""),
                 f"{shown(row['value_a'], scale)} → {shown(row['value_b'], scale)}",
                 whisker(row["delta"], row["ci_lo"], row["ci_hi"], axis) if scale == max(scales) else "",
@@ -75,8 +75,12 @@ def comparison_section(facts: Facts, a: Run | None, b: Run) -> str:
     return section(
         "A against B",
         who,
-        paragraph("B minus A on the same samples, paired, with its 95 % interval. p: after Holm's correction over tasks. Flips: better / worse in B.", "soft"),
-        table(["task", "asked", "samples", "A → B", "B minus A", "", "p", "flips", "detectable"], cells, numeric=(3, 5, 6, 7, 8)),
+        paragraph(
+            "B minus A on the same samples, paired, with its 95 % interval. p: after Holm's correction over tasks. Flips: better / worse in B. "
+            "Detectable: the smallest difference that this many samples can show.",
+            "soft",
+        ),
+        table(["task, asked", "samples", "A → B", "B minus A", "", "p", "flips", "detectable"], cells, numeric=(2, 4, 5, 6, 7)),
         paragraph(f"{count_of(left, 'more row')} left out.", "small") if left else "",
         name="comparison",
     )

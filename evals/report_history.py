@@ -27,7 +27,8 @@ from infra.storage import write_atomic
 TITLE = "Anyloom benchmark history"
 PAGE, SUMMARY = "history.html", "history.md"
 STYLE = f"""{charts_history.STYLE}{report_diff.STYLE}
-.card img{{height:160px;image-rendering:auto}}.sheet{{max-width:100%}}figure{{margin:14px 0}}.scroll td,.scroll code{{white-space:nowrap}}
+.card img{{height:160px;image-rendering:auto}}.sheet{{max-width:100%}}figure{{margin:14px 0}}
+.grid3{{grid-template-columns:repeat(auto-fill,minmax(265px,1fr))}}.scroll td,.scroll code{{white-space:nowrap}}
 """
 SECTIONS = {
     "leaderboard": "Leaderboard",

@@ -161,7 +161,7 @@ def toy_root(root: Path, nights: int = 12, *, hostile: bool = True) -> Path:
     """Nights of one recipe with a drop, an annotation and a new fingerprint, a peer on three seeds, a comparison; returns the database."""
     stores = root / "stores"
     for number in range(nights):
-        accuracy = 0.86 if number < nights - 4 else 0.78 if number < nights - 1 else 0.62
+        accuracy = 0.86 if number < nights - 4 else 0.78 if number < nights - 1 else 0.7
         run = night(root, number, accuracy, changed="aaaa" if number >= 2 else "0ldf", hostile=hostile and number == nights - 1)
         history.append(stores, run["run"]["run_id"][0].as_py(), run)
     for seed in range(3):
