@@ -96,10 +96,8 @@ class Facts:
         later = self.run(b, "--b") if b else self.runs[0]
         if a:
             earlier = self.run(a, "--a")
-            if earlier == later and not b and len(self.runs) > 1:
-                later = next(run for run in self.runs if run != earlier)
             if earlier == later:
-                raise AnyloomError(f"--a {a} and --b are the same run {later.run_id}: name two")
+                raise AnyloomError(f"--a {a} and {f'--b {b}' if b else 'the newest run'} are the same run {later.run_id}: name another")
             return earlier, later
         asked_same = self.rows(
             "SELECT DISTINCT o.run_id FROM metric AS o JOIN metric AS m USING (task, condition, history_fingerprint) WHERE m.run_id = ? AND o.run_id <> ?",

@@ -22,6 +22,22 @@ SIDE = 160
 """Longest side of a thumbnail in pixels."""
 MAX_PNG_BYTES = 16_000
 """A thumbnail that is larger as PNG becomes a JPEG."""
+MAX_MEDIA_BYTES = 4_000_000
+"""HTML of media that one section may take; a sound counts most."""
+
+
+class Room:
+    """How much media a section may still take."""
+
+    def __init__(self, left: int = MAX_MEDIA_BYTES):
+        self.left = left
+
+    def take(self, html: str) -> str:
+        """The medium, or a line that says why it is not there."""
+        if len(html) > self.left:
+            return '<p class="nopicture soft">left out: the page would become too large</p>'
+        self.left -= len(html)
+        return html
 
 
 def artifacts_of(root: Path, run: Run) -> Iterator[tuple[str, Path, ArtifactRecord]]:

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from evals.history_facts import Facts, Row, Run, asked_as, condition_order
-from evals.history_media import pictures_of, small
+from evals.history_media import Room, pictures_of, small
 from evals.page import count_of, paragraph, section, table
 
 RIGHT = 0.5
@@ -72,15 +72,16 @@ def diff_section(facts: Facts, a: Run | None, b: Run, root: Path, seed: int) -> 
     asked = [min(rows, key=lambda row: condition_order(row["condition"])) for _, rows in by_task]
     asked = [row for row in asked if row["scored"]]
     if not asked:
-        return section(title, paragraph("Both runs have scores of the same tasks, but no single answers of both are in the history.", "soft"), name="diff")
+        told = "No question was asked of both in the same way (inside one history_fingerprint), or their single answers are not in the history."
+        return section(title, paragraph(told, "soft"), name="diff")
     each = max(1, min(MOST_OF_KIND, MOST // (len(KINDS) * len(asked))))
-    parts, counts = [], dict.fromkeys(KINDS, 0)
+    parts, counts, room = [], dict.fromkeys(KINDS, 0), Room()
     for row in asked:
         values = (RIGHT, RIGHT, RIGHT, a.run_id, b.run_id, row["task"], row["condition"], seed, each)
         drawn = facts.rows(_PAIRS, values)
         for one in drawn:
             counts[one["kind"]] += 1
-        parts.append(_task(row, drawn, pictures_of(root, b, row["task"], [one["picture"] for one in drawn])))
+        parts.append(_task(row, drawn, pictures_of(root, b, row["task"], [one["picture"] for one in drawn]), room))
     return section(
         title,
         paragraph(
@@ -101,7 +102,7 @@ def _buttons(counts: dict[str, int]) -> str:
     return f'<div class="filters" role="group" aria-label="Which questions are shown" hidden>{buttons}</div><p class="small" role="status" id="told"></p>'
 
 
-def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes]) -> str:
+def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes], room: Room) -> str:
     counts = {row["kind"]: row["of_kind"] for row in drawn}
     cells = [f"{counts.get(kind, 0):,}" for kind in KINDS]
     unscored = asked["n"] - asked["scored"]
@@ -110,7 +111,7 @@ def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes]) -> str:
     for kind, label in KINDS.items():
         rows = [row for row in drawn if row["kind"] == kind]
         if rows:
-            cards = "".join(_card(row, pictures.get(row["picture"] or "")) for row in rows)
+            cards = "".join(_card(row, pictures.get(row["picture"] or ""), room) for row in rows)
             rest = counts[kind] - len(rows)
             told = f"{label}: {len(rows)} of {counts[kind]:,}" + (f", {rest:,} left out" if rest else "")
             blocks.append(f'<div data-kind="{kind}"><h4>{told}</h4><div class="cards">{cards}</div></div>')
@@ -119,8 +120,8 @@ def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes]) -> str:
     return head + table(list(KINDS.values()), [cells]) + left + "".join(blocks)
 
 
-def _card(row: Row, picture: bytes | None) -> str:
-    shown = small(picture, f"picture {row['picture']}") if row["picture"] else ""
+def _card(row: Row, picture: bytes | None, room: Room) -> str:
+    shown = room.take(small(picture, f"picture {row['picture']}")) if row["picture"] else ""
     answers = "".join(f"<dt>{which}</dt><dd>{_answer(row[f'prediction_{which.lower()}'], row[f'score_{which.lower()}'])}</dd>" for which in ("A", "B"))
     question = cut(row["question"]) or "<i>the question is not in the history</i>"
     target = cut(row["target"]) or "<i>not in the history</i>"

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from evals.history_facts import Facts, Run
-from evals.history_media import artifacts_of, small
+from evals.history_media import Room, artifacts_of, small
 from evals.page import paragraph, section
 from evals.report_diff import cut
 
@@ -98,10 +98,10 @@ def drawn(made: Sequence[Made], count: int, seed: int) -> list[Made]:
 def _section(run: Run, made: Sequence[Made], grids: str, seed: int) -> str:
     kinds = sorted({one.kind for one in made})
     each = max(1, min(MOST_OF_KIND, MOST // max(1, len(kinds))))
-    parts = []
+    parts, room = [], Room()
     for kind in kinds:
         of_kind = [one for one in made if one.kind == kind]
-        cards = [_card(one) for one in drawn(of_kind, each, seed)]
+        cards = [_card(one, room) for one in drawn(of_kind, each, seed)]
         left = len(of_kind) - len(cards)
         told = f"{kind}: {len(cards)} of {len(of_kind):,}" + (f", {left:,} left out" if left else "")
         parts.append(f'<h3>{escape(told)}</h3><div class="cards">{"".join(cards)}</div>')
@@ -111,13 +111,13 @@ def _section(run: Run, made: Sequence[Made], grids: str, seed: int) -> str:
     return section("Gallery of what was made", paragraph(told, "soft"), *parts, grids, name="gallery")
 
 
-def _card(one: Made) -> str:
+def _card(one: Made, room: Room) -> str:
     if one.file is None:
         shown = '<p class="nopicture soft">nothing was made</p>'
     elif not one.file.is_file():
         shown = '<p class="nopicture soft">its file is gone</p>'
     else:
-        shown = small(one.file.read_bytes(), f"made for: {one.prompt}")
+        shown = room.take(small(one.file.read_bytes(), f"made for: {one.prompt}"))
     lines = [f'<span class="soft">{name}: {cut(text)}</span>' for name, text in (("said", one.said), ("judged as", one.seen), ("broken", one.broken)) if text]
     if one.right is not None:
         lines.append('<span class="ok">✓ right</span>' if one.right >= 1 else '<span class="no">✗ wrong</span>')
