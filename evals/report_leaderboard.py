@@ -32,7 +32,7 @@ ORDER BY newest DESC NULLS LAST, task, history_fingerprint, metric, filter NULLS
 
 
 def boards(facts: Facts) -> tuple[list[list[Row]], list[list[Row]]]:
-    """Rows that may be ranked together, a list each: those of a task's newest fingerprint, and those of its earlier ones."""
+    """Rows that may be ranked together, a list each: those of a task's newest fingerprint, and those of its other ones."""
     groups = [list(rows) for _, rows in groupby(facts.rows(_NEWEST), lambda row: (row["task"], row["history_fingerprint"], row["metric"], row["filter"]))]
     newest: dict[str, str] = {}
     current, earlier = [], []
@@ -58,7 +58,7 @@ def leaderboard_section(facts: Facts) -> str:
     left = len(current) + len(earlier) - len(current[:MAX_GROUPS]) - len(earlier[:MAX_GROUPS])
     tables = "".join(_board(facts, rows) for rows in current[:MAX_GROUPS])
     before = "".join(_board(facts, rows) for rows in earlier[:MAX_GROUPS])
-    folded = f"<details><summary>{count_of(len(earlier), 'table')} of earlier fingerprints: asked or scored differently</summary>{before}</details>"
+    folded = f"<details><summary>{count_of(len(earlier), 'table')} of other fingerprints: asked or scored differently</summary>{before}</details>"
     return section(
         "Leaderboard",
         paragraph(
