@@ -58,8 +58,9 @@ lock: $(VENV)/.installed  ## resolve pyproject.toml again into requirements.lock
 	$(BIN)/pip-compile --quiet --strip-extras --extra dev --allow-unsafe --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header \
 	  --resolver=backtracking --output-file requirements.lock pyproject.toml
 
-screenshot: $(VENV)/.installed  ## docs/report.png from the newest report, with headless Chromium
+screenshot: $(VENV)/.installed  ## docs/report.png from the newest report, docs/history_report.png from a toy history
 	$(BIN)/python tests/screenshot.py $(ROOT) docs/report.png
+	$(BIN)/python tests/screenshot.py --toy docs/history_report.png --height 2960
 
 clean:           ## remove the environment, runs and build output
 	rm -rf $(VENV) $(ROOT) build

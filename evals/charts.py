@@ -84,7 +84,8 @@ def interval_chart(
     return "".join([*parts, "</svg>"])
 
 
-def _bins(xs: Sequence[float], ys: Sequence[float], most: int = 300) -> tuple[list[float], list[float]]:
+def binned(xs: Sequence[float], ys: Sequence[float], most: int = 300) -> tuple[list[float], list[float]]:
+    """Means of neighbouring points, so that at most `most` are left."""
     size = max(1, math.ceil(len(xs) / most))
     cuts = range(0, len(xs), size)
     return [sum(xs[i : i + size]) / len(xs[i : i + size]) for i in cuts], [sum(ys[i : i + size]) / len(ys[i : i + size]) for i in cuts]
@@ -102,7 +103,7 @@ def smooth(ys: Sequence[float], keep: float = 0.85) -> list[float]:
 def line_chart(xs: Sequence[float], ys: Sequence[float], *, width: int = 300, height: int = 200, title: str = "", x_label: str = "", y_label: str = "") -> str:
     """One series: the raw values faint, their moving average strong, axes from round numbers."""
     left, right, top, bottom = 44, 12, 10, 38
-    bx, by = _bins(xs, ys)
+    bx, by = binned(xs, ys)
     line = smooth(by)
     ticks_x, ticks_y = nice_ticks(0, max(bx), 5), nice_ticks(min(0.0, min(by)), _roof(by), 5)
     hi_x, lo_y, hi_y = max(bx), ticks_y[0], ticks_y[-1]

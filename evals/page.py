@@ -1,20 +1,21 @@
 """Page: the look of the report, as one HTML document that needs nothing else.
 
-Owns the style (light and dark), escaping and the few HTML forms the sections use. Input: text and numbers. Output: HTML text.
-Refuses to know results.
+Owns the style (light and dark, also on a phone), escaping and the few HTML forms the sections use. Input: text and numbers. Output: HTML text.
+Refuses to know results, and to let a page load or run anything but what it was made with.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 
 STYLE = """
-:root{color-scheme:light dark;--bg:#f7f7f5;--card:#fff;--ink:#1c1e21;--soft:#5d636b;--faint:#8b9199;--rule:#e2e3e0;--grid:#e9eae7;
---model:#1f63c9;--control:#b4651a;--floor:#7d848c;--good:#1d7a46;--bad:#b3261e;--warn-bg:#fff6e0;--warn:#8a5a00}
-@media (prefers-color-scheme:dark){:root{--bg:#131517;--card:#1b1e21;--ink:#e7e9ea;--soft:#a5acb4;--faint:#7f868e;--rule:#2d3135;--grid:#282c30;
+:root{color-scheme:light dark;--bg:#f7f7f5;--card:#fff;--ink:#1c1e21;--soft:#5d636b;--faint:#686e76;--rule:#e2e3e0;--grid:#e9eae7;
+--model:#1f63c9;--control:#a85c12;--floor:#7d848c;--good:#1d7a46;--bad:#b3261e;--warn-bg:#fff6e0;--warn:#8a5a00}
+@media (prefers-color-scheme:dark){:root{--bg:#131517;--card:#1b1e21;--ink:#e7e9ea;--soft:#a5acb4;--faint:#8d949c;--rule:#2d3135;--grid:#282c30;
 --model:#7aa9f7;--control:#e2a25c;--floor:#969da5;--good:#6fcf97;--bad:#f28b82;--warn-bg:#2b2412;--warn:#f0c26a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -46,24 +47,34 @@ tr:last-child td{border-bottom:0}td.num,th.num{text-align:right}td.num{white-spa
 .key{display:flex;gap:18px;flex-wrap:wrap;font-size:13px;color:var(--soft);margin:10px 0 6px}
 .key i{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:6px}
 .key .model{background:var(--model)}.key .control{background:var(--control)}.key .floor{background:var(--floor)}
+a{color:var(--model)}:focus-visible{outline:2px solid var(--model);outline-offset:2px}
+.skip{position:absolute;left:-999px}.skip:focus{left:12px;top:8px;background:var(--card);padding:6px 12px;border-radius:6px}
+nav ul{display:flex;flex-wrap:wrap;gap:4px 18px;list-style:none;padding:0;margin:0 0 6px}h4{font-size:13px;margin:14px 0 8px;color:var(--soft)}
+button{font:inherit;font-size:13.5px;color:var(--ink);background:var(--bg);border:1px solid var(--faint);border-radius:999px;padding:5px 14px;cursor:pointer}
+button[aria-pressed=true]{background:var(--model);border-color:var(--model);color:var(--card)}
+.filters{display:flex;flex-wrap:wrap;gap:8px;margin:12px 0}.filters[hidden]{display:none}[role=status]:empty{display:none}
+summary{cursor:pointer;color:var(--soft);font-size:13.5px;padding:4px 0}details table{margin-top:6px}
+@media (max-width:640px){main{padding:20px 12px 40px}section{padding:16px 14px}h1{font-size:23px}.big{font-size:46px}}
 @media print{body{background:#fff}section{break-inside:avoid}}
 """
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
 
 
-def document(title: str, body: str) -> str:
-    """A whole page; its policy forbids loading anything from anywhere."""
-    policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+def document(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """A whole page; its policy forbids loading anything from anywhere, and running anything but `script`, which must be our own text."""
+    ours = f"script-src 'sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}'; " if script else ""
+    policy = f"default-src 'none'; {ours}img-src data:; media-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)}</title><style>{STYLE}</style></head>\n'
-        f"<body><main>\n{body}\n</main></body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n'
+        f"<body><main>\n{body}\n</main>{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )
 
 
-def section(title: str, *parts: str, css: str = "") -> str:
-    """A card with a heading; parts are HTML."""
-    return f'<section class="{css}"><h2>{escape(title)}</h2>\n' + "\n".join(part for part in parts if part) + "</section>"
+def section(title: str, *parts: str, css: str = "", name: str = "") -> str:
+    """A card with a heading; parts are HTML. name: what links inside the page call it."""
+    mark = f' id="{name}"' if name else ""
+    return f'<section class="{css}"{mark}><h2>{escape(title)}</h2>\n' + "\n".join(part for part in parts if part) + "</section>"
 
 
 def paragraph(text: str, css: str = "") -> str:
@@ -74,7 +85,7 @@ def paragraph(text: str, css: str = "") -> str:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = (), row_css: Sequence[str] = ()) -> str:
     """An HTML table; cells are HTML. numeric: indexes of right-aligned columns; row_css: one class per row."""
     mark = ['class="num"' if i in numeric else "" for i in range(len(columns))]
-    head = "".join(f"<th {mark[i]}>{escape(name)}</th>" for i, name in enumerate(columns))
+    head = "".join(f'<th scope="col" {mark[i]}>{escape(name)}</th>' for i, name in enumerate(columns))
     body = "".join(
         f'<tr class="{row_css[j] if row_css else ""}">' + "".join(f"<td {mark[i]}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>"
         for j, row in enumerate(rows)
@@ -90,6 +101,11 @@ def percent(value: float, lo: float, hi: float) -> str:
 def signed(value: float, lo: float, hi: float, scale: float = 1.0, digits: int = 2) -> str:
     """A difference with its interval."""
     return f'{scale * value:+.{digits}f} <span class="ci">[{scale * lo:+.{digits}f}, {scale * hi:+.{digits}f}]</span>'
+
+
+def count_of(number: int, what: str) -> str:
+    """A number with its noun, in the plural where it must be."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def picture(path: Path, alt: str) -> str:

@@ -19,6 +19,7 @@ EPILOG = """examples:
   anyloom run --set stage3.lr=1e-4              run just that
   anyloom generate --model runs --image cat.png "What is this?"
   anyloom sql "select * from leaderboard"       the benchmark history
+  anyloom report --history                      the same as a page: trends, two checkpoints question by question
   anyloom artifacts why stage3                  what an artifact was made from, down to the source lists
 Every command takes --root DIR (default: runs, or ANYLOOM_ROOT). `anyloom COMMAND --help` says more."""
 
@@ -27,7 +28,7 @@ STAGED = {
     "train": (("export",), "the three training stages and the exported model"),
     "eval": (("eval_*",), "lmms-eval suites and held-out checks"),
     "history": (("history",), "evaluation results -> history.duckdb; build, import, export, check, annotate"),
-    "report": (("report",), "report.html"),
+    "report": (("report",), "report.html of a run; history.html of every run, two of them side by side"),
 }
 
 
@@ -70,7 +71,7 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    from flows import history, store
+    from flows import history, report, store
     from flows.ask import add_ask, add_pack
     from flows.train_decoder import add_train_decoder
 
@@ -88,6 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (targets, what) in STAGED.items():
         if name == "history":
             history.add_commands(commands, where, how, what)
+            continue
+        if name == "report":
+            report.add_commands(commands, how, what)
             continue
         commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.").set_defaults(
             targets=list(targets)
@@ -145,7 +149,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def cmd_run(args: argparse.Namespace) -> int:
-    """run, data, train, eval, report; history without an action; embed build."""
+    """run, data, train, eval; report without --history; history without an action; embed build."""
     from flows.run import run_recipe
 
     return run_recipe(
@@ -251,6 +255,14 @@ def cmd_history(args: argparse.Namespace) -> int:
     return history.main(args, settings_of(args).root.absolute()) if args.action else cmd_run(args)
 
 
+def cmd_report(args: argparse.Namespace) -> int:
+    """report"""
+    from flows import report
+
+    code = 0 if args.history else cmd_run(args)
+    return code or report.write(args, settings_of(args).root.absolute())
+
+
 def cmd_sql(args: argparse.Namespace) -> int:
     """sql"""
     from flows import history
@@ -307,7 +319,7 @@ COMMANDS = {
     "pack": cmd_pack,
     "eval-task": cmd_eval_task,
     "run": cmd_run,
-} | dict.fromkeys(STAGED, cmd_run) | {"history": cmd_history}
+} | dict.fromkeys(STAGED, cmd_run) | {"history": cmd_history, "report": cmd_report}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,50 +1,67 @@
-"""Renders the newest report of a root to a PNG with headless Chromium: `python tests/screenshot.py ROOT OUT.png`."""
+"""Renders pages to PNGs with headless Chromium, for the docs.
+
+`python tests/screenshot.py ROOT OUT.png`: the newest run's report of a root. With `--history`: the history's page, made anew from ROOT. With `--toy` in place
+of ROOT: the history's page of a toy history that says that it is one.
+"""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "unit")]
+TOY_TITLE = "A toy history: drawn shapes, made-up answers"
 
 
-def main(root: str, out: str) -> int:
-    """Exit 1 with one line when there is no Chromium or no report."""
-    from infra.artifact import find
+def main() -> int:
+    """Exit 1 with one line when there is no Chromium, or nothing to show."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", nargs="?", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--history", action="store_true")
+    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--height", type=int, default=1900)
+    parser.add_argument("--dark", action="store_true")
+    args = parser.parse_args()
+    from browser import Browser, chromium
 
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
+    from infra.step import AnyloomError
+
+    if chromium() is None:
         print("screenshot: no chromium found; install one", file=sys.stderr)
         return 1
-    page = find(Path(root).absolute(), "report")[0] / "report.html"
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
-            [
-                browser,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--disable-sync",
-                "--hide-scrollbars",
-                f"--user-data-dir={profile}",
-                "--window-size=1060,1900",
-                f"--screenshot={Path(out).absolute()}",
-                page.as_uri(),
-            ],
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
-    print(out)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            page = _page(args, Path(scratch))
+        except AnyloomError as error:
+            print(f"screenshot: {error}", file=sys.stderr)
+            return 1
+        with Browser() as browser:
+            browser.look(dark=args.dark, height=args.height)
+            browser.open(page)
+            browser.screenshot(args.out)
+    Image.open(args.out).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(args.out, optimize=True)
+    print(args.out)
     return 0
 
 
+def _page(args: argparse.Namespace, scratch: Path) -> Path:
+    from evals.report_history import write_history_page
+    from infra.artifact import find
+
+    if args.toy:
+        from toy_page import toy_root
+
+        return write_history_page(toy_root(scratch / "runs", hostile=False), out=scratch / "history.html", title=TOY_TITLE).page
+    if args.history:
+        return write_history_page(args.root.absolute() / "history.duckdb", out=scratch / "history.html").page
+    return find(args.root.absolute(), "report")[0] / "report.html"
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

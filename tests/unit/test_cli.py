@@ -30,6 +30,7 @@ def test_help_shows_every_command_and_examples():
         (("artifacts", "why", "stage1"), "no artifact called stage1"),
         (("artifacts", "why"), "needs a NAME"),
         (("sql", "select 1"), "no history yet"),
+        (("report", "--history"), "no history yet"),
         (("generate", "--model", "nowhere", "hello"), "neither an exported directory"),
         (("generate", "--model", ".", "--image", "gone.png", "hello"), "gone.png: No such file"),
         (("generate", "--model", ".", "--image", __file__, "hello"), "test_cli.py: this is no picture (PNG, JPEG"),
@@ -57,3 +58,13 @@ def test_recipes_can_be_read_as_json():
     import json
 
     assert json.loads(anyloom("recipes", "tiny", "--set", "stage1.lr=0.5").stdout)["stage1"]["lr"] == 0.5
+
+
+def test_report_of_the_history_runs_no_step_and_says_where_it_is(tmp_path):
+    from toy_history import append, rows
+
+    append(tmp_path / "r" / "stores", rows("aa", [1.0, 0.0]), rows("ab", [0.0, 0.0], night=1))
+    done = anyloom("report", "--history", "--root", tmp_path / "r", "--out", tmp_path / "pages" / "x.html", "--a", "aa")
+    assert done.returncode == 0 and f"history: {tmp_path / 'pages' / 'x.html'} (2 runs" in done.stdout
+    assert "## Leaderboard" in (tmp_path / "pages" / "x.md").read_text() and not (tmp_path / "r" / "artifacts").exists()
+    assert anyloom("report", "--history", "--root", tmp_path / "r", "--a", "zz").stderr.startswith("anyloom: --a zz: no runs are called that")
