@@ -10,22 +10,21 @@ flips single answers, and perhaps moves the whole model. The first part is known
 The statistic is the largest standardised difference between the means before and after any night (Sen & Srivastava 1975, Annals of Statistics 3:98), the
 variance of a night the larger of the known one and half the mean square of successive differences, which a step hardly touches (von Neumann 1941,
 Annals of Mathematical Statistics 12:367). Its p comes from simulated series of the same length without a change. Further changes: the parts on
-both sides are searched again (binary segmentation, Vostrikova 1981, Soviet Mathematics Doklady 24:55).
+both sides are searched again (binary segmentation, Vostrikova 1981, Soviet Mathematics Doklady 24:55). Next to E-divisive and to permuting the nights
+it finds a drop some nights earlier at the same rate of false alarms, because it needs no twenty nights to call one improbable (bench nights).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-
-from evals.statistics import Interval
-from infra.fingerprint import fingerprint
 
 CHANGE_POINTS = pa.schema(
     [
@@ -93,6 +92,11 @@ def series_noise(values: Sequence[float] | np.ndarray) -> float:
     return float(np.sum(steps**2) / (2 * len(steps))) if len(steps) else 0.0
 
 
+def retraining_sd(values: Sequence[float] | np.ndarray, noise: float) -> float:
+    """Standard deviation of a night beyond its single answers: what the series moves more than `noise` (variance, of `night_noise`) explains."""
+    return math.sqrt(max(0.0, series_noise(values) - noise))
+
+
 def find_changes(values: Sequence[float] | np.ndarray, *, noise: float = 0.0, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> list[Change]:
     """Lasting steps in `values` [nights], oldest first.
 
@@ -111,7 +115,7 @@ def find_changes(values: Sequence[float] | np.ndarray, *, noise: float = 0.0, le
             found[start + index] = p
             parts += [(start, start + index), (start + index, end)]
     edges = [0, *sorted(found), len(array)]
-    means = [float(array[lo:hi].mean()) for lo, hi in zip(edges, edges[1:], strict=False)] if len(array) else []
+    means = [float(array[lo:hi].mean()) for lo, hi in pairwise(edges)] if len(array) else []
     return [Change(index=index, before=means[i], after=means[i + 1], p=found[index]) for i, index in enumerate(sorted(found))]
 
 
@@ -150,4 +154,4 @@ def _null(nights: int, known: int, draws: int, seed: int) -> np.ndarray:
 def segments(nights: Sequence[Night], annotations: Sequence[datetime]) -> list[Sequence[Night]]:
     """Cut a series where something was announced: each annotation starts a new segment with the first night at or after it."""
     cuts = sorted({sum(night.at < when for night in nights) for when in annotations} | {0, len(nights)})
-    return [nights[lo:hi] for lo, hi in zip(cuts, cuts[1:], strict=False)]
+    return [nights[lo:hi] for lo, hi in pairwise(cuts)]

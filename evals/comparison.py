@@ -49,14 +49,14 @@ COMPARISONS = pa.schema(
         ("made", pa.timestamp("us")),
     ]
 )
-"""comparison_id: of the pair of runs. clusters: pictures. delta: value_b - value_a over the paired samples, with a 95 % cluster bootstrap. p: of `test`,
+"""comparison_id: of the row. clusters: pictures. delta: value_b - value_a over the paired samples, with a 95 % cluster bootstrap. p: of `test`,
 two-sided; p_adjusted: Holm. flips: samples whose score rose or fell. detectable: the true difference this comparison finds with 80 % chance at p < 0.05."""
 CONTROLS = ("blank", "shuffled")
 """Conditions that show the model something else than the question's picture: a drop there is no regression."""
 METRICS = {"exact_match": "score"}
 """Metric name -> column of the sample table."""
 AGREE = ("question", "picture", "target")
-"""What two samples of one key must have in common to be the same sample."""
+"""What two samples of one key must have in common to be the same sample; `doc_sha256` too where both runs have it."""
 
 Rows = Sequence[Mapping[str, Any]]
 Group = tuple[str, str]
@@ -86,7 +86,7 @@ def pair(rows_a: Rows, rows_b: Rows) -> dict[Group, Paired]:
         a, b = first.get(group, {}), second.get(group, {})
         keys = tuple(sorted(set(a) & set(b)))
         for key in keys:
-            for field in AGREE:
+            for field in (*AGREE, *(("doc_sha256",) if a[key].get("doc_sha256") and b[key].get("doc_sha256") else ())):
                 if a[key].get(field) != b[key].get(field):
                     raise AnyloomError(
                         f"sample {key} of {group[0]} ({group[1]}) has the {field} {a[key].get(field)!r} in one run and {b[key].get(field)!r} in the other: "
@@ -112,32 +112,22 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Rows of COMPARISONS: every task and condition that both runs have, all samples and each answer type.
 
-    rows_a, rows_b: rows of the sample table (task, run_condition, doc_key, question, picture, target, answer_type and the metrics' columns).
+    rows_a, rows_b: rows of the sample table (task, condition, doc_key, question, picture, target, answer_type, the metrics' columns and, if it has one,
+    cluster).
     fingerprints_a, fingerprints_b: task -> history_fingerprint. made: when, naive UTC. across_fingerprints: compare although the task, data, scorer or
     harness differ; the rows then carry both fingerprints. draws, seed: of the bootstrap and of sampled permutations.
     Raises AnyloomError for different fingerprints, and as `pair` does.
     """
     pairs = {group: paired for group, paired in pair(rows_a, rows_b).items() if paired.keys}
     comparable = {task: _fingerprint(task, run_a, run_b, fingerprints_a, fingerprints_b, across_fingerprints) for task, _ in pairs}
-    identity = fingerprint({"run_a": run_a, "run_b": run_b, "draws": draws, "seed": seed, "metrics": dict(metrics)})[:16]
     rows = []
     for (task, condition), paired in pairs.items():
         for metric, column in metrics.items():
             for subgroup, chosen in subgroups(paired.a):
-                rows.append(
-                    {
-                        "comparison_id": identity,
-                        "run_a": run_a,
-                        "run_b": run_b,
-                        "task": task,
-                        "condition": condition,
-                        "metric": metric,
-                        "subgroup": subgroup,
-                        **_difference(paired, column, chosen, draws, seed),
-                        "history_fingerprint": comparable[task],
-                        "made": made,
-                    }
-                )
+                place = {"run_a": run_a, "run_b": run_b, "task": task, "condition": condition, "metric": metric, "subgroup": subgroup}
+                place["history_fingerprint"] = comparable[task]
+                identity = fingerprint(place | {"draws": draws, "seed": seed})[:16]
+                rows.append({"comparison_id": identity, **place, **_difference(paired, column, chosen, draws, seed), "made": made})
     _adjust(rows)
     return [{name: row[name] for name in COMPARISONS.names} for row in rows]
 
@@ -168,14 +158,14 @@ def paired_test(a: np.ndarray, b: np.ndarray, clusters: Sequence[str], *, draws:
 
 
 def cluster_of(row: Mapping[str, Any]) -> str:
-    """The independent unit a sample belongs to: its picture, or itself when it has none."""
-    return str(row.get("picture") or row["doc_key"])
+    """The independent unit a sample belongs to: its cluster or picture, or itself when it has none."""
+    return str(row.get("cluster") or row.get("picture") or row["doc_key"])
 
 
 def _by_key(rows: Rows, run: str) -> dict[Group, dict[str, Mapping[str, Any]]]:
     groups: dict[Group, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
-        group = (str(row["task"]), str(row["run_condition"]))
+        group = (str(row["task"]), str(row["condition"]))
         if row["doc_key"] in groups[group]:
             raise AnyloomError(f"{run} has the sample {row['doc_key']} of {group[0]} ({group[1]}) twice: sample keys must be unique to pair runs")
         groups[group][row["doc_key"]] = row
@@ -196,10 +186,10 @@ def _fingerprint(task: str, run_a: str, run_b: str, first: Mapping[str, str], se
 
 def _difference(paired: Paired, column: str, chosen: Sequence[int], draws: int, seed: int) -> dict[str, Any]:
     """The numbers of one row."""
-    try:
-        a, b = (np.array([side[i][column] for i in chosen], dtype=np.float64) for side in (paired.a, paired.b))
-    except (KeyError, TypeError) as error:
-        raise AnyloomError(f"the samples have no number in the column {column!r}: choose another metric") from error
+    a, b = (np.array([side[i].get(column) for i in chosen], dtype=np.float64) for side in (paired.a, paired.b))
+    missing = np.flatnonzero(np.isnan(a + b))
+    if len(missing):
+        raise AnyloomError(f"sample {paired.keys[chosen[missing[0]]]} has no {column!r} in one of the runs: leave unscored samples out, or score them")
     clusters = [cluster_of(paired.a[i]) for i in chosen]
     interval = paired_interval(b, a, clusters, draws=draws, seed=seed)
     p, test = paired_test(a, b, clusters, seed=seed)
