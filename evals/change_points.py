@@ -5,11 +5,12 @@ nights share their samples the scores themselves. Output: changes and rows of CH
 
 What makes nights differ is not the standard error of a score (that is about other questions, and every night asks the same ones) but that training again
 flips single answers, and perhaps moves the whole model. The first part is known from the samples, cluster by cluster, after two nights
-(`night_noise`, the paired variant); the rest shows only in the series, as excess of its night-to-night differences over that.
+(`night_noise`, the paired variant); the rest shows only in the series, as excess of its night-to-night differences over that. So the known part
+counts only as far as the series cannot be noisier than it (`_at_most`).
 
 The statistic is the largest standardised difference between the means before and after any night (Sen & Srivastava 1975, Annals of Statistics 3:98), the
-variance of a night the larger of the known one and half the mean square of successive differences, which a step hardly touches (von Neumann 1941,
-Annals of Mathematical Statistics 12:367). Its p comes from simulated series of the same length without a change. Further changes: the parts on
+variance of a night the larger of the known one and half the mean square of the successive differences (von Neumann 1941, Annals of Mathematical
+Statistics 12:367) but the one at the step. Its p comes from simulated series of the same length without a change. Further changes: the parts on
 both sides are searched again (binary segmentation, Vostrikova 1981, Soviet Mathematics Doklady 24:55). Next to E-divisive and to permuting the nights
 it finds a drop some nights earlier at the same rate of false alarms, because it needs no twenty nights to call one improbable (bench nights).
 """
@@ -20,8 +21,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +50,10 @@ CHANGE_POINTS = pa.schema(
 LEVEL = 0.001
 """A change is reported when its p is below this: a series is searched again every night, so the level must be far below 5 %."""
 DRAWS = 9999
+NIGHTS, PAIRED_NIGHTS = 6, 3
+"""The shortest stretch that is searched, without and with known noise: shares of right answers tie by chance, and two ties look like a series without noise."""
+_TINY = 1e-18  # variance of a series without any noise, so that a step of it is not divided by nothing
+_TRUST = 0.95  # of the upper bound of a night's variance
 _RATIOS = 20  # the simulated null distributions are for known shares of the variance in steps of 1 / _RATIOS
 
 
@@ -120,17 +126,28 @@ def find_changes(values: Sequence[float] | np.ndarray, *, noise: float = 0.0, le
 
 
 def strongest_step(values: np.ndarray, *, noise: float = 0.0, draws: int = DRAWS, seed: int = 0) -> tuple[int, float]:
-    """(first night after the strongest step, its p) of one stretch. (0, 1.0) for fewer than three nights: then no step can be told from noise."""
+    """(first night after the strongest step, its p) of one stretch. (0, 1.0) for too few nights: then no step can be told from noise."""
     nights = len(values)
-    variance = max(noise, series_noise(values))
-    if nights < 3 or variance <= 0:
+    if nights < (PAIRED_NIGHTS if noise > 0 else NIGHTS) or np.ptp(values) == 0:
         return 0, 1.0
     steps = _standardised(values[None, :], np.array([noise]))[0]
     index = int(np.argmax(steps))
-    known = int(_RATIOS * min(1.0, noise / variance))  # rounded down: less is taken for known than is
+    rest = np.delete(np.diff(values), index)
+    known = int(_RATIOS * min(1.0, noise / _at_most(rest))) if noise > 0 else 0  # rounded down: less is taken for known than is
     null = _null(nights, known, draws, seed)
     reached = draws - int(np.searchsorted(null, steps[index] * (1 - 1e-12)))
     return index + 1, (reached + 1) / (draws + 1)
+
+
+def _at_most(steps: np.ndarray) -> float:
+    """What the variance of one night is at most, given differences of nights without a step: the upper end of a one-sided interval (`_TRUST`).
+
+    Half the mean square of m successive differences has about 2 m / 3 degrees of freedom (von Neumann 1941); the quantile of chi-squared is that of
+    Wilson & Hilferty 1931 (PNAS 17:684).
+    """
+    freedom = 2 * len(steps) / 3
+    quantile = freedom * max(0.0, 1 - 2 / (9 * freedom) + NormalDist().inv_cdf(1 - _TRUST) * math.sqrt(2 / (9 * freedom))) ** 3
+    return max(_TINY, float(np.mean(steps**2)) / 2 * freedom / max(quantile, _TINY))
 
 
 def _standardised(series: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -140,11 +157,13 @@ def _standardised(series: np.ndarray, noise: np.ndarray) -> np.ndarray:
     sums = np.cumsum(series, axis=1)
     lower, total = sums[:, :-1] / before, sums[:, -1:]
     upper = (total - sums[:, :-1]) / (nights - before)
-    variance = np.maximum(noise, np.sum(np.diff(series, axis=1) ** 2, axis=1) / (2 * (nights - 1)))
-    return np.abs(upper - lower) / np.sqrt(variance[:, None] * (1 / before + 1 / (nights - before)))
+    squares = np.diff(series, axis=1) ** 2
+    others = np.maximum(0.0, squares.sum(axis=1, keepdims=True) - squares) / (2 * (nights - 2))
+    variance = np.maximum(np.maximum(noise[:, None], others), _TINY)
+    return np.abs(upper - lower) / np.sqrt(variance * (1 / before + 1 / (nights - before)))
 
 
-@cache
+@lru_cache(maxsize=512)
 def _null(nights: int, known: int, draws: int, seed: int) -> np.ndarray:
     """The strongest step of `draws` simulated series without one, sorted; known / _RATIOS of a night's variance is known."""
     series = np.random.default_rng((seed, nights)).standard_normal((draws, nights))

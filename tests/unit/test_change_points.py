@@ -30,11 +30,11 @@ def test_a_step_is_found_where_it_is() -> None:
 
 
 def test_several_steps_and_their_levels() -> None:
-    level = np.repeat([0.0, 8.0, 3.0], 15)
+    level = np.repeat([0.0, 10.0, 4.0], 15)
     values = np.random.default_rng(1).normal(size=45) + level
     changes = find_changes(values, draws=DRAWS)
     assert [change.index for change in changes] == [15, 30]
-    assert [round(change.after - change.before) for change in changes] == [8, -5]
+    assert [round(change.after - change.before) for change in changes] == [10, -6]
 
 
 def test_false_alarms_are_as_rare_as_stated() -> None:

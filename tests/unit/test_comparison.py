@@ -81,7 +81,7 @@ def test_a_document_hash_counts_only_where_both_have_one() -> None:
 
 
 def test_a_key_twice_is_refused() -> None:
-    with pytest.raises(AnyloomError, match="q000 of t .*twice"):
+    with pytest.raises(AnyloomError, match=r"q000 of t .*twice"):
         compared(samples([1.0]) * 2, samples([1.0]))
 
 
