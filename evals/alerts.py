@@ -94,7 +94,7 @@ def alerts_of_comparisons(
         against = f"baseline {pinned}" if pinned else f"run {row['run_a']}"
         text = (
             f"{row['metric']} of {row['task']} ({row['condition']}) {verb} by {_points(abs(row['delta']))} "
-            f"[{_points(row['ci_lo'])}, {_points(row['ci_hi'])}] against {against}: {row['flips_down']} of {row['n_paired']} samples worse, "
+            f"(95 %: {row['ci_lo']:+.4f} to {row['ci_hi']:+.4f}) against {against}: {row['flips_down']} of {row['n_paired']} samples worse, "
             f"{row['flips_up']} better; p {row['p_adjusted']:.2g} after Holm ({row['test']})"
         )
         found.append(Alert(kind=kind, severity=severity, text=text, run_before=row["run_a"], run_id=row["run_b"], p=row["p_adjusted"], **place))

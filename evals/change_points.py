@@ -53,6 +53,7 @@ DRAWS = 9999
 NIGHTS, PAIRED_NIGHTS = 6, 3
 """The shortest stretch that is searched, without and with known noise: shares of right answers tie by chance, and two ties look like a series without noise."""
 _TINY = 1e-18  # variance of a series without any noise, so that a step of it is not divided by nothing
+_MEDIAN = NormalDist().inv_cdf(0.75) ** 2  # of chi-squared with one degree of freedom
 _TRUST = 0.95  # of the upper bound of a night's variance
 _RATIOS = 20  # the simulated null distributions are for known shares of the variance in steps of 1 / _RATIOS
 
@@ -99,8 +100,13 @@ def series_noise(values: Sequence[float] | np.ndarray) -> float:
 
 
 def retraining_sd(values: Sequence[float] | np.ndarray, noise: float) -> float:
-    """Standard deviation of a night beyond its single answers: what the series moves more than `noise` (variance, of `night_noise`) explains."""
-    return math.sqrt(max(0.0, series_noise(values) - noise))
+    """Standard deviation of a night beyond its single answers: what the series moves more than `noise` (variance, of `night_noise`) explains.
+
+    From the median of the squared successive differences, so that a step in the series does not count as noise. 0.0 for a single night.
+    """
+    steps = np.diff(np.asarray(values, dtype=np.float64))
+    variance = float(np.median(steps**2)) / (2 * _MEDIAN) if len(steps) else 0.0
+    return math.sqrt(max(0.0, variance - noise))
 
 
 def find_changes(values: Sequence[float] | np.ndarray, *, noise: float = 0.0, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> list[Change]:

@@ -96,13 +96,13 @@ def _compare(past: Past, other: str, run_id: str, tasks: set[str] | None, seed: 
         Alert(
             kind="not_compared",
             severity="note",
-            text=f"{task} of run {other} has another history fingerprint ({first[task]}, now {second[task]}): not compared",
+            text=f"{task} of run {other} has another history fingerprint ({first.get(task, 'none')}, now {second[task]}): not compared",
             run_before=other,
             run_id=run_id,
             task=task,
         )
         for task in sorted(second)
-        if tasks is None and task in first and task not in shared
+        if tasks is None and task not in shared
     ]
     for (task, condition), paired in pair(a, b).items():
         if paired.only_a or paired.only_b:

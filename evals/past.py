@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evals.change_points import Night
-from evals.comparison import Group
+from evals.comparison import METRICS, Group
 from infra.step import AnyloomError
 
 _ALWAYS = datetime.min
@@ -61,7 +61,7 @@ class Past:
         self._cache: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self._scores: dict[str, dict[Group, _Column]] = {}
         paths = sorted((stores / "history" / "run").glob("*.parquet"))
-        rows = [_read(path)[0] for path in paths]
+        rows = [row for path in paths for row in _read(path)]
         self._runs = {row["run_id"]: row for row in sorted(rows, key=lambda row: (row.get("evaluated") or _ALWAYS, row["run_id"]))}
 
     def run(self, run_id: str) -> Mapping[str, Any]:
@@ -106,11 +106,11 @@ class Past:
             names = list(values)[-window:]
             nights = tuple(Night(run_id=name, at=self.run(name).get("evaluated") or _ALWAYS, value=values[name]) for name in names)
             task, condition, metric, subgroup, _, comparable = key
-            scores, clusters = self._matrix(names, (task, condition), subgroup) if metric == "exact_match" else (None, ())
+            scores, clusters = self._matrix(names, (task, condition), subgroup, row["value"]) if metric in METRICS else (None, ())
             if scores is not None:
                 nights = tuple(Night(run_id=n.run_id, at=n.at, value=float(mean)) for n, mean in zip(nights, scores.mean(axis=1), strict=True))
             place: dict[str, Any] = {"recipe": recipe, "task": task, "condition": condition, "metric": metric, "subgroup": subgroup}
-            better = row.get("higher_is_better", True if metric == "exact_match" else None)
+            better = row.get("higher_is_better", True if metric in METRICS else None)
             found.append(Series(**place, history_fingerprint=comparable, higher_is_better=better, nights=nights, scores=scores, clusters=clusters))
         return found
 
@@ -120,16 +120,19 @@ class Past:
         rows = [row for row in self.rows("metric", run_id) if row["kind"] == "score" and row["history_fingerprint"] and row["value"] is not None]
         return {tuple(str(row.get(name) or "") for name in names): row for row in rows}
 
-    def _matrix(self, names: Sequence[str], group: Group, subgroup: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
-        """Scores [nights, samples] of what all of the runs have, and clusters; (None, ()) when that is less than half of the newest run's samples."""
+    def _matrix(self, names: Sequence[str], group: Group, subgroup: str, value: float) -> tuple[np.ndarray | None, tuple[str, ...]]:
+        """Scores [nights, samples] of what all of the runs have, and clusters.
+
+        (None, ()) when that is less than half of the newest run's samples, or when the score `value` is not the mean of its samples.
+        """
         columns = [self._columns(name).get(group) for name in names]
         present = [column for column in columns if column is not None]
         if len(present) < len(names):
             return None, ()
         newest = present[-1]
-        wanted = newest.keys[newest.types == subgroup] if subgroup != "all" else newest.keys
-        shared = reduce(np.intersect1d, [column.keys for column in present], wanted)
-        if len(shared) == 0 or 2 * len(shared) < len(wanted):
+        chosen = np.flatnonzero((newest.types == subgroup) | (subgroup == "all"))
+        shared = reduce(np.intersect1d, [column.keys for column in present], newest.keys[chosen])
+        if len(shared) == 0 or 2 * len(shared) < len(chosen) or not np.isclose(newest.scores[chosen].mean(), value):
             return None, ()
         scores = np.stack([column.scores[np.searchsorted(column.keys, shared)] for column in present])
         clusters = newest.clusters[np.searchsorted(newest.keys, shared)]
