@@ -89,6 +89,11 @@ def change_point_paired(series: Nights, nights: int, _: int) -> bool:
     return steps(series, nights, night_noise(series.right[:nights], series.clusters))
 
 
+def alert_rule(series: Nights, nights: int, at: int) -> bool:
+    """What the nightly review alerts of: the paired test with band, or the paired change point."""
+    return paired_night_with_band(series, nights, at) or change_point_paired(series, nights, at)
+
+
 def known_stderr(series: Nights, nights: int, _: int) -> bool:
     """A step on values whose noise is their standard error (clustered, of questions drawn anew): the largest |z| against its distribution."""
     now = series.right[nights - 1]
@@ -137,6 +142,7 @@ DETECTORS: dict[str, Detector] = {
     "change point on values": change_point_values,
     "paired test": paired_night,
     "paired test with band": paired_night_with_band,
+    "either of both (the alert rule)": alert_rule,
     "threshold 1 point": fixed_threshold,
     "z against past nights": rolling_z,
     "values with their standard error": known_stderr,
