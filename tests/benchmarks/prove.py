@@ -41,6 +41,7 @@ def main() -> int:
         help="a root to build on (seeds, lora_modes, stage_orders), a run (demo_rerun), finished shards and weights (embed_*, stage1_epoch; chaos embed)",
     )
     parser.add_argument("--variants", default="", help="bench lora_modes, stage_orders: which, separated by semicolons (default: all)")
+    parser.add_argument("--series", type=int, default=200, help="bench nights: simulated series per scene")
     parser.add_argument("--threads", type=int, default=1, help="bench embed_*, stage1_epoch: encoding threads")
     parser.add_argument("--media", default="500,100,60", help="bench embed_build: pictures, clips and sounds that are encoded")
     parser.add_argument(

@@ -1,0 +1,213 @@
+"""Nightly review: what is compared with what, alerts outside the noise band only, both versions of the history, the same review every time."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evals import history
+from evals.alerts import Policy
+from evals.change_points import CHANGE_POINTS
+from evals.comparison import COMPARISONS
+from evals.config import EvalConfig, HistoryConfig
+from evals.nightly import Review, review
+from evals.run import metric_rows
+from evals.tables import METRICS, VQA_SAMPLES, write_table
+from infra.step import AnyloomError, Artifact, StepContext
+
+START = datetime(2026, 3, 1, 2)
+PICTURES, QUESTIONS = 60, 5
+CHANCES = np.clip(np.random.default_rng(0).beta(6, 0.4, PICTURES * QUESTIONS), 0.02, 0.999)
+
+
+def answers(night: int, drop: float = 0.0, shift: float = 0.0) -> np.ndarray:
+    """Seeded right answers of one night; drop: share of questions that turn wrong; shift: of every chance."""
+    rng = np.random.default_rng((7, night))
+    right = rng.random(len(CHANCES)) < np.clip(CHANCES - shift, 0, 1)
+    return (right & (np.random.default_rng(8).random(len(CHANCES)) >= drop)).astype(float)
+
+
+def rows_of(scores: np.ndarray, condition: str = "helped") -> list[dict[str, Any]]:
+    """Rows of VQA_SAMPLES."""
+    return [
+        {
+            "run_condition": condition,
+            "doc_key": f"q{i:04d}",
+            "question_id": i,
+            "picture": f"{i // QUESTIONS}.png",
+            "question": f"is it number {i}?",
+            "answer_type": "yes/no" if i % 2 else "shape",
+            "target": "yes",
+            "prediction": "yes" if score else "no",
+            "caption": "",
+            "score": float(score),
+            "num_tokens": 1,
+        }
+        for i, score in enumerate(scores)
+    ]
+
+
+def write_night(stores: Path, night: int, scores: np.ndarray, *, version: int, comparable: str = "f1", recipe: str = "tiny", skip: int = 0) -> str:
+    """One run of the history, in the files of its first or second version; skip: samples that the run lacks. Returns its id."""
+    run_id = f"{recipe}{night:03d}"
+    samples = [row for condition, found in (("helped", scores), ("blank", scores * 0)) for row in rows_of(found, condition)[skip:]]
+    answered = {condition: [row for row in samples if row["run_condition"] == condition] for condition in ("helped", "blank")}
+    metrics = metric_rows(answered, {}, EvalConfig(bootstrap_draws=50))
+    run: dict[str, Any] = {"run_id": run_id, "recipe": recipe, "evaluated": START + timedelta(days=night)}
+    common = {"run_id": run_id, "task": "vqa"}
+    if version == 1:
+        run |= {"history_fingerprint": comparable, "lmms_task": "vqa"}
+    else:
+        common["history_fingerprint"] = comparable
+        metrics = [row | {"higher_is_better": True, "filter": None} for row in metrics]
+        samples = [{"condition": row["run_condition"], "cluster": row["picture"], **row} for row in samples]
+        for row in samples:
+            del row["run_condition"]
+    for table, rows in (("sample", [common | row for row in samples]), ("metric", [common | row for row in metrics]), ("run", [run])):
+        path = stores / "history" / table / f"{run_id}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return run_id
+
+
+def annotate(stores: Path, night: float, task: str | None = None) -> None:
+    """An annotation that concerns the tiny recipe."""
+    path = stores / "history" / "annotation" / f"a{night}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([{"at": START + timedelta(days=night), "recipe": "tiny", "task": task, "text": "new data"}]), path)
+
+
+def loud(found: Review) -> list[str]:
+    """Kinds of the alerts that are no notes."""
+    return [alert.kind for alert in found.alerts if alert.severity == "alert"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_drop_is_told_once_as_regression_and_again_as_change_point(tmp_path: Path, version: int) -> None:
+    names = [write_night(tmp_path, night, answers(night, drop=0.12 * (night >= 9)), version=version) for night in range(14)]
+    quiet = review(tmp_path, names[8], baselines=names[:1])
+    assert loud(quiet) == [] and quiet.change_points == ()
+    assert quiet.markdown.startswith("# tiny: no alert")
+    first = review(tmp_path, names[9], baselines=names[:1])
+    assert loud(first)[:2] == ["regression", "below_baseline"]
+    assert first.alerts[0].text.startswith("exact_match of vqa (helped) fell by")
+    row = next(row for row in first.comparisons if (row["run_a"], row["condition"], row["subgroup"]) == (names[8], "helped", "all"))
+    assert (row["n_paired"], row["clusters"]) == (PICTURES * QUESTIONS, PICTURES)
+    assert row["delta"] == pytest.approx(answers(9, 0.12).mean() - answers(8).mean())
+    later = [review(tmp_path, name, baselines=names[:1]) for name in names[9:]]
+    assert sum("change_point" in loud(found) for found in later) == 1
+    assert all("regression" not in loud(found) and "below_baseline" not in loud(found) for found in later[1:])
+    assert any(alert.kind == "below_baseline" and alert.severity == "note" and "still lower" in alert.text for alert in later[1].alerts)
+    change = next(row for row in later[-1].change_points if (row["condition"], row["subgroup"]) == ("helped", "all"))
+    assert (change["run_before"], change["run_at"], change["at"]) == (names[8], names[9], START + timedelta(days=9))
+    assert change["delta"] < -0.06
+    assert not any(row["condition"] == "blank" for row in later[-1].change_points)
+
+
+def test_rows_fit_the_tables_and_the_review_is_repeatable(tmp_path: Path) -> None:
+    names = [write_night(tmp_path, night, answers(night, drop=0.15 * (night >= 4)), version=2) for night in range(12)]
+    found = review(tmp_path, names[-1], baselines=names[:1], seed=3)
+    assert found == review(tmp_path, names[-1], baselines=names[:1], seed=3)
+    assert pa.Table.from_pylist(list(found.comparisons), schema=COMPARISONS).num_rows == len(found.comparisons) == 12
+    assert pa.Table.from_pylist(list(found.change_points), schema=CHANGE_POINTS).num_rows == len(found.change_points) > 0
+    assert {row["comparison_id"] for row in found.comparisons} and len({row["comparison_id"] for row in found.comparisons}) == 12
+    assert all(row["made"] == START + timedelta(days=11) for row in found.comparisons)
+    assert "| vqa | helped | all (300) | `tiny010` |" in found.markdown
+    assert "## Change points" in found.markdown
+
+
+def test_improvements_and_small_drops_are_no_alerts(tmp_path: Path) -> None:
+    before = write_night(tmp_path, 0, answers(0, drop=0.2), version=2)
+    after = write_night(tmp_path, 1, answers(0), version=2)
+    found = review(tmp_path, after)
+    assert [(alert.kind, alert.severity) for alert in found.alerts] == [("improvement", "note")]
+    assert found.alerts[0].run_before == before
+    worse = write_night(tmp_path, 2, answers(0, drop=0.2), version=2)
+    assert loud(review(tmp_path, worse)) == ["regression"]
+    assert loud(review(tmp_path, worse, policy=Policy(smallest_drop=0.5))) == []
+
+
+def test_the_spread_of_whole_models_is_part_of_the_noise_band(tmp_path: Path) -> None:
+    shifts = np.array([0.0, 0.1, -0.02, 0.09, 0.0, 0.11, -0.01, 0.1])
+    names = [write_night(tmp_path, night, answers(night, shift=shift), version=2) for night, shift in enumerate(shifts)]
+    steady = [write_night(tmp_path, night, answers(night, shift=0.1 * (night == 7)), version=2, recipe="steady") for night in range(8)]
+    assert "regression" in loud(review(tmp_path, steady[-1]))
+    assert loud(review(tmp_path, names[-1])) == []
+    assert loud(review(tmp_path, names[-1], policy=Policy(nights=99))) == ["regression"]
+
+
+def test_another_fingerprint_starts_anew_and_is_said(tmp_path: Path) -> None:
+    for night in range(3):
+        write_night(tmp_path, night, answers(night), version=2)
+    other = write_night(tmp_path, 3, answers(3, drop=0.3), version=2, comparable="f2")
+    found = review(tmp_path, other, baselines=["tiny000"])
+    assert loud(found) == [] and found.comparisons == ()
+    assert [alert.kind for alert in found.alerts] == ["not_compared", "not_compared"]
+    assert "another history fingerprint (f1, now f2)" in found.alerts[0].text
+    back = write_night(tmp_path, 4, answers(4, drop=0.3), version=2)
+    assert {row["run_a"] for row in review(tmp_path, back).comparisons} == {"tiny002"}
+
+
+def test_annotations_start_a_new_segment(tmp_path: Path) -> None:
+    names = [write_night(tmp_path, night, answers(night, drop=0.15 * (night >= 7)), version=2) for night in range(14)]
+    assert review(tmp_path, names[-1]).change_points
+    annotate(tmp_path, 6.5, task="other")
+    assert review(tmp_path, names[-1]).change_points
+    annotate(tmp_path, 6.5, task="vqa")
+    assert review(tmp_path, names[-1]).change_points == ()
+
+
+def test_samples_without_partner_are_said(tmp_path: Path) -> None:
+    write_night(tmp_path, 0, answers(0), version=2, skip=10)
+    run_id = write_night(tmp_path, 1, answers(1), version=2)
+    found = review(tmp_path, run_id)
+    assert found.comparisons[0]["n_paired"] == 290
+    assert [alert.text.split(" samples")[0] for alert in found.alerts if alert.kind == "unpaired"] == ["vqa (blank): 0", "vqa (helped): 0"]
+
+
+def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    run_id = write_night(tmp_path, 0, answers(0), version=2)
+    with pytest.raises(AnyloomError, match="run nothing is not in"):
+        review(tmp_path, "nothing")
+    with pytest.raises(AnyloomError, match="run pinned is not in"):
+        review(tmp_path, run_id, baselines=["pinned"])
+    assert [alert.kind for alert in review(tmp_path, run_id).alerts] == ["not_compared"]
+    path = tmp_path / "history" / "sample" / f"{run_id}.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(AnyloomError, match=f"{run_id}.parquet is damaged"):
+        review(tmp_path, run_id)
+
+
+def test_on_a_history_that_the_step_wrote(tmp_path: Path) -> None:
+    names = []
+    for night in range(3):
+        folder = tmp_path / f"eval{night}"
+        rows = rows_of(answers(night, drop=0.2 * (night == 2)))
+        write_table(folder / "samples.parquet", rows, VQA_SAMPLES)
+        write_table(folder / "metrics.parquet", metric_rows({"helped": rows}, {}, EvalConfig(bootstrap_draws=50)), METRICS)
+        (folder / "artifact.json").write_text(json.dumps({"provenance": {"finished": f"{START + timedelta(days=night):%Y-%m-%dT%H:%M:%S}+00:00"}}))
+        result = {"lmms_task": "easyvqa_as_vqav2", "history_fingerprint": "abc"}
+        inputs = {"eval_vqa": Artifact(name="eval_vqa", path=folder, fingerprint="f" * 64, digest=f"{night}" * 64, result=result)}
+        for place in ("out", "work"):
+            (tmp_path / f"{place}{night}").mkdir()
+        ctx = StepContext(
+            name="history",
+            config=HistoryConfig(recipe="tiny"),
+            inputs=inputs,
+            sources={},
+            output=tmp_path / f"out{night}",
+            work=tmp_path / f"work{night}",
+            stores=tmp_path / "stores",
+        )
+        names.append(history.run(ctx)["run_id"])
+    found = review(tmp_path / "stores", names[2], baselines=[names[0]])
+    assert loud(found) == ["regression", "below_baseline"]
+    assert {(row["run_a"], row["run_b"]) for row in found.comparisons} == {(names[1], names[2]), (names[0], names[2])}
+    assert {row["history_fingerprint"] for row in found.comparisons} == {"abc"}
