@@ -20,6 +20,9 @@ from flows.cli import main
 
 PROJECT = Path(__file__).resolve().parents[2]
 ANYLOOM = str(Path(sys.executable).with_name("anyloom"))
+PATIENT_RAY = {"RAY_idle_worker_killing_time_threshold_ms": "60000", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+"""Ray ends a worker that has been idle for a second and looks after training every two: each of the toy steps, which work for less, would wait for a process
+that imports torch again. The slow tests run tiny under Ray as it is."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def anyloom_here(*arguments, expect=0):
 def tiny(tmp_path_factory) -> Run:
     """The tiny recipe under Prefect and Ray, from nothing."""
     root = tmp_path_factory.mktemp("tiny") / "runs"
-    return Run(root=root, output=anyloom("run", "--recipe", "tiny", "--root", root).stdout)
+    return Run(root=root, output=anyloom("run", "--recipe", "tiny", "--root", root, env=PATIENT_RAY).stdout)
 
 
 @pytest.fixture(scope="session")
