@@ -9,23 +9,25 @@ import pytest
 
 pytestmark = pytest.mark.timeout(300)
 SCRIPT = """
-import os, threading, time
+import os, sys, threading, time
 from infra import ray_session
 
-def nice_and_pid(seconds):
-    time.sleep(seconds)
+def nice_and_pid(until=None):
+    while until and not os.path.exists(until):
+        time.sleep(0.05)
     return os.getpriority(os.PRIO_PROCESS, 0), os.getpid(), os.environ["OMP_NUM_THREADS"], os.sched_getscheduler(0) == os.SCHED_IDLE
 
 ray_session.start(1, 2)
-found = {}
-slow = threading.Thread(target=lambda: found.update(slow=ray_session.run_isolated(nice_and_pid, 20, background=True)))
+found, word = {}, sys.argv[1]
+slow = threading.Thread(target=lambda: found.update(slow=ray_session.run_isolated(nice_and_pid, word, background=True)))
 slow.start()
 time.sleep(1)
 own = os.getpriority(os.PRIO_PROCESS, 0)
-first = ray_session.run_isolated(nice_and_pid, 0)  # the only CPU is free, although the other one still runs
+first = ray_session.run_isolated(nice_and_pid)  # the only CPU is free, although the other one still runs
 assert slow.is_alive()
+open(word, "w").close()
 slow.join()
-later = [ray_session.run_isolated(nice_and_pid, 0) for _ in range(3)]
+later = [ray_session.run_isolated(nice_and_pid) for _ in range(3)]
 assert found["slow"][0] == 19 and found["slow"][2:] == ("1", True), found
 assert all(priority == own and pid != found["slow"][1] and not idle for priority, pid, _, idle in (first, *later)), (first, later)
 visible = [ray_session.run_isolated(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"), gpus=gpus) for gpus in (2, 1, 0)]
@@ -36,6 +38,6 @@ print("as it should be")
 """
 
 
-def test_a_background_task_takes_nothing_from_the_others_and_leaves_nothing_behind():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240)
+def test_a_background_task_takes_nothing_from_the_others_and_leaves_nothing_behind(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "word")], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and "as it should be" in done.stdout, done.stderr[-2000:]

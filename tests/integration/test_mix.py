@@ -20,9 +20,9 @@ ORDER = ("--recipe", "tiny_mix", "--no-ray", "--no-prefect", "--set", 'stages=["
 
 
 @pytest.fixture(scope="module")
-def mix(tmp_path_factory, cli_once):
+def mix(tmp_path_factory, here):
     root = tmp_path_factory.mktemp("mix") / "runs"
-    cli_once("run", *ORDER, "--root", root, "export", "eval_media_questions", "eval_drift", "eval_alignment")
+    here("run", *ORDER, "--root", root, "export", "eval_media_questions", "eval_drift", "eval_alignment")
     return root
 
 

@@ -47,15 +47,15 @@ def given(folder):
     return [part for option, name, file in pairs for part in (option, f"{name}={folder / file}")]
 
 
-def test_llava_at_toy_size_from_own_files_to_an_answer(cli, tmp_path):
+def test_llava_at_toy_size_from_own_files_to_an_answer(here, tmp_path):
     (tmp_path / "given").mkdir()
     files = given(tmp_path / "given")
     common = ["--recipe", "llava15_7b", "--root", tmp_path / "root", *files, *(part for key, value in TOY.items() for part in ("--set", f"{key}={value}"))]
-    done = cli("run", *common, "--no-ray", "--no-prefect").stdout
+    done = here("run", *common, "--no-ray", "--no-prefect").stdout
     assert "9 of 9 steps executed" in done
     _, lm = find(tmp_path / "root", "weights_lm")
     assert lm.result["arch"] == "mine" and lm.result["licence"] == "unknown: see publisher"
     export, record = find(tmp_path / "root", "export")
     assert record.result["stages"] == ["stage1", "stage3"] and set(json.loads((export / "anyloom.json").read_text())["licences"]) == {"lm", "image"}
-    assert "0 of 9 steps executed" in cli("run", *common, "--no-ray", "--no-prefect").stdout
-    assert cli("generate", "--model", tmp_path / "root", "--image", tmp_path / "given" / "0.png", "--max-new-tokens", "4", "what is it?").stdout
+    assert "0 of 9 steps executed" in here("run", *common, "--no-ray", "--no-prefect").stdout
+    assert here("generate", "--model", tmp_path / "root", "--image", tmp_path / "given" / "0.png", "--max-new-tokens", "4", "what is it?").stdout

@@ -14,10 +14,10 @@ PLAIN = ("--no-ray", "--no-prefect")
 
 
 @pytest.fixture(scope="module")
-def built(cli_once, tmp_path_factory):
+def built(here, tmp_path_factory):
     """A root with the tiny recipe's embeddings."""
     root = tmp_path_factory.mktemp("store") / "runs"
-    cli_once("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN)
+    here("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN)
     return root
 
 
@@ -38,11 +38,11 @@ def first_part(root, name):
     return root / "stores" / json.loads((path / "generation.json").read_text())["entries"][0]["path"]
 
 
-def test_the_second_build_does_nothing_and_a_forced_one_encodes_nothing(root, cli):
-    assert re.search(r"\b0 of \d+ steps executed", cli("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN).stdout)
-    cli("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN, "--force", "embed_image", "--force", "targets")
+def test_the_second_build_does_nothing_and_a_forced_one_encodes_nothing(root, here):
+    assert re.search(r"\b0 of \d+ steps executed", here("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN).stdout)
+    here("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN, "--force", "embed_image", "--force", "targets")
     assert encoded(root, "embed_image") > 0  # same bytes: the artifact that was there stays, with its own timing
-    stats = [json.loads(line) for line in cli("embed", "stats", "--json", "--root", root).stdout.splitlines()]
+    stats = [json.loads(line) for line in here("embed", "stats", "--json", "--root", root).stdout.splitlines()]
     assert len(stats) == 4 and not any(line["unpinned_parts"] for line in stats)
 
 
@@ -55,56 +55,56 @@ def test_the_second_build_does_nothing_and_a_forced_one_encodes_nothing(root, cl
         ("image.part_rows=7", r"config\.spec\.part_rows: 16 -> 7", False),
     ],
 )
-def test_plan_names_the_field_and_only_what_changes_features_is_encoded(root, cli, change, reason, encodes):
-    plan = cli("plan", "--recipe", "tiny", "--root", root, "--set", change).stdout
+def test_plan_names_the_field_and_only_what_changes_features_is_encoded(root, here, change, reason, encodes):
+    plan = here("plan", "--recipe", "tiny", "--root", root, "--set", change).stdout
     line = next(line for line in plan.splitlines() if re.search(r"│ embed_image +│", line))
     assert "stale" in line and re.search(reason, line)
     assert all("done" in line for line in plan.splitlines() if re.search(r"│ (embed_audio|targets|shards_\w+) +│", line))
-    cli("run", "embed_image", "--recipe", "tiny", "--root", root, "--set", change, *PLAIN)
+    here("run", "embed_image", "--recipe", "tiny", "--root", root, "--set", change, *PLAIN)
     assert (encoded(root, "embed_image") > 0) == encodes
 
 
-def test_new_weights_are_named_and_encoded_again(root, cli):
-    cli("run", "weights_image", "--recipe", "tiny", "--root", root, "--set", "weights.image=test_vit", *PLAIN)
-    plan = cli("plan", "--recipe", "tiny", "--root", root, "--set", "weights.image=test_vit").stdout
+def test_new_weights_are_named_and_encoded_again(root, here):
+    here("run", "weights_image", "--recipe", "tiny", "--root", root, "--set", "weights.image=test_vit", *PLAIN)
+    plan = here("plan", "--recipe", "tiny", "--root", root, "--set", "weights.image=test_vit").stdout
     assert re.search(r"│ embed_image +│ stale +│ inputs\.weights: ", plan)
 
 
-def test_verify_passes_and_finds_changed_features(root, cli):
-    output = cli("embed", "verify", "--root", root, "--sample", "12").stdout
+def test_verify_passes_and_finds_changed_features(root, here):
+    output = here("embed", "verify", "--root", root, "--sample", "12").stdout
     assert output.count("ok") == 4 and "DIFFERS" not in output
     part = first_part(root, "embed_image")
     features = np.load(part / "features.npy")
     features[:] = features[::-1]
     (part / "features.npy").unlink()  # the file is a hard link
     np.save(part / "features.npy", features)
-    done = cli("embed", "verify", "embed_image", "--root", root, "--sample", "999", expect=1)
+    done = here("embed", "verify", "embed_image", "--root", root, "--sample", "999", expect=1)
     assert "DIFFERS  embed_image/" in done.stdout and f"DAMAGED  embed_image/{find(root, 'embed_image')[0].name}: part {part.name}" in done.stdout
     shutil.rmtree(part)
-    cli("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN, "--force", "embed_image")
-    assert "ok" in cli("embed", "verify", "embed_image", "--root", root).stdout
+    here("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN, "--force", "embed_image")
+    assert "ok" in here("embed", "verify", "embed_image", "--root", root).stdout
 
 
-def test_gc_removes_what_nothing_pins_after_saying_what(root, cli):
-    assert "nothing to remove" in cli("embed", "gc", "--root", root, "--yes").stdout
-    cli("run", "embed_image", "--recipe", "tiny", "--root", root, "--set", "image.dtype=int8", *PLAIN)
+def test_gc_removes_what_nothing_pins_after_saying_what(root, here):
+    assert "nothing to remove" in here("embed", "gc", "--root", root, "--yes").stdout
+    here("run", "embed_image", "--recipe", "tiny", "--root", root, "--set", "image.dtype=int8", *PLAIN)
     (int8,) = [path.parent for path in (root / "artifacts" / "embed_image").glob("*/generation.json") if '"int8"' in path.read_text()]
     shutil.rmtree(int8)
-    stats = [json.loads(line) for line in cli("embed", "stats", "--json", "--root", root).stdout.splitlines()]
+    stats = [json.loads(line) for line in here("embed", "stats", "--json", "--root", root).stdout.splitlines()]
     (unused,) = [line for line in stats if line["unpinned_parts"]]
     assert unused["stored_as"] == "int8" and 0 < unused["largest_error"] < 0.02 and not unused["used_by"]
-    said = cli("embed", "gc", "--root", root).stdout
+    said = here("embed", "gc", "--root", root).stdout
     assert f"stores/embeddings/{unused['space']}/parts/" in said and "add --yes" in said
     plan = {"space": unused["space"], "batch": 8, "parts": []}
     (root / "work" / "embed_image" / ("0" * 12)).mkdir(parents=True)
     (root / "work" / "embed_image" / ("0" * 12) / "plan.json").write_text(json.dumps(plan))
-    assert "removed" in cli("embed", "gc", "--root", root, "--yes").stdout
-    after = [json.loads(line) for line in cli("embed", "stats", "--json", "--root", root).stdout.splitlines()]
+    assert "removed" in here("embed", "gc", "--root", root, "--yes").stdout
+    after = [json.loads(line) for line in here("embed", "stats", "--json", "--root", root).stdout.splitlines()]
     assert sum(line["parts"] for line in after) == sum(line["parts"] for line in stats) - unused["parts"]
-    assert "ok" in cli("embed", "verify", "--root", root, "--sample", "4").stdout
+    assert "ok" in here("embed", "verify", "--root", root, "--sample", "4").stdout
 
 
-def test_parts_of_an_interrupted_build_are_kept(root, cli):
+def test_parts_of_an_interrupted_build_are_kept(root, here):
     path, _ = find(root, "embed_audio")
     generation = json.loads((path / "generation.json").read_text())
     import pyarrow.parquet as pq
@@ -114,8 +114,8 @@ def test_parts_of_an_interrupted_build_are_kept(root, cli):
     shutil.rmtree(path)
     (root / "work" / "embed_audio" / ("1" * 12)).mkdir(parents=True)
     (root / "work" / "embed_audio" / ("1" * 12) / "plan.json").write_text(json.dumps(plan))
-    assert f"kept: {len(parts)} parts of interrupted builds" in cli("embed", "gc", "--root", root, "--yes").stdout and parts[0].exists()
-    cli("embed", "gc", "--root", root, "--yes", "--unfinished")
+    assert f"kept: {len(parts)} parts of interrupted builds" in here("embed", "gc", "--root", root, "--yes").stdout and parts[0].exists()
+    here("embed", "gc", "--root", root, "--yes", "--unfinished")
     assert not parts[0].exists()
 
 

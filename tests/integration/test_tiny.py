@@ -48,21 +48,21 @@ def test_second_run_executes_nothing(tiny, cli):
     assert set(statuses(output).values()) == {"done"} and re.search(r"\b0 of 34 steps executed", output)
 
 
-def test_without_ray_and_prefect_the_bytes_are_the_same(tiny, cli, tmp_path):
-    cli("run", "--recipe", "tiny", "--root", tmp_path / "plain", "--no-ray", "--no-prefect")
+def test_without_ray_and_prefect_the_bytes_are_the_same(tiny, here, tmp_path):
+    here("run", "--recipe", "tiny", "--root", tmp_path / "plain", "--no-ray", "--no-prefect")
     assert digests(tmp_path / "plain") == digests(tiny.root)
 
 
-def test_a_changed_learning_rate_runs_exactly_what_follows(copy, cli):
-    plan = cli("plan", "--recipe", "tiny", "--root", copy, "--set", "stage3.lr=1e-4").stdout
+def test_a_changed_learning_rate_runs_exactly_what_follows(copy, here):
+    plan = here("plan", "--recipe", "tiny", "--root", copy, "--set", "stage3.lr=1e-4").stdout
     assert re.search(r"stage3 +│ stale +│ config\.stage\.lr: 0\.001 -> 0\.0001", plan)
-    output = cli("run", "--recipe", "tiny", "--root", copy, "--set", "stage3.lr=1e-4", "--no-ray", "--no-prefect").stdout
+    output = here("run", "--recipe", "tiny", "--root", copy, "--set", "stage3.lr=1e-4", "--no-ray", "--no-prefect").stdout
     ran = {name for name, status in statuses(output).items() if status == "executed"}
     assert ran == {"stage3", "export", "export_early", "eval_vqa", "eval_drift", "eval_drawing", "history", "report"}
 
 
-def test_forced_upstream_with_equal_bytes_runs_nothing_downstream(copy, cli):
-    output = cli("run", "--recipe", "tiny", "--root", copy, "--force", "lists", "--force", "shards_cc3m", "--no-ray", "--no-prefect").stdout
+def test_forced_upstream_with_equal_bytes_runs_nothing_downstream(copy, here):
+    output = here("run", "--recipe", "tiny", "--root", copy, "--force", "lists", "--force", "shards_cc3m", "--no-ray", "--no-prefect").stdout
     changed = {name: status for name, status in statuses(output).items() if status not in ("done", "reused")}
     assert changed == {"lists": "same bytes", "shards_cc3m": "same bytes"}
 
@@ -111,7 +111,7 @@ def test_report_is_one_self_contained_page(tiny):
     assert not re.search(r"""(src|href)=["']https?:""", html)
 
 
-def test_generate_answers_from_the_exported_directory_alone(tiny, cli, tmp_path):
+def test_generate_answers_from_the_exported_directory_alone(tiny, cli, here, tmp_path):
     export, _ = find(tiny.root, "export")
     shutil.copytree(export, tmp_path / "model")
     lists, _ = find(tiny.root, "lists")
@@ -120,7 +120,7 @@ def test_generate_answers_from_the_exported_directory_alone(tiny, cli, tmp_path)
     assert done.stdout.endswith("\n") and done.stderr == ""
     broken = tmp_path / "page.png"
     broken.write_text("<html>not found</html>")
-    wrong = cli("generate", "--model", tmp_path / "model", "--image", broken, "what?", expect=1)
+    wrong = here("generate", "--model", tmp_path / "model", "--image", broken, "what?", expect=1)
     assert len(wrong.stderr.splitlines()) == 1 and "Traceback" not in wrong.stderr
 
 
@@ -149,26 +149,26 @@ def test_lmms_eval_from_the_shell(tiny, cli, tmp_path):
     assert shell == pytest.approx(ours["accuracy"], abs=1e-6)
 
 
-def test_artifacts_list_why_verify_gc(copy, cli):
-    assert "34 artifacts" in cli("artifacts", "--root", copy).stdout
-    why = cli("artifacts", "why", "stage1", "--root", copy).stdout
+def test_artifacts_list_why_verify_gc(copy, here):
+    assert "34 artifacts" in here("artifacts", "--root", copy).stdout
+    why = here("artifacts", "why", "stage1", "--root", copy).stdout
     assert "embed_image/" in why and "manifest_cc3m/" in why and "lists/" in why and "stamps_train" in why
-    assert "ok       lists/" in cli("artifacts", "verify", "--root", copy).stdout
-    cli("run", "--recipe", "tiny", "--root", copy, "--set", "stage1.seed=5", "stage1", "--no-ray", "--no-prefect")
-    doomed = cli("artifacts", "gc", "tiny", "--root", copy).stdout
+    assert "ok       lists/" in here("artifacts", "verify", "--root", copy).stdout
+    here("run", "--recipe", "tiny", "--root", copy, "--set", "stage1.seed=5", "stage1", "--no-ray", "--no-prefect")
+    doomed = here("artifacts", "gc", "tiny", "--root", copy).stdout
     assert "stage1/" in doomed and "add --yes" in doomed and "lists/" not in doomed
-    assert "removed" in cli("artifacts", "gc", "tiny", "--yes", "--root", copy).stdout
-    assert "nothing to remove" in cli("artifacts", "gc", "tiny", "--root", copy).stdout
-    assert re.search(r"\b0 of 34 steps executed", cli("run", "--recipe", "tiny", "--root", copy).stdout)
+    assert "removed" in here("artifacts", "gc", "tiny", "--yes", "--root", copy).stdout
+    assert "nothing to remove" in here("artifacts", "gc", "tiny", "--root", copy).stdout
+    assert re.search(r"\b0 of 34 steps executed", here("run", "--recipe", "tiny", "--root", copy).stdout)
 
 
-def test_a_damaged_artifact_is_named(copy, cli):
+def test_a_damaged_artifact_is_named(copy, here):
     path, _ = find(copy, "stage1")
     target = path / "tensors.safetensors"
     data = target.read_bytes()
     target.unlink()  # a hard link: the original stays whole
     target.write_bytes(data[:-1] + b"x")
-    done = cli("artifacts", "verify", "--root", copy, expect=1)
+    done = here("artifacts", "verify", "--root", copy, expect=1)
     assert "DAMAGED" in done.stdout and str(path) in done.stdout
 
 
@@ -183,7 +183,7 @@ def test_a_list_with_a_missing_column_stops_with_one_line(copy, cli, tmp_path):
     assert re.search(r"mine\.tsv.*2", done.stderr) and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
 
 
-def test_an_unreadable_picture_becomes_a_ledger_row(copy, cli, tmp_path):
+def test_an_unreadable_picture_becomes_a_ledger_row(copy, here, tmp_path):
     import pyarrow.parquet as pq
 
     lists, _ = find(copy, "lists")
@@ -192,7 +192,7 @@ def test_an_unreadable_picture_becomes_a_ledger_row(copy, cli, tmp_path):
     (tmp_path / "page.png").write_text("<html>404</html>")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     arguments = own_list(tmp_path, "a thing\tgood.png\na page\tpage.png\na cut one\tcut.png\ngone\tgone.png\nescape\t../../etc/passwd\n")
-    output = cli(*arguments, "--root", copy, "shards_cc3m").stdout
+    output = here(*arguments, "--root", copy, "shards_cc3m").stdout
     assert re.search(r"left out \(shards_cc3m\): 4 of \d+ rows \(.*not_media 1.*\), the first is stamps_train-000001", output)
     path, _ = find(copy, "shards_cc3m")
     assert str(path / "ledger.parquet") in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 import pipelines.embed_pool
 import pipelines.embed_worker
+from infra import ray_session
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec
 from mmcore.data.embeddings import EmbeddingSet, space_fields
@@ -41,6 +43,13 @@ def weights(tmp_path_factory) -> Path:
     save_file(model.state_dict(), directory / "encoder" / "model.safetensors")
     (directory / "encoder.json").write_text(json.dumps({"arch": "test_efficientnet"}))
     return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray_ends() -> Iterator[None]:
+    """The tests that want Ray share a cluster; the tests of other files do without."""
+    yield
+    ray_session.stop()
 
 
 def prepare(root: Path, weights: Path, count: int = 20) -> Path:

@@ -134,18 +134,22 @@ def test_gather_hands_back_the_gradient_of_every_rank():
 
 
 RANK = """
-import sys, json
+import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-rank, world, where = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-torch.distributed.init_process_group("gloo", init_method=f"file://{where}/meet", rank=rank, world_size=world)
-from test_two_tower import one_step
+from test_two_tower import WORLDS, one_step
 from pipelines.train_loop import TorchCollective
-torch.save(one_step(TorchCollective(), int(sys.argv[5])), f"{where}/rank{rank}.pt")
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+rank, where = int(sys.argv[2]), sys.argv[3]
+for world, batch in WORLDS:
+    if rank < world:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{where}/meet{world}", rank=rank, world_size=world)
+        torch.save(one_step(TorchCollective(), batch), f"{where}/rank{rank}of{world}.pt")
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 """
+WORLDS = ((3, 2), (2, 9))
+"""(ranks, global batch): a rank without rows, uneven shares. The same processes run one after the other, the third only the first."""
 
 
 def one_step(collective, batch=9):
@@ -161,19 +165,24 @@ def one_step(collective, batch=9):
     return {"loss": total, **gradients}
 
 
-@pytest.mark.parametrize(("world", "batch"), [(2, 9), (3, 2)], ids=["uneven shares", "a rank without rows"])
-def test_gloo_ranks_give_the_loss_and_gradients_of_one_process(world, batch, tmp_path):
-    alone = one_step(Collective(), batch)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Directory with the step of every rank of WORLDS, each a process of its own under gloo."""
+    where = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-c", RANK, str(Path(__file__).parent)]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(world), str(tmp_path), str(batch)], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
-        for rank in range(world)
-    ]
-    for process in ranks:
+    most = max(world for world, _ in WORLDS)
+    started = [subprocess.Popen([*command, str(rank), str(where)], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True) for rank in range(most)]
+    for process in started:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors[-2000:]
+    return where
+
+
+@pytest.mark.parametrize(("world", "batch"), WORLDS, ids=["a rank without rows", "uneven shares"])
+def test_gloo_ranks_give_the_loss_and_gradients_of_one_process(world, batch, ranks):
+    alone = one_step(Collective(), batch)
     for rank in range(world):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        found = torch.load(ranks / f"rank{rank}of{world}.pt", weights_only=True)
         assert found.keys() == alone.keys() and float(alone["loss"]) > 0
         for name, value in alone.items():
             assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-5), name
