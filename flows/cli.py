@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.interrupts import MESSAGES, Terminated, sigterm_raises
 from infra.logs import one_line
 from infra.settings import Settings, load_settings
 from infra.step import AnyloomError
@@ -312,16 +313,18 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. A mendable error is one line on stderr and exit code 1; Ctrl-C is 130."""
+    """Entry point. A mendable error is one line on stderr and exit code 1; Ctrl-C is 130, SIGTERM 143."""
     args = build_parser().parse_args(argv)
     try:
-        return COMMANDS[args.command](args)
+        with sigterm_raises():
+            return COMMANDS[args.command](args)
     except (AnyloomError, FileNotFoundError) as error:
         print(f"anyloom: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("anyloom: interrupted; run the same command to continue", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 130 if isinstance(stop, KeyboardInterrupt) else 143
+        print(MESSAGES[code], file=sys.stderr)
+        return code
     except BrokenPipeError:
         return 141
     except Exception as error:

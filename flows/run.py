@@ -119,11 +119,12 @@ def _run_in_prefect(
     lists: Mapping[str, str] | None,
     weights: Mapping[str, str] | None,
 ) -> None:
-    from flows.leftovers import end_orphaned_servers
+    from flows.leftovers import end_orphaned_servers, watch
     from infra.settings import prefect_environment
 
     prefect_environment(settings.root.absolute())
     end_orphaned_servers(settings.root.absolute() / "prefect")
+    watch(settings.root.absolute() / "prefect")
     quiet(settings.root.absolute() / "logs" / "run.log")
     from flows.end_to_end import end_to_end
 
