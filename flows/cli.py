@@ -71,7 +71,7 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    from flows import store
+    from flows import stack, store
     from flows.ask import add_ask, add_pack
     from flows.train_decoder import add_train_decoder
 
@@ -92,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     store.add_commands(commands, where, which, how)
     add_train_decoder(commands, how)
+    stack.add_stack(commands)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
     recipes = commands.add_parser("recipes", help="the recipes: parts, licences, what each stage trains, memory; or one as JSON")
     recipes.add_argument("name", nargs="?")
@@ -174,6 +175,13 @@ def cmd_train_decoder(args: argparse.Namespace) -> int:
     from flows import train_decoder
 
     return train_decoder.main(args)
+
+
+def cmd_stack(args: argparse.Namespace) -> int:
+    """stack"""
+    from flows import stack
+
+    return stack.main(args, settings_of(args).root.absolute())
 
 
 def cmd_plan(args: argparse.Namespace) -> int:
@@ -298,6 +306,7 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
 COMMANDS = {
     "embed": cmd_embed,
     "train-decoder": cmd_train_decoder,
+    "stack": cmd_stack,
     "plan": cmd_plan,
     "recipes": cmd_recipes,
     "encoders": cmd_encoders,
