@@ -151,10 +151,9 @@ def _command(stack: Stack, name: str) -> list[str]:
     prefect, ray = [sys.executable, "-m", "prefect"], [sys.executable, "-m", "ray.scripts.scripts"]
     # Unix socket paths are limited to 107 bytes, so Ray's session directory cannot live below an arbitrary home.
     scratch = Path(tempfile.gettempdir()) / f"ray-stack-{stack.ray_port}"
-    cpus = ["--num-cpus", str(stack.cpus)] if stack.cpus else []
+    address, cpus = ["--node-ip-address", stack.host, "--port", str(stack.ray_port)], ["--num-cpus", str(stack.cpus)] if stack.cpus else []
     return {
-        "ray": [*ray, "start", "--head", "--block", "--node-ip-address", stack.host, "--port", str(stack.ray_port), "--include-dashboard=false"]
-        + ["--temp-dir", str(scratch), "--disable-usage-stats", *cpus],
+        "ray": [*ray, "start", "--head", "--block", *address, "--include-dashboard=false", "--temp-dir", str(scratch), "--disable-usage-stats", *cpus],
         "server": [*prefect, "server", "start", "--host", stack.host, "--port", str(stack.port)],
         "worker": [*prefect, "worker", "start", "--pool", POOL, "--type", "process", "--name", "stack", "--install-policy", "never"],
     }[name]

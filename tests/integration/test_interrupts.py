@@ -32,7 +32,8 @@ def family(mark):
 def at_work(root, mark, *how):
     """A run of tiny whose steps have begun: the process."""
     env = {**os.environ, "ANYLOOM_TEST": mark}
-    run = subprocess.Popen([ANYLOOM, "run", "--recipe", "tiny", "--root", str(root), *how], cwd=PROJECT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [ANYLOOM, "run", "--recipe", "tiny", "--root", str(root), *how]
+    run = subprocess.Popen(command, cwd=PROJECT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in run.stdout:
         if line.startswith("[start]"):
             time.sleep(1)
