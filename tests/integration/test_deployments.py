@@ -48,7 +48,7 @@ class Live:
 
     def deployment(self, name, recipe, *arguments, expect=0):
         """`prefect deployment run NAME --param recipe=RECIPE --watch`. Returns the flow run."""
-        said = self.prefect("deployment", "run", name, "--param", f"recipe={recipe}", *arguments, "--watch", "--watch-interval", "1", expect=expect)
+        said = self.prefect("deployment", "run", name, "--param", f"recipe={recipe}", *arguments, "--watch", expect=expect)
         return self.api(f"flow_runs/{re.search(r'UUID: ([0-9a-f-]{36})', said)[1]}")
 
     def started(self, name, *arguments):
@@ -190,12 +190,12 @@ def test_the_bare_name_trains_stage_3_on_the_ray_cluster_and_the_scheduler_runs_
     assert steps["stage3"] == steps["export"] == "executed" and steps["stage2"] == "reused"
     assert left["loss-tiny"]["type"] == "image" and left["loss-tiny"]["data"].startswith("data:image/svg+xml;base64,")
 
-    live.prefect("deployment", "schedule", "clear", "nightly-eval", "-y")
+    live.prefect("deployment", "schedule", "clear", "nightly-eval/nightly-eval", "-y")
     found = live.api("deployments/name/nightly-eval/nightly-eval")
     patch(live, f"deployments/{found['id']}", {"parameters": {"recipe": "tiny"}})
-    live.prefect("deployment", "schedule", "create", "nightly-eval", "--interval", "5", "--timezone", "UTC")
+    live.prefect("deployment", "schedule", "create", "nightly-eval/nightly-eval", "--interval", "5", "--timezone", "UTC")
     done = eventually(lambda: [one for one in live.flow_runs("nightly-eval") if one["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")], 300)
-    live.prefect("deployment", "schedule", "clear", "nightly-eval", "-y")
+    live.prefect("deployment", "schedule", "clear", "nightly-eval/nightly-eval", "-y")
     (night,) = [one for one in done if one["state"]["type"] != "CANCELLED"][:1]
     assert night["state"]["type"] == "COMPLETED" and night["auto_scheduled"], live.log()
     ran = sorted((one["start_time"], one["end_time"] or "9999") for one in live.flow_runs("nightly-eval") if one["start_time"])
@@ -258,7 +258,7 @@ def test_a_failed_run_tells_the_webhook_and_keeps_its_address_secret(live):
     assert SECRET not in "".join(path.read_text(errors="replace") for path in (live.stack.home / "logs").glob("*.log"))
 
 
-BREAKS_ONCE = '''
+BREAKS_ONCE = """
 import os
 from pathlib import Path
 
@@ -273,8 +273,8 @@ def wrong(ctx):
     with open(ctx.work / "tries", "a") as handle:
         handle.write("x")
     raise ValueError("wrong input")
-'''
-RETRIES = '''
+"""
+RETRIES = """
 import sys
 from pathlib import Path
 from prefect import flow
@@ -294,7 +294,7 @@ try:
     breaks("wrong")
 except ValueError:
     print("raised once")
-'''
+"""
 
 
 def test_a_lost_ray_worker_is_tried_again_and_a_wrong_input_is_not(live, tmp_path):
