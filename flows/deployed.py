@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,5 +35,10 @@ def run_flow(
 
 def run_and_publish(recipe: str, steps: list[Step], settings: Settings, force: Sequence[str] = ()) -> dict[str, str]:
     """Materialize steps and show what came out. Call inside a flow. Returns step -> what happened; raises the first step's error."""
-    display = Display(log=get_run_logger().info if PREFECT_LOGGING_TO_API_ENABLED.value() else None)
+    log = None
+    if PREFECT_LOGGING_TO_API_ENABLED.value():
+        for name in ("prefect.flow_runs", "prefect.task_runs"):
+            logging.getLogger(name).setLevel(logging.INFO)  # what is said in a run is for the UI, however quiet the libraries are
+        log = get_run_logger().info
+    display = Display(log=log)
     return run_steps(steps, settings, force=force, display=display, finished=lambda run, rows: publish(recipe, run, rows))
