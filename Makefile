@@ -4,9 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ROOT   ?= runs
 ONLY   ?=
+PORT     ?= 4200
+RAY_PORT ?= 6379
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo demo-assets test test-slow check bench chaos fuzz golden lock screenshot clean install
+.PHONY: help demo demo-assets test test-slow check bench chaos fuzz golden lock screenshot stack stack-down clean install
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -61,6 +63,12 @@ lock: $(VENV)/.installed  ## resolve pyproject.toml again into requirements.lock
 screenshot: $(VENV)/.installed  ## docs/report.png from the newest report, docs/history_report.png from a toy history
 	$(BIN)/python tests/screenshot.py $(ROOT) docs/report.png
 	$(BIN)/python tests/screenshot.py --toy docs/history_report.png --height 2960
+
+stack: $(VENV)/.installed  ## a local Prefect server (PORT), worker and Ray head (RAY_PORT), everything deployed, runs into $(ROOT)
+	@$(BIN)/anyloom stack up --root $(ROOT) --port $(PORT) --ray-port $(RAY_PORT)
+
+stack-down:      ## end what `make stack` started
+	@$(BIN)/anyloom stack down
 
 clean:           ## remove the environment, runs and build output
 	rm -rf $(VENV) $(ROOT) build

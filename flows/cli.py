@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.interrupts import MESSAGES, Terminated, sigterm_raises
 from infra.logs import one_line
 from infra.settings import Settings, load_settings
 from infra.step import AnyloomError
@@ -71,7 +72,7 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    from flows import history, report, store
+    from flows import history, report, stack, store
     from flows.ask import add_ask, add_pack
     from flows.train_decoder import add_train_decoder
 
@@ -98,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     store.add_commands(commands, where, which, how)
     add_train_decoder(commands, how)
+    stack.add_stack(commands)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
     recipes = commands.add_parser("recipes", help="the recipes: parts, licences, what each stage trains, memory; or one as JSON")
     recipes.add_argument("name", nargs="?")
@@ -177,6 +179,13 @@ def cmd_train_decoder(args: argparse.Namespace) -> int:
     from flows import train_decoder
 
     return train_decoder.main(args)
+
+
+def cmd_stack(args: argparse.Namespace) -> int:
+    """stack"""
+    from flows import stack
+
+    return stack.main(args, settings_of(args).root.absolute())
 
 
 def cmd_plan(args: argparse.Namespace) -> int:
@@ -308,6 +317,7 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
 COMMANDS = {
     "embed": cmd_embed,
     "train-decoder": cmd_train_decoder,
+    "stack": cmd_stack,
     "plan": cmd_plan,
     "recipes": cmd_recipes,
     "encoders": cmd_encoders,
@@ -323,16 +333,18 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. A mendable error is one line on stderr and exit code 1; Ctrl-C is 130."""
+    """Entry point. A mendable error is one line on stderr and exit code 1; Ctrl-C is 130, SIGTERM 143."""
     args = build_parser().parse_args(argv)
     try:
-        return COMMANDS[args.command](args)
+        with sigterm_raises():
+            return COMMANDS[args.command](args)
     except (AnyloomError, FileNotFoundError) as error:
         print(f"anyloom: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("anyloom: interrupted; run the same command to continue", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 130 if isinstance(stop, KeyboardInterrupt) else 143
+        print(MESSAGES[code], file=sys.stderr)
+        return code
     except BrokenPipeError:
         return 141
     except Exception as error:

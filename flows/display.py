@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from rich.console import Console
@@ -33,9 +33,10 @@ def human_rate(done: float, total: float, seconds: float) -> str:
 
 
 class Display:
-    """Progress of many steps. Thread-safe; use as a context manager."""
+    """Progress of many steps. Thread-safe; use as a context manager. log: told every line too, e.g. a Prefect run's logger."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, log: Callable[[str], None] | None = None):
+        self.log = log
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
         self.live = self.console.is_terminal
         self.bars = Progress(
@@ -66,6 +67,8 @@ class Display:
         """One line above the bars."""
         self.console.print(line, markup=False)
         sys.stdout.flush()
+        if self.log is not None:
+            self.log(line)
 
     def start(self, name: str) -> None:
         """A step begins."""

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 
-from flows.run import EVALUATE, run_targets
+from flows.alerts import HOOKS
+from flows.deployed import run_flow
+from flows.parameters import Files, Overrides, RecipeName, described
+from flows.run import EVALUATE
 
 
-@flow(name="evaluate", flow_run_name="evaluate {recipe}", log_prints=False)
-def evaluate(recipe: str = "smol", root: str | None = None, overrides: dict[str, Any] | None = None, force: list[str] | None = None) -> dict[str, str]:
-    """Materialize evaluation, history and report. Arguments and result as in flows.end_to_end."""
-    return run_targets(recipe, root=root, overrides=overrides or {}, targets=EVALUATE, force=force or [])
+@flow(name="evaluate", flow_run_name="evaluate {recipe}", **HOOKS)
+@described
+def evaluate(
+    recipe: RecipeName = "smol",
+    root: str | None = None,
+    overrides: Overrides = None,
+    force: list[str] | None = None,
+    lists: Files = None,
+    weights: Files = None,
+    threads: int | None = None,
+) -> dict[str, str]:
+    """Evaluate the recipe's model, add the scores to the benchmark history, write the report."""
+    return run_flow(recipe, EVALUATE, root=root, overrides=overrides, force=force, lists=lists, weights=weights, threads=threads)

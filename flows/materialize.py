@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flows.display import Display
+from flows.interrupts import GRACE_S, leave
 from infra.materialize import EXECUTED, Outcome, Place, call_in_process, materialize
 from infra.plan import topological
 from infra.progress import FileProgress, relay
@@ -27,7 +28,7 @@ MAX_STEPS_AT_ONCE = 64  # threads of the runner; waiting steps sleep in one each
 
 
 class NotRun(Exception):
-    """A step was left out because something before it failed."""
+    """A step was left out because something before it failed, or the run was interrupted."""
 
 
 class Budget:
@@ -64,13 +65,17 @@ class GraphRun:
     settings: Settings
     display: Display
     force: frozenset[str] = frozenset()
+    threads: int = 1
+    """CPU threads of the machine, or as many of them as one node of the cluster has."""
     gpus: int = 0
     """GPUs of the machine, or of the cluster."""
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     errors: dict[str, BaseException] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
+    """Steps at work this instant."""
 
     def __post_init__(self) -> None:
-        self.budget = Budget(self.settings.num_threads, self.gpus)
+        self.budget = Budget(self.threads, self.gpus)
         self.by_name = {step.name: step for step in self.steps}
 
     def materialize(self, name: str) -> None:
@@ -85,6 +90,7 @@ class GraphRun:
             if self.errors:
                 raise NotRun(f"{name} was left out because {next(iter(self.errors))} failed")
             started = time.monotonic()
+            self.running.add(name)
             self.display.start(name)
             resources = Resources(threads=threads, workers=threads if step.spread else 1, gpus=gpus, use_ray=self.settings.use_ray)
             try:
@@ -101,8 +107,24 @@ class GraphRun:
             except BaseException:
                 self.display.finish(name, "failed", time.monotonic() - started)
                 raise
+            finally:
+                self.running.discard(name)
             self.outcomes[name] = outcome
             self.display.finish(name, "done" if outcome.status == EXECUTED else outcome.status, outcome.seconds)
+
+    def interrupt(self, error: BaseException) -> None:
+        """Stop everything because of `error`: no further step, no Ray work, and no waiting for what in this process does not end soon."""
+        self.errors.setdefault("the run", error)
+        if self.settings.use_ray:
+            from infra import ray_session
+
+            ray_session.interrupt()
+        patience = time.monotonic() + GRACE_S
+        while self.running and time.monotonic() < patience:
+            time.sleep(0.05)
+        if self.running:
+            self.display.bars.stop()
+            leave(error)
 
     def aside(self, step: Step) -> bool:
         """True when the step runs beside the thread budget."""
@@ -147,7 +169,7 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
 
     Raises the first step's error after everything that was running has ended; what is complete stays complete.
     """
-    ordered, gpus = topological(steps), settings.num_gpus
+    ordered, gpus, threads = topological(steps), settings.num_gpus, settings.num_threads
     unknown = force - {step.name for step in ordered}
     if unknown:
         raise AnyloomError(f"--force {sorted(unknown)[0]}: no such step; the steps are: {', '.join(step.name for step in ordered)}")
@@ -155,11 +177,15 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
         from infra import ray_session
 
         ray_session.start(settings.num_threads, gpus)
-        gpus = ray_session.num_gpus(gpus)
+        gpus, threads = ray_session.num_gpus(gpus), min(threads, ray_session.cpus_of_a_node(threads))
     else:
         importlib.import_module("transformers")  # it replaces itself while it is imported: two steps' threads must not be the first to ask for it
-    run = GraphRun(steps=ordered, place=place, settings=settings, display=display, force=force, gpus=gpus)
-    (_submit_prefect if settings.use_prefect else _submit_threads)(run)
+    run = GraphRun(steps=ordered, place=place, settings=settings, display=display, force=force, threads=threads, gpus=gpus)
+    try:
+        (_submit_prefect if settings.use_prefect else _submit_threads)(run)
+    except BaseException as error:  # SIGTERM, Ctrl-C; what a step raises is in run.errors
+        run.interrupt(error)
+        raise
     if run.errors:
         raise next(iter(run.errors.values()))
     return run

@@ -1,15 +1,40 @@
-"""prepare-data: from source lists to shards and embeddings. Steps it needs are made if they are missing."""
+"""prepare-data and embed: from source lists to shards, and from shards to stored embeddings. Steps they need are made if they are missing."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 
-from flows.run import PREPARE_DATA, run_targets
+from flows.alerts import HOOKS
+from flows.deployed import run_flow
+from flows.parameters import Files, Overrides, RecipeName, described
+from flows.run import EMBED, PREPARE_DATA
 
 
-@flow(name="prepare-data", flow_run_name="prepare-data {recipe}", log_prints=False)
-def prepare_data(recipe: str = "smol", root: str | None = None, overrides: dict[str, Any] | None = None, force: list[str] | None = None) -> dict[str, str]:
-    """Materialize from source lists to shards and embeddings. Arguments and result as in flows.end_to_end."""
-    return run_targets(recipe, root=root, overrides=overrides or {}, targets=PREPARE_DATA, force=force or [])
+@flow(name="prepare-data", flow_run_name="prepare-data {recipe}", **HOOKS)
+@described
+def prepare_data(
+    recipe: RecipeName = "smol",
+    root: str | None = None,
+    overrides: Overrides = None,
+    force: list[str] | None = None,
+    lists: Files = None,
+    weights: Files = None,
+    threads: int | None = None,
+) -> dict[str, str]:
+    """Source lists -> manifests -> WebDataset shards, and the check for overlap of training and test data."""
+    return run_flow(recipe, PREPARE_DATA, root=root, overrides=overrides, force=force, lists=lists, weights=weights, threads=threads)
+
+
+@flow(name="embed", flow_run_name="embed {recipe}", **HOOKS)
+@described
+def embed(
+    recipe: RecipeName = "smol",
+    root: str | None = None,
+    overrides: Overrides = None,
+    force: list[str] | None = None,
+    lists: Files = None,
+    weights: Files = None,
+    threads: int | None = None,
+) -> dict[str, str]:
+    """Shards -> the frozen encoders' features and the decoders' targets in the embedding store."""
+    return run_flow(recipe, EMBED, root=root, overrides=overrides, force=force, lists=lists, weights=weights, threads=threads)

@@ -18,8 +18,8 @@ from infra.settings import Settings, load_settings, offline_environment
 from infra.step import AnyloomError, Step
 from infra.storage import Remote
 
-PREPARE_DATA = ("overlap", "embed_*", "targets")
-TRAIN_STAGES = ("export",)
+PREPARE_DATA = ("shards_*", "overlap")
+EMBED = ("embed_*", "targets*")
 EVALUATE = ("history", "report")
 
 
@@ -47,6 +47,18 @@ def select(steps: Mapping[str, Step], targets: Sequence[str] | None) -> list[Ste
     return chosen
 
 
+def stage_targets(recipe: str, overrides: Mapping[str, Any] | None, stage: str) -> list[str]:
+    """The steps of a training stage, with the export when it is the recipe's last stage. Raises AnyloomError for a recipe without the stage."""
+    from pipelines.recipe import stage_steps
+    from pipelines.recipes import get_recipe
+
+    order = stage_steps(get_recipe(recipe, overrides).stages)
+    found = [name for name, kind in order if kind == stage]
+    if not found:
+        raise AnyloomError(f"recipe {recipe} has no {stage}; its stages are: {', '.join(name for name, _ in order)}")
+    return [*found, *(["export"] if order[-1][1] == stage else [])]
+
+
 def make_place(settings: Settings) -> Place:
     """Local root plus the optional remote mirror."""
     root = settings.root.absolute()
@@ -64,11 +76,22 @@ def run_targets(
     weights: Mapping[str, str] | None = None,
     settings: Settings | None = None,
     display: Display | None = None,
+    finished: Callable[[GraphRun, list[PlanRow]], None] | None = None,
 ) -> dict[str, str]:
-    """Materialize targets, print the closing table. Returns step -> status. Raises the first step's error."""
-    settings = settings or load_settings(root=root)
-    overrides = overrides or {}
-    steps = select(recipe_steps(recipe, overrides, lists, weights), targets)
+    """Materialize targets of a recipe. The rest as in run_steps."""
+    steps = select(recipe_steps(recipe, overrides or {}, lists, weights), targets)
+    return run_steps(steps, settings or load_settings(root=root), force=force, display=display, finished=finished)
+
+
+def run_steps(
+    steps: list[Step],
+    settings: Settings,
+    *,
+    force: Sequence[str] = (),
+    display: Display | None = None,
+    finished: Callable[[GraphRun, list[PlanRow]], None] | None = None,
+) -> dict[str, str]:
+    """Materialize steps, print the closing table, call `finished`. Returns step -> status. Raises the first step's error."""
     place = make_place(settings)
     offline_environment()
     quiet(place.root / "logs" / "run.log")
@@ -76,7 +99,9 @@ def run_targets(
     started = time.monotonic()
     with display:
         run = run_graph(steps, place, settings, display, force=frozenset(force))
-    close(display, run, place.root, time.monotonic() - started)
+    rows = close(display, run, place.root, time.monotonic() - started)
+    if finished is not None:
+        finished(run, rows)
     return {name: outcome.status for name, outcome in run.outcomes.items()}
 
 
@@ -119,11 +144,12 @@ def _run_in_prefect(
     lists: Mapping[str, str] | None,
     weights: Mapping[str, str] | None,
 ) -> None:
-    from flows.leftovers import end_orphaned_servers
+    from flows.leftovers import end_orphaned_servers, watch
     from infra.settings import prefect_environment
 
     prefect_environment(settings.root.absolute())
     end_orphaned_servers(settings.root.absolute() / "prefect")
+    watch(settings.root.absolute() / "prefect")
     quiet(settings.root.absolute() / "logs" / "run.log")
     from flows.end_to_end import end_to_end
 
@@ -140,8 +166,8 @@ def _run_in_prefect(
     )
 
 
-def close(display: Display, run: GraphRun, root: Path, seconds: float) -> None:
-    """The closing table of a finished run."""
+def close(display: Display, run: GraphRun, root: Path, seconds: float) -> list[PlanRow]:
+    """The closing table of a finished run. Returns the state of its steps."""
     rows = plan(topological(run.steps), root)
     by_name = {row.step.name: row for row in rows}
     closing_table(
@@ -150,6 +176,7 @@ def close(display: Display, run: GraphRun, root: Path, seconds: float) -> None:
         root,
         seconds,
     )
+    return rows
 
 
 def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRow]], root: Path, seconds: float) -> None:

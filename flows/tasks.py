@@ -1,4 +1,4 @@
-"""The Prefect task: one step of the DAG as one task run."""
+"""The Prefect task: one step of the DAG as one task run, and which failures are worth another try."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ from typing import Any
 
 from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
 
 from flows.materialize import RUNS, NotRun
-from infra.step import AnyloomError
 
-RETRIES = 1
-FINAL = (AnyloomError, NotRun, TypeError, ValueError, KeyError, AttributeError, ImportError)
-"""Wrong input or wrong code stays wrong; anything else (a lost worker, a network error) is tried once more."""
+RETRIES = 2
+BACKOFF_S = 2
+"""Delay before the first retry; each further one waits twice as long, all of them up to half as long again (jitter)."""
+INFRASTRUCTURE = frozenset({"ray", "aiohttp", "botocore", "google", "azure", "requests", "urllib3", "httpx"})
+"""Packages whose exceptions speak of a lost worker, node or connection. A step's own exception comes through Ray as it was."""
+_ABOUT_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def of_infrastructure(error: BaseException) -> bool:
+    """True for a lost worker, a network or a storage error; wrong input and wrong code stay wrong however often they are tried."""
+    if isinstance(error, OSError):
+        return not isinstance(error, _ABOUT_FILES)
+    return any(kind.__module__.split(".")[0] in INFRASTRUCTURE for kind in type(error).__mro__)
 
 
 def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
-    return not isinstance(state.result(raise_on_failure=False), FINAL)
+    return of_infrastructure(state.result(raise_on_failure=False))
 
 
 @task(
@@ -25,17 +35,20 @@ def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=RETRIES,
-    retry_delay_seconds=2,
+    retry_delay_seconds=exponential_backoff(BACKOFF_S),
+    retry_jitter_factor=0.5,
     retry_condition_fn=_worth_retrying,
 )
 def materialize_step(run_id: str, step: str) -> None:
-    """Materialize `step` of the live run `run_id`."""
+    """Materialize `step` of the live run `run_id`. Raises what the step raised, or NotRun."""
     run = RUNS[run_id]
     try:
         run.materialize(step)
     except NotRun:
         raise
     except BaseException as error:
-        if isinstance(error, FINAL) or runtime.task_run.run_count > RETRIES:
+        if "the run" in run.errors:
+            raise NotRun(f"{step} was interrupted") from error
+        if not of_infrastructure(error) or runtime.task_run.run_count > RETRIES:
             run.errors[step] = error
         raise

@@ -21,7 +21,7 @@ from pathlib import Path
 from infra.artifact import ARTIFACT_RECORD, ArtifactRecord, Provenance, artifact_dir, as_artifact, read_record, verify
 from infra.fingerprint import canonical_json, fingerprint
 from infra.lock import exclusive
-from infra.plan import identity
+from infra.plan import identity, pinned_record
 from infra.step import AnyloomError, Artifact, Progress, Resources, Step, StepContext, no_progress
 from infra.storage import Remote, digest_tree, new_staging, publish_dir, tree_bytes, write_atomic
 
@@ -73,6 +73,8 @@ def materialize(
     started = time.monotonic()
     if set(inputs) != set(step.inputs):
         raise ValueError(f"step {step.name} needs the inputs {sorted(step.inputs)}, got {sorted(inputs)}")
+    if step.pinned:
+        return Outcome(artifact=as_artifact(*pinned_record(step, place.root)), status=REUSED, seconds=time.monotonic() - started)
     payload = identity(step, {name: inputs[name].digest for name in step.inputs})
     mark = fingerprint(payload)
     final = artifact_dir(place.root, step.name, mark)

@@ -78,7 +78,19 @@ def plan(steps: Iterable[Step], root: Path) -> list[PlanRow]:
     return list(rows.values())
 
 
+def pinned_record(step: Step, root: Path) -> tuple[Path, ArtifactRecord]:
+    """The artifact that a pinned step stands for. Raises AnyloomError when it is gone."""
+    path = artifact_dir(root, step.name, step.pinned)
+    record = read_record(path)
+    if record is None:
+        raise AnyloomError(f"{path} is gone, which {step.name} was pinned to: pin another artifact (anyloom artifacts)")
+    return path, record
+
+
 def _row(step: Step, rows: Mapping[str, PlanRow], root: Path, older: list[tuple[Path, ArtifactRecord]]) -> PlanRow:
+    if step.pinned:
+        path, record = pinned_record(step, root)
+        return PlanRow(step=step, status=DONE, reason="pinned", fingerprint=step.pinned, record=record, path=path)
     previous = [record for _, record in older if record.name == step.name]
     waiting = [rows[s.name] for s in step.inputs.values() if rows[s.name].record is None]
     if waiting:
@@ -90,9 +102,9 @@ def _row(step: Step, rows: Mapping[str, PlanRow], root: Path, older: list[tuple[
     payload = identity(step, {name: rows[s.name].record.digest for name, s in step.inputs.items()})  # type: ignore[union-attr]
     mark = fingerprint(payload)
     path = artifact_dir(root, step.name, mark)
-    record = read_record(path)
-    if record is not None:
-        return PlanRow(step=step, status=DONE, reason="", fingerprint=mark, record=record, path=path)
+    done = read_record(path)
+    if done is not None:
+        return PlanRow(step=step, status=DONE, reason="", fingerprint=mark, record=done, path=path)
     work = root / "work" / step.name / mark[:12]
     if work.exists() and any(work.iterdir()):
         return PlanRow(step=step, status=PARTIAL, reason="was interrupted; continues from its last checkpoint", fingerprint=mark, path=path)

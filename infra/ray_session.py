@@ -1,26 +1,50 @@
 """Ray: one local (or existing) cluster per run, and the two ways we use it.
 
 `run_isolated` runs one function as one task with its own threads; `map_tasks` spreads independent pieces over tasks and yields results in
-submission order. Both also run in process, with the same bytes. Ray only schedules: it is never asked what is done.
+submission order. Both also run in process, with the same bytes. Ray only schedules: it is never asked what is done. `interrupt` ends all of it
+at once, on a cluster that goes on as well.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from infra.settings import cluster_is_given, quiet_environment, thread_environment
 from infra.step import AnyloomError
 
+_interrupted = threading.Event()
+
+
+@contextmanager
+def _sigterm_stays_ours() -> Iterator[None]:
+    """Ray takes SIGTERM for itself while it starts, to leave at once; give it back, with the signal if it came meanwhile."""
+    ours = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    except SystemExit:
+        if ours is not None:
+            signal.signal(signal.SIGTERM, ours)
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise
+    finally:
+        if ours is not None:
+            signal.signal(signal.SIGTERM, ours)
+
 
 def start(num_cpus: int, num_gpus: int = 0) -> None:
     """Connect to Ray (RAY_ADDRESS) or start a quiet local cluster of `num_cpus` and `num_gpus`. Does nothing when Ray already runs here.
 
-    Raises AnyloomError when it cannot.
+    Raises AnyloomError when it cannot, or after `interrupt`.
     """
+    if _interrupted.is_set():
+        raise AnyloomError("the run was interrupted; run it again to continue")
     quiet_environment()
     import ray
 
@@ -29,7 +53,8 @@ def start(num_cpus: int, num_gpus: int = 0) -> None:
         scratch = Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"
         local = {} if cluster_is_given() else {"num_cpus": num_cpus, "num_gpus": num_gpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
         try:
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]
+            with _sigterm_stays_ours():
+                ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]
         except Exception as error:  # Ray raises Exception itself when its node does not come up in time
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             where = "RAY_ADDRESS does not answer" if cluster_is_given() else "Ray did not start"
@@ -41,6 +66,19 @@ def num_gpus(local: int) -> int:
     import ray
 
     return int(ray.cluster_resources().get("GPU", 0)) if cluster_is_given() else local
+
+
+def cpus_of_a_node(local: int) -> int:
+    """CPUs that one task can get: those of the largest node of the cluster that RAY_ADDRESS names, or without one `local`."""
+    import ray
+
+    return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=local) if cluster_is_given() else local
+
+
+def interrupt() -> None:
+    """End all Ray work of this process, tasks and actors; whoever waits for some gets an exception. Ray cannot be used here any more."""
+    _interrupted.set()
+    stop()
 
 
 def stop() -> None:

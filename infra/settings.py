@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from infra.step import AnyloomError
 
@@ -23,6 +23,8 @@ class Settings(BaseModel):
     use_ray: bool = Field(default=True, description="run steps as Ray tasks (ANYLOOM_RAY)")
     use_prefect: bool = Field(default=True, description="schedule steps as Prefect tasks (ANYLOOM_PREFECT)")
     remote: str = Field(default="", description="fsspec URL that mirrors finished artifacts and stores, e.g. s3://bucket/run (ANYLOOM_REMOTE)")
+    alert_url: SecretStr | None = Field(default=None, description="webhook told of failed flow runs and worse scores; a secret (ANYLOOM_ALERT_URL)")
+    root_url: str = Field(default="", description="where a web server of yours shows the root; Prefect's links to reports lead there (ANYLOOM_ROOT_URL)")
 
     @property
     def num_threads(self) -> int:
@@ -67,6 +69,7 @@ def quiet_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "1",
+        "RAY_ENABLE_AUTO_CONNECT": "0",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_COLOR_PREFIX": "0",
@@ -86,6 +89,11 @@ def quiet_environment() -> None:
 def cluster_is_given() -> bool:
     """True when RAY_ADDRESS names an existing Ray cluster."""
     return "RAY_ADDRESS" in os.environ
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment of a process that is started from here: this one's with `changes`."""
+    return {**os.environ, **changes}
 
 
 def prefect_environment(root: Path) -> None:

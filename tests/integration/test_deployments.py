@@ -1,0 +1,327 @@
+"""Deployments on a real stack: Prefect server, worker and a Ray cluster of two nodes, started once for all tests of this file."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows import stack as stacks
+from infra.artifact import find
+from infra.storage import read_json
+
+pytestmark = pytest.mark.timeout(900)
+PROJECT = Path(__file__).resolve().parents[2]
+SECRET = "hook-5ecre7"
+LONG = '{"stage1.steps": 1000000}'
+
+
+@dataclass
+class Live:
+    """A running stack and what its webhook was told."""
+
+    stack: stacks.Stack
+    told: list[str] = field(default_factory=list)
+
+    def run(self, *command, expect=0, timeout=600):
+        done = subprocess.run([*map(str, command)], cwd=PROJECT, env=self.stack.environment(), capture_output=True, text=True, timeout=timeout)
+        assert expect is None or done.returncode == expect, f"{command}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}\n{self.log()}"
+        return done.stdout
+
+    def prefect(self, *arguments, **options):
+        """The literal command."""
+        return self.run(Path(sys.executable).with_name("prefect"), *arguments, **options)
+
+    def deployment(self, name, recipe, *arguments, expect=0):
+        """`prefect deployment run NAME --param recipe=RECIPE --watch`. Returns the flow run."""
+        said = self.prefect("deployment", "run", name, "--param", f"recipe={recipe}", *arguments, "--watch", expect=expect)
+        return self.api(f"flow_runs/{re.search(r'UUID: ([0-9a-f-]{36})', said)[1]}")
+
+    def started(self, name, *arguments):
+        """Id of a flow run that is not waited for."""
+        said = self.prefect("deployment", "run", name, *arguments)
+        return re.search(r"UUID: ([0-9a-f-]{36})", said)[1]
+
+    def api(self, path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.stack.url}/api/{path}", data=data, headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def flow_runs(self, deployment):
+        found = self.api(f"deployments/name/{deployment}/{deployment}")
+        return self.api("flow_runs/filter", {"deployments": {"id": {"any_": [found["id"]]}}})
+
+    def artifacts(self, run):
+        return {one["key"]: one for one in self.api("artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}}) if one["key"]}
+
+    def state(self, run_id):
+        return self.api(f"flow_runs/{run_id}")["state"]["type"]
+
+    def log(self):
+        return (self.stack.home / "logs" / "worker.log").read_text()[-3000:]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def eventually(what, seconds=120):
+    """Wait until what() is true, and return it."""
+    patience = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < patience, "it never happened"
+        time.sleep(0.3)
+    return found
+
+
+@pytest.fixture(scope="module")
+def hook():
+    """A webhook: (address, texts it was told)."""
+    told: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/{SECRET}", told
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def live(tiny, hook, tmp_path_factory):
+    """The stack, with a second Ray node, and a root that starts from the finished tiny run (hard links: artifacts are immutable)."""
+    base = tmp_path_factory.mktemp("stack")
+    shutil.copytree(tiny.root, base / "runs", copy_function=os.link, ignore=shutil.ignore_patterns("prefect", "locks", "history.duckdb*"))
+    wanted = stacks.Stack(home=base / "home", root=base / "runs", port=free_port(), ray_port=free_port(), cpus=2)
+    before = os.environ.get("ANYLOOM_ALERT_URL")
+    os.environ["ANYLOOM_ALERT_URL"] = hook[0]
+    node = None
+    try:
+        stack = stacks.up(wanted)
+        join = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", f"{stack.host}:{stack.ray_port}", "--node-ip-address", "127.0.0.1"]
+        with open(base / "node.log", "wb") as log:
+            join += ["--num-cpus", "2", "--object-store-memory", "200000000", "--block"]
+            node = subprocess.Popen(join, env=stack.environment(), stdout=log, stderr=log, start_new_session=True)
+        eventually(lambda: b"Ray runtime started" in (base / "node.log").read_bytes())
+        yield Live(stack, hook[1])
+    finally:
+        if node is not None:
+            stacks.end_tree(psutil.Process(node.pid))
+            node.wait()
+        stacks.down(wanted.home)
+        os.environ.pop("ANYLOOM_ALERT_URL") if before is None else os.environ.update(ANYLOOM_ALERT_URL=before)
+
+
+def ray_work(live):
+    """Processes of the stack's cluster that do work: every worker that is not idle."""
+    mine = [process for process in psutil.process_iter(["name", "cmdline"]) if any(part.startswith("ray::") for part in process.info["cmdline"] or [])]
+    token = str(live.stack.home / "ray_token")
+    found = []
+    for process in mine:
+        try:
+            if process.environ().get("RAY_AUTH_TOKEN_PATH") == token and "IDLE" not in process.info["cmdline"][0]:
+                found.append(process.info["cmdline"][0])
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_the_stack_listens_on_loopback_only_and_a_second_up_changes_nothing(live):
+    family = [process for name in stacks.ORDER for process in tree(live.stack.running(name))]
+    listening = {(c.laddr.ip, c.laddr.port) for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert (live.stack.host, live.stack.port) in listening and (live.stack.host, live.stack.ray_port) in listening
+    assert {address for address, _ in listening} <= {"127.0.0.1", "::1"}, listening
+    pids = dict(live.stack.processes)
+    assert stacks.up(live.stack).processes == pids
+    token = live.stack.home / "ray_token"
+    assert token.stat().st_mode & 0o077 == 0 and token.read_text() not in json.dumps(read_json(live.stack.home / "stack.json"))
+
+
+def tree(process):
+    return [process, *process.children(recursive=True)]
+
+
+def test_every_deployment_is_there_with_described_parameters(live):
+    found = {one["name"]: one for one in live.api("deployments/filter", {})}
+    assert set(found) == {"prepare-data", "embed", "train-stage1", "train-stage2", "train-stage3", "evaluate", "nightly-eval", "end-to-end"}
+    for one in found.values():
+        properties = one["parameter_openapi_schema"]["properties"]
+        assert {"recipe", "root", "overrides"} <= set(properties) and all(len(p["description"]) > 20 for p in properties.values()), one["name"]
+        assert "tiny" in properties["recipe"]["enum"] and one["description"]
+    nightly = found["nightly-eval"]
+    assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *" and nightly["schedules"][0]["active"]
+    assert nightly["global_concurrency_limit"]["limit"] == 1 and nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+def test_the_bare_name_trains_stage_3_on_the_ray_cluster_and_the_scheduler_runs_the_night(live, cli):
+    """The user's words, then a night that the scheduler starts: the new export is evaluated, its rows are found by SQL, no two nights overlap."""
+    root = live.stack.root
+    before = find(root, "export")[1].fingerprint
+    run = live.deployment("train-stage3", "tiny", "--param", 'overrides={"stage3.lr": 1e-4}')
+    assert run["state"]["type"] == "COMPLETED" and run["name"] == "train-stage3 tiny"
+    export = find(root, "export")[1]
+    assert export.fingerprint != before
+    left = live.artifacts(run)
+    steps = {row["step"]: row["status"] for row in json.loads(left["steps-tiny"]["data"])}
+    assert steps["stage3"] == steps["export"] == "executed" and steps["stage2"] == "reused"
+    assert left["loss-tiny"]["type"] == "image" and left["loss-tiny"]["data"].startswith("data:image/svg+xml;base64,")
+
+    live.prefect("deployment", "schedule", "clear", "nightly-eval/nightly-eval", "-y")
+    found = live.api("deployments/name/nightly-eval/nightly-eval")
+    patch(live, f"deployments/{found['id']}", {"parameters": {"recipe": "tiny"}})
+    live.prefect("deployment", "schedule", "create", "nightly-eval/nightly-eval", "--interval", "5", "--timezone", "UTC")
+    done = eventually(lambda: [one for one in live.flow_runs("nightly-eval") if one["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")], 300)
+    live.prefect("deployment", "schedule", "clear", "nightly-eval/nightly-eval", "-y")
+    (night,) = [one for one in done if one["state"]["type"] != "CANCELLED"][:1]
+    assert night["state"]["type"] == "COMPLETED" and night["auto_scheduled"], live.log()
+    ran = sorted((one["start_time"], one["end_time"] or "9999") for one in live.flow_runs("nightly-eval") if one["start_time"])
+    assert all(first_end <= next_start for (_, first_end), (next_start, _) in pairwise(ran)), ran
+    nights = live.artifacts(night)
+    (row,) = json.loads(nights["nightly-exports"]["data"])
+    assert row["status"] == "evaluated" and row["export"] == f"export/{export.fingerprint[:12]}" and "nightly-review" in nights
+    assert nights["report-tiny"]["type"] == "markdown" and "report.html" in nights["report-tiny"]["data"]
+    query = f"select r.inputs, count(*) as rows from run r join metric m using (run_id) where run_id = '{row['run']}' group by all"
+    (answer,) = [json.loads(line) for line in cli("sql", query, "--json", "--root", root).stdout.splitlines()[:-1]]
+    assert json.loads(answer["inputs"])["export"] == row["export"] and answer["rows"] > 0
+
+
+def patch(live, path, body):
+    head, data = {"Content-Type": "application/json"}, json.dumps(body).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{live.stack.url}/api/{path}", data=data, headers=head, method="PATCH"), timeout=30).close()
+
+
+def long_run(live):
+    """Id of a flow run that trains for hours, once its Ray workers are at work."""
+    run = live.started("train-stage1", "--param", "recipe=tiny", "--param", f"overrides={LONG}")
+    eventually(lambda: list(live.stack.root.glob("work/stage1/*/progress.json")) and any("RayTrainWorker" in name for name in ray_work(live)), 180)
+    return run
+
+
+def test_cancelling_a_run_ends_its_ray_work_and_leaves_the_cluster(live):
+    run = long_run(live)
+    live.prefect("flow-run", "cancel", run)
+    eventually(lambda: live.state(run) == "CANCELLED")
+    eventually(lambda: not ray_work(live), 30)
+    assert live.stack.running("ray") is not None and live.stack.running("worker") is not None
+    assert read_state_name(live, run) == "Cancelled" and not any(SECRET in text for text in live.told)
+
+
+def read_state_name(live, run):
+    return live.api(f"flow_runs/{run}")["state"]["name"]
+
+
+def test_a_killed_flow_process_is_reported_as_crashed_and_ends_its_ray_work(live):
+    run = long_run(live)
+    told = len(live.told)
+    (engine,) = [p for p in live.stack.running("worker").children(recursive=True) if "prefect.engine" in " ".join(p.cmdline())][-1:]
+    engine.kill()
+    eventually(lambda: live.state(run) == "CRASHED")
+    eventually(lambda: len(live.told) > told, 60)
+    assert "train-stage1 crashed" in live.told[told]
+    eventually(lambda: not ray_work(live), 60)
+
+
+def test_a_failed_run_tells_the_webhook_and_keeps_its_address_secret(live):
+    told = len(live.told)
+    run = live.deployment("train-stage1", "tiny", "--param", 'overrides={"stage1.steps": -1}', expect=None)
+    assert run["state"]["type"] == "FAILED"
+    eventually(lambda: len(live.told) > told, 60)
+    assert "train-stage1 failed" in live.told[told]
+    (kept,) = [one for one in live.api("artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}}) if one["key"] == "alert"]
+    assert "train-stage1 failed" in kept["data"]
+    lines = live.api("logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+    assert any("ALERT" in line["message"] for line in lines) and not any(SECRET in line["message"] for line in lines)
+    assert SECRET not in "".join(path.read_text(errors="replace") for path in (live.stack.home / "logs").glob("*.log"))
+
+
+BREAKS_ONCE = """
+import os
+from pathlib import Path
+
+def run(ctx):
+    if not (ctx.work / "tried").exists():
+        (ctx.work / "tried").touch()
+        os.kill(os.getpid(), 9)
+    (ctx.output / "done").write_text("done")
+    return {}
+
+def wrong(ctx):
+    with open(ctx.work / "tries", "a") as handle:
+        handle.write("x")
+    raise ValueError("wrong input")
+"""
+RETRIES = """
+import sys
+from pathlib import Path
+from prefect import flow
+from flows.display import Display
+from flows.materialize import run_graph
+from infra.materialize import Place
+from infra.settings import load_settings
+from infra.step import Step
+
+@flow
+def breaks(entry: str):
+    root = Path(sys.argv[1])
+    run_graph([Step(name=entry, config=None, run=f"breaks:{entry}")], Place(root=root), load_settings(root=root), Display())
+
+breaks("run")
+try:
+    breaks("wrong")
+except ValueError:
+    print("raised once")
+"""
+
+
+def test_a_lost_ray_worker_is_tried_again_and_a_wrong_input_is_not(live, tmp_path):
+    (tmp_path / "breaks.py").write_text(BREAKS_ONCE)
+    (tmp_path / "script.py").write_text(RETRIES)
+    said = live.run(sys.executable, tmp_path / "script.py", tmp_path / "runs")
+    assert find(tmp_path / "runs", "run")[0].joinpath("done").exists() and "raised once" in said
+    (tries,) = (tmp_path / "runs" / "work" / "wrong").glob("*/tries")
+    assert tries.read_text() == "x"
+
+
+@pytest.mark.slow
+def test_every_other_deployment_runs_by_its_bare_name(live):
+    for name in ("prepare-data", "embed", "train-stage1", "train-stage2", "evaluate", "nightly-eval", "end-to-end"):
+        run = live.deployment(name, "tiny")
+        assert run["state"]["type"] == "COMPLETED", live.log()
+        assert ("nightly-exports" if name == "nightly-eval" else "steps-tiny") in live.artifacts(run)
+    assert live.deployment("end-to-end/end-to-end", "tiny")["state"]["type"] == "COMPLETED"
+    assert "not found" in live.prefect("deployment", "run", "no-such-thing", expect=1)
+
+
+@pytest.mark.slow
+def test_tiny_nextgpt_goes_through_the_stages_and_the_evaluation_on_two_nodes(live, tmp_path, cli):
+    root = tmp_path / "runs"
+    for name in ("train-stage1", "train-stage2", "train-stage3", "evaluate"):
+        run = live.deployment(name, "tiny_nextgpt", "--param", f"root={root}")
+        assert run["state"]["type"] == "COMPLETED", live.log()
+    assert {find(root, name)[1].name for name in ("stage1", "stage2", "stage3", "export", "history", "report")}
+    rows = [json.loads(line) for line in cli("sql", "select recipe, n from leaderboard", "--json", "--root", root).stdout.splitlines()[:-1]]
+    assert rows and {row["recipe"] for row in rows} == {"tiny_nextgpt"}
