@@ -82,6 +82,8 @@ def _ask(ctx: StepContext, config: EvalConfig, conditions: list[str], questions:
         chunk=config.chunk,
         threads=ctx.resources.threads,
         device=device_for(ctx.resources.gpus),
+        by_bytes=False,
+        bucket=0,
     )
     answered = {}
     for index, condition in enumerate(conditions):
