@@ -129,6 +129,7 @@ class AnyloomLmms(lmms):
         self.batch_size_per_gpu = 1
         self.asked: dict[tuple[str, int], str] = {}
         """(split, doc_id) -> key of the answer file, of the last run."""
+        self._task: Any = None
 
     def under(self, condition: str, caption_turn: bool | None, progress: Callable[[int, int], None] | None = None) -> AnyloomLmms:
         """The same loaded model, answers and encoded pictures, asked under another condition."""
@@ -149,6 +150,11 @@ class AnyloomLmms(lmms):
     def clean(self) -> None:
         """Keep the model: the harness would delete its modules after the first task."""
         self.pictures.forget()
+
+    def packaged_score(self, metric: str, item: Any) -> float:
+        """What the last task's packaged scorer gives one answer: its number, or its aggregation over that answer alone."""
+        with _quiet():
+            return float(item if isinstance(item, (int, float)) else self._task.aggregation()[metric]([item]))
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise AnyloomError("this task scores log-likelihoods; the anyloom model answers generate_until tasks: choose such a task")
@@ -217,7 +223,7 @@ class AnyloomLmms(lmms):
                 raise AnyloomError(f"{name} draws its answers at random; the anyloom model writes the likeliest tokens: set do_sample to false in the task")
             task = getattr(doc_to_visual, "__self__", None)
             if id(task) not in tasks:
-                tasks[id(task)] = _task_identity(task)
+                tasks[id(task)], self._task = _task_identity(task), task
             until, limit = options.get("until") or (), int(options.get("max_new_tokens", MAX_NEW_TOKENS))
             identity = [picture, text, limit, self.condition, self.caption_turn, self.digest, tasks[id(task)]]
             ask = _Ask(fingerprint(identity), picture, text, (until,) if isinstance(until, str) else tuple(until), limit)
@@ -295,8 +301,11 @@ def run_lmms(task_yaml_dir: Path, task: str, model: lmms, limit: int | None = No
 
     The model stays usable afterwards. Its own bootstrap is off (evals.statistics resamples pictures) and scoring runs in one thread
     because some scorers draw at random. scratch: where scorers write files of their own, and documents are scored without decoding their pictures again;
-    None: the working directory. Raises AnyloomError when the directory has no such task.
+    None: the working directory. limit: first rows to ask, for trying out; a fraction is refused because the harness carries it from task to task, and what is
+    sampled is drawn before (evals.suite_rows). Raises AnyloomError when the directory has no such task.
     """
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise AnyloomError(f"limit is {limit}: give a whole number of rows, or draw whole groups with num_questions")
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 

@@ -70,7 +70,7 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    from flows import store
+    from flows import store, suites
     from flows.ask import add_ask, add_pack
     from flows.train_decoder import add_train_decoder
 
@@ -86,9 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[how], help="run a recipe, or the steps named", description="Materialize a recipe. What is done is kept.")
     run.add_argument("targets", nargs="*", metavar="STEP", help="only these steps and what they need; a trailing * matches by prefix")
     for name, (targets, what) in STAGED.items():
-        commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.").set_defaults(
-            targets=list(targets)
-        )
+        staged = commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.")
+        staged.set_defaults(targets=list(targets))
+        if name == "eval":
+            suites.add_prepare(staged)
     store.add_commands(commands, where, which, how)
     add_train_decoder(commands, how)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
@@ -157,6 +158,13 @@ def cmd_run(args: argparse.Namespace) -> int:
         lists=parse_pairs(args.lists, "--list", "DATASET=FILE"),
         weights=parse_pairs(args.weights, "--weights", "MODEL=PATH"),
     )
+
+
+def cmd_eval(args: argparse.Namespace) -> int:
+    """eval"""
+    from flows import suites
+
+    return suites.main(args) if args.action == "prepare" else cmd_run(args)
 
 
 def cmd_embed(args: argparse.Namespace) -> int:
@@ -284,7 +292,7 @@ def cmd_pack(args: argparse.Namespace) -> int:
 
 def cmd_eval_task(args: argparse.Namespace) -> int:
     """eval-task"""
-    from evals.suites import write_task_dir
+    from evals.task_files import write_task_dir
     from infra.artifact import find
 
     path, _ = find(settings_of(args).root.absolute(), "eval_vqa")
@@ -294,7 +302,7 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {
+COMMANDS = dict.fromkeys(STAGED, cmd_run) | {
     "embed": cmd_embed,
     "train-decoder": cmd_train_decoder,
     "plan": cmd_plan,
@@ -308,7 +316,8 @@ COMMANDS = {
     "pack": cmd_pack,
     "eval-task": cmd_eval_task,
     "run": cmd_run,
-} | dict.fromkeys(STAGED, cmd_run)
+    "eval": cmd_eval,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
