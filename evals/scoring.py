@@ -27,7 +27,8 @@ EXPLAINED = {
 """reading -> why the two scores can differ."""
 NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split(), strict=True))
 _LEAD_IN = re.compile(
-    r"^(?:(?:the|my|correct|best|final)\s+)*answer(?:\s+is|\s*:)\s*|^(?:it|that|this)(?:\s+is|['’]s)\s+|^there\s+(?:is|are)\s+|^i\s+(?:see|think\s+it\s+is)\s+", re.I
+    r"^(?:(?:the|my|correct|best|final)\s+)*answer(?:\s+is|\s*:)\s*|^(?:it|that|this)(?:\s+is|['’]s)\s+|^there\s+(?:is|are)\s+|^i\s+(?:see|think\s+it\s+is)\s+",
+    re.I,
 )
 _LETTER = r"[\(\[]?(?:([A-H])(?![A-Za-z'’])|([a-h])(?=[\)\].:,;!?]|\s*$))[\)\]]?"
 """A capital letter that stands alone, or a small one that nothing but punctuation follows (`a` before a word is an article)."""

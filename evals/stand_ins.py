@@ -113,8 +113,9 @@ def _stamps(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, ma
         for turn in range(len(LETTERS)):
             turned = options[turn:] + options[:turn]
             row = {"hint": "nan", "comment": "nan"} | dict(zip(LETTERS, turned, strict=True))
-            row |= {"index": number + turn * ROTATION, "question": QUESTION, "answer": LETTERS[turned.index(caption)], "image": {"bytes": data, "path": uri}}
-            row |= {"category": parts[2] if len(parts) > 3 else "stamps", "L2-category": "caption choice", "source": "tuxpaint stamps", "split": "dev"}
+            row |= {"index": number + turn * ROTATION, "question": QUESTION, "answer": LETTERS[turned.index(caption)]}
+            row |= {"image": {"bytes": data, "path": uri}, "category": parts[2] if len(parts) > 3 else "stamps"}
+            row |= {"L2-category": "caption choice", "source": "held-out stamps", "split": "dev"}
             rows.append(row)
     return rows
 
@@ -127,7 +128,13 @@ def _words(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, mad
         own = {word.lower() for word in WORD.findall(caption)}
         word = draws.choice([word for word in vocabulary if word not in own])
         picture = _written(_picture(lists, uri), word, draws)
-        row = {"flickr_original_url": "", "flickr_300k_url": "", "question": WORD_QUESTION, "question_tokens": WORD_QUESTION.rstrip("?").split(), "set_name": "val"}
+        row = {
+            "flickr_original_url": "",
+            "flickr_300k_url": "",
+            "question": WORD_QUESTION,
+            "question_tokens": WORD_QUESTION.rstrip("?").split(),
+            "set_name": "val",
+        }
         row |= {"image_id": f"word-{number}", "question_id": number, "image": {"bytes": _png(picture), "path": f"word-{number}.png"}}
         row |= {"image_width": picture.width, "image_height": picture.height, "answers": [word] * 10, "image_classes": [], "ocr_tokens": [word]}
         rows.append(row)

@@ -180,5 +180,3 @@ def _above(ours: float, theirs: float) -> bool:
 
 def _below(ours: float, theirs: float) -> bool:
     return ours < theirs - 1e-9
-
-

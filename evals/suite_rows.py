@@ -59,7 +59,8 @@ def read_docs(task: SuiteTask, files: Sequence[Path]) -> list[Doc]:
         try:
             docs.append(_doc(task, number, row, picture, pictures))
         except (KeyError, TypeError, ValueError, SyntaxError) as error:
-            raise AnyloomError(f"{task.lmms_task} row {number} is not in the official schema ({type(error).__name__}: {error}): prepare the suite again") from error
+            told = f"{type(error).__name__}: {error}"
+            raise AnyloomError(f"{task.lmms_task} row {number} is not in the official schema ({told}): prepare the suite again") from error
     return docs
 
 

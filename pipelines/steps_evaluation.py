@@ -58,7 +58,8 @@ def suites(recipe: Recipe, prepared: Mapping[str, Path], inputs: dict[str, Step]
                 found[name] = Step(name=name, run="evals.suite_run:run", config=config, inputs=needs, gpus=1, background=True)
                 continue
             if suite not in prepared:
-                raise AnyloomError(f"suite {suite} is official data: prepare it (anyloom eval prepare {suite} --data DIR) and give --list {suite}=DIR/{suite}.json")
+                how = f"anyloom eval prepare {suite} --data DIR, then --list {suite}=DIR/{suite}.json"
+                raise AnyloomError(f"suite {suite} is official data: prepare it and give its record ({how})")
             needs, data = {"export": inputs["export"]}, {"suite": prepared[suite]}
             found[name] = Step(name=name, run="evals.suite_run:run", config=config, inputs=needs, sources=data, gpus=1, background=True)
     return found

@@ -14,11 +14,18 @@ from PIL import Image
 from infra.step import Artifact, StepContext
 from mmcore.types import Answer, Question
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 210, 40), "black": (10, 10, 10), "white": (250, 250, 250)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 180, 60),
+    "blue": (40, 60, 220),
+    "yellow": (240, 210, 40),
+    "black": (10, 10, 10),
+    "white": (250, 250, 250),
+}
 
 
 class Says:
-    """A generator that says what `reply` says of (question, mean colour of the picture). Counts answers and encoded pictures, and can die after some batches."""
+    """A generator that says what `reply` says of (question, mean colour of the picture). Counts answers and encoded pictures; can die after some batches."""
 
     def __init__(self, reply: Callable[[str, tuple[int, ...] | None], str], batches: int = 10**6):
         self.reply, self.left, self.asked, self.encoded = reply, batches, 0, 0
@@ -36,7 +43,7 @@ class Says:
         self.left, self.asked = self.left - 1, self.asked + len(items)
         said = []
         for item in items:
-            seen = None if item.features_NE is None else tuple(int(round(float(c))) for c in item.features_NE[0])
+            seen = None if item.features_NE is None else tuple(round(float(c)) for c in item.features_NE[0])
             said.append(Answer(text=self.reply(item.text, seen), caption=None, token_ids=(1,), num_input_tokens=9, ms=1.0))
         return said
 
