@@ -154,7 +154,7 @@ class AnyloomLmms(lmms):
     def packaged_score(self, metric: str, item: Any) -> float:
         """What the last task's packaged scorer gives one answer: its number, or its aggregation over that answer alone."""
         with _quiet():
-            return float(item if isinstance(item, (int, float)) else self._task.aggregation()[metric]([item]))
+            return float(self._task.aggregation()[metric]([item]) if isinstance(item, Mapping) else item)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise AnyloomError("this task scores log-likelihoods; the anyloom model answers generate_until tasks: choose such a task")

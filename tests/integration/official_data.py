@@ -32,7 +32,7 @@ def vqav2(root: Path) -> None:
     """Two questions per picture; annotators who do not all agree."""
     rows = []
     for number, (name, colour) in enumerate(COLOURS.items()):
-        said = [name] * (10 - number) + [f"dark {name}"] * number
+        said = [name] * (10 - number // 2) + [f"dark {name}"] * (number // 2)
         for turn, question in enumerate(("What color is it?", "Is it red?")):
             answers = said if turn == 0 else ["yes" if name == "red" else "no"] * 10
             rows.append(
