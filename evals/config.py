@@ -37,6 +37,28 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteConfig:
+    """One task of a suite through lmms-eval (eval_<lmms_task>)."""
+
+    lmms_task: str = ""
+    """Name of the task in evals.suite_catalogue; the recipe's value is filled in task by task."""
+    num_questions: int = 0
+    """Whole pictures and whole groups of rotations are drawn until there are at least this many questions; 0 asks all of them."""
+    seed: int = 0
+    """Draws the questions, the stand-ins' options and words, and the shuffled pictures."""
+    conditions: tuple[str, ...] = ("helped", "plain_prompt", "blank")
+    """Subset of CONDITIONS; `helped` is left out when the export has no caption turn."""
+    chunk: int = 192
+    """Questions answered and persisted together; part of the identity because batches fix the rounding."""
+    judge: str = ""
+    """Language model that scores the tasks which need one, at the endpoint of the settings; "": these tasks are skipped, never scored."""
+    scorer: str = "anyloom-1"
+    """Version of our own reading of answers (evals.scoring)."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionEvalConfig:
     """Held-out captions with their own and with another sample's media (eval_captions)."""
 

@@ -1,7 +1,7 @@
-"""The only file that imports lmms_eval: our model behind its interface, and its evaluator behind one function.
+"""The only file that imports lmms_eval: our model behind its interface, its evaluator and its scorers behind functions.
 
-Owns AnyloomLmms (requests of the harness -> Generator.answer, grouped by picture, persisted chunk by chunk) and run_lmms.
-Input: a task directory (evals.suites) and an export directory or a generator object. Output: answers in a file that survives a
+Owns AnyloomLmms (requests of the harness -> Generator.answer, grouped by picture, persisted batch by batch), run_lmms and mmbench_hits.
+Input: a task directory (evals.task_files) and an export directory or a generator object. Output: answers in a file that survives a
 kill, and the harness's result dict. Refuses to know how a task scores or what a result means.
 
 `infra.settings.offline_environment()` must have run before this module is imported: lmms_eval and datasets read it at import.
@@ -9,13 +9,17 @@ kill, and the harness's result dict. Refuses to know how a task scores or what a
 
 from __future__ import annotations
 
+import argparse
+import builtins
 import hashlib
-import io
 import json
+import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,11 +29,17 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
 from evals.answers import AnswerFile, Reply
+from evals.features import FeatureSource, KeptFeatures, StoredFeatures, exported_encoder
+from evals.shown import CONDITIONS, Pictures
+from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import digest_tree
 
-CONDITIONS = ("right", "blank", "shuffled")
-_FEATURES_KEPT = 4096  # pictures whose encoder features stay in memory
+__all__ = ["CONDITIONS", "AnyloomLmms", "harness_version", "manifest", "mmbench_hits", "run_lmms"]
+MAX_NEW_TOKENS = 128
+"""Limit of an answer where the task sets none."""
+BUCKET = 64
+"""Pictures whose questions are within this many characters of each other are answered together."""
 
 
 def manifest() -> Any:
@@ -56,7 +66,7 @@ class _Ask:
 
     key: str
     shown: str
-    """sha256 of the PNG that is shown; "" without a picture."""
+    """Identity of the picture that is shown; "" without one."""
     text: str
     until: tuple[str, ...]
     max_new_tokens: int
@@ -65,10 +75,12 @@ class _Ask:
 class AnyloomLmms(lmms):
     """An exported Anyloom model, or any GeneratorLike, as an lmms-eval model.
 
-    path: export directory; base: its language model's weights, when it was packed without them; caption_turn: auto (as exported), true or
-    false; condition: right, blank (white picture) or shuffled
-    (another picture of the task, seeded); answers: file that keeps answers over a kill; chunk: questions per persisted batch;
-    digest: identity of the model's bytes (hashed from `path` when left out). Other keywords of the harness are accepted and unused.
+    path: export directory; base: its language model's weights, when it was packed without them; digest: identity of the model's bytes (hashed from
+    `path` when left out); caption_turn: auto (as exported), true or false; condition: right, blank (white picture) or shuffled (another picture of the
+    task, seeded); answers: file that keeps answers over a kill; chunk: questions per persisted batch; embeddings: an embed artifact whose features are
+    used; sources: more of the kind; features: directory of stores where encoded pictures are kept; media_threads: threads that prepare pictures ahead;
+    by_bytes: False knows pictures by their pixels as PNG, and bucket=0 orders batches by picture alone, as eval_vqa always had it.
+    Other keywords of the harness are accepted and unused.
     """
 
     is_simple = True
@@ -85,6 +97,12 @@ class AnyloomLmms(lmms):
         generator: GeneratorLike | None = None,
         digest: str = "",
         base: str = "",
+        embeddings: str | Path = "",
+        sources: Sequence[FeatureSource] = (),
+        features: str | Path = "",
+        media_threads: int = 2,
+        by_bytes: bool = True,
+        bucket: int = BUCKET,
         progress: Callable[[int, int], None] | None = None,
         batch_size: Any = None,
         device: Any = None,
@@ -96,21 +114,22 @@ class AnyloomLmms(lmms):
             raise AnyloomError(f"caption_turn is {caption_turn!r}: use auto, true or false")
         if condition not in CONDITIONS:
             raise AnyloomError(f"condition is {condition!r}: use {', '.join(CONDITIONS)}")
+        kept = None
         if generator is None:
-            if not path or not Path(path, "anyloom.json").is_file():
-                raise AnyloomError(f"path={path or '(none)'} is not an export: give the directory that holds anyloom.json")
-            from mmcore.generate import Generator
-
-            generator = Generator.load(Path(path), threads=threads, device=str(device or "cpu"), base=Path(base) if base else None)
+            generator = _loaded(Path(path) if path else None, threads, device, base)
             digest = digest or digest_tree(Path(path))
+            if embeddings:
+                sources = (*sources, StoredFeatures(Path(embeddings), Path(embeddings).resolve().parents[2] / "stores", Path(path)))
+            kept = KeptFeatures(Path(features), *exported_encoder(Path(path))) if features else None
         self._generator = generator
         self.caption_turn, self.condition, self.seed, self.chunk = modes[str(caption_turn).lower()], condition, int(seed), int(chunk)
         self.digest, self.answers, self._progress = digest, AnswerFile(Path(answers) if answers else None), progress
+        self.pictures = Pictures(partial(generator.encode, "image"), sources, kept, int(media_threads))
+        self._by_bytes, self._bucket = by_bytes, int(bucket)
         self.batch_size_per_gpu = 1
         self.asked: dict[tuple[str, int], str] = {}
         """(split, doc_id) -> key of the answer file, of the last run."""
-        self._pictures: dict[str, bytes] = {}
-        self._features: dict[str, np.ndarray] = {}
+        self._task: Any = None
 
     def under(self, condition: str, caption_turn: bool | None, progress: Callable[[int, int], None] | None = None) -> AnyloomLmms:
         """The same loaded model, answers and encoded pictures, asked under another condition."""
@@ -121,14 +140,21 @@ class AnyloomLmms(lmms):
             chunk=self.chunk,
             generator=self._generator,
             digest=self.digest,
+            by_bytes=self._by_bytes,
+            bucket=self._bucket,
             progress=progress,
         )
-        other.answers, other._features = self.answers, self._features
+        other.answers, other.pictures = self.answers, self.pictures
         return other
 
     def clean(self) -> None:
         """Keep the model: the harness would delete its modules after the first task."""
-        self._pictures.clear()
+        self.pictures.forget()
+
+    def packaged_score(self, metric: str, item: Any) -> float:
+        """What the last task's packaged scorer gives one answer: its number, or its aggregation over that answer alone."""
+        with _quiet():
+            return float(self._task.aggregation()[metric]([item]) if isinstance(item, Mapping) else item)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise AnyloomError("this task scores log-likelihoods; the anyloom model answers generate_until tasks: choose such a task")
@@ -139,124 +165,155 @@ class AnyloomLmms(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in request order. Equal (picture, question) pairs are asked once; what the answer file holds is not asked again.
 
-        The chunks are a function of all requests, and a chunk is done whole or not at all, so a continued run meets the same batches. Pictures with
-        equally many questions stand together: their rows are equally long.
+        The batches are a function of all requests, and a batch is done whole or not at all, so a continued run meets the same ones. The pictures of the
+        next batch are decoded and encoded meanwhile.
         """
         asks = self._asks(requests)
+        batches = self._batches(asks)
+        total = sum(map(len, batches))
+        todo = [any(ask.key not in self.answers.replies for ask in batch) for batch in batches]
+        done = 0
+        with self.pictures.ahead():
+            for number, batch in enumerate(batches):
+                if todo[number]:
+                    following = next((batches[n] for n in range(number + 1, len(batches)) if todo[n]), [])
+                    self.pictures.prepare(ask.shown for ask in (*batch, *following))
+                    self.answers.begin([ask.key for ask in batch])
+                    self.answers.add(self._answer(batch))
+                    self.pictures.flush()
+                done += len(batch)
+                if self._progress is not None:
+                    self._progress(done, total)
+        return [self._result(ask) for ask in asks]
+
+    def _batches(self, asks: Sequence[_Ask]) -> list[list[_Ask]]:
+        """Distinct asks cut into chunks. Pictures with equally many questions, about as long, stand together: their rows are equally long."""
         by_key = {ask.key: ask for ask in asks}
-        num_asked = Counter(ask.shown for ask in by_key.values())
-        distinct = sorted(by_key.values(), key=lambda ask: (ask.max_new_tokens, num_asked[ask.shown], ask.shown, ask.text))
-        for start in range(0, len(distinct), self.chunk):
-            batch = distinct[start : start + self.chunk]
-            if any(ask.key not in self.answers.replies for ask in batch):
-                self.answers.add(self._answer(batch))
-            if self._progress is not None:
-                self._progress(min(start + self.chunk, len(distinct)), len(distinct))
-        results = []
-        for ask in asks:
-            reply = self.answers.replies[ask.key]
-            text = min((reply.text.split(stop)[0] for stop in ask.until if stop), key=len, default=reply.text)
-            results.append(GenerationResult(text=text, token_counts=TokenCounts(input_tokens=reply.num_input_tokens, output_tokens=reply.num_tokens)))
-        return results
+        num_asked, characters = Counter[str](), Counter[str]()
+        for ask in by_key.values():
+            num_asked[ask.shown] += 1
+            characters[ask.shown] += len(ask.text)
+
+        def order(ask: _Ask) -> tuple[int, int, int, str, str]:
+            length = characters[ask.shown] if ask.shown else len(ask.text)
+            return ask.max_new_tokens, num_asked[ask.shown], length // self._bucket if self._bucket else 0, ask.shown, ask.text
+
+        distinct = sorted(by_key.values(), key=order)
+        batches: list[list[_Ask]] = []
+        for ask in distinct:
+            if not batches or len(batches[-1]) == self.chunk or batches[-1][0].max_new_tokens != ask.max_new_tokens:
+                batches.append([])
+            batches[-1].append(ask)
+        return batches
+
+    def _result(self, ask: _Ask) -> GenerationResult:
+        reply = self.answers.replies[ask.key]
+        text = min((reply.text.split(stop)[0] for stop in ask.until if stop), key=len, default=reply.text)
+        return GenerationResult(text=text, token_counts=TokenCounts(input_tokens=reply.num_input_tokens, output_tokens=reply.num_tokens))
 
     def _asks(self, requests: list[Instance]) -> list[_Ask]:
-        own = [self._picture(request) for request in requests]
-        shown = _shown(self._pictures, own, self.condition, self.seed)
+        """Every request with its identity: checkpoint, task file, harness, prompt, picture, decoding. Raises AnyloomError for a task that samples."""
+        files: dict[tuple[str, str], Callable[[int], list[Callable[[], bytes]]]] = {}
+        shown = self.pictures.under([self._picture(request, files) for request in requests], self.condition, self.seed)
+        tasks: dict[int, str] = {}
         asks = []
         for request, picture in zip(requests, shown, strict=True):
-            text, options, _, doc_id, _, split = request.args
-            until = options.get("until") or ()
-            limit = int(options.get("max_new_tokens", 128))
-            identity = json.dumps([picture, text, limit, self.condition, self.caption_turn, self.digest])
-            ask = _Ask(hashlib.sha256(identity.encode()).hexdigest(), picture, text, (until,) if isinstance(until, str) else tuple(until), limit)
+            text, options, doc_to_visual, doc_id, name, split = request.args
+            if options.get("do_sample") and options.get("temperature") != 0:
+                raise AnyloomError(f"{name} draws its answers at random; the anyloom model writes the likeliest tokens: set do_sample to false in the task")
+            task = getattr(doc_to_visual, "__self__", None)
+            if id(task) not in tasks:
+                tasks[id(task)], self._task = _task_identity(task), task
+            until, limit = options.get("until") or (), int(options.get("max_new_tokens", MAX_NEW_TOKENS))
+            identity = [picture, text, limit, self.condition, self.caption_turn, self.digest, tasks[id(task)]]
+            ask = _Ask(fingerprint(identity), picture, text, (until,) if isinstance(until, str) else tuple(until), limit)
             self.asked[split, doc_id] = ask.key
             asks.append(ask)
         return asks
 
-    def _picture(self, request: Instance) -> str:
-        """sha256 of the request's picture as PNG bytes, which are kept; "" when it has none."""
+    def _picture(self, request: Instance, files: dict[tuple[str, str], Callable[[int], list[Callable[[], bytes]]]]) -> str:
         _, _, doc_to_visual, doc_id, task, split = request.args
-        visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
-        if len(visuals) > 1 or (visuals and not hasattr(visuals[0], "convert")):
-            raise AnyloomError(f"{task} document {doc_id}: the anyloom model takes one picture per question, not {len(visuals)} media")
-        return self._keep(visuals[0]) if visuals else ""
-
-    def _keep(self, picture: Any) -> str:
-        data = _png(picture)
-        sha = hashlib.sha256(data).hexdigest()
-        self._pictures[sha] = data
-        return sha
+        documents = self.task_dict[task][split]
+        if (task, split) not in files:
+            files[task, split] = _picture_files(documents) if self._by_bytes else lambda _: []
+        return self.pictures.known(f"{task} document {doc_id}", lambda: doc_to_visual(documents[doc_id]) or [], files[task, split](doc_id))
 
     def _answer(self, batch: Sequence[_Ask]) -> dict[str, Reply]:
         from mmcore.types import Question
 
         items = [
-            Question(text=ask.text, media_key=ask.shown, modality="image" if ask.shown else None, features_NE=self._encoded(ask.shown) if ask.shown else None)
+            Question(
+                text=ask.text,
+                media_key=ask.shown,
+                modality="image" if ask.shown else None,
+                features_NE=self.pictures.features(ask.shown) if ask.shown else None,
+            )
             for ask in batch
         ]
-        limits = {ask.max_new_tokens for ask in batch}
-        found = self._generator.answer(items, max_new_tokens=max(limits), caption_turn=self.caption_turn)
+        found = self._generator.answer(items, max_new_tokens=batch[0].max_new_tokens, caption_turn=self.caption_turn)
         return {
             ask.key: Reply(text=answer.text, caption=answer.caption or "", num_input_tokens=int(answer.num_input_tokens), num_tokens=len(answer.token_ids))
             for ask, answer in zip(batch, found, strict=True)
         }
 
-    def _encoded(self, sha: str) -> np.ndarray:
-        if sha not in self._features:
-            if len(self._features) >= _FEATURES_KEPT:
-                self._features.pop(next(iter(self._features)))
-            self._features[sha] = self._generator.encode("image", self._pictures[sha])
-        return self._features[sha]
+
+def _loaded(path: Path | None, threads: int | None, device: Any, base: str) -> GeneratorLike:
+    if path is None or not (path / "anyloom.json").is_file():
+        raise AnyloomError(f"path={path or '(none)'} is not an export: give the directory that holds anyloom.json")
+    from mmcore.generate import Generator
+
+    return Generator.load(path, threads=threads, device=str(device or "cpu"), base=Path(base) if base else None)
 
 
-def _png(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, format="PNG")
-    return buffer.getvalue()
+def _task_identity(task: Any) -> str:
+    """Hash of a task's file as the harness read it, without where its data is (the picture and the prompt say what the data is), and of the harness."""
+    config = task.config.to_dict() if task is not None else {}
+    told = {key: value for key, value in config.items() if not key.startswith("dataset_")}
+    text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(told, sort_keys=True, default=str))
+    return hashlib.sha256(f"{harness_version()}\n{text}".encode()).hexdigest()
 
 
-def _shown(pictures: dict[str, bytes], own: list[str], condition: str, seed: int) -> list[str]:
-    """The picture each request gets under a condition; adds the blank pictures to `pictures`.
+def _picture_files(documents: Any) -> Callable[[int], list[Callable[[], bytes]]]:
+    """Document number -> how to read the picture files in it, undecoded; none when its pictures are not plain columns."""
+    from datasets import Image
 
-    shuffled: one cycle through all distinct pictures in seeded order, so nobody keeps its own and every picture is shown as often
-    as another one's questions ask. blank: white, in the size of the picture it replaces.
-    """
-    if condition == "right":
-        return own
-    distinct = sorted({sha for sha in own if sha})
-    if condition == "shuffled":
-        if len(distinct) == 1:
-            raise AnyloomError("condition=shuffled needs questions about at least two different pictures")
-        order = [distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))]
-        other = dict(zip(order, order[1:] + order[:1], strict=True))
-    else:
-        other = {sha: _blank(pictures, sha) for sha in distinct}
-    return [other[sha] if sha else "" for sha in own]
+    features = getattr(documents, "features", None) or {}
+    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if not columns:
+        return lambda _: []
+    undecoded = documents.select_columns(columns)
+    for name in columns:
+        undecoded = undecoded.cast_column(name, Image(decode=False))
 
+    def read(number: int, name: str) -> bytes:
+        cell = undecoded[number][name]
+        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
-def _blank(pictures: dict[str, bytes], sha: str) -> str:
-    from PIL import Image
+    def files(number: int) -> list[Callable[[], bytes]]:
+        row = undecoded[number]
+        return [partial(read, number, name) for name in columns if row[name] is not None]
 
-    with Image.open(io.BytesIO(pictures[sha])) as picture:
-        data = _png(Image.new("RGB", picture.size, "white"))
-    blank = hashlib.sha256(data).hexdigest()
-    pictures[blank] = data
-    return blank
+    return files
 
 
-def run_lmms(task_yaml_dir: Path, task: str, model: AnyloomLmms, limit: int | None = None) -> dict[str, Any]:
+def run_lmms(task_yaml_dir: Path, task: str, model: lmms, limit: int | None = None, scratch: Path | None = None) -> dict[str, Any]:
     """Run one task of a task directory through lmms-eval and return its result dict with `samples` in document order.
 
     The model stays usable afterwards. Its own bootstrap is off (evals.statistics resamples pictures) and scoring runs in one thread
-    because some scorers draw at random. Raises AnyloomError when the directory has no such task.
+    because some scorers draw at random. scratch: where scorers write files of their own, and documents are scored without decoding their pictures again;
+    None: the working directory. limit: first rows to ask, for trying out; a fraction is refused because the harness carries it from task to task, and what is
+    sampled is drawn before (evals.suite_rows). Raises AnyloomError when the directory has no such task.
     """
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise AnyloomError(f"limit is {limit}: give a whole number of rows, or draw whole groups with num_questions")
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
     manager = TaskManager(verbosity="ERROR", include_path=str(task_yaml_dir.resolve()), include_defaults=False, model_name="anyloom")
     if task not in manager.all_tasks:
         raise AnyloomError(f"{task_yaml_dir} has no lmms_task called {task}; it has: {', '.join(manager.all_tasks) or 'none'}")
-    with _without_bars():
+    options = None if scratch is None else argparse.Namespace(output_path=str(scratch), process_with_media=False)
+    with _quiet():
         results = simple_evaluate(
             model=model,
             tasks=[task],
@@ -266,14 +323,33 @@ def run_lmms(task_yaml_dir: Path, task: str, model: AnyloomLmms, limit: int | No
             process_docs_parallel=1,
             limit=limit,
             verbosity="ERROR",
+            cli_args=options,
         )
     results["samples"] = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     return results
 
 
+def mmbench_hits(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """(1 where the row's own answer is right, 1 where all rows of its group are) by the packaged static judge, in the order of the rows.
+
+    rows: what the packaged process_results makes of a document. It is the judge behind gpt_eval_score, asked row by row and group by group.
+    """
+    import pandas
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+
+    table = pandas.DataFrame([{**row, "prediction": str(row["prediction"])} for row in rows])
+    truth = dict(zip(table["index"], table["answer"], strict=True))
+
+    def judged(part: Any) -> float:
+        return float(mmbench_evaluator.eval_sub_data(part, truth, static_only=True))
+
+    groups = {group: judged(part.sort_values(by="index")) for group, part in table.groupby(table["index"] % 10**6)}
+    return [(judged(table.iloc[[place]]), groups[row["index"] % 10**6]) for place, row in enumerate(rows)]
+
+
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Silence the harness's own progress bars, which no setting reaches; the step shows one of its own."""
+def _quiet() -> Iterator[None]:
+    """Silence the harness's own progress bars and prints, which no setting reaches; the step shows a bar of its own."""
     import lmms_eval.api.task
     import lmms_eval.evaluator
 
@@ -281,14 +357,20 @@ def _without_bars() -> Iterator[None]:
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **{**options, "disable": True})
 
-    modules = (lmms_eval.evaluator, lmms_eval.api.task)
-    kept = [module.tqdm for module in modules]
+    def say(*values: Any, **options: Any) -> None:
+        if not sys._getframe(1).f_globals.get("__name__", "").startswith("lmms_eval"):
+            printed(*values, **options)
+
+    modules, printed = (lmms_eval.evaluator, lmms_eval.api.task), builtins.print
+    bars = [module.tqdm for module in modules]
+    builtins.print = say
     for module in modules:
         module.tqdm = Silent
     try:
         yield
     finally:
-        for module, bar in zip(modules, kept, strict=True):
+        builtins.print = printed
+        for module, bar in zip(modules, bars, strict=True):
             module.tqdm = bar
 
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evals.config import CONDITIONS, EvalConfig
-from evals.suites import QuestionRow, answer_group, draw_questions, read_questions, write_task_dir, write_vqav2_parquet
+from evals.suites import QuestionRow, answer_group, draw_questions, read_questions, write_vqav2_parquet
 from evals.tables import METRICS, VQA_SAMPLES, score_rows, write_table
+from evals.task_files import write_task_dir
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, sha256_file, write_atomic
@@ -82,6 +83,8 @@ def _ask(ctx: StepContext, config: EvalConfig, conditions: list[str], questions:
         chunk=config.chunk,
         threads=ctx.resources.threads,
         device=device_for(ctx.resources.gpus),
+        by_bytes=False,
+        bucket=0,
     )
     answered = {}
     for index, condition in enumerate(conditions):

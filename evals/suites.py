@@ -1,24 +1,18 @@
-"""Suites: local question lists as lmms-eval tasks.
+"""Suites: local question lists in VQAv2's shape.
 
-Owns the reading of an instruction list as single questions, the Parquet file in VQAv2's column layout and the task directory
-(`<task>.yaml` beside its Parquet). Input: an instruct list (.json) and its pictures. Output: files lmms-eval runs unchanged,
-from our code or from its own shell command. Refuses to know models and scores; never imports lmms_eval (its packaged YAML is
-read as text, so prompt, scorer and metric stay the harness's own).
+Owns the reading of an instruction list as single questions and the Parquet file in VQAv2's column layout. Input: an instruct list (.json) and its
+pictures. Output: a file that lmms-eval's packaged task reads (evals.task_files). Refuses to know models and scores.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infra.step import AnyloomError
-from infra.storage import sha256_file, write_atomic
 
-PACKAGED_TASKS = {"easyvqa_as_vqav2": ("vqav2", "vqav2_val.yaml")}
-"""lmms_task -> (folder, file) of the packaged task whose prompt, scorer and metric it keeps."""
 COLOURS = frozenset("black blue brown gray green grey orange pink purple red teal white yellow".split())
 SHAPES = frozenset("circle rectangle square triangle".split())
 ANNOTATORS = 10
@@ -169,66 +163,3 @@ def _vqav2_schema() -> Any:
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
     ]
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)})
-
-
-class _Function(str):
-    """A `!function` scalar of a task YAML, kept as its module path."""
-
-
-def _packaged_config(folder: str, name: str) -> dict[str, Any]:
-    """A packaged task YAML with its `include` chain merged and every `!function` as an importable path."""
-    import yaml
-
-    package = importlib.util.find_spec("lmms_eval")
-    if package is None or not package.submodule_search_locations:
-        raise AnyloomError("lmms-eval is not installed: install the project with its dependencies")
-    directory = Path(package.submodule_search_locations[0], "tasks", folder)
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_constructor("!function", lambda loader, node: _Function(f"lmms_eval.tasks.{folder}.{loader.construct_scalar(node)}"))
-    config = yaml.load((directory / name).read_text(), Loader=Loader)  # noqa: S506 (a SafeLoader that keeps !function as text)
-    include = config.pop("include", None)
-    return {**(_packaged_config(folder, include) if include else {}), **config}
-
-
-def task_yaml(task: str, parquet_name: str, cache_dir: Path | None = None) -> str:
-    """Text of the task YAML: the packaged task (prompt, scorer, metric) on a Parquet file beside it.
-
-    The model `anyloom` gets the bare question, as in its training; every other model gets the packaged prompt. cache_dir: where
-    `datasets` unpacks the file; its default when None. Raises AnyloomError for an unknown task.
-    """
-    import yaml
-
-    if task not in PACKAGED_TASKS:
-        raise AnyloomError(f"there is no lmms_task called {task}; there are: {', '.join(sorted(PACKAGED_TASKS))}")
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    Dumper.add_representer(_Function, lambda dumper, value: dumper.represent_scalar("!function", str(value)))
-    config = _packaged_config(*PACKAGED_TASKS[task])
-    prompts = {**config.get("lmms_eval_specific_kwargs", {}), "anyloom": {"pre_prompt": "", "post_prompt": ""}}
-    data: dict[str, Any] = {"data_files": {str(config["test_split"]): parquet_name}}
-    if cache_dir is not None:
-        data["cache_dir"] = str(cache_dir.resolve())
-    config |= {"task": task, "dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": data, "lmms_eval_specific_kwargs": prompts}
-    return yaml.dump(config, Dumper=Dumper, sort_keys=True, allow_unicode=True)
-
-
-def write_task_dir(target_dir: Path, parquet: Path, task: str = "easyvqa_as_vqav2", cache_dir: Path | None = None) -> Path:
-    """Make `target_dir` a directory for `lmms-eval --include_path`: the YAML and its Parquet beside each other.
-
-    lmms-eval resolves the file name against the YAML's directory, so the directory can be moved or copied as a whole.
-    Returns the path of the YAML. Raises AnyloomError when `parquet` does not exist.
-    """
-    if not parquet.is_file():
-        raise AnyloomError(f"{parquet} does not exist: run the evaluation step first")
-    target_dir.mkdir(parents=True, exist_ok=True)
-    beside = target_dir / f"{task}.parquet"
-    if parquet.resolve() != beside.resolve() and not (beside.exists() and sha256_file(beside) == sha256_file(parquet)):
-        write_atomic(beside, parquet.read_bytes())
-    path = target_dir / f"{task}.yaml"
-    write_atomic(path, task_yaml(task, beside.name, cache_dir))
-    return path

@@ -72,7 +72,7 @@ def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser,
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    from flows import history, report, stack, store
+    from flows import history, report, stack, store, suites
     from flows.ask import add_ask, add_pack
     from flows.train_decoder import add_train_decoder
 
@@ -94,9 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "report":
             report.add_commands(commands, how, what)
             continue
-        commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.").set_defaults(
-            targets=list(targets)
-        )
+        staged = commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.")
+        staged.set_defaults(targets=list(targets))
+        if name == "eval":
+            suites.add_prepare(staged)
     store.add_commands(commands, where, which, how)
     add_train_decoder(commands, how)
     stack.add_stack(commands)
@@ -163,6 +164,13 @@ def cmd_run(args: argparse.Namespace) -> int:
         lists=parse_pairs(args.lists, "--list", "DATASET=FILE"),
         weights=parse_pairs(args.weights, "--weights", "MODEL=PATH"),
     )
+
+
+def cmd_eval(args: argparse.Namespace) -> int:
+    """eval"""
+    from flows import suites
+
+    return suites.main(args) if args.action == "prepare" else cmd_run(args)
 
 
 def cmd_embed(args: argparse.Namespace) -> int:
@@ -304,7 +312,7 @@ def cmd_pack(args: argparse.Namespace) -> int:
 
 def cmd_eval_task(args: argparse.Namespace) -> int:
     """eval-task"""
-    from evals.suites import write_task_dir
+    from evals.task_files import write_task_dir
     from infra.artifact import find
 
     path, _ = find(settings_of(args).root.absolute(), "eval_vqa")
@@ -314,7 +322,7 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {
+COMMANDS = dict.fromkeys(STAGED, cmd_run) | {
     "embed": cmd_embed,
     "train-decoder": cmd_train_decoder,
     "stack": cmd_stack,
@@ -329,7 +337,10 @@ COMMANDS = {
     "pack": cmd_pack,
     "eval-task": cmd_eval_task,
     "run": cmd_run,
-} | dict.fromkeys(STAGED, cmd_run) | {"history": cmd_history, "report": cmd_report}
+    "eval": cmd_eval,
+    "history": cmd_history,
+    "report": cmd_report,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -107,6 +107,19 @@ def prefect_environment(root: Path) -> None:
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
+def judge_environment(model: str) -> None:
+    """Point the packaged scorers that ask a language model at the endpoint of the settings. Call before lmms_eval reads its tasks.
+
+    ANYLOOM_JUDGE_URL: an OpenAI-compatible base URL, e.g. https://host/v1; ANYLOOM_JUDGE_KEY: its key, where it wants one. Raises AnyloomError without a URL.
+    """
+    url = os.environ.get("ANYLOOM_JUDGE_URL", "").rstrip("/")
+    if not url:
+        raise AnyloomError(f"suite.judge is {model}, but ANYLOOM_JUDGE_URL is not set: give the judge's OpenAI-compatible endpoint")
+    os.environ["API_TYPE"], os.environ["MODEL_VERSION"] = "openai", model
+    os.environ["OPENAI_BASE_URL"] = os.environ["OPENAI_API_URL"] = url
+    os.environ["OPENAI_API_KEY"] = os.environ.get("ANYLOOM_JUDGE_KEY", "none")
+
+
 def thread_environment(threads: int) -> None:
     """Cap OpenMP-style thread pools of libraries that are imported afterwards."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

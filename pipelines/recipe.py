@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.config import EvalConfig, RetrievalEvalConfig, SpeakingEvalConfig
+from evals.config import EvalConfig, RetrievalEvalConfig, SpeakingEvalConfig, SuiteConfig
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from mmcore.image_decoder_config import DrawingEvalConfig, ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
@@ -109,6 +109,10 @@ class Recipe:
     stage2: StageConfig
     stage3: StageConfig
     evaluation: EvalConfig = EvalConfig()
+    suites: tuple[str, ...] = ()
+    """Suites of lmms-eval tasks that are run besides (evals.suite_catalogue); one that is prepared from official data is given with --list <suite>=FILE."""
+    suite: SuiteConfig = SuiteConfig()
+    """How the tasks of all suites are asked; used with suites, or with prepared ones, only."""
     query: EncoderSpec | None = None
     """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
     query_weights: str = ""

@@ -44,7 +44,7 @@ from pipelines.steps_decoders import (
     trained_image_decoder,
     untrained,
 )
-from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, speaking, states_of
+from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, speaking, states_of, suites, suites_apart
 from pipelines.train_config import ExportConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
@@ -89,11 +89,11 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     """Every step of the recipe by name, inputs first.
 
     own_lists: dataset name -> a list file that takes the place of the recipe's; it counts by its bytes, and its relative media paths start at
-    its own directory. own_weights: `imagebind` -> the released file, `lm` -> a transformers directory, another part of the weights (image, audio,
-    text) -> what its encoder's kind opens, or `decoder_<modality>` -> the diffusers directory of the published decoder that the recipe names.
+    its own directory; or suite -> the record of prepared data. own_weights: `imagebind` -> the released file, `lm` -> a transformers directory, another
+    part (image, audio, text) -> what its encoder's kind opens, or `decoder_<modality>` -> the diffusers directory of a published decoder of the recipe.
     Raises AnyloomError for a name the recipe does not have, weights that are not what they should be, or files that the recipe cannot do without.
     """
-    own_lists, own_weights = dict(own_lists or {}), dict(own_weights or {})
+    (own_lists, prepared), own_weights = suites_apart(own_lists or {}), dict(own_weights or {})
     takes = (*OWN_WEIGHTS, *takes_files(recipe), *(("query",) if recipe.query is not None else ()))
     for name in sorted(set(own_weights) - set(takes)):
         raise AnyloomError(f"--weights {name}: no such model; files are taken for: {', '.join(takes)}")
@@ -106,8 +106,7 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     shards = _add_shards(recipe, steps, lists, own_lists)
     pictures = {f"shards_{group}": shards[group] for group in ("cc3m", "instruct") if group in shards}
     captions = {f"shards_{group}": shards[group] for group in ("cc3m", "webvid", "audiocaps") if group in shards}
-    overlap = Step(name="overlap", run="pipelines.overlap:run", config=OverlapConfig(max_bits=recipe.near_duplicate_bits), inputs=pictures)
-    steps["overlap"] = overlap
+    steps["overlap"] = overlap = Step(name="overlap", run="pipelines.overlap:run", config=OverlapConfig(max_bits=recipe.near_duplicate_bits), inputs=pictures)
     if "weights_text" in steps and "cc3m" in shards:
         inputs = {"weights": steps["weights_text"], "shards_cc3m": shards["cc3m"]}
         steps["targets"] = Step(name="targets", run="pipelines.embed:run_targets", config=_targets(recipe), inputs=inputs)
@@ -140,7 +139,7 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     if lists is not None and "targets" in steps:  # what is evaluated so far is known of the lists that are made here
         if image_decoder:
             steps["export_early"] = _export("export_early", replace(recipe, decoders=untrained(recipe)), weights, trained, own)
-        _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, steps["targets"], trained)
+        _add_evaluation(recipe, steps, lists, overlap, steps["export"], embeddings, captions, steps["targets"], trained, prepared)
     return steps
 
 
@@ -314,8 +313,9 @@ def _add_evaluation(
     captions: dict[str, Step],
     targets: Step,
     trained: dict[str, Step],
+    prepared: Mapping[str, Path],
 ) -> None:
-    """eval_*, history, report."""
+    """eval_*, history, report. prepared: suites of official data."""
     spec = model_spec(recipe)
     weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
     asked = {"export": steps.get("export_early", export), "lists": lists}
@@ -331,7 +331,7 @@ def _add_evaluation(
         ),
     }
     evals |= signal_evaluation(recipe, spec, steps, trained, {"targets": targets, "shards_cc3m": captions["shards_cc3m"]})
-    evals |= media_questions(recipe, asked)
+    evals |= media_questions(recipe, asked) | suites(recipe, prepared, asked, embeddings)
     if recipe.image_decoder is not None:
         evals["eval_pictures"] = steps["eval_pictures"]
     if ("image", "trained") in recipe.decoders:

@@ -7,9 +7,12 @@ library and runs nothing. pipelines.steps puts them into the DAG.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from evals.config import AlignmentEvalConfig, DriftEvalConfig, MediaQuestionsEvalConfig
-from infra.step import Step
+from evals.suite_catalogue import SUITES, suite_tasks
+from infra.step import AnyloomError, Step
 from mmcore.config import ModelSpec
 from pipelines.recipe import Recipe, stage_steps
 from pipelines.sources.configs import QUESTIONS
@@ -33,6 +36,33 @@ def media_questions(recipe: Recipe, inputs: dict[str, Step]) -> dict[str, Step]:
         return {}
     config = MediaQuestionsEvalConfig(datasets=about)
     return {"eval_media_questions": Step(name="eval_media_questions", run="evals.media_questions:run", config=config, inputs=inputs, gpus=1, background=True)}
+
+
+def suites_apart(own_lists: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files that the user gives with --list: (the lists, the records of prepared suites of official data)."""
+    prepared = {name: path for name, path in own_lists.items() if name in SUITES}
+    return {name: path for name, path in own_lists.items() if name not in prepared}, prepared
+
+
+def suites(recipe: Recipe, prepared: Mapping[str, Path], inputs: dict[str, Step], embeddings: Mapping[str, Step]) -> dict[str, Step]:
+    """eval_<task> of every task of the recipe's suites and of the prepared ones. inputs: the export and the lists.
+
+    Stand-ins read held-out pictures, whose features are stored already. Raises AnyloomError for a suite of official data that is not prepared.
+    """
+    found: dict[str, Step] = {}
+    for suite in dict.fromkeys((*recipe.suites, *prepared)):
+        for task in suite_tasks(suite):
+            name, config = f"eval_{task.lmms_task}", replace(recipe.suite, lmms_task=task.lmms_task)
+            if task.stand_in:
+                needs = inputs | {step: embeddings[step] for step in ("embed_image",) if step in embeddings}
+                found[name] = Step(name=name, run="evals.suite_run:run", config=config, inputs=needs, gpus=1, background=True)
+                continue
+            if suite not in prepared:
+                how = f"anyloom eval prepare {suite} --data DIR, then --list {suite}=DIR/{suite}.json"
+                raise AnyloomError(f"suite {suite} is official data: prepare it and give its record ({how})")
+            needs, data = {"export": inputs["export"]}, {"suite": prepared[suite]}
+            found[name] = Step(name=name, run="evals.suite_run:run", config=config, inputs=needs, sources=data, gpus=1, background=True)
+    return found
 
 
 def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step], trained: Mapping[str, Step], data: dict[str, Step]) -> dict[str, Step]:

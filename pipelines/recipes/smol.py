@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from evals.config import EvalConfig
+from evals.config import EvalConfig, SuiteConfig
 from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from mmcore.image_decoder_config import ImageDecoderConfig
 from pipelines.recipe import Dataset, Recipe
@@ -86,6 +86,8 @@ def smol() -> Recipe:
             mixture=(("easyvqa_train", 4.0), ("draw_train", 0.4), ("speak_train", 0.3), ("talk_train", 0.3), ("converse_train", 0.6), ("stamps_train", 0.4)),
         ),
         evaluation=EvalConfig(num_questions=1000),
+        suites=("stand_in",),
+        suite=SuiteConfig(num_questions=200),
         image_decoder=ImageDecoderConfig(),
     )
 

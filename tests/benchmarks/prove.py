@@ -38,15 +38,20 @@ def main() -> int:
     parser.add_argument(
         "--root",
         type=Path,
-        help="a root to build on (seeds, lora_modes, stage_orders), a run (demo_rerun), finished shards and weights (embed_*, stage1_epoch; chaos embed)",
+        help="a root to build on (seeds, lora_modes, stage_orders), a run (demo_rerun, eval_generate; chaos eval), "
+        "finished shards and weights (embed_*, stage1_epoch; chaos embed)",
     )
     parser.add_argument("--variants", default="", help="bench lora_modes, stage_orders: which, separated by semicolons (default: all)")
     parser.add_argument("--series", type=int, default=200, help="bench nights: simulated series per scene")
-    parser.add_argument("--threads", type=int, default=1, help="bench embed_*, stage1_epoch: encoding threads")
+    parser.add_argument("--threads", type=int, default=1, help="bench embed_*, stage1_epoch, eval_generate: threads")
     parser.add_argument("--media", default="500,100,60", help="bench embed_build: pictures, clips and sounds that are encoded")
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="bench embed_rebuild, stage1_epoch: change the recipe"
     )
+    parser.add_argument("--questions", type=int, default=1000, help="bench eval_generate: questions that are answered")
+    parser.add_argument("--peer-questions", type=int, default=200, help="bench eval_generate: questions that the peer and the breakdown answer")
+    parser.add_argument("--chunk", type=int, default=256, help="bench eval_generate: questions per batch that is persisted")
+    parser.add_argument("--rounds", type=int, default=5, help="bench eval_generate: interleaved rounds")
     parser.add_argument("--inputs", type=int, default=40, help="fuzz: inputs per mutation class")
     parser.add_argument("--out", type=Path, default=PROJECT / "build", help="where the JSON goes")
     options = parser.parse_args()

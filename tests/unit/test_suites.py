@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from evals.run import floor_scores
-from evals.suites import answer_group, draw_questions, read_questions, task_yaml, write_task_dir, write_vqav2_parquet
+from evals.suites import answer_group, draw_questions, read_questions, write_vqav2_parquet
+from evals.task_files import task_yaml, write_task_dir
 from infra.step import AnyloomError
 from infra.storage import sha256_file
 

@@ -1,0 +1,240 @@
+"""Answers per second of an evaluation through lmms-eval, against a bare batched loop and against one request at a time.
+
+ours: AnyloomLmms.generate_until inside lmms-eval's evaluator: identities, pictures prepared in threads, encoded once, features written where they are
+kept, batches persisted with fsync. Every run begins without answers and without kept features. limit: a bare loop over the same questions with the same
+caching (every picture decoded and encoded once, questions about a picture together, the same batches), nothing written, no harness. peer: the same model
+driven the way the harness's stock wrappers do it: one request at a time, picture decoded and encoded inside, nothing shared.
+
+The peer runs over whole pictures of a seeded part of the questions (`--peer-questions`), single-run, and so does the breakdown, each line adding to the
+one before: features at hand; questions about one picture share its prefix; batches of pictures. Answers are compared; bfloat16 rounds differently in
+other batches, so the share of equal ones is told. Needs `--root DIR` with a finished run (export, lists), or makes one of the recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from store_bench import anyloom, rates, scratch
+
+from evals.suites import QuestionRow, draw_questions, read_questions, write_vqav2_parquet
+from evals.task_files import write_task_dir
+from infra.artifact import find
+from infra.settings import offline_environment
+
+TASK, LIST = "easyvqa_as_vqav2", "instruct/easyvqa_test.json"
+LIMIT = 16
+"""New tokens, as the task says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What every side answers, and with what."""
+
+    generator: Any
+    lists: Path
+    export: Path
+    digest: str
+    chunk: int
+    box: Path
+
+    def picture(self, question: QuestionRow) -> bytes:
+        """Its file's bytes."""
+        return (self.lists / question.picture).read_bytes()
+
+    def item(self, question: QuestionRow, features: Any) -> Any:
+        """The question as the model takes it."""
+        from mmcore.types import Question
+
+        return Question(text=question.question, media_key=question.picture, modality="image", features_NE=features)
+
+
+Answers = dict[int, Any]
+"""question_id -> Answer, or what is left of one."""
+
+
+def run(options: argparse.Namespace) -> list[dict]:
+    """One entry. Raises RuntimeError when ours and the bare loop do not answer (nearly) alike."""
+    offline_environment()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    from mmcore.generate import Generator
+
+    with scratch() as box:
+        root = finished(options, box)
+        export, record = find(root, "export_early" if (root / "artifacts" / "export_early").is_dir() else "export")
+        lists, _ = find(root, "lists")
+        whole = read_questions(lists / LIST)
+        questions = draw_questions(whole, min(options.questions, len(whole)), options.seed)
+        work = Work(generator=Generator.load(export), lists=lists, export=export, digest=record.digest, chunk=options.chunk, box=box)
+        parquet = box / "questions.parquet"
+        write_vqav2_parquet(questions, lists, parquet)
+        write_task_dir(box / "task", parquet, TASK, cache_dir=box / "datasets")
+        return [measure(work, questions, options)]
+
+
+def finished(options: argparse.Namespace, box: Path) -> Path:
+    """The root given, or one of the recipe with an export."""
+    if options.root is not None:
+        return options.root.absolute()
+    anyloom("run", "export_early", "lists", "--recipe", options.recipe, "--root", str(box / "runs"), "--no-prefect", "--no-ray")
+    return box / "runs"
+
+
+def measure(work: Work, questions: Sequence[QuestionRow], options: argparse.Namespace) -> dict:
+    """Interleaved rounds of ours and the bare loop, then the peer and the breakdown once."""
+    bare(work, questions[: min(8, len(questions))])  # libraries, weights and the page cache are warm from here on
+    harness(work)
+    seconds: dict[str, list[float]] = {"ours": [], "limit": []}
+    within: list[float] = []
+    ours: Answers = {}
+    plain: Answers = {}
+    for number in range(options.rounds):
+        for side in ("ours", "limit") if number % 2 == 0 else ("limit", "ours"):
+            if side == "ours":
+                spent, all_of_it, ours = harness(work)
+                within.append(spent / all_of_it)
+            else:
+                spent, plain = timed(bare, work, questions)
+            seconds[side].append(spent)
+    same = agreement(ours, plain)
+    if same < 0.9:
+        raise RuntimeError(f"only {same:.1%} of the answers of the two sides are equal: they do not do the same work")
+    part = draw_questions(list(questions), min(options.peer_questions, len(questions)), options.seed)
+    lines = breakdown(work, part, ours)
+    seconds["peer"] = [lines["one at a time"]["seconds"] * len(questions) / len(part)] * options.rounds
+    lengths = [(answer.num_input_tokens, len(answer.token_ids)) for answer in plain.values()]
+    note = {
+        "recipe": options.recipe,
+        "questions": len(questions),
+        "pictures": len({question.picture for question in questions}),
+        "prompt_tokens": told([tokens for tokens, _ in lengths]),
+        "answer_tokens": told([tokens for _, tokens in lengths]),
+        "caption_turn": work.generator.caption_turn,
+        "chunk": work.chunk,
+        "threads": options.threads,
+        "answers equal to the bare loop's": round(same, 4),
+        "share of the harness's whole run": round(statistics.median(within), 3),
+        "breakdown": lines,
+        "peer": f"single-run over {len(part)} questions, scaled",
+    }
+    return rates("eval_generate", seconds, len(questions), "answers/s", options.seed, note)
+
+
+def told(lengths: Sequence[int]) -> str:
+    """Median and range."""
+    return f"median {statistics.median(lengths):g}, {min(lengths)} to {max(lengths)}"
+
+
+def timed(side: Callable[..., Answers], *arguments: Any) -> tuple[float, Answers]:
+    """(seconds, answers)."""
+    started = time.perf_counter()
+    answers = side(*arguments)
+    return time.perf_counter() - started, answers
+
+
+def agreement(first: Answers, second: Answers) -> float:
+    """Share of the questions of the second that the first answers in the same words."""
+    return sum(first[number].text == answer.text for number, answer in second.items()) / len(second)
+
+
+# ---- the sides ------------------------------------------------------------------------------------------------------
+
+
+def harness(work: Work) -> tuple[float, float, Answers]:
+    """Ours: (seconds inside generate_until, seconds of the whole run, answers)."""
+    from evals.lmms_adapter import AnyloomLmms, run_lmms
+
+    class Timed(AnyloomLmms):
+        seconds = 0.0
+
+        def generate_until(self, requests: list[Any]) -> Any:
+            started = time.perf_counter()
+            found = super().generate_until(requests)
+            Timed.seconds += time.perf_counter() - started
+            return found
+
+    for name in ("stores", "answers.jsonl"):
+        shutil.rmtree(work.box / name, ignore_errors=True)
+        (work.box / name).unlink(missing_ok=True)
+    from evals.features import KeptFeatures, exported_encoder
+
+    model = Timed(generator=work.generator, digest=work.digest, answers=work.box / "answers.jsonl", chunk=work.chunk)
+    model.pictures = type(model.pictures)(
+        lambda data: work.generator.encode("image", data), (), KeptFeatures(work.box / "stores", *exported_encoder(work.export))
+    )
+    started = time.perf_counter()
+    results = run_lmms(work.box / "task", TASK, model, scratch=work.box / "scratch")
+    spent = time.perf_counter() - started
+    replies = {sample["doc"]["question_id"]: model.answers.replies[model.asked["validation", sample["doc_id"]]] for sample in results["samples"]}
+    return Timed.seconds, spent, replies
+
+
+def bare(work: Work, questions: Sequence[QuestionRow]) -> Answers:
+    """The limit: features once per picture, then batch after batch."""
+    features = {}
+    for question in questions:
+        if question.picture not in features:
+            features[question.picture] = work.generator.encode("image", work.picture(question))
+    return in_batches(work, questions, features)
+
+
+def in_batches(work: Work, questions: Sequence[QuestionRow], features: dict[str, Any]) -> Answers:
+    """Questions about a picture together, pictures with equally many questions together, as the adapter does."""
+    count = Counter(question.picture for question in questions)
+    ordered = sorted(questions, key=lambda question: (count[question.picture], question.picture, question.question))
+    answers: Answers = {}
+    for start in range(0, len(ordered), work.chunk):
+        batch = ordered[start : start + work.chunk]
+        found = work.generator.answer([work.item(question, features[question.picture]) for question in batch], max_new_tokens=LIMIT)
+        answers |= {question.question_id: answer for question, answer in zip(batch, found, strict=True)}
+    return answers
+
+
+def breakdown(work: Work, questions: Sequence[QuestionRow], ours: Answers) -> dict[str, dict[str, Any]]:
+    """What each way of saving work brings, one added after the other: seconds, answers per second, gain over the line before, answers equal to ours."""
+    features = {question.picture: work.generator.encode("image", work.picture(question)) for question in questions}
+    together: dict[str, list[QuestionRow]] = {}
+    for question in questions:
+        together.setdefault(question.picture, []).append(question)
+
+    def alone(decode: bool) -> Answers:
+        answers: Answers = {}
+        for question in questions:
+            seen = work.generator.encode("image", work.picture(question)) if decode else features[question.picture]
+            (answers[question.question_id],) = work.generator.answer([work.item(question, seen)], max_new_tokens=LIMIT)
+        return answers
+
+    def shared() -> Answers:
+        answers: Answers = {}
+        for group in together.values():
+            found = work.generator.answer([work.item(question, features[question.picture]) for question in group], max_new_tokens=LIMIT)
+            answers |= {question.question_id: answer for question, answer in zip(group, found, strict=True)}
+        return answers
+
+    sides: dict[str, Callable[[], Answers]] = {
+        "one at a time": lambda: alone(True),
+        "+ features at hand": lambda: alone(False),
+        "+ shared prefixes": shared,
+        "+ batches of pictures": lambda: in_batches(work, questions, features),
+    }
+    lines: dict[str, dict[str, Any]] = {}
+    before = None
+    for name, side in sides.items():
+        seconds, answers = timed(side)
+        lines[name] = {
+            "seconds": round(seconds, 3),
+            "answers_per_s": round(len(questions) / seconds, 2),
+            "gain": round(before / seconds, 2) if before else 1.0,
+            "equal": round(agreement(ours, answers), 4),
+        }
+        before = seconds
+    return lines

@@ -1,0 +1,117 @@
+"""Suites through the real harness and its packaged scorers, with generators that need no weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from evals import suite_run
+from evals.config import SuiteConfig
+from infra.settings import offline_environment
+from infra.step import AnyloomError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from suite_fakes import Says, context, make_lists, nearest, use
+
+MMBENCH, WORDS = "stamps_as_mmbench", "words_as_textvqa"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _offline() -> Iterator[None]:
+    offline_environment()
+    yield
+
+
+def options_of(prompt: str) -> dict[str, str]:
+    return dict(re.findall(r"^([A-D])\. (.+)$", prompt, re.M))
+
+
+def seer(prompt: str, seen: tuple[int, ...] | None) -> str:
+    """The letter of the option that names the colour that is seen."""
+    return next((letter for letter, text in options_of(prompt).items() if nearest(seen) in text), "none")
+
+
+def metrics_of(output: Path) -> dict[tuple[str, str, str], dict]:
+    return {(m["condition"], m["metric"], m["subgroup"]): m for m in pq.read_table(output / "metrics.parquet").to_pylist()}
+
+
+def test_stamps_as_mmbench_is_scored_by_the_packaged_judge_and_by_us(tmp_path, monkeypatch) -> None:
+    lists = make_lists(tmp_path / "lists", transparent=True)
+    use(monkeypatch, Says(seer))
+    ctx = context(tmp_path, SuiteConfig(lmms_task=MMBENCH, conditions=("plain_prompt", "blank"), bootstrap_draws=100), inputs={"lists": lists})
+    result = suite_run.run(ctx)
+    assert result["questions"] == 24 and result["groups"] == result["pictures"] == 6
+    scores = result["scores"]["plain_prompt"]
+    assert scores == {"gpt_eval_score": 100.0, "harness_vanilla": 100.0, "ours_vanilla": 1.0, "ours_circular": 1.0, "ours_unparsed": 0.0}
+    assert result["scores"]["blank"]["gpt_eval_score"] < 30 and result["scores"]["chance"]["ours_circular"] == pytest.approx(0.25**4, abs=1e-6)
+    rows = pq.read_table(ctx.output / "task" / f"{MMBENCH}.parquet").to_pylist()
+    assert {row["index"] // 10**6 for row in rows} == {0, 1, 2, 3} and all(row[row["answer"]].startswith("A ") for row in rows)
+    by_group: dict[int, set[str]] = {}
+    for row in rows:
+        by_group.setdefault(row["index"] % 10**6, set()).add(row["answer"])
+    assert all(letters == set("ABCD") for letters in by_group.values())  # the right one stands once in every place
+    told = json.loads((ctx.output / "info/lmms/plain_prompt.json").read_text())["results"][MMBENCH]["gpt_eval_score,none"]
+    assert metrics_of(ctx.output)["plain_prompt", "gpt_eval_score", "all"]["value"] == told
+
+
+def test_our_reading_stands_beside_the_harness_and_says_why(tmp_path, monkeypatch) -> None:
+    lists = make_lists(tmp_path / "lists")
+    use(monkeypatch, Says(lambda prompt, seen: seer(prompt, seen).lower()))
+    ctx = context(tmp_path, SuiteConfig(lmms_task=MMBENCH, conditions=("plain_prompt",), bootstrap_draws=100), inputs={"lists": lists})
+    result = suite_run.run(ctx)
+    scores = result["scores"]["plain_prompt"]
+    assert scores["gpt_eval_score"] == 0.0 and scores["ours_circular"] == scores["ours_vanilla"] == 1.0
+    assert result["explained"]["ours_higher"] == 24 and result["explained"]["ours_higher_read_by"] == {"small letter": 24}
+    parsed = pq.read_table(ctx.output / "parsed.parquet").to_pylist()
+    assert {(row["harness_score"], row["our_score"], row["parse_status"]) for row in parsed} == {(0.0, 1.0, "small letter")}
+
+
+def test_words_as_textvqa_and_unparsed_answers_are_counted(tmp_path, monkeypatch) -> None:
+    lists = make_lists(tmp_path / "lists")
+    use(monkeypatch, Says(lambda prompt, seen: ["", "It is Square"][nearest(seen) == "red"]))
+    ctx = context(tmp_path, SuiteConfig(lmms_task=WORDS, conditions=("plain_prompt",), bootstrap_draws=100), inputs={"lists": lists})
+    suite_run.run(ctx)
+    table = pq.read_table(ctx.output / "task" / f"{WORDS}.parquet")
+    assert len(table) == 6 and {len(row) for row in table.column("answers").to_pylist()} == {10}
+    metrics = metrics_of(ctx.output)
+    unparsed = metrics["plain_prompt", "ours_unparsed", "all"]["value"]
+    assert unparsed * 6 == pytest.approx(sum(row["parsed"] == "" for row in pq.read_table(ctx.output / "parsed.parquet").to_pylist()))
+    assert metrics["plain_prompt", "exact_match", "all"]["value"] == 0.0
+
+
+def test_a_killed_suite_asks_nothing_twice_and_new_scoring_asks_nothing(tmp_path, monkeypatch) -> None:
+    lists = make_lists(tmp_path / "lists")
+    config = SuiteConfig(lmms_task=MMBENCH, num_questions=9, chunk=4, conditions=("plain_prompt", "blank"), bootstrap_draws=50)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    reference = use(monkeypatch, Says(seer))
+    result = suite_run.run(context(whole, config, inputs={"lists": lists}))
+    assert result["questions"] == 12  # whole groups
+    first = use(monkeypatch, Says(seer, batches=4))
+    with pytest.raises(KeyboardInterrupt):
+        suite_run.run(context(killed, config, inputs={"lists": lists}))
+    second = use(monkeypatch, Says(seer))
+    assert suite_run.run(context(killed, config, "b", inputs={"lists": lists})) == result
+    assert first.asked + second.asked == reference.asked
+    for name in ("samples.parquet", "parsed.parquet", "metrics.parquet", f"task/{MMBENCH}.parquet"):
+        assert (killed / "output-b" / name).read_bytes() == (whole / "output-a" / name).read_bytes(), name
+    third = use(monkeypatch, Says(seer))
+    other = SuiteConfig(lmms_task=MMBENCH, num_questions=9, chunk=4, conditions=("plain_prompt", "blank"), bootstrap_draws=51)
+    suite_run.run(context(killed, other, "c", inputs={"lists": lists}))
+    assert third.asked == third.encoded == 0
+
+
+def test_a_task_without_its_judge_is_skipped_with_the_reason(tmp_path, monkeypatch) -> None:
+    for name in ("mmvet", "llava_in_the_wild"):
+        ctx = context(tmp_path / name, SuiteConfig(lmms_task=name))
+        result = suite_run.run(ctx)
+        assert "scored by a language model" in result["skipped"] and "scores" not in result
+        assert not (ctx.output / "metrics.parquet").exists() and "reason" in json.loads((ctx.output / "skipped.json").read_text())
+    monkeypatch.delenv("ANYLOOM_JUDGE_URL", raising=False)
+    with pytest.raises(AnyloomError, match="ANYLOOM_JUDGE_URL is not set"):
+        suite_run.run(context(tmp_path / "named", SuiteConfig(lmms_task="mmvet", judge="some-model")))

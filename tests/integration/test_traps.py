@@ -1,0 +1,336 @@
+"""The fifteen traps of lmms-eval 0.7.3: each test names one, shows it where it is, and that our way does not step into it; and equality with the harness."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from evals import suite_run
+from evals.answers import AnswerFile
+from evals.config import SuiteConfig
+from evals.scoring import score_vqa
+from evals.suite_catalogue import SUITES, TASKS, suite_task, suite_tasks
+from evals.suite_data import prepare
+from evals.suite_rows import draw_docs, read_docs, whole_groups
+from evals.task_files import packaged_config, task_yaml
+from infra.settings import offline_environment
+from infra.step import AnyloomError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import official_data
+from suite_fakes import COLOURS, Says, context, nearest, use
+
+CORE = SUITES["core"]
+HEADLINE = {task.lmms_task: task.headline for task in TASKS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _offline() -> Iterator[None]:
+    offline_environment()
+    yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every suite's data, prepared from files in the official schemas."""
+    root = tmp_path_factory.mktemp("official")
+    prepare("full", root / "data", official_data.full(root / "hub"), say=lambda line: None)
+    prepare("core", root / "data", root / "hub", say=lambda line: None)
+    return root / "data"
+
+
+def babble(prompt: str, seen: tuple[int, ...] | None) -> str:
+    """Answers of every kind, a function of question and picture: right, wrong, badly written, unreadable."""
+    name = nearest(seen)
+    draw = (list(COLOURS).index(name) + ("Is it" in prompt)) % 6
+    if "A. " in prompt:
+        letter = next((line[0] for line in prompt.splitlines() if line[1:] == f". {name}"), "D")
+        return [letter, letter, f"({letter}) {name}", letter.lower(), f"It's {letter} because A is wrong", "who knows"][draw]
+    return [name, name, f"It is {name}.", f"{name}s", "", "Yes" if name == "red" else "no, never"][draw]
+
+
+def ask(root: Path, data: Path, task: str, monkeypatch: pytest.MonkeyPatch, says: Says, attempt: str = "a", **options: Any) -> tuple[dict[str, Any], Path]:
+    """(result, output) of one suite step."""
+    use(monkeypatch, says)
+    config = SuiteConfig(lmms_task=task, conditions=("plain_prompt",), bootstrap_draws=50, **options)
+    ctx = context(root, config, attempt, sources={"suite": data / "full.json"})
+    return dict(suite_run.run(ctx)), ctx.output
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
+
+
+def stored(output: Path, metric: str) -> dict[str, Any]:
+    return next(row for row in rows_of(output / "metrics.parquet") if (row["metric"], row["subgroup"], row["kind"]) == (metric, "all", "score"))
+
+
+def peer(folder: Path, data: Path, task: str, reply: Callable[[str, tuple[int, ...] | None], str]) -> dict[str, Any]:
+    """lmms-eval on its own: its packaged file included as it is, its evaluator with its defaults, a model that shares nothing with ours."""
+    import argparse
+
+    from lmms_eval.api.model import lmms
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+    from lmms_eval.tasks import __file__ as packaged
+
+    class Peer(lmms):
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            said = []
+            for prompt, _, doc_to_visual, doc_id, name, split in (request.args for request in requests):
+                (picture,) = doc_to_visual(self.task_dict[name][split][doc_id])
+                said.append(reply(prompt, tuple(round(float(c)) for c in np.asarray(picture, np.float32).mean((0, 1)))))
+            return said
+
+        def loglikelihood(self, requests: list[Any]) -> Any:
+            raise AssertionError
+
+        def generate_until_multi_round(self, requests: list[Any]) -> Any:
+            raise AssertionError
+
+    entry, names = suite_task(task), sorted(path.name for path in (data / task).glob("*.parquet"))
+    include = Path(packaged).parent / entry.packaged[0] / entry.packaged[1]
+    files = json.dumps({entry.split: [str(data / task / name) for name in names]})
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"include: {include}\ntask: peer_{task}\ndataset_path: parquet\ndataset_name: null\ndataset_kwargs: {{data_files: {files}}}\n"
+    (folder / "peer.yaml").write_text(text)
+    manager = TaskManager(verbosity="ERROR", include_path=str(folder), include_defaults=False)
+    options = argparse.Namespace(output_path=str(folder), process_with_media=True)
+    return simple_evaluate(model=Peer(), tasks=[f"peer_{task}"], task_manager=manager, bootstrap_iters=0, verbosity="ERROR", cli_args=options)
+
+
+@pytest.mark.parametrize("task", CORE)
+def test_stored_harness_scores_equal_lmms_evals_own_to_the_last_digit(tmp_path, data, monkeypatch, task: str) -> None:
+    result, output = ask(tmp_path, data, task, monkeypatch, Says(babble))
+    theirs = peer(tmp_path / "peer", data, task, babble)
+    assert stored(output, HEADLINE[task])["value"] == float(theirs["results"][f"peer_{task}"][f"{HEADLINE[task]},none"])  # bit for bit
+    said = {sample["doc_id"]: sample["filtered_resps"][0] for sample in theirs["samples"][f"peer_{task}"]}
+    assert [row["prediction"] for row in rows_of(output / "samples.parquet")] == [said[i] for i in range(len(said))]
+    assert 0 < stored(output, HEADLINE[task])["value"] and result["explained"]["ours_higher"] > 0  # and our own score differs, with the reason
+    assert stored(output, "ours_circular" if task == "mmbench_en_dev_static" else "ours_accuracy")["value"] > 0
+
+
+# ---- the traps, by their numbers --------------------------------------------------------------------------------------
+
+
+def test_trap_1_the_model_survives_an_evaluation(data) -> None:
+    from evals.lmms_adapter import AnyloomLmms, run_lmms
+
+    model = AnyloomLmms(generator=Says(babble))
+    model.net = torch.nn.Linear(2, 2)
+    first, second = (run_lmms(data / "pope", "pope", model, scratch=data / "scratch") for _ in range(2))
+    assert first["results"] == second["results"] and isinstance(model.net, torch.nn.Module)
+    super(AnyloomLmms, model).clean()  # what the harness would have done
+    assert not isinstance(getattr(model, "net", None), torch.nn.Module)
+
+
+def test_trap_2_llava_bench_without_a_judge_is_never_scored(tmp_path) -> None:
+    packaged = importlib.import_module("lmms_eval.tasks.llava-in-the-wild.utils")
+    assert packaged.llava_all_aggregation([{"scores": [-1, -1]}] * 4) == 100.0  # the trap
+    task = suite_task("llava_in_the_wild")
+    with pytest.raises(AnyloomError, match="did not answer for 2 of 3"):
+        suite_run.refuse_unjudged(task, [{task.headline: {"scores": scores}} for scores in ([-1, -1], [8.0, 7.0], [-1, -1])])
+    assert "skipped" in suite_run.run(context(tmp_path, SuiteConfig(lmms_task="llava_in_the_wild")))
+
+
+def test_trap_3_unreadable_mmbench_answers_are_wrong_and_cost_no_time(tmp_path, data, monkeypatch) -> None:
+    assert not any(task.packaged[1] == "mmbench_en_dev.yaml" for task in TASKS)  # the judge that asks, sleeps and then draws a letter
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("the judge sleeps"))
+    _, output = ask(tmp_path, data, "mmbench_en_dev_static", monkeypatch, Says(lambda prompt, seen: "hmm"))
+    assert stored(output, "gpt_eval_score")["value"] == 0.0 == stored(output, "ours_circular")["value"]
+    assert stored(output, "ours_unparsed")["value"] == 1.0
+
+
+def test_trap_4_mmmu_is_the_same_every_time(tmp_path, data, monkeypatch) -> None:
+    outputs = []
+    for attempt in ("a", "b"):
+        random.seed(attempt)
+        outputs.append(ask(tmp_path / attempt, data, "mmmu_val", monkeypatch, Says(lambda prompt, seen: "who knows"))[1])
+    first, second = (rows_of(output / "metrics.parquet") for output in outputs)
+    assert [row["value"] for row in first] == [row["value"] for row in second]
+    told = json.loads((outputs[0] / "info/lmms/plain_prompt.json").read_text())
+    assert told["config"]["process_docs_parallel"] == 1
+    assert stored(outputs[0], "ours_accuracy")["value"] == 0.0  # the harness draws a letter where we read none
+    assert stored(outputs[0], "ours_unparsed")["value"] > 0.5
+
+
+def test_trap_5_no_share_of_the_rows_is_carried_from_task_to_task(data) -> None:
+    from evals.lmms_adapter import AnyloomLmms, run_lmms
+
+    with pytest.raises(AnyloomError, match="whole number of rows"):
+        run_lmms(data / "pope", "pope", AnyloomLmms(generator=Says(babble)), limit=0.25)  # type: ignore[arg-type]
+    docs = read_docs(suite_task("pope"), sorted((data / "pope").glob("*.parquet")))
+    assert [len(draw_docs(docs[:size], size // 3, seed=0)) for size in (6, 3)] == [2, 1]
+
+
+def test_trap_6_other_data_has_another_fingerprint(tmp_path, data, monkeypatch) -> None:
+    from evals.lmms_adapter import AnyloomLmms, run_lmms
+
+    hashes = {sample["doc_hash"] for sample in run_lmms(data / "pope", "pope", AnyloomLmms(generator=Says(babble)), scratch=tmp_path)["samples"]}
+    assert hashes == {hashlib.sha256(b"null").hexdigest()}  # the trap
+    results = [ask(tmp_path / str(n), data, "pope", monkeypatch, Says(babble), num_questions=3, seed=n)[0] for n in (0, 1)]
+    assert len({result["dataset_sha256"] for result in results}) == len({result["history_fingerprint"] for result in results}) == 2
+
+
+@pytest.mark.parametrize("task", CORE)
+def test_trap_7_checkpoints_are_compared_by_our_own_paired_difference(tmp_path, data, monkeypatch, task: str) -> None:
+    use(monkeypatch, Says(babble))
+    config = SuiteConfig(lmms_task=task, conditions=("plain_prompt", "blank"), bootstrap_draws=50)
+    ctx = context(tmp_path, config, sources={"suite": data / "core.json"})
+    suite_run.run(ctx)
+    told = json.loads((ctx.output / "info/lmms/plain_prompt.json").read_text())
+    assert not any("paired" in key for key in told["results"][task])
+    differences = [row for row in rows_of(ctx.output / "metrics.parquet") if row["kind"] == "difference"]
+    assert differences and all(row["n"] > 0 and row["ci_lo"] <= row["value"] <= row["ci_hi"] for row in differences)
+
+
+def test_trap_8_versions_are_recorded_by_us(tmp_path, data, monkeypatch) -> None:
+    result, output = ask(tmp_path, data, "vqav2_val", monkeypatch, Says(babble))
+    told = json.loads((output / "info/lmms/plain_prompt.json").read_text())
+    installed = importlib.metadata.version("lmms-eval")
+    # the trap: "unknown", or branch and commit of whichever repository is the working directory
+    assert told["versions"]["vqav2_val"] == "Yaml" and installed not in told["lmms_eval_version"]
+    assert result["harness"] == f"lmms-eval {installed}" and result["scorer"] == "anyloom-1"
+    assert len(result["task_sha256"]) == len(result["dataset_sha256"]) == 64
+
+
+def test_trap_9_targets_are_the_true_answers_as_they_were_given(tmp_path, data, monkeypatch) -> None:
+    from evals.lmms_adapter import AnyloomLmms, run_lmms
+
+    sample = run_lmms(data / "vqav2_val", "vqav2_val", AnyloomLmms(generator=Says(babble)), scratch=tmp_path / "scratch")["samples"][0]
+    assert sample["target"] == "answer"  # the trap
+    _, output = ask(tmp_path, data, "vqav2_val", monkeypatch, Says(babble))
+    given = rows_of(next((data / "vqav2_val").glob("*.parquet")))
+    assert [row["target"] for row in rows_of(output / "samples.parquet")] == [row["multiple_choice_answer"] for row in given]
+
+
+def test_trap_10_annotators_are_told_apart(data) -> None:
+    from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
+
+    told_apart = [{"answer": "cat", "answer_confidence": "yes", "answer_id": i} for i in range(10)]
+    alike = [{"answer": "cat", "answer_confidence": "yes"} for _ in range(10)]
+    scores = [vqav2_process_results_val({"question_id": 1, "answers": answers}, ["cat"])["exact_match"] for answers in (told_apart, alike)]
+    assert scores == [1, 0]  # the trap
+    assert score_vqa("cat", ["cat"] * 10).score == 1.0
+    for row in rows_of(next((data / "vqav2_val").glob("*.parquet"))):
+        assert len({answer["answer_id"] for answer in row["answers"]}) == 10
+
+
+def test_trap_11_a_kill_loses_the_batch_in_flight_only(tmp_path, data) -> None:
+    from evals.lmms_adapter import AnyloomLmms, run_lmms
+
+    answers = tmp_path / "answers.jsonl"
+    first = Says(babble, batches=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_lmms(data / "pope", "pope", AnyloomLmms(generator=first, answers=answers, chunk=1), scratch=tmp_path)
+    assert len(AnswerFile(answers).replies) == first.asked == 3
+    second = Says(babble)
+    run_lmms(data / "pope", "pope", AnyloomLmms(generator=second, answers=answers, chunk=1), scratch=tmp_path)
+    begun = AnswerFile(answers).begun
+    assert second.asked == 3 and sorted(begun.values()) == [1, 1, 1, 1, 1, 2]  # the one in flight was begun twice
+
+
+def test_trap_12_an_answer_belongs_to_weights_prompt_picture_task_and_decoding(tmp_path, data) -> None:
+    from evals.lmms_adapter import AnyloomLmms, run_lmms
+
+    def keys(folder: Path, **options: Any) -> set[tuple[tuple[str, int], str]]:
+        model = AnyloomLmms(generator=Says(babble), **{"digest": "one", **options})
+        run_lmms(folder, "pope", model, scratch=tmp_path)
+        return set(model.asked.items())  # document -> the answer that it gets
+
+    known = keys(data / "pope")
+    assert keys(data / "pope") == known  # another instance, the same answers
+    assert not keys(data / "pope", digest="two") & known  # new weights below the same path
+    assert not keys(data / "pope", caption_turn="false") & known
+    assert not keys(data / "pope", condition="blank") & known
+    (path,) = (data / "pope").glob("*.parquet")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    rows = pq.read_table(path)
+    pictures = rows.column("image").to_pylist()
+    turned = pa.array(pictures[1:] + pictures[:1], type=rows.schema.field("image").type)
+    pq.write_table(rows.set_column(rows.column_names.index("image"), rows.schema.field("image"), turned), folder / "x.parquet")
+    (folder / "pope.yaml").write_text(task_yaml("pope", "x.parquet"))
+    assert not keys(folder) & known  # the same questions about other pictures
+    (folder / "pope.yaml").write_text(task_yaml("pope", str(path)).replace("max_new_tokens: 128", "max_new_tokens: 8"))
+    assert not keys(folder) & known
+    (folder / "pope.yaml").write_text(task_yaml("pope", str(path)).replace("single word or phrase", "single word"))
+    assert not keys(folder) & known
+    (folder / "pope.yaml").write_text(task_yaml("pope", str(path)))
+    assert keys(folder) == known  # where the data lies says nothing
+
+
+def test_trap_13_nothing_is_written_where_nobody_asked_and_no_error_is_swallowed(tmp_path, data, monkeypatch) -> None:
+    place = tmp_path / "cwd"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    result, output = ask(tmp_path, data, "textvqa_val", monkeypatch, Says(babble))
+    ask(tmp_path / "mmbench", data, "mmbench_en_dev_static", monkeypatch, Says(babble))
+    assert not list(place.iterdir()) and result["questions"] == len(rows_of(output / "samples.parquet"))
+    monkeypatch.setattr(os, "replace", _full)
+    with pytest.raises((AnyloomError, OSError)):
+        ask(tmp_path / "full", data, "pope", monkeypatch, Says(babble))
+
+
+def _full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_trap_14_mm_vet_without_a_judge_is_never_scored(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")  # without one its module cannot even be imported beside a newer openai
+    task = suite_task("mmvet")
+    unjudged = {"gpt_eval_score": {"score": 0.0, "eval_model": ""}}  # what the packaged scorer makes of no answer: a zero
+    packaged = importlib.import_module("lmms_eval.tasks.mmvet.utils")
+    assert packaged.mmvet_aggregate_results([{"score": 0.0, "capabilities": "rec", "eval_model": ""}]) == 0.0  # the trap
+    with pytest.raises(AnyloomError, match="did not answer for 1 of 1"):
+        suite_run.refuse_unjudged(task, [unjudged])
+    assert "skipped" in suite_run.run(context(tmp_path, SuiteConfig(lmms_task="mmvet")))
+
+
+def test_trap_15_the_answer_of_seed_bench_is_read_as_a_whole(tmp_path, data, monkeypatch) -> None:
+    result, output = ask(tmp_path, data, "seedbench", monkeypatch, Says(lambda prompt, seen: "The answer is B."))
+    assert stored(output, "seed_all")["value"] == 0.0 and stored(output, "ours_accuracy")["value"] == 1.0
+    assert result["left_out"] == ["1 questions of seedbench: more than one picture"]
+
+
+# ---- what the traps are about, besides -------------------------------------------------------------------------------
+
+
+def test_mmbench_groups_are_drawn_whole_and_both_scores_are_told(tmp_path, data, monkeypatch) -> None:
+    always_a = Says(lambda prompt, seen: "A")
+    result, _output = ask(tmp_path, data, "mmbench_en_dev_static", monkeypatch, always_a, num_questions=5)
+    assert result["questions"] == 8 and result["groups"] == 2
+    scores = result["scores"]["plain_prompt"]
+    assert (scores["gpt_eval_score"], scores["harness_vanilla"], scores["ours_vanilla"], scores["ours_circular"]) == (0.0, 25.0, 0.25, 0.0)
+    docs = read_docs(suite_task("mmbench_en_dev_static"), sorted((data / "mmbench_en_dev_static").glob("*.parquet")))
+    with pytest.raises(AnyloomError, match="needs its base row"):
+        whole_groups(suite_task("mmbench_en_dev_static"), [doc for doc in docs if doc.question_id != 0])
+
+
+def test_gqa_needs_no_network_and_keeps_its_scorer(tmp_path, data, monkeypatch) -> None:
+    assert "process_docs" in packaged_config("gqa", "gqa.yaml") and "process_docs" not in task_yaml("gqa", "x.parquet")
+    result, _ = ask(tmp_path, data, "gqa", monkeypatch, Says(lambda prompt, seen: nearest(seen)))
+    assert result["scores"]["plain_prompt"]["exact_match"] == result["scores"]["plain_prompt"]["ours_accuracy"] == 1.0
+
+
+def test_every_suite_has_known_tasks_and_plain_names_are_official() -> None:
+    for suite in SUITES:
+        for task in suite_tasks(suite):
+            assert task.stand_in == ("_as_" in task.lmms_task) == (suite == "stand_in")
+            assert math.isfinite(len(task_yaml(task, "x.parquet")))
