@@ -111,6 +111,15 @@ class Generator:
                 progress(done, len(items))
         return [answer for answer in answers if answer is not None]
 
+    @torch.inference_mode()
+    def captions(self, media: Sequence[Feature]) -> list[str]:
+        """What the model says of each (modality, features_NE) when it is asked for a caption: its likeliest words, at most CAPTION_TOKENS."""
+        found: list[str] = []
+        for start in range(0, len(media), ROWS):
+            _, captions = self._prefixes(media[start : start + ROWS], True)
+            found += [caption or "" for caption in captions]
+        return found
+
     def _answer_rows(
         self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling
     ) -> dict[int, Answer]:

@@ -44,7 +44,7 @@ from pipelines.steps_decoders import (
     trained_image_decoder,
     untrained,
 )
-from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, speaking, states_of
+from pipelines.steps_evaluation import asked_about, generation, media_questions, signal_evaluation, speaking, states_of
 from pipelines.train_config import ExportConfig, StatesConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
@@ -340,6 +340,7 @@ def _add_evaluation(
         evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | prompts, gpus=1, background=True)
     if ("audio", VOICE) in recipe.decoders:
         evals["eval_speaking"] = speaking(recipe, steps, asked["export"])
+    evals |= generation(recipe, spec, steps, export, asked["export"], captions | {"shards_instruct": steps["shards_instruct"]})
     seeds = tuple((name, getattr(recipe, stage).seed) for name, stage in stage_steps(recipe.stages))
     history = Step(
         name="history",
