@@ -59,6 +59,12 @@ def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step]
     return found
 
 
+def drawing(recipe: Recipe, steps: Mapping[str, Step], export: Step) -> Step:
+    """eval_drawing."""
+    inputs = {"export": export} | {name: steps[name] for name in ("picture_judge", "shards_cc3m", "shards_instruct")}
+    return Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=inputs, gpus=1, background=True)
+
+
 def speaking(recipe: Recipe, steps: dict[str, Step], export: Step) -> Step:
     """speech_judge (added to the steps), eval_speaking."""
     judge = WeightsConfig(kind=recipe.weights.kind, arch="whisper-tiny.en")

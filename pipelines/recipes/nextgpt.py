@@ -85,7 +85,9 @@ def nextgpt_7b() -> Recipe:
         decoders=NEXTGPT_DECODERS,
         **LATENTS,
         # [new] finetune.sh: r 128, alpha 256 on all seven linear layers; one adapter for everything (train.py)
-        lora=LoraSpec(mode="shared", rank=128, alpha=256, dropout=0.05, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
+        lora=LoraSpec(
+            mode="shared", rank=128, alpha=256, dropout=0.05, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        ),
         # [author] thread 17: 1, then 3, then 2. So stage 2 aligns hidden states that no later stage moves
         stages=("stage1", "stage3", "stage2"),
         stage1=StageConfig(
