@@ -7,16 +7,14 @@ mmcore.model do) and how the history stores results.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evals.blank import BLANK, blank_medium
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig
+from evals.journal import Journal
 from evals.statistics import derangement, mean_interval, paired_interval
 from evals.tables import ALIGNMENT_SAMPLES, CAPTION_SAMPLES, METRICS, metric_row, write_table
 from infra.step import AnyloomError, StepContext
@@ -41,7 +39,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
         if not rows:
             continue
         encoder = dict(config.model.encoders)[modality]
-        scored, embeddings = _Scored(ctx.work / f"{modality}.jsonl"), EmbeddingSet(ctx.inputs[f"embed_{modality}"].path, ctx.stores, encoder)
+        scored, embeddings = Journal(ctx.work / f"{modality}.jsonl"), EmbeddingSet(ctx.inputs[f"embed_{modality}"].path, ctx.stores, encoder)
         blank = None
         for batch in scored.missing(rows, config.batch):
             model = model or _load_model(ctx)
@@ -121,31 +119,6 @@ def _score(model: Any, embeddings: Any, modality: str, batch: Sequence[dict[str,
         {"nll_right": right, "nll_shuffled": wrong, "nll_blank": nothing, "num_tokens": int(tokens)}
         for right, wrong, nothing, tokens in zip(found["key"], found["other_key"], found[BLANK], tokens_B, strict=True)
     ]
-
-
-class _Scored:
-    """Scores of a fixed list of rows in its order, one JSON line per batch; a torn last line of a killed run is cut off."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.exists():
-            data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            os.truncate(path, len(whole))
-            self.rows = [row for line in whole.splitlines() for row in json.loads(line)]
-
-    def missing(self, rows: Sequence[dict[str, Any]], batch: int) -> Iterator[Sequence[dict[str, Any]]]:
-        """The batches that are not scored yet, always cut at the same places."""
-        for start in range(len(self.rows), len(rows), batch):
-            yield rows[start : start + batch]
-
-    def add(self, scores: list[dict[str, Any]]) -> None:
-        with open(self.path, "ab") as handle:
-            handle.write((json.dumps(scores) + "\n").encode())
-            handle.flush()
-            os.fsync(handle.fileno())
-        self.rows += scores
 
 
 def caption_metrics(modality: str, samples: Sequence[dict[str, Any]], config: CaptionEvalConfig) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from evals.charts import Dot, bar, interval_chart, line_chart
 from evals.config import ReportConfig
 from evals.page import document, paragraph, percent, section, signed, table
 from evals.report_drift import drift_section
+from evals.report_generation import generation_sections
 from evals.report_media import media_questions_section
 from evals.report_pictures import drawing_section, pictures_section
 from evals.report_questions import metrics_of, question_sections, source_note
@@ -47,6 +48,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
         pictures_section(inputs.get("eval_pictures")),
         drawing_section(inputs.get("eval_drawing")),
         speaking_section(inputs.get("eval_speaking")),
+        *generation_sections(inputs),
         _losses(inputs),
         _time(records),
         _licences(config, records, inputs),

@@ -159,6 +159,15 @@ class Generator:
         ended = bool(stream.tokens) and stream.tokens[-1] == self._chat.end_id
         return [*stream.tokens[stream.position - start :], *(self._chat.close()[1:] if ended else self._chat.close())]
 
+    @torch.inference_mode()
+    def captions(self, media: Sequence[Feature]) -> list[str]:
+        """What the model says of each (modality, features_NE) when it is asked for a caption: its likeliest words, at most CAPTION_TOKENS."""
+        found: list[str] = []
+        for start in range(0, len(media), ROWS):
+            _, captions = self._prefixes(media[start : start + ROWS], True)
+            found += [caption or "" for caption in captions]
+        return found
+
     def _answer_rows(
         self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling
     ) -> dict[int, Answer]:

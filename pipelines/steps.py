@@ -44,7 +44,7 @@ from pipelines.steps_decoders import (
     trained_image_decoder,
     untrained,
 )
-from pipelines.steps_evaluation import asked_about, media_questions, signal_evaluation, speaking, states_of, suites, suites_apart
+from pipelines.steps_evaluation import asked_about, drawing, generation, media_questions, signal_evaluation, speaking, states_of, suites, suites_apart
 from pipelines.train_config import ExportConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
@@ -335,11 +335,11 @@ def _add_evaluation(
     if recipe.image_decoder is not None:
         evals["eval_pictures"] = steps["eval_pictures"]
     if ("image", "trained") in recipe.decoders:
-        judge = {"export": export, "picture_judge": steps["picture_judge"]}
-        prompts = {"shards_cc3m": captions["shards_cc3m"], "shards_instruct": steps["shards_instruct"]}
-        evals["eval_drawing"] = Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=judge | prompts, gpus=1, background=True)
+        evals["eval_drawing"] = drawing(recipe, steps, export)
     if ("audio", VOICE) in recipe.decoders:
         evals["eval_speaking"] = speaking(recipe, steps, asked["export"])
+    if recipe.generation:
+        evals |= generation(recipe, spec, steps, export, asked["export"], captions | {"shards_instruct": steps["shards_instruct"]})
     seeds = tuple((name, getattr(recipe, stage).seed) for name, stage in stage_steps(recipe.stages))
     history = Step(
         name="history",

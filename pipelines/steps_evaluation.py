@@ -1,4 +1,4 @@
-"""The part of the DAG that judges stage 2, speech and the questions about clips and sounds: which of these evaluations a recipe has.
+"""The part of the DAG that judges stage 2, speech, what is generated and the questions about clips and sounds: which of these evaluations a recipe has.
 
 Input: a recipe, its steps so far and the trained stages by the names of their steps; output: steps by name. Importing this module loads no model
 library and runs nothing. pipelines.steps puts them into the DAG.
@@ -16,6 +16,7 @@ from infra.step import AnyloomError, Step
 from mmcore.config import ModelSpec
 from pipelines.recipe import Recipe, stage_steps
 from pipelines.sources.configs import QUESTIONS
+from pipelines.steps_decoders import TRAINED, VOICE
 from pipelines.weights_config import WeightsConfig
 
 
@@ -87,9 +88,47 @@ def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step]
     return found
 
 
+def drawing(recipe: Recipe, steps: Mapping[str, Step], export: Step) -> Step:
+    """eval_drawing."""
+    inputs = {"export": export} | {name: steps[name] for name in ("picture_judge", "shards_cc3m", "shards_instruct")}
+    return Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=inputs, gpus=1, background=True)
+
+
 def speaking(recipe: Recipe, steps: dict[str, Step], export: Step) -> Step:
     """speech_judge (added to the steps), eval_speaking."""
     judge = WeightsConfig(kind=recipe.weights.kind, arch="whisper-tiny.en")
     steps["speech_judge"] = Step(name="speech_judge", run="pipelines.speech_judge:run", config=judge, inputs={"assets": steps["assets"]}, background=True)
     inputs = {"export": export, "voice": steps["weights_decoder_audio"], "speech_judge": steps["speech_judge"], "shards_instruct": steps["shards_instruct"]}
     return Step(name="eval_speaking", run="evals.speaking:run", config=recipe.eval_speaking, inputs=inputs, gpus=1, background=True)
+
+
+HELD_OUT = {"image": "stamps_heldout", "video": "clips_heldout", "audio": "sounds_heldout"}
+"""Modality -> held-out dataset of captions and media."""
+CONCEPTS = {TRAINED: "easyvqa_test", VOICE: "spoken_train"}
+"""Decoder whose world are the 24 concepts -> the dataset with real media of them. Of the voice there are only those that it learned from."""
+
+
+def generation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step], export: Step, early: Step, shards: Mapping[str, Step]) -> dict[str, Step]:
+    """eval_captioning, eval_pope, and eval_generation where the model has decoders. export: with all of them; early: with or without; shards: of all groups."""
+    read = dict(spec.encoders)
+    captioning = replace(recipe.eval_captioning, datasets=tuple((m, dataset) for m, dataset in recipe.eval_captioning.datasets if m in read))
+    pictures = {"export": early} | {name: shards[name] for name in ("shards_cc3m", "shards_instruct")}
+    found = {
+        "eval_captioning": Step(
+            name="eval_captioning", run="evals.captioning:run", config=captioning, inputs={"export": early, **shards}, gpus=1, background=True
+        ),
+        "eval_pope": Step(name="eval_pope", run="evals.pope:run", config=recipe.eval_pope, inputs=pictures, gpus=1, background=True),
+    }
+    if not recipe.decoders:
+        return found
+    config = replace(
+        recipe.eval_generation,
+        datasets=tuple((modality, HELD_OUT[modality]) for modality, name in recipe.decoders if name != VOICE),
+        concepts=tuple((modality, CONCEPTS[name]) for modality, name in recipe.decoders if name in CONCEPTS),
+        query=recipe.query,
+    )
+    inputs = {"export": export, **shards} | {name: steps[name] for name in ("picture_judge", "speech_judge") if name in steps}
+    if recipe.query is not None:
+        inputs["weights_query"] = steps[recipe.query_weights or "weights_query"]
+    found["eval_generation"] = Step(name="eval_generation", run="evals.generation:run", config=config, inputs=inputs, gpus=1, background=True)
+    return found

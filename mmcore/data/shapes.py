@@ -190,6 +190,16 @@ def asked_crops(shards: ShardSet, source: str, side: int) -> Crops:
     return _crops(shards, source, side, [(meta, caption_of(_questions(meta))) for meta in metas])
 
 
+def asked_concepts(shards: ShardSet, source: str) -> list[tuple[str, int]]:
+    """(key, place in CONCEPTS) of every picture of a dataset whose questions together affirm a concept, by key; each picture once."""
+    found: dict[str, tuple[str, int]] = {}
+    for meta in shards.metas(sorted(shards.keys(source=source))):
+        number, sha256 = number_of(caption_of(_questions(meta))), shards.media_sha(meta["key"])
+        if number is not None and sha256:
+            found.setdefault(sha256, (meta["key"], number))
+    return list(found.values())
+
+
 def _questions(meta: dict[str, Any]) -> list[tuple[int, str, str]]:
     turns = meta["conversations"]
     turns = json.loads(turns) if isinstance(turns, str) else turns

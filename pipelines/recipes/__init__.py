@@ -10,7 +10,7 @@ from pipelines.recipe import Recipe, with_overrides
 from pipelines.recipes.clip_two_tower import clip_two_tower, tiny_two_tower
 from pipelines.recipes.llava import llava15_7b
 from pipelines.recipes.nextgpt import nextgpt_7b, nextgpt_7b_legacy
-from pipelines.recipes.smol import smol, smol_frozen, smol_mix, smol_plain
+from pipelines.recipes.smol import smol, smol_frozen, smol_judged, smol_mix, smol_plain
 from pipelines.recipes.tiny import tiny, tiny_mix
 from pipelines.recipes.tiny_nextgpt import tiny_nextgpt
 
@@ -18,6 +18,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny": tiny,
     "tiny_nextgpt": tiny_nextgpt,
     "smol": smol,
+    "smol_judged": smol_judged,
     "smol_plain": smol_plain,
     "smol_frozen": smol_frozen,
     "smol_mix": smol_mix,

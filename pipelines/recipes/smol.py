@@ -86,10 +86,14 @@ def smol() -> Recipe:
             mixture=(("easyvqa_train", 4.0), ("draw_train", 0.4), ("speak_train", 0.3), ("talk_train", 0.3), ("converse_train", 0.6), ("stamps_train", 0.4)),
         ),
         evaluation=EvalConfig(num_questions=1000),
-        suites=("stand_in",),
-        suite=SuiteConfig(num_questions=200),
         image_decoder=ImageDecoderConfig(),
     )
+
+
+def smol_judged() -> Recipe:
+    """smol with every evaluation: the same model, asked the stand-in suites, and judged by what it generates, by its captions and by what it says of things
+    that are not there."""
+    return replace(smol(), name="smol_judged", suites=("stand_in",), suite=SuiteConfig(num_questions=200), generation=True)
 
 
 def smol_plain() -> Recipe:

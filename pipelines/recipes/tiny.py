@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evals.config import EvalConfig
+from evals.generation_config import ASKED, FORCED, CaptioningEvalConfig, GenerationEvalConfig, PopeEvalConfig
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from mmcore.image_decoder_config import DrawingEvalConfig, FitConfig, ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
 from pipelines.recipe import Recipe, Weights
@@ -44,6 +45,12 @@ def tiny() -> Recipe:
         picture_judge=JudgeConfig(fit=FitConfig(steps=20, batch=16, lr=2e-3, warmup_steps=4, checkpoint_every=10)),
         eval_pictures=PicturesEvalConfig(draws=1, steps=2, bootstrap_draws=200),
         eval_drawing=DrawingEvalConfig(draws=1, others=4, questions=6, bootstrap_draws=200),
+        generation=True,
+        eval_generation=GenerationEvalConfig(
+            how=(ASKED, FORCED), captions=6, concept_draws=1, references=24, frames=2, chunk=16, jackknife_groups=5, shown=4, bootstrap_draws=200
+        ),
+        eval_captioning=CaptioningEvalConfig(limit=8, chunk=8, jackknife_groups=4, bootstrap_draws=200),
+        eval_pope=PopeEvalConfig(pictures=6, chunk=16, bootstrap_draws=200),
         lora=LoraSpec(rank=4, alpha=8),
         stages=("stage1", "stage2", "stage3"),
         stage1=StageConfig(

@@ -36,7 +36,7 @@ def copy(tiny, tmp_path):
 
 
 def test_everything_ran_once(tiny):
-    assert set(statuses(tiny.output).values()) == {"executed"} and len(statuses(tiny.output)) == 34
+    assert set(statuses(tiny.output).values()) == {"executed"} and len(statuses(tiny.output)) == 37
     for path, record in all_records(tiny.root):
         verify(path, record)
     assert not list((tiny.root / "work").glob("*/*"))
@@ -45,7 +45,7 @@ def test_everything_ran_once(tiny):
 
 def test_second_run_executes_nothing(tiny, cli):
     output = cli("run", "--recipe", "tiny", "--root", tiny.root).stdout
-    assert set(statuses(output).values()) == {"done"} and re.search(r"\b0 of 34 steps executed", output)
+    assert set(statuses(output).values()) == {"done"} and re.search(r"\b0 of 37 steps executed", output)
 
 
 def test_without_ray_and_prefect_the_bytes_are_the_same(tiny, here, tmp_path):
@@ -58,7 +58,8 @@ def test_a_changed_learning_rate_runs_exactly_what_follows(copy, here):
     assert re.search(r"stage3 +│ stale +│ config\.stage\.lr: 0\.001 -> 0\.0001", plan)
     output = here("run", "--recipe", "tiny", "--root", copy, "--set", "stage3.lr=1e-4", "--no-ray", "--no-prefect").stdout
     ran = {name for name, status in statuses(output).items() if status == "executed"}
-    assert ran == {"stage3", "export", "export_early", "eval_vqa", "eval_drift", "eval_drawing", "history", "report"}
+    judged = {"eval_vqa", "eval_drift", "eval_drawing", "eval_generation", "eval_captioning", "eval_pope"}
+    assert ran == {"stage3", "export", "export_early", *judged, "history", "report"}
 
 
 def test_forced_upstream_with_equal_bytes_runs_nothing_downstream(copy, here):
@@ -167,7 +168,7 @@ def test_the_plain_lmms_eval_command_answers_prepared_official_data(tiny, cli, t
 
 
 def test_artifacts_list_why_verify_gc(copy, here):
-    assert "34 artifacts" in here("artifacts", "--root", copy).stdout
+    assert "37 artifacts" in here("artifacts", "--root", copy).stdout
     why = here("artifacts", "why", "stage1", "--root", copy).stdout
     assert "embed_image/" in why and "manifest_cc3m/" in why and "lists/" in why and "stamps_train" in why
     assert "ok       lists/" in here("artifacts", "verify", "--root", copy).stdout
@@ -176,7 +177,7 @@ def test_artifacts_list_why_verify_gc(copy, here):
     assert "stage1/" in doomed and "add --yes" in doomed and "lists/" not in doomed
     assert "removed" in here("artifacts", "gc", "tiny", "--yes", "--root", copy).stdout
     assert "nothing to remove" in here("artifacts", "gc", "tiny", "--root", copy).stdout
-    assert re.search(r"\b0 of 34 steps executed", here("run", "--recipe", "tiny", "--root", copy).stdout)
+    assert re.search(r"\b0 of 37 steps executed", here("run", "--recipe", "tiny", "--root", copy).stdout)
 
 
 def test_a_damaged_artifact_is_named(copy, here):

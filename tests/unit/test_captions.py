@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.captions import _Scored, alignment_metrics, caption_metrics
+from evals.captions import alignment_metrics, caption_metrics
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig
+from evals.journal import Journal
 from mmcore.config import InputProjectorSpec, ModelSpec, OutputProjectorSpec
 
 MODEL = ModelSpec(encoders=(), input_projector=InputProjectorSpec(), output_projector=OutputProjectorSpec())
@@ -18,7 +19,7 @@ def test_scores_continue_at_the_same_batches(tmp_path: Path) -> None:
     seen = []
 
     def work(stop_after: int) -> list[dict[str, float]]:
-        scored = _Scored(tmp_path / "image.jsonl")
+        scored = Journal(tmp_path / "image.jsonl")
         for count, batch in enumerate(scored.missing(rows, 4)):
             if count == stop_after:
                 break
@@ -32,7 +33,7 @@ def test_scores_continue_at_the_same_batches(tmp_path: Path) -> None:
     scores = work(stop_after=9)
     assert seen == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9"]]
     assert [score["nll_right"] for score in scores] == [i / 3 for i in range(10)]
-    assert _Scored(tmp_path / "image.jsonl").rows == scores
+    assert Journal(tmp_path / "image.jsonl").rows == scores
 
 
 def test_caption_metrics_from_known_losses() -> None:
