@@ -11,8 +11,8 @@ counts only as far as the series cannot be noisier than it (`_at_most`).
 The statistic is the largest standardised difference between the means before and after any night (Sen & Srivastava 1975, Annals of Statistics 3:98), the
 variance of a night the larger of the known one and half the mean square of the successive differences (von Neumann 1941, Annals of Mathematical
 Statistics 12:367) but the one at the step. Its p comes from simulated series of the same length without a change. Further changes: the parts on
-both sides are searched again (binary segmentation, Vostrikova 1981, Soviet Mathematics Doklady 24:55). Next to E-divisive and to permuting the nights
-it finds a drop some nights earlier at the same rate of false alarms, because it needs no twenty nights to call one improbable (bench nights).
+both sides are searched again (binary segmentation, Vostrikova 1981, Soviet Mathematics Doklady 24:55). `bench nights` measures
+it beside E-divisive, thresholds and z-tests.
 """
 
 from __future__ import annotations

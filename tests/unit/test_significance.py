@@ -19,9 +19,9 @@ def test_mcnemar_is_the_two_sided_sign_test(up: int, down: int) -> None:
     assert mcnemar_exact(up, down) == pytest.approx(expected, rel=1e-9)
 
 
-def test_mcnemar_textbook_value() -> None:
-    # Agresti 2013, Categorical Data Analysis: 6 pairs, all one way
-    assert mcnemar_exact(6, 0) == pytest.approx(0.03125)
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar_exact(6, 0) == pytest.approx(2 / 2**6)
+    assert mcnemar_exact(1, 4) == pytest.approx(2 * (1 + 5) / 2**5)
     with pytest.raises(ValueError, match="counted from 0"):
         mcnemar_exact(-1, 2)
 
@@ -100,7 +100,7 @@ def test_mcnemar_is_chosen_when_flips_are_independent() -> None:
 
 
 def test_holm_by_hand() -> None:
-    # Holm 1979: .01 * 4, .02 * 3, max(.06, .03 * 2), max(.06, .005 * ...) in the given order
+    # smallest first: .01 * 4, .02 * 3, .03 * 2 (not below the one before), .2 * 1
     assert holm([0.03, 0.01, 0.02, 0.2]) == pytest.approx([0.06, 0.04, 0.06, 0.2])
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
