@@ -275,12 +275,12 @@ def _add_stages(
             raise AnyloomError(f"recipe {recipe.name}: {error}") from error
         inputs = {"weights_lm": steps["weights_lm"], **trained}
         if stage == "stage2":
-            assert signals is not None
             states = states_of(name)
             steps[states] = Step(
                 name=states,
                 run="pipelines.train:run_states",
                 config=states_config(recipe, spec),
+                revision=2,  # answers in words are those of the instructions, where there are some
                 threads=0,
                 gpus=1,
                 inputs={**inputs, **signals.captions, **({"shards_instruct": instruct, **embeddings} if recipe.requests > 1 and instruct is not None else {})},

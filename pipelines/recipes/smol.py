@@ -51,7 +51,7 @@ def smol() -> Recipe:
         output_projector=OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=16, out=384),
         output_projectors=(("audio", OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=30, out=768)),),
         tokens=SpecialTokens(image=4, video=0, audio=8),
-        requests=20,
+        requests=16,
         restate=True,
         decoders=(("image", "trained"), ("audio", "voice")),
         stages=("stage1", "stage3", "stage2"),

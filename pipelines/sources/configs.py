@@ -162,7 +162,7 @@ class SmolListsConfig:
     """Requests for each distinct easy-VQA caption."""
     speak_per_caption: int = 12
     """Requests to say each concept, one in each wording."""
-    converse_per_concept: int = 24
+    converse_per_concept: int = 12
     """Conversations that come to ask for each concept."""
     max_words: int = 8
     """Longest caption that is put inside a sentence (draw requests, clips, sounds)."""

@@ -24,8 +24,6 @@ KINDS = (
     ("ask", "speak"),
     ("talk", "draw"),
     ("ask", "draw", "ask"),
-    ("ask", "ask", "speak"),
-    ("talk", "speak"),
     ("draw", "talk"),
 )
 """What follows what. ask: a question about the picture that is shown."""

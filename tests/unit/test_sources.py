@@ -483,5 +483,5 @@ def test_conversations_are_records_that_the_reader_takes(tmp_path):
     asked, captions = {0: [(0, "what is it?", "circle")]}, {0: "a red circle"}
     write_instruct(tmp_path, "converse_train", converse_records(asked, captions, {0: "media/0.png"}, len(KINDS), voice=True, restate=False))
     rows = list(instruct.read(tmp_path / "instruct" / "converse_train.json"))
-    assert [row.modality for row in rows] == ["image", "image", "image", "text", "image", "image", "text", "text"]
+    assert [row.modality for row in rows] == ["image", "image", "image", "text", "image", "text"]
     assert all(len(row.texts) == 1 for row in rows)
