@@ -143,7 +143,8 @@ def test_decoders_that_do_not_fit_the_recipe_are_named_while_planning(changes, m
 def test_a_recipe_without_decoders_of_its_own_has_the_steps_it_had():
     steps = build(get_recipe("tiny"))
     assert not any(name.startswith("weights_decoder") or "latents" in name for name in steps)
-    assert set(steps["states"].inputs) == {"weights_lm", "stage1", "shards_cc3m", "shards_instruct"}  # captions, and how instructions ask for them
+    asked = {"shards_instruct", "embed_image", "embed_video", "embed_audio"}  # how instructions ask for the captions, and what their conversations are about
+    assert set(steps["states"].inputs) == {"weights_lm", "stage1", "shards_cc3m", *asked}
     assert set(build(get_recipe("tiny", {"requests": 1}))["states"].inputs) == {"weights_lm", "stage1", "shards_cc3m"}
     assert set(steps["stage2"].inputs) == {"weights_lm", "stage1", "states", "targets", "shards_cc3m"}
     assert steps["targets"].run == "pipelines.embed:run_targets"

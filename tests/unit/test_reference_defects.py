@@ -37,6 +37,7 @@ from toy_model import Features
 from mmcore.config import SpecialTokens
 from mmcore.data.batching import collate
 from mmcore.data.chat import Chat, Turn
+from mmcore.data.chat_data import media_of
 from mmcore.data.shards import ShardSet
 from mmcore.generate import Generator
 from mmcore.llm import LanguageModel
@@ -109,8 +110,8 @@ def test_a_sample_without_a_medium_works_at_any_width_and_a_missing_medium_is_re
         model(collate([text, asked], {}))
     data = chat_data(STAGES["stage3"], any_model("shared"))
     data.features = {"image": Features()}
-    with pytest.raises(ValueError, match="has audio input but this stage has no audio features: give it embed_audio"):
-        data._media(samples()["sounds"])
+    with pytest.raises(ValueError, match="has audio input but this step has no audio features: give it embed_audio"):
+        media_of(data.features, [(sample.modality, sample.key) for sample in samples()["sounds"]])
 
 
 def test_every_list_has_its_own_folder_of_media(tmp_path):

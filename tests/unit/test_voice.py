@@ -162,7 +162,7 @@ def test_a_whole_voice_is_cut_into_its_halves(tmp_path):
 
 def test_the_voice_says_every_concept_once_and_is_asked_in_every_wording(tmp_path):
     folder = voice_assets(tmp_path / "assets")
-    counts = [write_spoken(tmp_path / place, folder, 8) for place in ("a", "b")]
+    counts = [write_spoken(tmp_path / place, folder, 8, restate=False) for place in ("a", "b")]
     assert counts[0] == {"spoken_train": len(CONCEPTS), "speak_train": 8 * len(CONCEPTS)} and digest_tree(tmp_path / "a") == digest_tree(tmp_path / "b")
     said = list(audiocaps.read(list_path(tmp_path / "a", "spoken_train"), ReadOptions(media_template="media/spoken/{youtube_id}.wav")))
     assert {row.texts[0] for row in said} == {f'the words "{concept.caption}"' for concept in CONCEPTS}
@@ -171,7 +171,10 @@ def test_the_voice_says_every_concept_once_and_is_asked_in_every_wording(tmp_pat
     asked = list(instruct.read(list_path(tmp_path / "a", "speak_train")))
     assert all(row.conversations[1][1] == "<audio>" and row.media[0].role == "output" and row.modality == "text" for row in asked)
     assert {row.conversations[0][1] for row in asked} >= {'play the words "a red circle"', 'i would like to hear the words "a teal triangle"'}
-    assert write_spoken(tmp_path / "mute", None, 8) == {"spoken_train": 0, "speak_train": 0}
+    write_spoken(tmp_path / "told", folder, 8, restate=True)
+    told = [row.conversations[1][1] for row in instruct.read(list_path(tmp_path / "told", "speak_train"))]
+    assert told == [f"{row.texts[0]}<audio>" for row in asked]
+    assert write_spoken(tmp_path / "mute", None, 8, restate=True) == {"spoken_train": 0, "speak_train": 0}
     assert list(instruct.read(list_path(tmp_path / "mute", "speak_train"))) == []
 
 
