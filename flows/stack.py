@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any
 import psutil
 
 from infra.lock import exclusive
-from infra.settings import child_environment
+from infra.settings import LOOPBACK_RAY, child_environment
 from infra.step import AnyloomError
 from infra.storage import read_json, write_atomic
 
@@ -59,9 +60,14 @@ class Stack:
         return f"http://{self.host}:{self.port}"
 
     @property
+    def is_loopback(self) -> bool:
+        """True when only this machine can reach the stack."""
+        return ipaddress.ip_address(socket.gethostbyname(self.host)).is_loopback
+
+    @property
     def variables(self) -> dict[str, str]:
         """What makes prefect and anyloom use this stack. Holds no secret: the token is in a file that only its owner reads."""
-        return {
+        return (LOOPBACK_RAY if self.is_loopback else {}) | {
             "PREFECT_API_URL": f"{self.url}/api",
             "PREFECT_HOME": str(self.home / "prefect"),
             "RAY_ADDRESS": f"{self.host}:{self.ray_port}",
@@ -134,15 +140,14 @@ def _agreed(known: Stack | None, wanted: Stack) -> Stack:
 
 def _check(stack: Stack) -> None:
     """Raises AnyloomError for an open host without a password and for a port that somebody else has."""
-    address = ipaddress.ip_address(socket.gethostbyname(stack.host))
-    if not address.is_loopback and "PREFECT_API_AUTH_STRING" not in stack.environment():
+    if not stack.is_loopback and "PREFECT_API_AUTH_STRING" not in stack.environment():
         raise AnyloomError(f"--host {stack.host} is open to other machines: set PREFECT_SERVER_API_AUTH_STRING=user:password first")
     for name, option, port in (("server", "--port", stack.port), ("ray", "--ray-port", stack.ray_port)):
         if stack.running(name) is None:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    probe.bind((str(address), port))
+                    probe.bind((stack.host, port))
                 except OSError as error:
                     raise AnyloomError(f"port {port} of {stack.host} is not free ({error.strerror}): choose another with {option}") from None
 
@@ -191,14 +196,15 @@ def _answers(stack: Stack, name: str) -> bool:
     return _get(stack, path)
 
 
-def _get(stack: Stack, path: str) -> bool:
-    import base64
+def headers(stack: Stack) -> dict[str, str]:
+    """Of a request to the server."""
+    login = stack.environment().get("PREFECT_API_AUTH_STRING")
+    return {"Content-Type": "application/json"} | ({"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {})
 
-    headers, login = {}, stack.environment().get("PREFECT_API_AUTH_STRING")
-    if login:
-        headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
+
+def _get(stack: Stack, path: str) -> bool:
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{stack.url}/api/{path}", headers=headers), timeout=5) as answer:
+        with urllib.request.urlopen(urllib.request.Request(f"{stack.url}/api/{path}", headers=headers(stack)), timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:  # not up yet, or no such pool yet
         return False

@@ -82,8 +82,13 @@ def quiet_environment() -> None:
     }
     if not cluster_is_given():
         quiet["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody reclaims the machine we sit on: one process less per stage
+        quiet |= LOOPBACK_RAY
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+
+
+LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's way to say: one node, so listen on loopback alone. Without it every port of a local cluster is open to the network, whatever its address."""
 
 
 def cluster_is_given() -> bool:

@@ -1,4 +1,4 @@
-"""Deployments on a real stack: Prefect server, worker and a Ray cluster of two nodes, started once for all tests of this file."""
+"""Deployments on a real stack: Prefect server, worker and Ray head, started once for all tests of this file, and once more with a second node."""
 
 from __future__ import annotations
 
@@ -56,11 +56,12 @@ class Live:
         said = self.prefect("deployment", "run", name, *arguments)
         return re.search(r"UUID: ([0-9a-f-]{36})", said)[1]
 
-    def api(self, path, body=None):
+    def api(self, path, body=None, method=None):
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.stack.url}/api/{path}", data=data, headers={"Content-Type": "application/json"})
+        request = urllib.request.Request(f"{self.stack.url}/api/{path}", data=data, headers=stacks.headers(self.stack), method=method)
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
+            text = answer.read()
+            return json.loads(text) if text else None
 
     def flow_runs(self, deployment):
         found = self.api(f"deployments/name/{deployment}/{deployment}")
@@ -113,27 +114,40 @@ def hook():
 
 @pytest.fixture(scope="module")
 def live(tiny, hook, tmp_path_factory):
-    """The stack, with a second Ray node, and a root that starts from the finished tiny run (hard links: artifacts are immutable)."""
+    """The stack, and a root that starts from the finished tiny run (hard links: artifacts are immutable)."""
     base = tmp_path_factory.mktemp("stack")
     shutil.copytree(tiny.root, base / "runs", copy_function=os.link, ignore=shutil.ignore_patterns("prefect", "locks", "history.duckdb*"))
     wanted = stacks.Stack(home=base / "home", root=base / "runs", port=free_port(), ray_port=free_port(), cpus=2)
     before = os.environ.get("ANYLOOM_ALERT_URL")
     os.environ["ANYLOOM_ALERT_URL"] = hook[0]
+    try:
+        yield Live(stacks.up(wanted), hook[1])
+    finally:
+        stacks.down(wanted.home)
+        os.environ.pop("ANYLOOM_ALERT_URL") if before is None else os.environ.update(ANYLOOM_ALERT_URL=before)
+
+
+@pytest.fixture
+def two_nodes(tmp_path, monkeypatch):
+    """A stack of its own whose Ray head a second node joins; for that it listens on the machine's own address, behind a password."""
+    from ray._private.services import get_node_ip_address
+
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "tester:t0p-5ecret")
+    wanted = stacks.Stack(home=tmp_path / "home", root=tmp_path / "runs", host=get_node_ip_address(), port=free_port(), ray_port=free_port(), cpus=2)
     node = None
     try:
         stack = stacks.up(wanted)
-        join = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", f"{stack.host}:{stack.ray_port}", "--node-ip-address", "127.0.0.1"]
-        with open(base / "node.log", "wb") as log:
-            join += ["--num-cpus", "2", "--object-store-memory", "200000000", "--block"]
+        join = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", f"{stack.host}:{stack.ray_port}", "--num-cpus", "2"]
+        with open(tmp_path / "node.log", "wb") as log:
+            join += ["--object-store-memory", "200000000", "--block"]
             node = subprocess.Popen(join, env=stack.environment(), stdout=log, stderr=log, start_new_session=True)
-        eventually(lambda: b"Ray runtime started" in (base / "node.log").read_bytes())
-        yield Live(stack, hook[1])
+        eventually(lambda: b"Ray runtime started" in (tmp_path / "node.log").read_bytes())
+        yield Live(stack)
     finally:
         if node is not None:
             stacks.end_tree(psutil.Process(node.pid))
             node.wait()
         stacks.down(wanted.home)
-        os.environ.pop("ANYLOOM_ALERT_URL") if before is None else os.environ.update(ANYLOOM_ALERT_URL=before)
 
 
 def ray_work(live):
@@ -192,7 +206,7 @@ def test_the_bare_name_trains_stage_3_on_the_ray_cluster_and_the_scheduler_runs_
 
     live.prefect("deployment", "schedule", "clear", "nightly-eval/nightly-eval", "-y")
     found = live.api("deployments/name/nightly-eval/nightly-eval")
-    patch(live, f"deployments/{found['id']}", {"parameters": {"recipe": "tiny"}})
+    live.api(f"deployments/{found['id']}", {"parameters": {"recipe": "tiny"}}, "PATCH")
     live.prefect("deployment", "schedule", "create", "nightly-eval/nightly-eval", "--interval", "5", "--timezone", "UTC")
     done = eventually(lambda: [one for one in live.flow_runs("nightly-eval") if one["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")], 300)
     live.prefect("deployment", "schedule", "clear", "nightly-eval/nightly-eval", "-y")
@@ -207,11 +221,6 @@ def test_the_bare_name_trains_stage_3_on_the_ray_cluster_and_the_scheduler_runs_
     query = f"select r.inputs, count(*) as rows from run r join metric m using (run_id) where run_id = '{row['run']}' group by all"
     (answer,) = [json.loads(line) for line in cli("sql", query, "--json", "--root", root).stdout.splitlines()[:-1]]
     assert json.loads(answer["inputs"])["export"] == row["export"] and answer["rows"] > 0
-
-
-def patch(live, path, body):
-    head, data = {"Content-Type": "application/json"}, json.dumps(body).encode()
-    urllib.request.urlopen(urllib.request.Request(f"{live.stack.url}/api/{path}", data=data, headers=head, method="PATCH"), timeout=30).close()
 
 
 def long_run(live):
@@ -317,11 +326,13 @@ def test_every_other_deployment_runs_by_its_bare_name(live):
 
 
 @pytest.mark.slow
-def test_tiny_nextgpt_goes_through_the_stages_and_the_evaluation_on_two_nodes(live, tmp_path, cli):
-    root = tmp_path / "runs"
+def test_tiny_nextgpt_goes_through_the_stages_and_the_evaluation_on_two_nodes(two_nodes, cli):
+    root = two_nodes.stack.root
+    code = "import ray; ray.init(logging_level='ERROR'); print(sum(node['Alive'] for node in ray.nodes()))"
+    assert two_nodes.run(sys.executable, "-c", code).strip().endswith("2")
     for name in ("train-stage1", "train-stage2", "train-stage3", "evaluate"):
-        run = live.deployment(name, "tiny_nextgpt", "--param", f"root={root}")
-        assert run["state"]["type"] == "COMPLETED", live.log()
+        assert two_nodes.deployment(name, "tiny_nextgpt")["state"]["type"] == "COMPLETED", two_nodes.log()
     assert {find(root, name)[1].name for name in ("stage1", "stage2", "stage3", "export", "history", "report")}
     rows = [json.loads(line) for line in cli("sql", "select recipe, n from leaderboard", "--json", "--root", root).stdout.splitlines()[:-1]]
     assert rows and {row["recipe"] for row in rows} == {"tiny_nextgpt"}
+    assert "t0p-5ecret" not in "".join(path.read_text(errors="replace") for path in two_nodes.stack.home.rglob("*") if path.suffix in (".log", ".json"))
