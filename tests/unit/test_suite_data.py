@@ -37,7 +37,7 @@ def stamps(root: Path, count: int = 6, transparent: bool = False) -> Path:
     lines = []
     for n in range(count):
         picture = Image.new("RGBA" if transparent else "RGB", (20, 14), (40 * n, 10, 20, 0)[: 4 if transparent else 3])
-        picture.putpixel((10, 7), (40 * n, 10, 20, 255)[: 4 if transparent else 3])
+        picture.putpixel((0, 0), (40 * n, 10, 20, 255)[: 4 if transparent else 3])
         uri = f"media/stamps/animals/{n}.png"
         (root / uri).parent.mkdir(parents=True, exist_ok=True)
         (root / uri).write_bytes(png(picture))
