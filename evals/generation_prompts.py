@@ -91,7 +91,7 @@ def _caption(concept: int) -> str:
 def in_sentence(caption: str) -> str:
     """A caption as it stands inside a sentence: without its full stop, and a capital only where a word has several."""
     text = caption.strip().rstrip(".!").strip()
-    return text if text[:2].isupper() else text[:1].lower() + text[1:]
+    return text if len(text) > 1 and text[:2].isalpha() and text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _captions(shards: ShardSet, dataset: str, config: GenerationEvalConfig) -> list[str]:
