@@ -39,7 +39,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     | {"question_id": COUNT}
     | dict.fromkeys(("picture", "cluster", "question", "answer_type", "target", "prediction", "parsed", "parse_status", "caption"), TEXT)
     | {"score": NUMBER, "num_tokens": COUNT, "ms": NUMBER, "history_fingerprint": TEXT},
-    "train_metrics": {"run_id": TEXT, "stage": TEXT, "step": COUNT, "loss": NUMBER, "lr": NUMBER, "tokens": COUNT},
+    "train_metrics": {"run_id": TEXT, "stage": TEXT, "step": COUNT, "loss": NUMBER, "lr": NUMBER, "tokens": NUMBER},
     "comparison": dict.fromkeys(("comparison_id", "run_a", "run_b", "task", "condition", "metric", "subgroup"), TEXT)
     | dict.fromkeys(("n_paired", "clusters"), COUNT)
     | dict.fromkeys(("value_a", "value_b", "delta", "ci_lo", "ci_hi", "p", "p_adjusted"), NUMBER)
