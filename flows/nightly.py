@@ -7,7 +7,6 @@ evals.nightly's; what is worse than it may be goes to flows.alerts. Refuses to t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 
+from evals.history import database_path, rebuild
+from evals.history_records import append_change_points, append_comparisons
+from evals.nightly import review
 from flows.alerts import HOOKS, alert
 from flows.deployed import run_and_publish
 from flows.parameters import Files, Overrides, RecipeName, described
@@ -82,13 +84,11 @@ def _evaluate(recipe: str, steps: dict[str, Step], settings: Settings, record: A
 
 
 def _review(stores: Path, run_id: str, baselines: Sequence[str], recipe: str, seed: int) -> None:
-    """Compare the newest run with the nights before it and with the baselines; show the review, and send its alerts."""
-    if find_spec("evals.nightly") is None:
-        create_markdown_artifact(f"Run `{run_id}`: this build has no comparison.", key="nightly-review", description=f"review of run {run_id}")
-        return
-    from evals.nightly import review  # type: ignore[import-not-found,unused-ignore]
-
+    """Compare the newest run with the nights before it and with the baselines, keep that in the history, show the review, and send its alerts."""
     found = review(stores, run_id, baselines, recipe, seed)
+    append_comparisons(stores, found.comparisons)
+    append_change_points(stores, found.change_points)
+    rebuild(stores, database_path(stores))
     create_markdown_artifact(found.markdown, key="nightly-review", description=f"review of run {run_id}")
     worse = [one.text for one in found.alerts if one.severity == "alert"]
     if worse:
