@@ -67,7 +67,9 @@ def describe_task(artifact: Artifact, task: str, samples: Path) -> dict[str, Any
     result, payload = artifact.result, _record(artifact.path).get("payload") or {}
     config = {key: value for key, value in (payload.get("config") or {}).items() if key not in _NOT_ASKED}
     row: dict[str, Any] = {key: str(result[key]) for key in ("suite", "task_sha256", "prompt_sha256", "dataset_sha256", "split", "harness") if key in result}
-    row |= {"scorer": str(result.get("scorer") or f"{artifact.name} {payload.get('revision', '')}".strip()), "n": result.get("questions")}
+    asked = result.get("questions")  # a number, or one for each of several tasks
+    asked = sum(asked.values()) if isinstance(asked, Mapping) else asked
+    row |= {"scorer": str(result.get("scorer") or f"{artifact.name} {payload.get('revision', '')}".strip()), "n": asked}
     row["decoding"] = json.dumps(result.get("decoding") or config, sort_keys=True)
     if "dataset_sha256" not in row and samples.exists():
         row["dataset_sha256"] = asked_sha256(samples)
