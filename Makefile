@@ -8,7 +8,7 @@ PORT     ?= 4200
 RAY_PORT ?= 6379
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help demo demo-assets test test-slow check bench chaos fuzz golden lock screenshot stack stack-down clean install
+.PHONY: help demo demo-assets test test-slow test-stack check bench chaos fuzz golden lock screenshot stack stack-down clean install
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -33,10 +33,13 @@ demo: $(VENV)/.demo-assets  ## recipe smol, from lists to report, into $(ROOT)
 	@$(BIN)/anyloom run --recipe smol --root $(ROOT)
 
 test: $(VENV)/.installed  ## every test that takes seconds, and the tiny recipe end to end
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not stack"
 
 test-slow: $(VENV)/.demo-assets  ## the tests that take minutes or need the demo's models
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not stack"
+
+test-stack: $(VENV)/.installed  ## the deployments on a real server, worker and Ray cluster (not part of CI yet)
+	$(BIN)/python -m pytest -m stack
 
 check: $(VENV)/.installed  ## style, layers, types, names, licences
 	$(BIN)/ruff check .
