@@ -166,7 +166,8 @@ def ray_work(live):
 
 def test_the_stack_listens_on_loopback_only_and_a_second_up_changes_nothing(live):
     family = [process for name in stacks.ORDER for process in tree(live.stack.running(name))]
-    listening = {(c.laddr.ip.removeprefix("::ffff:"), c.laddr.port) for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    open_ = [c for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    listening = {(c.laddr.ip.removeprefix("::ffff:"), c.laddr.port) for c in open_}
     assert (live.stack.host, live.stack.port) in listening and (live.stack.host, live.stack.ray_port) in listening
     assert {address for address, _ in listening} <= {"127.0.0.1", "::1"}, listening
     pids = dict(live.stack.processes)
