@@ -158,13 +158,13 @@ def test_the_plain_lmms_eval_command_answers_prepared_official_data(tiny, cli, t
     said = cli("eval", "prepare", "core", "--data", tmp_path / "data", "--from", tmp_path / "hub").stdout
     assert "vqav2_val: 12 questions" in said and "mmbench_en_dev_static: 24 questions" in said
     export, _ = find(tiny.root, "export")
-    words = ["--model", "anyloom", "--model_args", f"path={export}", "--tasks", "vqav2_val", "--include_path", str(tmp_path / "data" / "vqav2_val")]
+    words = ["--model", "anyloom", "--model_args", f"path={export}", "--tasks", "vqav2_val_local", "--include_path", str(tmp_path / "data" / "vqav2_val")]
     command = [str(Path(sys.executable).with_name("lmms-eval")), *words, "--output_path", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = (tmp_path / "out").rglob("*_results.json")
     told = json.loads(path.read_text())
-    assert told["n-samples"]["vqav2_val"]["effective"] == 12 and 0 <= told["results"]["vqav2_val"]["exact_match,none"] <= 1
+    assert told["n-samples"]["vqav2_val_local"]["effective"] == 12 and 0 <= told["results"]["vqav2_val_local"]["exact_match,none"] <= 1
 
 
 def test_artifacts_list_why_verify_gc(copy, here):
