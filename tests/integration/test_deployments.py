@@ -150,16 +150,20 @@ def two_nodes(tmp_path, monkeypatch):
         stacks.down(wanted.home)
 
 
+HOUSEKEEPING = ("IDLE", "Agent", "_StatsActor", "_AutoscalingCoordinatorActor", "ActorLocationTracker")
+"""Ray's own processes, which stay with the cluster."""
+
+
 def ray_work(live):
-    """Processes of the stack's cluster that do work: every worker that is not idle."""
-    mine = [process for process in psutil.process_iter(["name", "cmdline"]) if any(part.startswith("ray::") for part in process.info["cmdline"] or [])]
-    token = str(live.stack.home / "ray_token")
-    found = []
-    for process in mine:
+    """Names of the processes of the stack's cluster that work for a run."""
+    token, found = str(live.stack.home / "ray_token"), []
+    for process in psutil.process_iter():
         try:
-            if process.environ().get("RAY_AUTH_TOKEN_PATH") == token and "IDLE" not in process.info["cmdline"][0]:
-                found.append(process.info["cmdline"][0])
-        except psutil.NoSuchProcess:
+            name = " ".join(process.cmdline())
+            mine = name.startswith("ray::") and process.environ().get("RAY_AUTH_TOKEN_PATH") == token
+            if mine and not any(part in name for part in HOUSEKEEPING):
+                found.append(name)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
 
@@ -257,7 +261,7 @@ def test_a_killed_flow_process_is_reported_as_crashed_and_ends_its_ray_work(live
 
 def test_a_failed_run_tells_the_webhook_and_keeps_its_address_secret(live):
     told = len(live.told)
-    run = live.deployment("train-stage1", "tiny", "--param", 'overrides={"stage1.steps": -1}', expect=None)
+    run = live.deployment("train-stage1", "tiny", "--param", 'overrides={"stage1.no_such_value": 1}', expect=None)
     assert run["state"]["type"] == "FAILED"
     eventually(lambda: len(live.told) > told, 60)
     assert "train-stage1 failed" in live.told[told]
