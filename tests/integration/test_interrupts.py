@@ -63,7 +63,10 @@ def test_sigterm_ends_a_run_in_order(how, tmp_path):
 def test_a_killed_run_leaves_no_server_and_no_ray_behind(tmp_path):
     mark = f"{tmp_path}-kill"
     run = at_work(tmp_path / "runs", mark)
-    assert any("prefect.server" in line for line in family(mark)) and any("raylet" in line for line in family(mark))
+    patience = time.monotonic() + 60  # Ray starts beside the first step
+    while not all(any(part in line for line in family(mark)) for part in ("prefect.server", "raylet")):
+        assert run.poll() is None and time.monotonic() < patience, family(mark)
+        time.sleep(0.2)
     run.kill()
     run.communicate(timeout=60)
     assert gone(mark), family(mark)

@@ -45,7 +45,8 @@ def slow(ctx: StepContext) -> dict:
     done = int(checkpoint.read_text()) if checkpoint.exists() else 0
     for i in range(done, 6):
         time.sleep(0.1)
-        checkpoint.write_text(str(i + 1))
+        checkpoint.with_suffix(".new").write_text(str(i + 1))
+        checkpoint.with_suffix(".new").replace(checkpoint)  # a kill never leaves half of it
     (ctx.output / "out.txt").write_text(f"started at {done}" if ctx.config.text == "tell" else "done")
     with open(ctx.config.log, "a") as handle:
         handle.write(f"{os.getpid()} from {done}\n")
