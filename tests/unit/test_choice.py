@@ -36,7 +36,19 @@ def test_no_temperature_is_the_likeliest():
     assert LIKELIEST.generator(3) is None and choose(LOGITS[None], [None], LIKELIEST) == [0]
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"temperature": -1}, "temperature -1"), ({"top_k": -1}, "top_k -1"), ({"top_p": 0.0}, "top_p 0.0")])
+def test_by_default_every_token_can_be_drawn_at_its_share():
+    assert Sampling() == Sampling(temperature=1.0, top_k=0, top_p=1.0, seed=0) and Sampling(temperature=0.0) == LIKELIEST
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1}, "temperature -1"),
+        ({"top_k": -1}, "top_k -1"),
+        ({"top_p": 0.0}, r"top_p 0\.0: it must be above 0 and at most 1"),
+        ({"top_p": 10.0}, r"top_p 10\.0: it must be above 0 and at most 1"),  # the default of the public NExT-GPT code, which cuts nothing
+    ],
+)
 def test_what_cannot_be_is_said(settings, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**settings)

@@ -1,19 +1,14 @@
 """Generation at toy size: batches equal single questions, equal plain decoding, and signal blocks are whole."""
 
-import dataclasses
-import json
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from toy_model import SPEC, Features, asked, build
+from toy_model import Features, asked, build, save_export, uncached, watched
 
 from infra.step import AnyloomError
 from infra.storage import digest_tree
-from mmcore.data.batching import collate
 from mmcore.generate import Generator, Question, SignalBlock, TextPiece
-from mmcore.lora import save_lora
 from pipelines.pack import pack
 from pipelines.weights_tiny import tiny_llama
 
@@ -27,6 +22,16 @@ def questions() -> list[Question]:
             items.append(Question(text=f"question {i} of {number}?", media_key=sample.media_sha256, modality="image", features_NE=features[0, : lengths[0]]))
     items += [Question(text="hello"), Question(text="and what now?")]
     return [items[i] for i in np.random.default_rng(0).permutation(len(items))]
+
+
+def grown(model, ids, media, limit):
+    """ids and the likeliest tokens after them, up to the end token or `limit` of them; every one from a pass of its own over the whole row."""
+    ids = list(ids)
+    for _ in range(limit):
+        ids.append(int(model.lm.logits(uncached(model, ids, media)[-1:]).argmax()))
+        if ids[-1] == model.chat.end_id:
+            break
+    return ids
 
 
 def generator(signal_bias: float = 0.0) -> Generator:
@@ -56,33 +61,14 @@ def test_answer_equals_decoding_without_cache(helped):
     answer = made.answer([item], max_new_tokens=6, caption_turn=helped)[0]
     chat, count = made.model.chat, len(item.features_NE)
 
-    def grow(ids, limit):
-        ids = list(ids)
-        for _ in range(limit):
-            builder_row = chat.question_row("text", 0, [])
-            row = dataclasses.replace(
-                builder_row,
-                ids=np.array(ids),
-                targets=np.full(len(ids), -100),
-                weights=np.zeros(len(ids), np.float32),
-                segments=np.zeros(len(ids), np.int64),
-                positions=np.arange(len(ids)),
-                groups=np.zeros(len(ids), np.int64),
-            )
-            batch = collate([row], {"image": (torch.from_numpy(item.features_NE)[None], torch.tensor([count]), [0])})
-            with torch.no_grad():
-                ids.append(int(made.model.lm.logits(made.model(batch)[0, -1:]).argmax()))
-            if ids[-1] == chat.end_id:
-                break
-        return ids
-
+    media = {"image": [item.features_NE]}
     if helped:
-        ids = grow(chat.caption_prompt("image", count), 24)
+        ids = grown(made.model, chat.caption_prompt("image", count), media, 24)
         ids += (chat.close() if ids[-1] != chat.end_id else chat.close()[1:]) + chat.question_prompt(item.text, opened=False)
     else:
         ids = chat.media_prefix("image", count) + chat.question_prompt(item.text, opened=True)
     assert answer.num_input_tokens == len(ids)
-    assert tuple(grow(ids, 6)[len(ids) :]) == answer.token_ids
+    assert tuple(grown(made.model, ids, media, 6)[len(ids) :]) == answer.token_ids
 
 
 def test_signal_blocks_are_forced_complete_in_order():
@@ -100,16 +86,9 @@ def test_signal_blocks_are_forced_complete_in_order():
     assert [type(event) for event in events] == [SignalBlock]
     assert torch.allclose(events[0].conditioning_QC, answer.blocks[0].conditioning_QC, atol=1e-5)
 
-    chat = made.model.chat
-    ids = chat.question_prompt("draw", opened=False)
-    row = chat.question_row("text", 0, [])
-    ids = [*ids, *table.block("image")]
-    zeros = np.zeros(len(ids), np.int64)
-    row = dataclasses.replace(
-        row, ids=np.array(ids), targets=zeros - 100, weights=zeros.astype(np.float32), segments=zeros, positions=np.arange(len(ids)), groups=zeros
-    )
+    ids = [*made.model.chat.question_prompt("draw", opened=False), *table.block("image")]
     with torch.no_grad():
-        expected = made.model.conditioning("image", made.model(collate([row], {}))[:, -4:])[0]
+        expected = made.model.conditioning("image", uncached(made.model, ids)[None, -4:])[0]
     assert torch.allclose(expected, answer.blocks[0].conditioning_QC, atol=1e-4)
 
 
@@ -123,26 +102,30 @@ def test_stream_says_what_answer_says(monkeypatch):
         assert "".join(pieces).strip() == answer.text
     named = [event.text for event in made.stream(f"<image>\n{item.text}", [("image", b"")], max_new_tokens=9) if isinstance(event, TextPiece)]
     assert "".join(named).strip() == made.answer([item], max_new_tokens=9, caption_turn=False)[0].text
-    two = list(made.stream("both <image> and <image>?", [("image", b""), ("image", b"")], max_new_tokens=3))
-    assert two
     with pytest.raises(ValueError, match="<image> 1 times but 2 image media"):
         list(made.stream("<image>?", [("image", b""), ("image", b"")]))
 
 
+def test_two_pictures_in_one_prompt_are_read_each_where_it_stands(monkeypatch):
+    made, pictures = generator(), {data: Features().gather([data.decode()])[0][0] for data in (b"a", b"d")}
+    assert [len(array) for array in pictures.values()] == [3, 2]
+    monkeypatch.setattr(made, "encode", lambda modality, data: pictures[data])
+    states, prompt, first = watched(made), "both <image> and <image>?", []
+    for order in ((b"a", b"d"), (b"d", b"a"), (b"a", b"a")):
+        states.clear()
+        text = "".join(event.text for event in made.stream(prompt, [("image", data) for data in order], max_new_tokens=6) if isinstance(event, TextPiece))
+        first.append(states[0][0])
+        arrays = [pictures[data] for data in order]
+        ids = made.model.chat.media_question(prompt, [("image", len(array)) for array in arrays], named=True)
+        assert torch.allclose(first[-1], uncached(made.model, ids, {"image": arrays})[-1], atol=1e-4)
+        assert text == made.model.chat.decode(grown(made.model, ids, {"image": arrays}, 6)[len(ids) :])
+    assert not any(torch.allclose(first[0], other, atol=1e-2) for other in first[1:])
+
+
 def test_load_an_export_directory(tmp_path):
     made = generator()
-    base, tokenizer = tiny_llama(0)
-    base.save_pretrained(tmp_path / "lm")
-    tokenizer.save_pretrained(tmp_path / "lm")
-    save_lora(made.model.lm.base, SPEC.lora, tmp_path / "lora")
-    names = {**dict(made.model.named_parameters()), **dict(made.model.named_buffers())}
-    trained = {
-        name: value.detach().clone() for name, value in names.items() if name.startswith(("input_proj", "output_proj", "lm.new_")) and "positions" not in name
-    }
-    trained["lm.new_head_rows"] += 0.01
     made.model.lm.new_head_rows.data.add_(0.01)
-    save_file(trained, tmp_path / "tensors.safetensors")
-    (tmp_path / "anyloom.json").write_text(json.dumps({"model": dataclasses.asdict(SPEC), "caption_turn": True, "stages": []}))
+    save_export(made.model, tmp_path, caption_turn=True)
     loaded = Generator.load(tmp_path)
     assert loaded.caption_turn is True
     loaded_answers, answers = loaded.answer(questions(), max_new_tokens=5), made.answer(questions(), max_new_tokens=5, caption_turn=True)
@@ -164,12 +147,7 @@ def test_progress_and_empty_input():
 
 
 def test_packed_without_its_language_model_it_answers_the_same_with_the_base_given(tmp_path):
-    made, export = generator(), tmp_path / "export"
-    base, tokenizer = tiny_llama(0)
-    base.save_pretrained(export / "lm")
-    tokenizer.save_pretrained(export / "lm")
-    save_file({"lm.new_head_rows": made.model.lm.new_head_rows.detach().clone()}, export / "tensors.safetensors")
-    (export / "anyloom.json").write_text(json.dumps({"model": dataclasses.asdict(SPEC), "caption_turn": False, "stages": []}))
+    export = save_export(generator().model, tmp_path / "export")
     asked = [Question(text=text) for text in ("what is it?", "who?")]
     answers = [answer.token_ids for answer in Generator.load(export).answer(asked, max_new_tokens=5)]
 

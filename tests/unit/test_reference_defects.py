@@ -9,8 +9,9 @@ What went wrong there                                                       wher
 - a missing modality becomes zeros of a fixed width 4096                    here
 - media not paired with placeholders, at most 8 picked                      test_model: counts per row; test_chat: counts per text
 - every sample counts as text                                               here: a sample's route is its medium's; test_lora_modes
-- a block that is not whole ends the run with an assertion                  here
-- generation that assumes a cache and may not have one, top_p 10            test_generate: equals decoding without a cache; test_lora_modes: new modality
+- a block that is not whole ends the run with an assertion                  here; test_blocks
+- generation that assumes a cache and may not have one                      test_generate: equals decoding without a cache; test_lora_modes: new modality
+- top_p 10 by default                                                       test_choice: refused, and the default is 1
 - generation that stops on a token of an older template                    here
 - folders of the last dataset used for all                                  here: every list has its own
 - failed reads end the process                                              test_shards, integration/test_tiny: a row of the ledger says why, the rest goes on
@@ -31,7 +32,7 @@ import pytest
 import torch
 from data_steps import png, run_step
 from safetensors.torch import save_file
-from toy_any import MODES, STAGES, any_model, chat_data, samples
+from toy_any import MODES, STAGES, any_model, chat_data, emitting, samples
 from toy_model import Features
 
 from mmcore.config import SpecialTokens
@@ -39,7 +40,6 @@ from mmcore.data.batching import collate
 from mmcore.data.chat import Chat, Turn
 from mmcore.data.chat_data import media_of
 from mmcore.data.shards import ShardSet
-from mmcore.generate import Generator
 from mmcore.llm import LanguageModel
 from mmcore.lora import lora_parameters, save_lora
 from mmcore.model import LORA, TENSORS, AnyModel, load_model
@@ -189,24 +189,6 @@ def test_what_stage_3_trained_is_what_the_next_stage_loads(mode, tmp_path):
     loaded = load_model(model.spec, tmp_path / "lm", (stage,))
     own, other = dict(model.named_parameters()), dict(loaded.named_parameters())
     assert own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own if "output_projectors" not in name)
-
-
-def emitting(*names: str) -> Generator:
-    """A Generator whose model writes these tokens, one after the other, and then its end token, whatever it is asked."""
-    model = any_model("shared")
-    table, chat = model.lm.table, model.chat
-    wanted = [table.base + table.names.index(name) if name in table.names else chat.tokenizer.convert_tokens_to_ids(name) for name in names]
-    script = {}
-
-    def logits(hidden_PD: torch.Tensor) -> torch.Tensor:
-        step = script.setdefault("step", 0)
-        script["step"] += 1
-        out = torch.zeros(len(hidden_PD), table.base + table.num_signals)
-        out[:, (wanted[step] if step < len(wanted) else chat.end_id)] = 1.0
-        return out
-
-    model.lm.logits = logits
-    return Generator(model, caption_turn=False)
 
 
 @pytest.mark.parametrize(

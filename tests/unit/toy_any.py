@@ -1,4 +1,4 @@
-"""A toy model that reads pictures, clips and sounds, with samples and features in memory, for the tests of LoRA modes and families."""
+"""A toy model that reads pictures, clips and sounds, with samples and features in memory, for the tests of LoRA modes, families and signal blocks."""
 
 import hashlib
 
@@ -9,6 +9,7 @@ from toy_model import Features, Targets
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from mmcore.data.chat import Chat
 from mmcore.data.chat_data import ChatData
+from mmcore.generate import Generator
 from mmcore.llm import LanguageModel
 from mmcore.lora import lora_parameters
 from mmcore.model import AnyModel
@@ -108,3 +109,19 @@ def checksums(module: torch.nn.Module) -> dict[str, str]:
     """SHA-256 of the bytes of every parameter and buffer."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     return {name: hashlib.sha256(np.ascontiguousarray(value.detach().numpy()).tobytes()).hexdigest() for name, value in tensors}
+
+
+def emitting(*names: str, mode: str = "shared", caption_turn: bool = False) -> Generator:
+    """A Generator whose model writes these tokens, one after the other, and then its end token, whatever it is asked."""
+    model = any_model(mode)
+    table, chat = model.lm.table, model.chat
+    wanted = [table.base + table.names.index(name) if name in table.names else chat.tokenizer.convert_tokens_to_ids(name) for name in names]
+    script = iter(wanted)
+
+    def logits(hidden_PD: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(len(hidden_PD), table.base + table.num_signals)
+        out[:, next(script, chat.end_id)] = 1.0
+        return out
+
+    model.lm.logits = logits
+    return Generator(model, caption_turn=caption_turn)

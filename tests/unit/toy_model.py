@@ -1,14 +1,22 @@
 """A toy model with samples and features in memory, for the tests of training and generation."""
 
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, StageConfig
-from mmcore.data.chat import Chat
+from mmcore.data.batching import collate
+from mmcore.data.chat import Chat, RowBuilder
 from mmcore.data.chat_data import ChatData
+from mmcore.generate import DESCRIPTION, Generator
 from mmcore.llm import LanguageModel
-from mmcore.lora import attach_lora, lora_parameters
-from mmcore.model import AnyModel
+from mmcore.lora import attach_lora, lora_parameters, save_lora
+from mmcore.model import LORA, TENSORS, AnyModel
 from mmcore.types import Sample
 from pipelines.weights_tiny import tiny_llama
 
@@ -106,3 +114,41 @@ def chat_data(config: StageConfig, model: AnyModel) -> ChatData:
     samples = {"pictures": captioned(), "asked": asked(), "drawn": drawn()}
     captions = {sample.media_sha256: sample.texts[0] for sample in captioned(5)}
     return ChatData(config, model.chat, {name: samples[name] for name, _ in config.mixture}, {"image": Features()}, SPEC.input_projector, captions)
+
+
+def uncached(model: AnyModel, ids: Sequence[int], media: Mapping[str, Sequence[np.ndarray]] | None = None) -> torch.Tensor:
+    """Hidden states [T, D] of one row of ids, read in one pass without a cache. media: modality -> features_NE of each, in order."""
+    builder, given = RowBuilder(), {}
+    builder.add(list(ids), 0)
+    for modality, arrays in (media or {}).items():
+        features = torch.zeros(len(arrays), max(map(len, arrays)), arrays[0].shape[1])
+        for row, array in zip(features, arrays, strict=True):
+            row[: len(array)] = torch.from_numpy(array)
+        given[modality] = (features, torch.tensor([len(array) for array in arrays]), [0] * len(arrays))
+    with torch.no_grad():
+        return model(collate([builder.row()], given))[0]
+
+
+def watched(generator: Generator) -> list[torch.Tensor]:
+    """A list that gets the hidden states [S, D] of every further call for the next tokens' logits."""
+    states, inner = [], generator.model.lm.logits
+
+    def logits(hidden_SD: torch.Tensor) -> torch.Tensor:
+        states.append(hidden_SD.clone())
+        return inner(hidden_SD)
+
+    generator.model.lm.logits = logits
+    return states
+
+
+def save_export(model: AnyModel, folder: Path, caption_turn: bool = False) -> Path:
+    """The toy model as an export without encoders and decoders; returns the folder."""
+    base, tokenizer = tiny_llama(0)
+    base.save_pretrained(folder / "lm")
+    tokenizer.save_pretrained(folder / "lm")
+    save_lora(model.lm.base, SPEC.lora, folder / LORA)
+    names = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    ours = [name for name in names if name.startswith(("input_proj", "output_proj", "lm.new_")) and "positions" not in name]
+    save_file({name: names[name].detach().clone() for name in ours}, folder / TENSORS)
+    (folder / DESCRIPTION).write_text(json.dumps({"model": dataclasses.asdict(SPEC), "caption_turn": caption_turn, "stages": []}))
+    return folder
