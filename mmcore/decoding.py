@@ -71,7 +71,19 @@ class PackedCache:
         self.cache = DynamicCache()
 
     def extend(self, pieces: Sequence[Sequence[tuple[int, int, Sequence[int]]]], media: Mapping[str, MediaBatch] | None = None) -> torch.Tensor:
-        """Append to every row its pieces (segment, first position, ids); returns the hidden states [B, T, D] of the new tokens."""
+        """Append to every row its pieces (segment, first position, ids); returns the hidden states [B, T, D] of the new tokens.
+
+        Raises ValueError for rows that the model does not take (too long, media that do not fit); the cache is then as it was.
+        """
+        before = {**vars(self), "lengths": list(self.lengths)}
+        try:
+            return self._extend(pieces, media or {})
+        except ValueError:  # the model refuses rows before it reads any of them
+            vars(self).update(before)
+            raise
+
+    def _extend(self, pieces: Sequence[Sequence[tuple[int, int, Sequence[int]]]], media: Mapping[str, MediaBatch]) -> torch.Tensor:
+        """`extend`, which may stop half way."""
         longest = max(sum(len(ids) for _, _, ids in row) for row in pieces)
         ids_BT = torch.zeros(len(pieces), longest, dtype=torch.int64)
         segments_BT, positions_BT = torch.full_like(ids_BT, PADDING), torch.zeros_like(ids_BT)
@@ -87,7 +99,7 @@ class PackedCache:
                 at = end
         device = self.model.device
         ids_BT, segments_BT, positions_BT = ids_BT.to(device), segments_BT.to(device), positions_BT.to(device)
-        media = {modality: part.to(device) for modality, part in (media or {}).items()}
+        media = {modality: part.to(device) for modality, part in media.items()}
         self.segments_BL = torch.cat([self.segments_BL, segments_BT], 1)
         if self._routes_BLA is None:
             return self._run(ids_BT, positions_BT, media)
@@ -217,8 +229,9 @@ def _feed(cache: PackedCache, active: Sequence[Stream]) -> torch.Tensor:
     for stream in active:
         places.append((stream.row, len(rows[stream.row])))
         rows[stream.row].append((stream.segment, stream.position, [stream.tokens[-1]]))
-        stream.position += 1
     hidden_BTD = cache.extend(rows)
+    for stream in active:
+        stream.position += 1
     return torch.stack([hidden_BTD[row, at] for row, at in places])
 
 

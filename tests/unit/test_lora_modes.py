@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from toy_any import MODES, STAGES, any_model, any_spec, chat_data, checksums, randomise, signal_side
-from toy_model import Features
+from toy_any import MODES, STAGES, any_model, any_spec, chat_data, checksums, emitting, randomise, signal_side
+from toy_model import Features, watched
 
 from mmcore.config import LoraSpec, check_model
 from mmcore.conversation import Conversation
@@ -312,6 +312,40 @@ def test_a_model_with_caption_turns_takes_one_in_a_conversation_too(mode, monkey
     talk = Conversation(made)
     assert list(talk.say("what?", media, max_new_tokens=5)) == alone and talk.num_turns == 2
     assert list(Conversation(made).say("what?", max_new_tokens=5)) == list(made.stream("what?", max_new_tokens=5))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_refused_message_leaves_the_conversation_as_it_was(mode, monkeypatch):
+    """Two conversations, one of which is given what the model does not take, a new modality among it: both then say the same."""
+    made = Generator(any_model(mode), caption_turn=False)
+    monkeypatch.setattr(made, "encode", lambda modality, data: features(modality)[0].numpy())
+    states, talks, found = watched(made), (Conversation(made), Conversation(made)), []
+    for talk, refused in zip(talks, (True, False), strict=True):
+        said = list(talk.say("what?", [("image", b"")], max_new_tokens=5))
+        if refused:
+            for media in ((), [("audio", b"")]):
+                with pytest.raises(ValueError, match=r"a row has \d+ tokens, the language model takes at most 2048"):
+                    list(talk.say("x" * 2100, media))
+            with pytest.raises(ValueError, match="names <video> 1 times"):
+                list(talk.say("<video>?"))
+        states.clear()
+        said += [*talk.say("really?", max_new_tokens=5), *talk.say("and this?", [("audio", b"")], max_new_tokens=5)]
+        cache = talk.cache
+        assert cache.lengths[0] == cache.segments_BL.shape[1] == cache.cache.get_seq_length()
+        found.append((said, cache.lengths, cache.recomputed, talk.num_turns, torch.cat(states)))
+    assert found[0][:-1] == found[1][:-1] and torch.allclose(found[0][-1], found[1][-1], atol=ATOL)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_that_comes_to_the_models_limit_is_kept_as_far_as_it_was_read(mode):
+    made = emitting(*"a" * 40, mode=mode)
+    talk, frame = Conversation(made), len(made.model.chat.question_prompt("", opened=False))
+    pieces = talk.say("x" * (2048 - frame - 2), max_new_tokens=40)
+    assert [next(pieces).text for _ in range(3)] == ["a"] * 3
+    for wrong in (pieces, talk.say("more?")):
+        with pytest.raises(ValueError, match=r"a row has \d+ tokens, the language model takes at most 2048"):
+            next(wrong)
+        assert talk.cache.lengths[0] == talk.cache.segments_BL.shape[1] == talk.cache.cache.get_seq_length() == 2048
 
 
 def test_adapters_are_saved_and_loaded_with_the_model(tmp_path):
