@@ -229,18 +229,16 @@ class Generator:
             last_SD = torch.stack([hidden_BTD[b, len(ids[b]) - 1] for b in rows])
             for _ in written(cache, streams, last_SD, self._chat.end_id, CAPTION_TOKENS):
                 pass
-            self._close(cache, streams)
+            self._close(cache, streams, [len(ids[b]) for b in rows])
             for stream in streams:
                 captions[stream.row] = self._chat.decode(stream.tokens).strip()
         return cache, captions
 
-    def _close(self, cache: PackedCache, streams: Sequence[Stream]) -> None:
-        """Append what ends each caption turn: its last token, which decoding has not run, and the end of the turn."""
+    def _close(self, cache: PackedCache, streams: Sequence[Stream], starts: Sequence[int]) -> None:
+        """Append what ends each caption turn: what the model has not read of the caption, which began at position `start`, and the end of the turn."""
         pieces: list[list[tuple[int, int, Sequence[int]]]] = [[] for _ in cache.lengths]
-        for stream in streams:
-            ended = stream.tokens[-1] == self._chat.end_id
-            tail = ([] if ended else [stream.tokens[-1]]) + self._chat.close()
-            pieces[stream.row] = [(0, stream.position, tail)]
+        for stream, start in zip(streams, starts, strict=True):
+            pieces[stream.row] = [(0, stream.position, self.unread(stream, start))]
         cache.extend(pieces)
 
     # -- streaming ----------------------------------------------------------------------------------------------------------------
