@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ def add_ask(commands: Any) -> None:
         sub.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (default); above: draw, 1 as the model is unsure")
         sub.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens only (default: all)")
         sub.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens that have this probability together (default: 1)")
+        sub.add_argument(
+            "--no-complete-blocks",
+            dest="complete_blocks",
+            action="store_false",
+            help="do not complete a block of signal tokens that the model begins: what it does not write whole by itself is named, and no medium is made of it",
+        )
         sub.add_argument("--out", type=Path, default=Path("media"), metavar="DIR", help="where media that the model makes go (default: media)")
         sub.add_argument("--seed", type=int, default=0, help="draws words and media (default: 0); each further medium takes the next one")
         sub.add_argument("--save-conditioning", type=Path, metavar="FILE", help="write what the signal tokens say (safetensors)")
@@ -81,9 +88,9 @@ def main(args: argparse.Namespace) -> int:
     speaker = Speaker(generator, directory, args.out, args.seed, args.max_new_tokens)
     try:
         if args.command == "chat":
-            chat(speaker, media, sampling)
+            chat(speaker, media, sampling, args.complete_blocks)
         else:
-            speaker.say(speaker.generator.stream(args.prompt, media, max_new_tokens=args.max_new_tokens, sampling=sampling))
+            speaker.say(speaker.generator.stream(args.prompt, media, args.max_new_tokens, sampling, args.complete_blocks))
     except ValueError as error:
         raise AnyloomError(str(error)) from error
     if args.save_conditioning is not None:
@@ -144,13 +151,25 @@ class Speaker:
         self._conditioning: dict[str, torch.Tensor] = {}
 
     def say(self, events: Iterator[Event]) -> None:
-        """Stream one answer to the terminal."""
-        from mmcore.types import TextPiece
+        """Stream one answer to the terminal; what was wrong with its signal tokens goes to stderr. An error comes on a line of its own."""
+        from mmcore.types import BrokenBlock, TextPiece
 
-        for event in events:
-            sys.stdout.write(event.text if isinstance(event, TextPiece) else self._medium(event))
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+        begun, broken = False, []
+        try:
+            for event in events:
+                if isinstance(event, BrokenBlock):
+                    broken.append(event.reason)
+                    continue
+                sys.stdout.write(event.text if isinstance(event, TextPiece) else self._medium(event))
+                sys.stdout.flush()
+                begun = True
+        except (ValueError, AnyloomError):
+            if begun:
+                print()
+            raise
+        print()
+        for reason in broken:
+            print(reason, file=sys.stderr)
 
     def _medium(self, block: Any) -> str:
         """Make the medium of a block; returns what stands for it in the answer: its path, or its conditioning where no decoder makes it."""
@@ -177,8 +196,11 @@ class Speaker:
         print(f"conditioning saved to {path}", file=sys.stderr)
 
 
-def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None) -> None:
-    """One conversation, from the terminal, until it ends. media: shown with the first question; sampling: how answers are written (None: the likeliest)."""
+def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, complete_blocks: bool = True) -> None:
+    """One conversation, from the terminal, until it ends. media: shown with the first question; sampling: how answers are written (None: the likeliest).
+
+    complete_blocks: see Conversation.say. An answer that fails is one line; the conversation goes on with what was said of it.
+    """
     from mmcore.choice import LIKELIEST
     from mmcore.conversation import Conversation
 
@@ -206,7 +228,8 @@ def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None) -> No
             print(f"{command}: no such command\n{CHAT_HELP}", file=sys.stderr)
         else:
             try:
-                speaker.say(conversation.say(line, media, speaker.max_new_tokens))
-            except ValueError as error:
+                with closing(conversation.say(line, media, speaker.max_new_tokens, complete_blocks)) as events:
+                    speaker.say(events)
+            except (ValueError, AnyloomError) as error:
                 print(error, file=sys.stderr)
             media = []

@@ -1,6 +1,6 @@
 """Conversation: several turns with one model, media in any of them.
 
-Input: a Generator, and per turn a prompt with its media; output: a stream of TextPiece and SignalBlock. One row grows in one key-value cache.
+Input: a Generator, and per turn a prompt with its media; output: a stream of TextPiece, SignalBlock and BrokenBlock. One row grows in one key-value cache.
 A model that was trained with caption turns writes one first about a turn's only medium, as it does for a single question.
 With LoRA adapters per modality the whole conversation goes through the adapters of all media it has had so far: a turn that brings a new
 modality makes the cache be computed again (mmcore.decoding), so an answer is the one that a fresh run over the same turns would give.
@@ -33,19 +33,24 @@ class Conversation:
         """Caption turns count too."""
 
     @torch.inference_mode()
-    def say(self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64) -> Iterator[Event]:
+    def say(self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64, complete_blocks: bool = True) -> Iterator[Event]:
         """Answer the next turn as it is written. media: (modality, bytes), before the prompt or where it names their placeholders, in order.
 
-        A turn that is not read to its end stays as far as it was read. Raises ValueError when placeholders and media do not pair up.
+        complete_blocks: a signal block that the model begins is completed; False shows what it writes by itself, and what went wrong as BrokenBlocks at the
+        end (a caption about the medium always has whole blocks). A turn that is not read to its end stays as far as it was read.
+        Raises ValueError when placeholders and media do not pair up, or the turn is too long: the conversation is then as if it had not been said, but for a
+        caption turn that came before it.
         """
         generator = self._generator
         if len(media) == 1 and generator.caption_turn and not names_media(prompt):
             for _ in self._turn(*generator.caption_request(*media[0], later=self.num_turns > 0), CAPTION_TOKENS, LIKELIEST):
                 pass
             media = ()
-        yield from self._turn(*generator.turn(prompt, media, later=self.num_turns > 0), max_new_tokens, self._sampling)
+        yield from self._turn(*generator.turn(prompt, media, later=self.num_turns > 0), max_new_tokens, self._sampling, complete_blocks)
 
-    def _turn(self, ids: list[int], batches: Mapping[str, MediaBatch], max_new_tokens: int, sampling: Sampling) -> Iterator[Event]:
+    def _turn(
+        self, ids: list[int], batches: Mapping[str, MediaBatch], max_new_tokens: int, sampling: Sampling, complete_blocks: bool = True
+    ) -> Iterator[Event]:
         """Read what is pending and the turn's ids, then write the answer."""
         ids = self._pending + ids
         hidden_BTD = self.cache.extend([[(0, self._position, ids)]], batches)
@@ -54,6 +59,7 @@ class Conversation:
         stream = Stream(row=0, segment=0, position=self._position + len(ids), generator=sampling.generator(self.num_turns))
         start = stream.position
         try:
-            yield from self._generator.events(written(self.cache, [stream], hidden_BTD[0, -1:], chat.end_id, max_new_tokens, sampling=sampling))
+            pieces = written(self.cache, [stream], hidden_BTD[0, -1:], chat.end_id, max_new_tokens, complete_blocks, sampling)
+            yield from self._generator.events(stream, pieces)
         finally:
             self._position, self._pending = stream.position, self._generator.unread(stream, start)

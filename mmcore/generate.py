@@ -1,7 +1,7 @@
 """Generator: an exported model that answers and streams.
 
 Input: an export directory (anyloom.json, lm/, lora/, tensors.safetensors, encoders/); media as bytes or features; questions.
-Output: Answers, or a stream of TextPiece and SignalBlock. Questions about one medium share its encoding, its prefix and, with the caption
+Output: Answers, or a stream of TextPiece, SignalBlock and BrokenBlock. Questions about one medium share its encoding, its prefix and, with the caption
 turn, one self-written caption. Refuses to know files outside the export, benchmarks and decoders.
 
 Shape letters: N feature tokens, E encoder width, Q decoder queries, C conditioning width.
@@ -28,7 +28,7 @@ from mmcore.encoders import Encoder, load_encoder
 from mmcore.input_projectors import num_projected
 from mmcore.model import LORA, TENSORS, AnyModel, load_model
 from mmcore.special_tokens import MEDIA, placeholder
-from mmcore.types import Answer, Event, MediaBatch, Question, SignalBlock, TextPiece
+from mmcore.types import Answer, BrokenBlock, Event, MediaBatch, Question, SignalBlock, TextPiece
 
 DESCRIPTION, ENCODERS = "anyloom.json", "encoders"
 _ENCODER_DIRS = {"image": "image", "video": "image", "audio": "audio"}
@@ -112,17 +112,17 @@ class Generator:
         return [answer for answer in answers if answer is not None]
 
     @torch.inference_mode()
-    def follow_up(self, items: Sequence[Question], then: Sequence[str], *, max_new_tokens: int = 16) -> list[Answer]:
+    def follow_up(self, items: Sequence[Question], then: Sequence[str], *, max_new_tokens: int = 16, complete_blocks: bool = True) -> list[Answer]:
         """Answers to what is said `then`, each in a conversation of its own that begins with the question of its item, which the model answers first.
 
-        Each item has a row of its own, whoever shares its medium. A signal block that the model begins is completed.
+        Each item has a row of its own, whoever shares its medium. complete_blocks: as of `answer`, in both answers; Answer.broken is of the second.
         """
         answers = []
         for start in range(0, len(items), ROWS):
-            answers += self._follow_up_rows(items[start : start + ROWS], then[start : start + ROWS], max_new_tokens)
+            answers += self._follow_up_rows(items[start : start + ROWS], then[start : start + ROWS], max_new_tokens, complete_blocks)
         return answers
 
-    def _follow_up_rows(self, items: Sequence[Question], then: Sequence[str], limit: int) -> list[Answer]:
+    def _follow_up_rows(self, items: Sequence[Question], then: Sequence[str], limit: int, complete: bool) -> list[Answer]:
         started, features = time.monotonic(), [_feature(item) for item in items]
         cache, captions = self._prefixes(features, self.caption_turn)
         first = [
@@ -137,7 +137,7 @@ class Generator:
             starts = [position + len(ids) for position, ids in zip(positions, read, strict=True)]
             streams = [Stream(row=row, segment=1, position=position) for row, position in enumerate(starts)]
             last_SD = torch.stack([hidden_BTD[row, len(ids) - 1] for row, ids in enumerate(read)])
-            for _ in written(cache, streams, last_SD, self._chat.end_id, limit):
+            for _ in written(cache, streams, last_SD, self._chat.end_id, limit, complete):
                 pass
             positions = [stream.position for stream in streams]
             pending = [self.unread(stream, start) for stream, start in zip(streams, starts, strict=True)]
@@ -150,6 +150,7 @@ class Generator:
                 num_input_tokens=start,
                 ms=ms,
                 blocks=tuple(stream.blocks),
+                broken=tuple(stream.broken),
             )
             for stream, caption, start in zip(streams, captions, starts, strict=True)
         ]
@@ -244,10 +245,18 @@ class Generator:
     # -- streaming ----------------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def stream(self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64, sampling: Sampling = LIKELIEST) -> Iterator[Event]:
+    def stream(
+        self,
+        prompt: str,
+        media: Sequence[tuple[str, bytes]] = (),
+        max_new_tokens: int = 64,
+        sampling: Sampling = LIKELIEST,
+        complete_blocks: bool = True,
+    ) -> Iterator[Event]:
         """Answer one prompt as it is written: TextPiece by TextPiece, and a SignalBlock when the model draws.
 
-        Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order.
+        Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order. complete_blocks: as of `answer`; what
+        went wrong comes as BrokenBlocks at the end.
         Raises ValueError when placeholders and media do not pair up.
         """
         batches: dict[str, MediaBatch] = {}
@@ -261,7 +270,7 @@ class Generator:
         position = cache.lengths[0]
         hidden_BTD = cache.extend([[(segment, position, ids)]], batches)
         stream = Stream(row=0, segment=segment, position=position + len(ids), generator=sampling.generator(0))
-        yield from self.events(written(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens, sampling=sampling))
+        yield from self.events(stream, written(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens, complete_blocks, sampling))
 
     def turn(self, prompt: str, media: Sequence[tuple[str, bytes]], later: bool = False) -> tuple[list[int], dict[str, MediaBatch]]:
         """(ids, features) of one user turn up to its answer; later: a turn stands before it. Raises ValueError as `stream` does."""
@@ -275,11 +284,11 @@ class Generator:
         tokens = num_projected(self.model.spec.input_projector, len(feature[1]))
         return self._chat.caption_prompt(modality, tokens, later), _media_batches([feature])
 
-    def events(self, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
-        """Tokens -> pieces of text; a piece is held back while its last character is incomplete."""
+    def events(self, stream: Stream, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
+        """Tokens of a stream -> pieces of text, a piece held back while its last character is incomplete; then what was broken."""
         said = ""
         text = ""
-        for stream, piece in pieces:
+        for _, piece in pieces:
             if isinstance(piece, SignalBlock):
                 yield piece
                 continue
@@ -289,6 +298,7 @@ class Generator:
                 said = text
         if len(text) > len(said):
             yield TextPiece(text[len(said) :])
+        yield from map(BrokenBlock, stream.broken)
 
 
 def names_media(prompt: str) -> bool:
@@ -331,4 +341,4 @@ def _media_batches(rows: Sequence[Feature | list[Feature] | None]) -> dict[str, 
     return batches
 
 
-__all__ = ["LORA", "TENSORS", "Answer", "Generator", "Question", "SignalBlock", "TextPiece"]
+__all__ = ["LORA", "TENSORS", "Answer", "BrokenBlock", "Generator", "Question", "SignalBlock", "TextPiece"]

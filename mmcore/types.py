@@ -119,7 +119,15 @@ class SignalBlock:
     """float32 conditioning made by the output projector, on the CPU."""
 
 
-Event = TextPiece | SignalBlock
+@dataclass(frozen=True, slots=True)
+class BrokenBlock:
+    """Signal tokens that made no whole block; only where blocks are not completed."""
+
+    reason: str
+    """What was wrong, one line."""
+
+
+Event = TextPiece | SignalBlock | BrokenBlock
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
