@@ -85,8 +85,7 @@ def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> 
 def answered(ctx: StepContext, generator: Any, prompts: Sequence[Prompt]) -> list[Answer]:
     """Greedy answers in the order of the prompts; pictures are encoded by the export's own encoder.
 
-    Texts that begin a conversation: blocks not completed. The others: as `anyloom chat` holds a conversation, where a block that has begun is completed.
-    Each kind config.chunk together.
+    Blocks are not completed. Texts that begin a conversation, and those after a question, config.chunk together.
     """
     from mmcore.data.shards import ShardSet
     from mmcore.types import Question
@@ -104,7 +103,7 @@ def answered(ctx: StepContext, generator: Any, prompts: Sequence[Prompt]) -> lis
             chunk = numbers[start : start + ctx.config.chunk]
             asked = [items[number] for number in chunk]
             if later:
-                found = generator.follow_up(asked, [prompts[number].text for number in chunk], max_new_tokens=limit)
+                found = generator.follow_up(asked, [prompts[number].text for number in chunk], max_new_tokens=limit, complete_blocks=False)
             else:
                 found = generator.answer(asked, max_new_tokens=limit, complete_blocks=False)
             answers |= dict(zip(chunk, found, strict=True))

@@ -91,7 +91,7 @@ def signal_evaluation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step]
 def drawing(recipe: Recipe, steps: Mapping[str, Step], export: Step) -> Step:
     """eval_drawing."""
     inputs = {"export": export} | {name: steps[name] for name in ("picture_judge", "shards_cc3m", "shards_instruct")}
-    return Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=inputs, gpus=1, background=True)
+    return Step(name="eval_drawing", run="evals.drawing:run", config=recipe.eval_drawing, inputs=inputs, revision=2, gpus=1, background=True)
 
 
 def speaking(recipe: Recipe, steps: dict[str, Step], export: Step) -> Step:
@@ -99,7 +99,7 @@ def speaking(recipe: Recipe, steps: dict[str, Step], export: Step) -> Step:
     judge = WeightsConfig(kind=recipe.weights.kind, arch="whisper-tiny.en")
     steps["speech_judge"] = Step(name="speech_judge", run="pipelines.speech_judge:run", config=judge, inputs={"assets": steps["assets"]}, background=True)
     inputs = {"export": export, "voice": steps["weights_decoder_audio"], "speech_judge": steps["speech_judge"], "shards_instruct": steps["shards_instruct"]}
-    return Step(name="eval_speaking", run="evals.speaking:run", config=recipe.eval_speaking, inputs=inputs, gpus=1, background=True)
+    return Step(name="eval_speaking", run="evals.speaking:run", config=recipe.eval_speaking, inputs=inputs, revision=2, gpus=1, background=True)
 
 
 HELD_OUT = {"image": "stamps_heldout", "video": "clips_heldout", "audio": "sounds_heldout"}

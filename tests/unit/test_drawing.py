@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
+from toy_any import emitting
 from toy_decoders import directory, streams
 from toy_model import Features, build
 
 from evals.drawing import block_metrics, picture_metrics
 from evals.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
-from evals.requests import AFTER, Prompt, after_questions, answered
+from evals.requests import AFTER, Prompt, after_questions, answered, reply
 from flows.ask import Speaker, chat
 from infra.step import AnyloomError, Artifact, StepContext
 from mmcore.asking import request
@@ -86,10 +87,10 @@ class Seeing(Generator):
         return Features().gather([data.decode()])[0][0]
 
 
-def said_then(generator, question, picture, text):
+def said_then(generator, question, picture, text, complete_blocks=True):
     conversation = Conversation(generator)
-    list(conversation.say(question, [("image", picture)], max_new_tokens=6))
-    return "".join(event.text for event in conversation.say(text, max_new_tokens=6) if hasattr(event, "text")).strip()
+    list(conversation.say(question, [("image", picture)], 6, complete_blocks))
+    return "".join(event.text for event in conversation.say(text, (), 6, complete_blocks) if isinstance(event, TextPiece)).strip()
 
 
 @pytest.mark.parametrize("caption_turn", (True, False))
@@ -104,18 +105,34 @@ def test_what_is_said_later_in_many_conversations_is_answered_as_in_each_alone(c
     assert len({answer.text for answer in answers}) > 1
 
 
-def test_a_request_after_a_question_is_answered_as_a_conversation_answers_it(monkeypatch, tmp_path):
-    generator = Seeing(build(lora=True), caption_turn=True)
+@pytest.fixture
+def ctx(monkeypatch, tmp_path):
+    """Of eval_drawing, with Shards for shards."""
     monkeypatch.setattr("mmcore.data.shards.ShardSet", Shards)
     inputs = {"shards_instruct": Artifact(name="s", path=tmp_path, fingerprint="f", digest="d", result={})}
     config = DrawingEvalConfig(max_new_tokens=6, chunk=2)
-    ctx = StepContext(name="eval_drawing", config=config, inputs=inputs, sources={}, output=tmp_path, work=tmp_path, stores=tmp_path)
+    return StepContext(name="eval_drawing", config=config, inputs=inputs, sources={}, output=tmp_path, work=tmp_path, stores=tmp_path)
+
+
+def test_a_request_after_a_question_is_answered_as_a_conversation_answers_it(ctx):
+    generator = Seeing(build(lora=True), caption_turn=True)
     first = [Prompt(condition="talk", text="hello"), Prompt(condition="picture_question", text="what?", media_key="a")]
     (after,) = after_questions([Prompt(condition="asked_new_wording", text="draw it", concept=3)], first[1:])
     assert after == Prompt(condition=AFTER, text="draw it", concept=3, media_key="a", before="what?") and after_questions(first, []) == []
     answers = answered(ctx, generator, [first[0], after, first[1]])
-    assert answers[1].text == said_then(generator, "what?", b"a", "draw it")
+    assert answers[1].text == said_then(generator, "what?", b"a", "draw it", complete_blocks=False)
     assert [answers[0].text, answers[2].text] == [answer.text for answer in answered(ctx, generator, first)]
+
+
+@pytest.mark.parametrize("before", ("", "what?"))
+def test_a_block_counts_when_the_model_writes_all_of_it_by_itself(before, ctx):
+    asked = Prompt(condition=AFTER, text="draw it", concept=3, media_key="a" if before else "", before=before)
+    first, whole = ("x", "<|im_end|>") * bool(before), tuple(f"<image_0{i}>" for i in range(4))
+    for names, emitted, broken in ((whole, 1.0, ""), (whole[:2], 0.0, "the image block broke off after 2 of 4 signal tokens")):
+        generator = emitting(*first, *names)
+        generator.encode = lambda modality, data: Features().gather([data.decode()])[0][0]
+        row = reply(asked, answered(ctx, generator, [asked])[0], "image")
+        assert (row["emitted"], row["blocks"], row["broken"]) == (emitted, int(emitted), broken)
 
 
 # ---- blocks into media ----------------------------------------------------------------------------------------------
