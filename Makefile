@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ROOT   ?= runs
 ONLY   ?=
+ARGS   ?=
 PORT     ?= 4200
 RAY_PORT ?= 6379
 export PYTHONDONTWRITEBYTECODE = 1
@@ -38,7 +39,7 @@ test: $(VENV)/.installed  ## every test that takes seconds, and the tiny recipe 
 test-slow: $(VENV)/.demo-assets  ## the tests that take minutes or need the demo's models
 	$(BIN)/python -m pytest -m "slow and not stack"
 
-test-stack: $(VENV)/.installed  ## the deployments on a real server, worker and Ray cluster (not part of CI yet)
+test-stack: $(VENV)/.installed  ## the deployments on a real server, worker and Ray cluster
 	$(BIN)/python -m pytest -m stack
 
 check: $(VENV)/.installed  ## style, layers, types, names, licences
@@ -47,14 +48,14 @@ check: $(VENV)/.installed  ## style, layers, types, names, licences
 	$(BIN)/mypy
 	$(BIN)/python tests/house.py
 
-bench: $(VENV)/.installed  ## measurements (ONLY=name), into build/bench.json
-	$(BIN)/python tests/benchmarks/prove.py bench $(ONLY)
+bench: $(VENV)/.installed  ## measurements (ONLY=name ARGS="--option value", all of them: ARGS=--help), into build/bench.json
+	$(BIN)/python tests/benchmarks/prove.py bench $(ONLY) $(ARGS)
 
-chaos: $(VENV)/.demo-assets  ## kill tests (ONLY=name), into build/chaos.json
-	$(BIN)/python tests/benchmarks/prove.py chaos $(ONLY)
+chaos: $(VENV)/.demo-assets  ## kill tests (ONLY=name ARGS="--recipe smol --root runs --kills 20"), into build/chaos.json
+	$(BIN)/python tests/benchmarks/prove.py chaos $(ONLY) $(ARGS)
 
-fuzz: $(VENV)/.installed  ## damaged input (ONLY=name), into build/fuzz.json
-	$(BIN)/python tests/benchmarks/prove.py fuzz $(ONLY)
+fuzz: $(VENV)/.installed  ## damaged input (ONLY=name ARGS="--inputs 40"), into build/fuzz.json
+	$(BIN)/python tests/benchmarks/prove.py fuzz $(ONLY) $(ARGS)
 
 golden: $(VENV)/.installed  ## rewrite the golden files from this tree; look at the diff before committing
 	$(BIN)/python tests/golden/rewrite.py --losses

@@ -21,6 +21,7 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from infra.storage import read_json, write_atomic
 PROJECT = Path(__file__).resolve().parents[1]
 POOL = "anyloom"
 ORDER = ("ray", "server", "worker")
-START_S, STOP_S = 180.0, 20.0
+START_S, DEPLOY_S, STOP_S = 180.0, 300.0, 20.0
 EPILOG = """then:
   eval "$(anyloom stack env)"             this shell's prefect and anyloom use the stack
   prefect deployment run train-stage3     a flow run on the worker; the UI is at the address that `up` prints"""
@@ -192,8 +193,12 @@ def _answers(stack: Stack, name: str) -> bool:
     if name == "ray":  # the port opens before the head is ready; the message comes after
         with socket.socket() as probe:
             return probe.connect_ex((stack.host, stack.ray_port)) == 0 and b"Ray runtime started" in (stack.home / "logs" / "ray.log").read_bytes()
-    path = "health" if name == "server" else f"work_pools/{POOL}"
-    return _get(stack, path)
+    if name == "server":
+        return _ask(stack, "health") is not None
+    # the pool, and the worker of an earlier start, are in the database already: this one has spoken only when it was seen since it was started
+    since = datetime.fromtimestamp(stack.processes[name][1], UTC).isoformat()
+    online = {"workers": {"status": {"any_": ["ONLINE"]}, "last_heartbeat_time": {"after_": since}}}
+    return bool(_ask(stack, f"work_pools/{POOL}/workers/filter", online))
 
 
 def headers(stack: Stack) -> dict[str, str]:
@@ -202,20 +207,27 @@ def headers(stack: Stack) -> dict[str, str]:
     return {"Content-Type": "application/json"} | ({"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {})
 
 
-def _get(stack: Stack, path: str) -> bool:
+def _ask(stack: Stack, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What the server answers, to a POST when there is a body; None when it does not."""
+    data = None if body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{stack.url}/api/{path}", headers=headers(stack)), timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(urllib.request.Request(f"{stack.url}/api/{path}", data=data, headers=headers(stack)), timeout=5) as answer:
+            return json.load(answer)
     except OSError:  # not up yet, or no such pool yet
-        return False
+        return None
 
 
 def _deploy(stack: Stack) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, cwd=PROJECT, env=stack.environment(), capture_output=True, text=True)
-    write_atomic(stack.home / "logs" / "deploy.log", done.stdout + done.stderr)
+    log = stack.home / "logs" / "deploy.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(log, "wb") as handle:
+            done = subprocess.run(command, cwd=PROJECT, env=stack.environment(), stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, timeout=DEPLOY_S)
+    except subprocess.TimeoutExpired:
+        raise AnyloomError(f"prefect deploy --all did not end in {DEPLOY_S:.0f} s: {log} says how far it came; anyloom stack up tries again") from None
     if done.returncode:
-        raise AnyloomError(f"prefect deploy --all failed: {stack.home / 'logs' / 'deploy.log'} says why")
+        raise AnyloomError(f"prefect deploy --all failed: {log} says why")
 
 
 def down(home: Path, say: Callable[[str], None] = print) -> int:

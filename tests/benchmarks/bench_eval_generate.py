@@ -2,17 +2,20 @@
 
 ours: AnyloomLmms.generate_until inside lmms-eval's evaluator: identities, pictures prepared in threads, encoded once, features written where they are
 kept, batches persisted with fsync. Every run begins without answers and without kept features. limit: a bare loop over the same questions with the same
-caching (every picture decoded and encoded once, questions about a picture together, the same batches), nothing written, no harness. peer: the same model
-driven the way the harness's stock wrappers do it: one request at a time, picture decoded and encoded inside, nothing shared.
+caching (every picture decoded and encoded once, questions about a picture together, the very batches of ours), nothing written, no harness. peer: the same
+model driven the way the harness's stock wrappers do it: one request at a time, picture decoded and encoded inside, nothing shared.
 
+All sides run on the same `--threads` cores: the process is pinned to them, so that threads that prepare pictures are no help that a bare loop lacks.
 The peer runs over whole pictures of a seeded part of the questions (`--peer-questions`), single-run, and so does the breakdown, each line adding to the
-one before: features at hand; questions about one picture share its prefix; batches of pictures. Answers are compared; bfloat16 rounds differently in
-other batches, so the share of equal ones is told. Needs `--root DIR` with a finished run (export, lists), or makes one of the recipe.
+one before: features at hand; questions about one picture share its prefix; batches of pictures. A question that the list has twice about a picture is taken
+once, as the adapter asks it. Answers are compared; bfloat16 rounds differently in other batches, so the share of equal ones is told. Needs `--root DIR`
+with a finished run of the recipe (export, lists), or makes one.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import statistics
 import time
@@ -22,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store_bench import anyloom, rates, scratch
+from branches import artifacts
+from store_bench import anyloom, pinned, rates, scratch
 
 from evals.suites import QuestionRow, draw_questions, read_questions, write_vqav2_parquet
 from evals.task_files import write_task_dir
-from infra.artifact import find
 from infra.settings import offline_environment
 
 TASK, LIST = "easyvqa_as_vqav2", "instruct/easyvqa_test.json"
@@ -39,6 +42,7 @@ class Work:
     """What every side answers, and with what."""
 
     generator: Any
+    questions: Sequence[QuestionRow]
     lists: Path
     export: Path
     digest: str
@@ -63,36 +67,50 @@ Answers = dict[int, Any]
 def run(options: argparse.Namespace) -> list[dict]:
     """One entry. Raises RuntimeError when ours and the bare loop do not answer (nearly) alike."""
     offline_environment()
-    import torch
-
-    torch.set_num_threads(options.threads)
-    from mmcore.generate import Generator
-
     with scratch() as box:
         root = finished(options, box)
-        export, record = find(root, "export_early" if (root / "artifacts" / "export_early").is_dir() else "export")
-        lists, _ = find(root, "lists")
-        whole = read_questions(lists / LIST)
-        questions = draw_questions(whole, min(options.questions, len(whole)), options.seed)
-        work = Work(generator=Generator.load(export), lists=lists, export=export, digest=record.digest, chunk=options.chunk, box=box)
-        parquet = box / "questions.parquet"
-        write_vqav2_parquet(questions, lists, parquet)
-        write_task_dir(box / "task", parquet, TASK, cache_dir=box / "datasets")
-        return [measure(work, questions, options)]
+        with pinned(options.threads):
+            return [measure(prepared(root, options, box), options)]
 
 
 def finished(options: argparse.Namespace, box: Path) -> Path:
     """The root given, or one of the recipe with an export."""
+    from flows.run import recipe_steps
+
     if options.root is not None:
         return options.root.absolute()
-    anyloom("run", "export_early", "lists", "--recipe", options.recipe, "--root", str(box / "runs"), "--no-prefect", "--no-ray")
+    export = "export_early" if "export_early" in recipe_steps(options.recipe, {}) else "export"
+    anyloom("run", export, "lists", "--recipe", options.recipe, "--root", str(box / "runs"), "--no-prefect", "--no-ray")
     return box / "runs"
 
 
-def measure(work: Work, questions: Sequence[QuestionRow], options: argparse.Namespace) -> dict:
+def prepared(root: Path, options: argparse.Namespace, box: Path) -> Work:
+    """The recipe's export in a root, the questions and the task. Raises RuntimeError when the root does not have them."""
+    import torch
+
+    from mmcore.generate import Generator
+
+    torch.set_num_threads(options.threads)
+    rows = artifacts(options.recipe, root, {})
+    export, lists = rows.get("export_early") or rows.get("export"), rows.get("lists")
+    if export is None or lists is None:
+        raise RuntimeError(f"{root} has no finished export of the recipe {options.recipe} as it is now: run it first")
+    read = read_questions(lists.path / LIST)
+    once = list({(question.picture, question.question): question for question in read}.values())
+    questions = draw_questions(once, min(options.questions, len(once)), options.seed)
+    parquet = box / "questions.parquet"
+    write_vqav2_parquet(questions, lists.path, parquet)
+    write_task_dir(box / "task", parquet, TASK, cache_dir=box / "datasets")
+    what = {"generator": Generator.load(export.path), "export": export.path, "digest": export.record.digest}
+    return Work(**what, questions=questions, lists=lists.path, chunk=options.chunk, box=box)
+
+
+def measure(work: Work, options: argparse.Namespace) -> dict:
     """Interleaved rounds of ours and the bare loop, then the peer and the breakdown once."""
-    bare(work, questions[: min(8, len(questions))])  # libraries, weights and the page cache are warm from here on
-    harness(work)
+    questions, batches = work.questions, batches_of(work, work.questions)
+    bare(work, [batches[0][:8]])  # libraries, weights and the page cache are warm from here on
+    if list(harness(work)[2]) != [question.question_id for batch in batches for question in batch]:
+        raise RuntimeError("the bare loop does not have the batches that the adapter makes: batches_of must order as it does")
     seconds: dict[str, list[float]] = {"ours": [], "limit": []}
     within: list[float] = []
     ours: Answers = {}
@@ -103,7 +121,7 @@ def measure(work: Work, questions: Sequence[QuestionRow], options: argparse.Name
                 spent, all_of_it, ours = harness(work)
                 within.append(spent / all_of_it)
             else:
-                spent, plain = timed(bare, work, questions)
+                spent, plain = timed(bare, work, batches)
             seconds[side].append(spent)
     same = agreement(ours, plain)
     if same < 0.9:
@@ -150,7 +168,7 @@ def agreement(first: Answers, second: Answers) -> float:
 
 
 def harness(work: Work) -> tuple[float, float, Answers]:
-    """Ours: (seconds inside generate_until, seconds of the whole run, answers)."""
+    """Ours: (seconds inside generate_until, seconds of the whole run, answers in the order they were given)."""
     from evals.lmms_adapter import AnyloomLmms, run_lmms
 
     class Timed(AnyloomLmms):
@@ -174,26 +192,46 @@ def harness(work: Work) -> tuple[float, float, Answers]:
     started = time.perf_counter()
     results = run_lmms(work.box / "task", TASK, model, scratch=work.box / "scratch")
     spent = time.perf_counter() - started
-    replies = {sample["doc"]["question_id"]: model.answers.replies[model.asked["validation", sample["doc_id"]]] for sample in results["samples"]}
-    return Timed.seconds, spent, replies
+    number = {model.asked["validation", sample["doc_id"]]: sample["doc"]["question_id"] for sample in results["samples"]}
+    return Timed.seconds, spent, {number[key]: reply for key, reply in model.answers.replies.items()}
 
 
-def bare(work: Work, questions: Sequence[QuestionRow]) -> Answers:
+def batches_of(work: Work, questions: Sequence[QuestionRow]) -> list[list[QuestionRow]]:
+    """The batches that the adapter makes: pictures with equally many questions, about as long, stand together.
+
+    Raises RuntimeError when two questions are the same to it, which it would ask once.
+    """
+    from evals.lmms_adapter import BUCKET
+
+    shown = {question.picture: hashlib.sha256(work.picture(question)).hexdigest() for question in questions}
+    if len({(shown[question.picture], question.question) for question in questions}) < len(questions):
+        raise RuntimeError("a question is there twice about the same picture: the sides would not answer equally many")
+    count, characters = Counter[str](), Counter[str]()
+    for question in questions:
+        count[shown[question.picture]] += 1
+        characters[shown[question.picture]] += len(question.question)
+
+    def order(question: QuestionRow) -> tuple[int, int, str, str]:
+        picture = shown[question.picture]
+        return count[picture], characters[picture] // BUCKET, picture, question.question
+
+    ordered = sorted(questions, key=order)
+    return [ordered[start : start + work.chunk] for start in range(0, len(ordered), work.chunk)]
+
+
+def bare(work: Work, batches: Sequence[Sequence[QuestionRow]]) -> Answers:
     """The limit: features once per picture, then batch after batch."""
     features = {}
-    for question in questions:
+    for question in (question for batch in batches for question in batch):
         if question.picture not in features:
             features[question.picture] = work.generator.encode("image", work.picture(question))
-    return in_batches(work, questions, features)
+    return in_batches(work, batches, features)
 
 
-def in_batches(work: Work, questions: Sequence[QuestionRow], features: dict[str, Any]) -> Answers:
-    """Questions about a picture together, pictures with equally many questions together, as the adapter does."""
-    count = Counter(question.picture for question in questions)
-    ordered = sorted(questions, key=lambda question: (count[question.picture], question.picture, question.question))
+def in_batches(work: Work, batches: Sequence[Sequence[QuestionRow]], features: dict[str, Any]) -> Answers:
+    """Batch after batch, with features at hand."""
     answers: Answers = {}
-    for start in range(0, len(ordered), work.chunk):
-        batch = ordered[start : start + work.chunk]
+    for batch in batches:
         found = work.generator.answer([work.item(question, features[question.picture]) for question in batch], max_new_tokens=LIMIT)
         answers |= {question.question_id: answer for question, answer in zip(batch, found, strict=True)}
     return answers
@@ -202,7 +240,7 @@ def in_batches(work: Work, questions: Sequence[QuestionRow], features: dict[str,
 def breakdown(work: Work, questions: Sequence[QuestionRow], ours: Answers) -> dict[str, dict[str, Any]]:
     """What each way of saving work brings, one added after the other: seconds, answers per second, gain over the line before, answers equal to ours."""
     features = {question.picture: work.generator.encode("image", work.picture(question)) for question in questions}
-    together: dict[str, list[QuestionRow]] = {}
+    batches, together = batches_of(work, questions), dict[str, list[QuestionRow]]()
     for question in questions:
         together.setdefault(question.picture, []).append(question)
 
@@ -224,7 +262,7 @@ def breakdown(work: Work, questions: Sequence[QuestionRow], ours: Answers) -> di
         "one at a time": lambda: alone(True),
         "+ features at hand": lambda: alone(False),
         "+ shared prefixes": shared,
-        "+ batches of pictures": lambda: in_batches(work, questions, features),
+        "+ batches of pictures": lambda: in_batches(work, batches, features),
     }
     lines: dict[str, dict[str, Any]] = {}
     before = None

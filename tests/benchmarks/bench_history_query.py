@@ -83,7 +83,7 @@ def measure(box: Path, seed: int) -> list[dict]:
         "sqlite inserts and indexes_s": round(peer_s, 1),
     }
     (box / "fresh.duckdb").unlink()
-    pairs = [(ids[int(a)], ids[int(b)]) for a, b in rng.integers(0, RUNS, (ROUNDS + 1, 2))]
+    pairs = [(ids[a], ids[b]) for a, b in (rng.choice(RUNS, 2, replace=False).tolist() for _ in range(ROUNDS + 1))]
     return [entry(name, db, peer_path, pairs, seed, note) for name in QUERIES]
 
 

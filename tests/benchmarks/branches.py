@@ -1,4 +1,4 @@
-"""Runs that branch off a root: a copy by hard links holds everything that is finished in it, and goes on from there with settings of its own.
+"""Runs that branch off a root: a copy holds everything that is finished in it, mostly by hard links, and goes on from there with settings of its own.
 
 Owns the copies, the command line of a run and the way to a finished artifact. Used by the benchmarks that compare variants of a recipe (bench_seeds,
 bench_lora_modes, bench_stage_orders). The root itself is only read.
@@ -15,9 +15,12 @@ from typing import Any
 
 from store_bench import anyloom
 
+APPENDED = (".jsonl", ".lock")
+"""Endings of files that are written in place; all others are replaced as a whole or never change."""
+
 
 def branch(root: Path, name: str) -> Path:
-    """A root of its own beside `root`, with hard links to everything that is complete: one run at a time uses a root."""
+    """A root of its own beside `root`, with hard links to what is complete and copies of what is appended to: one run at a time uses a root."""
     copy = root.parent / f"{root.name}.{name}"
     if copy.exists():  # of an earlier run, which this one continues
         return copy
@@ -26,9 +29,14 @@ def branch(root: Path, name: str) -> Path:
     partial.mkdir(parents=True)
     for folder in ("artifacts", "stores"):
         if (root / folder).is_dir():
-            shutil.copytree(root / folder, partial / folder, copy_function=os.link, symlinks=True)
+            shutil.copytree(root / folder, partial / folder, copy_function=link_or_copy, symlinks=True)
     partial.rename(copy)
     return copy
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """The same file under another name, or a copy of one that would be written through the link."""
+    (shutil.copy2 if source.endswith(APPENDED) else os.link)(source, target)
 
 
 def start(recipe: str, root: Path, settings: Mapping[str, Any], threads: int, goals: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from demo_process import digests, kill_all, start, wait_for, working
+from demo_process import digests, kill_all, start, wait_end, wait_for, working
 
 PHASES = {
     "data": ("lists", "shards_instruct"),
@@ -30,6 +30,8 @@ BRIEF_S = {"shards_instruct": 0.7}
 """Steps that may be over before a longer wait is."""
 TIMED = ("report", "history")
 TIMEOUT_S = 1800.0
+KILLS = 3
+"""Of each phase."""
 
 
 def run(options: argparse.Namespace) -> list[dict]:
@@ -94,9 +96,7 @@ def attempt(root: Path, recipe: str, log: Path, kills: dict[str, list[str]], wan
 
     delay = rng.choice((0.0, rng.uniform(0, 1), rng.uniform(0, 8)))  # at once, early, or deep inside
     while True:
-        if not wait_for(lambda: target() is not None, child, TIMEOUT_S):
-            if child.returncode != 0:
-                raise RuntimeError(f"the demo failed on its own (exit {child.returncode}); log: {log}")
+        if not wait_for(lambda: target() is not None, child, log, TIMEOUT_S):
             return
         aim = target()
         if aim is not None:
@@ -112,7 +112,5 @@ def attempt(root: Path, recipe: str, log: Path, kills: dict[str, list[str]], wan
 
 
 def finish(root: Path, recipe: str, log: Path) -> None:
-    """Run to the end. Raises when it fails."""
-    child = start(root, recipe, log)
-    if child.wait(timeout=TIMEOUT_S) != 0:
-        raise RuntimeError(f"the demo failed (exit {child.returncode}); log: {log}")
+    """Run to the end. Raises RuntimeError when it fails or hangs."""
+    wait_end(start(root, recipe, log), log, TIMEOUT_S)

@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from demo_process import PROJECT, check_code, digests, environment, kill_all, start, wait_for, working
+from demo_process import PROJECT, check_code, digests, environment, kill_all, start, wait_end, wait_for, working
 
 from infra.storage import RECORD, digest_tree, read_json
 from pipelines.embed import part_name
@@ -27,6 +27,7 @@ from pipelines.embed_space import SPACES
 
 PARTS = ("image", "video", "audio")
 TIMEOUT_S = 1800.0
+KILLS = 3
 PART_ROWS = {"tiny": (2, 2, 2)}
 """Recipe -> media per part of each of PARTS."""
 OTHER_ROWS = (32, 8, 4)
@@ -99,10 +100,8 @@ def copy_data(given: Path, root: Path) -> None:
 
 
 def finish(root: Path, recipe: str, log: Path, extra: list[str]) -> None:
-    """Build to the end. Raises RuntimeError when it fails."""
-    child = start(root, recipe, log, *extra, "--no-prefect", "--no-ray", command=("embed", "build"))
-    if child.wait(timeout=TIMEOUT_S) != 0:
-        raise RuntimeError(f"the build failed (exit {child.returncode}); log: {log}")
+    """Build to the end. Raises RuntimeError when it fails or hangs."""
+    wait_end(start(root, recipe, log, *extra, "--no-prefect", "--no-ray", command=("embed", "build")), log, TIMEOUT_S)
 
 
 def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Random, use_ray: bool) -> tuple[bool, str | None, str]:
@@ -111,9 +110,7 @@ def attempt(root: Path, recipe: str, log: Path, extra: list[str], rng: random.Ra
     delay = rng.uniform(0, BETWEEN_S if aim else LOADING_S)
     before = len(parts(root))
     child = start(root, recipe, log, *extra, "--no-prefect", *(() if use_ray else ("--no-ray",)), command=("embed", "build"))
-    if not wait_for(lambda: bool(at_work(root)) and len(parts(root)) >= before + aim, child, TIMEOUT_S, every_s=0.002):
-        if child.returncode != 0:
-            raise RuntimeError(f"the build failed on its own (exit {child.returncode}); log: {log}")
+    if not wait_for(lambda: bool(at_work(root)) and len(parts(root)) >= before + aim, child, log, TIMEOUT_S, every_s=0.002):
         return True, None, ""
     time.sleep(delay)
     busy = at_work(root)

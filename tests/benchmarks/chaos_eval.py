@@ -3,9 +3,10 @@
 Stand-in suites of the recipe (all conditions) from a finished export, in small batches. A kill aims at the moment when a random number of batches has
 been persisted by this run, and falls a random time after it; it counts when the run had begun to answer and had answers left. When a disturbed run reaches
 its end before the kills are used up, it is compared and a new one begins. Every batch is named in the answer file before it is computed, so what was
-computed is counted, not believed: a batch may be begun once more for every kill that fell into it. Compared with an undisturbed run: the artifacts of the
-suites and the rows of the history (all but the time of the run); counted: answers that are missing from the history (lost) or were computed twice though
-they had been persisted (doubled). `--root DIR`: a finished run of the recipe to start from; it is copied.
+computed is counted, not believed: in each run that is compared, every kill that counts may have one batch begun once more. Compared with an undisturbed
+run: the artifacts of the suites and the rows of the history (all but the time of the run); counted: answers that are missing from the history (lost) or
+were computed twice though they had been persisted (doubled). `--root DIR`: a run of the recipe to start from; its artifacts and stores are copied, and what
+is missing in them is made first, on every core.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +25,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from demo_process import check_code, digests, kill_all, start, wait_for
+from demo_process import check_code, digests, kill_all, start, wait_end, wait_for
 
 from evals.answers import AnswerFile
 
@@ -32,29 +35,26 @@ OTHER = {"suite.chunk": 24, "suite.num_questions": 96}
 """For recipes that are not tiny."""
 AIMS = (0, 1, 1, 2, 3, 5)
 """Batches a run persists before it is killed."""
-BETWEEN_S = {"tiny": 0.15}
-OTHER_BETWEEN_S = 3.0
-"""Upper bound of the random time between that moment and the kill."""
-TIMEOUT_S, MAX_ROUNDS = 1800.0, 40
-AFTER = ("eval_*", "history", "report")
-"""Steps that every run makes anew."""
+TINY_BETWEEN_S, OTHER_BETWEEN_S = 0.15, 3.0
+"""Upper bounds of the random time between that moment and the kill."""
+KILLS = 20
+TIMEOUT_S, BASE_TIMEOUT_S, MAX_ROUNDS = 1800.0, 4 * 3600.0, 40
 
 
 def run(options: argparse.Namespace) -> list[dict]:
-    """One entry; raises when a run fails for another reason than our kill, or when kills do not land."""
+    """One entry; raises RuntimeError when a run fails for another reason than our kill, or when kills do not land."""
     check_code()
     box, began = Path(tempfile.mkdtemp(prefix="anyloom-chaos-")), time.monotonic()
     settings = SETTINGS | ({} if options.recipe.startswith("tiny") else OTHER)
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     log = box / "runs.log"
-    if options.root is None:
-        finish(box / "base", options.recipe, log, words, ("history",))
-    else:
-        shutil.copytree(options.root, box / "base", ignore=shutil.ignore_patterns("logs", "prefect", "locks", "work"))
+    for folder in ("artifacts", "stores") if options.root is not None else ():
+        shutil.copytree(options.root / folder, box / "base" / folder)
+    finish(box / "base", options.recipe, log, [], ("history",), threads=os.cpu_count() or 1, timeout_s=BASE_TIMEOUT_S)
     strip(box / "base")
     shutil.copytree(box / "base", box / "reference")
     finish(box / "reference", options.recipe, log, words, GOALS)
-    wanted = history_rows(box / "reference")
+    wanted, (done, answers) = history_rows(box / "reference"), batches(box / "reference")
     rng, kills, missed, rounds, where = random.Random(options.seed), 0, 0, 0, Counter[str]()
     found: Counter[str] = Counter()
     while kills < options.kills:
@@ -63,29 +63,33 @@ def run(options: argparse.Namespace) -> list[dict]:
             raise RuntimeError(f"only {kills} of {options.kills} kills landed in {MAX_ROUNDS} runs; log: {log}")
         root, here = box / f"disturbed-{rounds}", 0
         shutil.copytree(box / "base", root)
-        while kills < options.kills:
-            ended, landed = attempt(root, options.recipe, log, words, rng)
-            if ended:
-                break
-            here, kills, missed = here + landed, kills + landed, missed + (not landed)
-            where.update([f"{batches(root)[0]} batches done"] * landed)
+        while kills + here < options.kills and attempt(root, options.recipe, log, words, rng):
+            batches_done, answered = batches(root)
+            if answered < answers:
+                here += 1
+                where[f"{batches_done} batches done"] += 1
+            else:
+                missed += 1
         finish(root, options.recipe, log, words, GOALS)
-        found.update(compare(box / "reference", root, options.recipe, settings, wanted, here + missed))
-        shutil.rmtree(root) if not found["differences"] + found["lost"] + found["doubled"] else None
-    done, answers = batches(box / "reference")
+        kills += here
+        found.update(compare(box / "reference", root, options.recipe, settings, wanted, here))
+        if not found["differences"] + found["lost"] + found["doubled"]:
+            shutil.rmtree(root)
     note = {
         "recipe": options.recipe,
         "answers": answers,
         "batches": done,
         "runs compared": rounds,
         "begun again": found["again"],
-        "kills before the first or after the last answer": missed,
+        "kills after the last answer": missed,
         "killed at": dict(sorted(where.items())),
         "seconds": round(time.monotonic() - began),
     }
-    bad = found["differences"] + found["lost"] + found["doubled"]
-    print(f"kept: {box}", file=sys.stderr) if bad else shutil.rmtree(box)
     counts = {name: found[name] for name in ("differences", "lost", "doubled")}
+    if sum(counts.values()):
+        print(f"kept: {box}", file=sys.stderr)
+    else:
+        shutil.rmtree(box)
     return [{"name": "eval", "kills": kills, **counts, "seed": options.seed, "note": note}]
 
 
@@ -104,28 +108,33 @@ def strip(root: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def finish(root: Path, recipe: str, log: Path, words: list[str], goals: tuple[str, ...]) -> None:
-    """Run to the end. Raises RuntimeError when it fails."""
-    child = start(root, recipe, log, *goals, *words, "--no-prefect", "--no-ray", "--threads", "1")
-    if child.wait(timeout=TIMEOUT_S) != 0:
-        raise RuntimeError(f"the run failed (exit {child.returncode}); log: {log}")
+def begin(root: Path, recipe: str, log: Path, words: list[str], goals: tuple[str, ...], threads: int = 1) -> subprocess.Popen[bytes]:
+    """A run in processes of its own, without schedulers."""
+    return start(root, recipe, log, *goals, *words, "--no-prefect", "--no-ray", "--threads", str(threads))
 
 
-def attempt(root: Path, recipe: str, log: Path, words: list[str], rng: random.Random) -> tuple[bool, bool]:
-    """One run that is killed: (it ended before that, the kill fell between the first and the last answer of a suite)."""
-    aim, delay = rng.choice(AIMS), rng.uniform(0, BETWEEN_S.get(recipe, OTHER_BETWEEN_S))
-    lines = count_lines(root)
-    before = lines["batches"]
-    child = start(root, recipe, log, *GOALS, *words, "--no-prefect", "--no-ray", "--threads", "1")
-    if not wait_for(lambda: count_lines(root)["begun"] > lines["begun"] and count_lines(root)["batches"] >= before + aim, child, TIMEOUT_S, every_s=0.005):
-        if child.returncode != 0:
-            raise RuntimeError(f"the run failed on its own (exit {child.returncode}); log: {log}")
-        return True, False
+def finish(root: Path, recipe: str, log: Path, words: list[str], goals: tuple[str, ...], threads: int = 1, timeout_s: float = TIMEOUT_S) -> None:
+    """Run to the end. Raises RuntimeError naming the log when it fails or takes longer; then it is ended."""
+    wait_end(begin(root, recipe, log, words, goals, threads), log, timeout_s)
+
+
+def attempt(root: Path, recipe: str, log: Path, words: list[str], rng: random.Random) -> bool:
+    """One run that is killed after it has begun to answer; False when it reached its end before. Raises RuntimeError when it fails on its own."""
+    aim, delay = rng.choice(AIMS), rng.uniform(0, TINY_BETWEEN_S if recipe.startswith("tiny") else OTHER_BETWEEN_S)
+    before = count_lines(root)
+
+    def there() -> bool:
+        now = count_lines(root)
+        return now["begun"] > before["begun"] and now["batches"] >= before["batches"] + aim
+
+    child = begin(root, recipe, log, words, GOALS)
+    if not wait_for(there, child, log, TIMEOUT_S, every_s=0.005):
+        return False
     time.sleep(delay)
     kill_all(child)
-    if child.returncode != -9:
-        return True, False
-    return False, bool(list((root / "work").glob("eval_*_as_*/*")))
+    if child.returncode not in (0, -9):
+        raise RuntimeError(f"the run failed on its own (exit {child.returncode}); log: {log}")
+    return child.returncode == -9
 
 
 def count_lines(root: Path) -> dict[str, int]:
@@ -139,16 +148,10 @@ def count_lines(root: Path) -> dict[str, int]:
 
 
 def batches(root: Path) -> tuple[int, int]:
-    """(batches with answers, answers) of a root."""
-    answers = [AnswerFile(copy_of(path)) for path in (root / "stores" / "answers").glob("*.jsonl")]
-    return count_lines(root)["batches"], sum(len(file.replies) for file in answers)
-
-
-def copy_of(path: Path) -> Path:
-    """The answer file elsewhere: opening one cuts off a torn line."""
-    copied = Path(tempfile.mkdtemp(prefix="anyloom-answers-")) / path.name
-    shutil.copyfile(path, copied)
-    return copied
+    """(batches with answers, answers) of a root. Looks at copies: opening an answer file cuts off a torn line."""
+    with tempfile.TemporaryDirectory(prefix="anyloom-answers-") as box:
+        copies = [shutil.copy(path, box) for path in (root / "stores" / "answers").glob("*.jsonl")]
+        return count_lines(root)["batches"], sum(len(AnswerFile(Path(path)).replies) for path in copies)
 
 
 def history_rows(root: Path) -> dict[str, list[str]]:

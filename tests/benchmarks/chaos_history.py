@@ -26,6 +26,7 @@ WRITERS, RUNS, BATCHES = 4, 10_000, 20
 ROWS = {"run": 1, "metric": 4, "sample": 20, "train_metrics": 3}
 """Rows of one run."""
 TIMEOUT_S = 1800.0
+KILLS = 3
 
 WRITER = """
 import sys, time

@@ -59,16 +59,32 @@ def working(root: Path) -> set[str]:
     return {path.stem.rpartition("-")[0] for path in (root / "locks").glob("*-*.lock") if path.stat().st_ino in held}
 
 
-def wait_for(condition: Callable[[], bool], child: subprocess.Popen[bytes], timeout_s: float, every_s: float = 0.02) -> bool:
-    """True when `condition` (tried every_s seconds) holds, False when the run ended first. Raises TimeoutError."""
+def wait_end(child: subprocess.Popen[bytes], log: Path, timeout_s: float) -> None:
+    """Wait for the run's end. Raises RuntimeError naming the log when it fails or takes longer, and leaves nothing of it running."""
+    try:
+        code = child.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_all(child)
+        raise RuntimeError(f"the run did not end in {timeout_s:.0f} s and was killed; log: {log}") from None
+    if code != 0:
+        raise RuntimeError(f"the run failed (exit {code}); log: {log}")
+
+
+def wait_for(condition: Callable[[], bool], child: subprocess.Popen[bytes], log: Path, timeout_s: float, every_s: float = 0.02) -> bool:
+    """True when `condition` (tried every_s seconds) holds, False when the run came to its end before.
+
+    Raises RuntimeError naming the log when the run failed, or when neither happened in time; then nothing of it is left running.
+    """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if condition():
             return True
         if child.poll() is not None:
+            wait_end(child, log, 0)
             return False
         time.sleep(every_s)
-    raise TimeoutError(f"nothing for {timeout_s} s")
+    kill_all(child)
+    raise RuntimeError(f"the run neither got there nor ended in {timeout_s:.0f} s and was killed; log: {log}")
 
 
 def digests(root: Path, recipe: str, overrides: dict | None = None) -> dict[str, str]:

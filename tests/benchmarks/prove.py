@@ -1,6 +1,7 @@
 """The proof harness: `prove.py bench|chaos|fuzz [ONLY] [--option value]`. Prints a table and writes build/<kind>.json.
 
-A module beside this file named <kind>_<name>.py is one entry; it has `run(options) -> list[dict]` and a docstring saying what it shows.
+A module beside this file named <kind>_<name>.py is one entry; it has `run(options) -> list[dict]` and a docstring saying what it shows; a kill test also has
+KILLS, how many it makes unless told.
 A failed measurement exits non-zero and writes nothing. Entries of other names already in the JSON file are kept.
 """
 
@@ -11,6 +12,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
@@ -31,7 +33,7 @@ def main() -> int:
     parser.add_argument("only", nargs="?", default="")
     parser.add_argument("--recipe", default="smol")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=3, help="chaos: kills per phase")
+    parser.add_argument("--kills", type=int, help="chaos: kills (demo: per phase); default: KILLS of the entry")
     parser.add_argument("--reference", type=Path, help="a root that already holds an undisturbed run of this commit on this machine")
     parser.add_argument("--seeds", type=int, default=3, help="bench seeds: how many")
     parser.add_argument("--recipes", default="smol,smol_plain,smol_frozen", help="bench seeds: which, separated by commas")
@@ -60,7 +62,7 @@ def main() -> int:
         known = ", ".join(sorted(p.stem.split("_", 1)[1] for p in HERE.glob(f"{options.kind}_*.py")))
         print(f"no {options.kind} entry called {options.only}; there are: {known}", file=sys.stderr)
         return 2
-    results = [entry for name in names for entry in importlib.import_module(name).run(options)]
+    results = [entry for name in names for entry in run(importlib.import_module(name), options)]
     fields = FIELDS[options.kind]
     for entry in results:
         missing = [field for field in fields if field not in entry]
@@ -69,6 +71,13 @@ def main() -> int:
         print("\n".join(f"{field:>12}  {entry[field]}" for field in fields), end="\n\n")
     write(options.out / f"{options.kind}.json", results)
     return int(any(entry[field] for entry in results for field in FAILS[options.kind]))
+
+
+def run(module: ModuleType, options: argparse.Namespace) -> list[dict]:
+    """What one entry found. Kills that are not given are as many as it says itself."""
+    kills = getattr(module, "KILLS", None) if options.kills is None else options.kills
+    found: list[dict] = module.run(argparse.Namespace(**{**vars(options), "kills": kills}))
+    return found
 
 
 def write(path: Path, results: list[dict]) -> None:

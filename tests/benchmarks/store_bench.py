@@ -84,6 +84,28 @@ def python_path() -> str:
 
 
 @contextmanager
+def pinned(count: int) -> Iterator[None]:
+    """This process on `count` of its cores, with all its threads. Raises RuntimeError when it has fewer."""
+    before = os.sched_getaffinity(0)
+    if count > len(before):
+        raise RuntimeError(f"{count} threads are asked for, but this process has {len(before)} cores")
+    move(set(sorted(before)[:count]))
+    try:
+        yield
+    finally:
+        move(before)
+
+
+def move(cores: set[int]) -> None:
+    """Put every thread of this process on these cores; threads that it starts later inherit them."""
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            os.sched_setaffinity(int(thread.name), cores)
+        except ProcessLookupError:  # it has just ended
+            continue
+
+
+@contextmanager
 def scratch() -> Iterator[Path]:
     """A directory that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="anyloom-bench-") as box:

@@ -1,4 +1,4 @@
-"""The kill tests on the tiny recipe: every phase, and embedding builds; real SIGKILL, equal bytes. The same harness runs on smol by `make chaos ONLY=demo`."""
+"""The kill tests on the tiny recipe: every phase, embedding builds, evaluations; real SIGKILL, equal bytes. On smol: `make chaos ONLY=demo` (embed, eval)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,21 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path):
 def test_killed_embedding_builds_end_like_an_undisturbed_one(tmp_path):
     done = subprocess.run(
         [sys.executable, "tests/benchmarks/prove.py", "chaos", "embed", "--recipe", "tiny", "--kills", "4", "--out", str(tmp_path)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=1400,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (entry,) = json.loads((tmp_path / "chaos.json").read_text())
+    assert (entry["differences"], entry["lost"], entry["doubled"]) == (0, 0, 0) and entry["kills"] >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_evaluations_end_like_an_undisturbed_one(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "tests/benchmarks/prove.py", "chaos", "eval", "--recipe", "tiny", "--kills", "4", "--out", str(tmp_path)],
         cwd=PROJECT,
         capture_output=True,
         text=True,
