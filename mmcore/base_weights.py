@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from infra.step import AnyloomError
 from infra.storage import list_files, read_json, sha256_file, write_atomic
@@ -28,17 +28,27 @@ def leave_behind(lm: Path) -> list[str]:
     return names
 
 
+def _left_behind(record: Path) -> dict[str, str]:
+    """name -> sha256 of the files that BASE names. Raises AnyloomError for a name that is none of `leave_behind`: it could lead anywhere."""
+    wanted: dict[str, str] = read_json(record)["sha256"]
+    for name in wanted:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or path.suffix != WEIGHTS:
+            raise AnyloomError(f"{record} names {name!r}, which is no {WEIGHTS} file below its directory: take the packed model from its maker again")
+    return wanted
+
+
 @contextmanager
 def language_model(directory: Path, base: Path | None = None) -> Iterator[Path]:
     """The `lm/` of an exported directory, with its weights. base: where they are when the export names them only.
 
-    Raises AnyloomError when they are needed and not given, or are other files.
+    Raises AnyloomError when they are needed and not given, or are other files, and for names that lead out of the directory.
     """
     lm = directory / LM
     if not (lm / BASE).is_file():
         yield lm
         return
-    wanted: dict[str, str] = read_json(lm / BASE)["sha256"]
+    wanted = _left_behind(lm / BASE)
     if base is None:
         raise AnyloomError(f"{directory} comes without the weights of its language model ({', '.join(wanted)}): give the directory that holds them with --base")
     for name, digest in wanted.items():

@@ -26,7 +26,7 @@ from mmcore.data.chat import Chat
 from mmcore.decoding import PackedCache, Stream, written
 from mmcore.encoders import Encoder, load_encoder
 from mmcore.input_projectors import num_projected
-from mmcore.model import LORA, TENSORS, AnyModel, load_model
+from mmcore.model import LORA, TENSORS, AnyModel, check_trained, load_model
 from mmcore.special_tokens import MEDIA, placeholder
 from mmcore.types import Answer, BrokenBlock, Event, MediaBatch, Question, SignalBlock, TextPiece
 
@@ -54,7 +54,7 @@ class Generator:
     def load(cls, directory: Path, threads: int | None = None, device: str = "cpu", base: Path | None = None) -> Generator:
         """A Generator from an export directory, on `cpu` or `cuda`. base: the language model's weights, for an export that names them only.
 
-        Raises AnyloomError when it is not one, or the weights are not those that it names.
+        Raises AnyloomError when it is not one, or the weights are not those that it names, or nothing trained the projector of something it reads.
         """
         directory = Path(directory)
         if not (directory / DESCRIPTION).is_file():
@@ -65,6 +65,7 @@ class Generator:
         try:
             with language_model(directory, base) as lm:
                 model = load_model(model_spec_from_json(description["model"]), lm, (directory,))
+            check_trained(model, directory / TENSORS)
         except ValueError as error:
             raise AnyloomError(f"{directory}: {error}") from error
         return cls(model.to(device).eval(), bool(description["caption_turn"]), directory / ENCODERS, description)

@@ -158,9 +158,9 @@ def load_text_parts(directory: Path, tokens: int) -> tuple[Any, Any]:
     model_max_length, and hands on the mask when the encoder's config says so."""
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     tokenizer.model_max_length = tokens
-    encoder = AutoModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32).eval().requires_grad_(False)
+    encoder = AutoModel.from_pretrained(directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32).eval().requires_grad_(False)
     encoder.config.use_attention_mask = True
     return tokenizer, encoder
 

@@ -13,6 +13,7 @@ Shape letters: V rows of the LM's own vocabulary, D its width, S signal tokens o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from safetensors.torch import save
 
 from infra.step import AnyloomError
-from infra.storage import write_atomic
+from infra.storage import new_staging, publish_dir, write_atomic
 from mmcore.building import building
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, output_spec
 from mmcore.lora import attach_lora, lora_parameters, save_lora
@@ -201,9 +202,14 @@ def _base(directory: Path) -> tuple[Any, Any, LmShape]:
     """(LM, tokenizer with the wrapper tokens, sizes) of a transformers directory. Raises AnyloomError for one that cannot carry the checkpoint."""
     from transformers import AutoModelForCausalLM
 
-    from mmcore.llm import load_tokenizer
+    from mmcore.llm import load_tokenizer, own_code_refused
 
-    base, tokenizer = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, use_safetensors=True, dtype="auto"), load_tokenizer(directory)
+    try:
+        with own_code_refused(directory):
+            base = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, use_safetensors=True, dtype="auto", trust_remote_code=False)
+        tokenizer = load_tokenizer(directory)
+    except ValueError as error:
+        raise AnyloomError(f"{directory}: {str(error).partition(chr(10))[0]}") from error
     layers = getattr(getattr(base, "model", None), "layers", ())
     if not layers or not hasattr(layers[0].self_attn, "k_proj") or base.config.tie_word_embeddings:
         raise AnyloomError(f"{directory} is not an LM of the LLaMA kind with a head of its own, as the old checkpoint needs (Vicuna-7B v0)")
@@ -218,8 +224,11 @@ def _base(directory: Path) -> tuple[Any, Any, LmShape]:
 def import_checkpoint(checkpoint: Path, lm_dir: Path, output: Path, spec: ModelSpec) -> LmShape:
     """Write `output`: lm/ (the LM with the checkpoint's own matrices), lora/, tensors.safetensors; `load_model(spec, output / "lm", (output,))` reads it.
 
-    Base matrices keep the LM's dtype, trained tensors become float32. Raises AnyloomError for a file or LM that does not fit, by name.
+    Base matrices keep the LM's dtype, trained tensors become float32. The directory appears when it is whole. Raises AnyloomError when it exists already,
+    or for a file or LM that does not fit, by name.
     """
+    if output.exists():
+        raise AnyloomError(f"{output} exists already: name a new directory")
     state = read_checkpoint(checkpoint)
     base, tokenizer, lm = _base(lm_dir)
     ours = to_ours(state, links(spec, lm), str(checkpoint))
@@ -228,11 +237,16 @@ def import_checkpoint(checkpoint: Path, lm_dir: Path, output: Path, spec: ModelS
         for matrix, _ in _MATRICES:
             own[matrix].copy_(ours.pop(f"lm.base.{matrix}"))
     base.config._name_or_path = tokenizer.name_or_path = ""  # no trace of where it was made
-    base.save_pretrained(output / "lm")
-    tokenizer.save_pretrained(output / "lm")
-    attach_lora(base, spec.lora, spec.seed)
-    for name, parameter in lora_parameters(base).items():
-        parameter.data.copy_(ours.pop(f"lm.base.{name}"))
-    save_lora(base, spec.lora, output / LORA)
-    write_atomic(output / TENSORS, save({name: value.float().contiguous().clone() for name, value in sorted(ours.items())}))
+    staging = new_staging(output.absolute())
+    try:
+        base.save_pretrained(staging / "lm")
+        tokenizer.save_pretrained(staging / "lm")
+        attach_lora(base, spec.lora, spec.seed)
+        for name, parameter in lora_parameters(base).items():
+            parameter.data.copy_(ours.pop(f"lm.base.{name}"))
+        save_lora(base, spec.lora, staging / LORA)
+        write_atomic(staging / TENSORS, save({name: value.float().contiguous().clone() for name, value in sorted(ours.items())}))
+        publish_dir(staging, output.absolute())
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return lm

@@ -9,6 +9,8 @@ features and cannot be emitted. Refuses to know media, chat and losses.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from infra.storage import read_json
 from mmcore.building import building
 from mmcore.config import QUANTIZE, SpecialTokens
 from mmcore.lm_families import check_family, longest_row
@@ -132,11 +135,25 @@ class LanguageModel(nn.Module):
         return torch.cat([self.base_logits(hidden_PD), hidden_PD.float() @ self.new_head_rows.T], -1)
 
 
+@contextmanager
+def own_code_refused(directory: Path) -> Iterator[None]:
+    """Around the opening of a transformers directory, which runs none of its code: raises ValueError in one line when it cannot be opened and names some."""
+    try:
+        yield
+    except ValueError as error:
+        for path in (directory / "config.json", directory / "tokenizer_config.json"):
+            if path.is_file() and "auto_map" in read_json(path):
+                named = f"{directory.name}/{path.name} names code of its own (auto_map)"
+                raise ValueError(f"{named}, which is never run here: take a model of a family that transformers knows") from error
+        raise
+
+
 def load_tokenizer(directory: Path) -> Any:
-    """The LM's own tokenizer, from local files only."""
+    """The LM's own tokenizer, from local files only. Raises ValueError for one that needs code of its own."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    with own_code_refused(directory):
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 def _quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -166,18 +183,21 @@ def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, q
     """A frozen LM from a transformers directory, eager attention (faster than SDPA at short rows on CPU).
 
     quantize: `4bit` or `8bit` stores the linear layers so, on a CUDA device; embeddings and head stay in dtype.
-    Raises ValueError for an unknown dtype, a quantisation that this machine cannot do, or a family that cannot be used.
+    Raises ValueError for an unknown dtype, a quantisation that this machine cannot do, or a family that cannot be used or needs code of its own.
     """
     from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
         raise ValueError(f"model dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
-    base = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=DTYPES[dtype],
-        attn_implementation="eager",
-        local_files_only=True,
-        use_safetensors=True,
-        **_quantization(quantize, DTYPES[dtype]),
-    )
+    quantized = _quantization(quantize, DTYPES[dtype])
+    with own_code_refused(directory):
+        base = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=DTYPES[dtype],
+            attn_implementation="eager",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **quantized,
+        )
     return LanguageModel(base, counts, seed)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from infra.step import AnyloomError
 from mmcore.config import ModelSpec, output_spec
 from mmcore.data.chat import Chat
 from mmcore.input_projectors import build_input_projector
@@ -43,6 +45,8 @@ class AnyModel(nn.Module):
             }
         )
         self.output_projectors = output_projectors(spec, lm.width)
+        self.untrained: frozenset[str] = frozenset()
+        """Modalities whose output projectors no stage has trained (see check_trained)."""
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +115,9 @@ class AnyModel(nn.Module):
         return self.lm.logits(self(batch)[where_BT]), batch.targets_BT[where_BT]
 
     def conditioning(self, modality: str, hidden_BSD: torch.Tensor) -> torch.Tensor:
-        """Hidden states of complete signal blocks -> conditioning_BQC."""
+        """Hidden states of complete signal blocks -> conditioning_BQC. Raises AnyloomError when nothing trained the modality's output projector."""
+        if modality in self.untrained:
+            raise AnyloomError(f"the model emits {modality}, but its output projector was never trained: train stage2 and export again, or ask for words")
         conditioning_BQC: torch.Tensor = self.output_projectors[modality](hidden_BSD, signal_rows(self.lm, modality))
         return conditioning_BQC
 
@@ -150,6 +156,30 @@ def load_tensors(module: nn.Module, path: Path, only: str = "") -> None:
             shapes = f"{name} has shape {tuple(value.shape)}, the model wants {tuple(own[name].shape)}"
             raise ValueError(f"{path}: {shapes}: it was trained with another language model, encoder or projector; train that stage again with these")
         own[name].data.copy_(value)
+
+
+def check_trained(model: AnyModel, path: Path) -> None:
+    """The projectors of an exported model come from its tensors (path), not from a seed: notes the modalities that have no trained output projector.
+
+    Raises ValueError naming the file, or what it lacks of an encoder's input projector, or of an output projector that is there in part.
+    """
+    if not path.is_file():
+        raise ValueError(f"it has no {path.name}: copy the whole export")
+    with safe_open(path, framework="pt") as handle:
+        held = set(handle.keys())
+    untrained = set()
+    for side in ("input_projectors", "output_projectors"):
+        for modality, projector in getattr(model, side).items():
+            start = f"{side}.{modality}."
+            lacking = [start + name for name, parameter in projector.named_parameters() if parameter.numel() and start + name not in held]
+            if lacking and side == "input_projectors":
+                remedy = f"train stage1 and export again, or take {modality} out of the encoders"
+                raise ValueError(f"{path.name} lacks {lacking[0]}: the input projector of {modality} was never trained; {remedy}")
+            if lacking and any(name.startswith(start) for name in held):
+                raise ValueError(f"{path.name} lacks {lacking[0]}, but holds the rest of this projector: export again")
+            if lacking:
+                untrained.add(modality)
+    model.untrained = frozenset(untrained)
 
 
 def load_model(spec: ModelSpec, lm_dir: Path, stages: tuple[Path, ...] = ()) -> AnyModel:

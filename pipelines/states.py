@@ -83,7 +83,8 @@ def _asking(sample: Sample, captions: Mapping[str, str]) -> Asking | None:
     said, rest = sample.conversations[-1][1].strip().removesuffix(given[0]), sample.conversations[-1][1].strip()[-len(given[0]) :]
     if rest != given[0] or said not in ("", sample.texts[0]):
         return None
-    if any(piece in question for question, _ in sample.conversations[1:] for piece in PLACEHOLDERS):
+    first, *later = (sum(question.count(piece) for piece in PLACEHOLDERS) for question, _ in sample.conversations)
+    if first > 1 or any(later):
         return None
     turns = [(question_text(question, sample.modality), answer) for question, answer in sample.conversations]
     caption = captions.get(sample.media_sha256) if sample.modality != "text" else None

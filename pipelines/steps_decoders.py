@@ -231,9 +231,10 @@ def caption_generation_inputs(recipe: Recipe, steps: Mapping[str, Step], decoder
 def signal_inputs(recipe: Recipe, steps: Mapping[str, Step], decoders: Mapping[str, Step], captions: Mapping[str, Step]) -> SignalInputs:
     """Inputs of stage 2, by the modalities of its mixture. Raises AnyloomError for one that cannot be emitted, or has no targets or latents."""
     asked = captioned(recipe, "stage2")
-    modalities = [modality for modality in MODALITIES[1:] if modality in asked or modality == "image"]
+    pictures = {"image"} if TARGETS["image"] in steps else set()  # known to the states wherever they have targets
+    modalities = [modality for modality in MODALITIES[1:] if modality in asked.keys() | pictures]
     for modality, dataset in asked.items():
-        if modality != "image" and TARGETS[modality] not in steps:
+        if TARGETS[modality] not in steps:
             remedy = f"name a decoder for {modality} in decoders and set tokens.{modality}, or leave the dataset out"
             raise AnyloomError(f"recipe {recipe.name}: stage2.mixture has {dataset}, but nothing makes targets of {modality}: {remedy}")
         _check_latents(recipe, "stage2", modality, dataset, steps, decoders)

@@ -50,10 +50,17 @@ def to_sample(meta: Mapping[str, Any], media_sha256: str) -> Sample:
     )
 
 
+def _check_one_medium(meta: Mapping[str, Any]) -> None:
+    """Raises AnyloomError for a sample with several input media, of which a row would hold the first only."""
+    inputs = sum(medium["role"] == "input" for medium in meta["media"])
+    if inputs > 1:
+        raise AnyloomError(f"sample {meta['key']} has {inputs} input media, a training row takes one: split the record or leave it out")
+
+
 def dataset_samples(shards: Mapping[str, ShardSet], names: Iterable[str]) -> tuple[dict[str, list[Sample]], dict[str, str]]:
     """(dataset -> its samples, dataset -> its group) of training datasets, in stored order, duplicates left out.
 
-    Raises AnyloomError for a dataset that is nowhere, or whose split is not train.
+    Raises AnyloomError for a dataset that is nowhere, or whose split is not train, and for a sample that a row cannot hold.
     """
     samples: dict[str, list[Sample]] = {}
     groups: dict[str, str] = {}
@@ -62,8 +69,11 @@ def dataset_samples(shards: Mapping[str, ShardSet], names: Iterable[str]) -> tup
             keys = shard_set.keys(source=name)
             if not keys:
                 continue
-            found = [to_sample(meta, shard_set.media_sha(meta["key"])) for meta in shard_set.metas(keys)]
-            splits = sorted({str(meta["split"]) for meta in shard_set.metas(keys)})
+            metas = shard_set.metas(keys)
+            for meta in metas:
+                _check_one_medium(meta)
+            found = [to_sample(meta, shard_set.media_sha(meta["key"])) for meta in metas]
+            splits = sorted({str(meta["split"]) for meta in metas})
             if splits != ["train"]:
                 raise AnyloomError(f"the mixture names {name}, whose split is {', '.join(splits)}: only train splits may be trained on")
             samples[name], groups[name] = found, group

@@ -98,10 +98,13 @@ def _tensor_files(option: str, path: Path, stem: str, pickled: bool = True) -> d
 
 
 def decoder_parts(directory: Path) -> list[str]:
-    """The parts of a diffusers directory that a decoder needs, sorted. Raises AnyloomError when it is none."""
+    """The parts of a diffusers directory that a decoder needs, sorted. Raises AnyloomError when it is none, or names a part that can be no folder in it."""
     if not (directory / INDEX).is_file():
         raise AnyloomError(f"{directory} is no diffusers directory: it has no {INDEX}; save the decoder there with save_pretrained")
-    named = {part: value for part, value in read_json(directory / INDEX).items() if isinstance(value, list) and value[-1] is not None}
+    named = {part: value for part, value in read_json(directory / INDEX).items() if isinstance(value, list) and value and value[-1] is not None}
+    for part in named:
+        if not part.isidentifier():  # a pipeline of diffusers takes its parts as named arguments, so a published one is; others could be paths
+            raise AnyloomError(f"{directory / INDEX} names the part {part!r}, which is no plain folder name: take the decoder from its publisher again")
     return sorted(part for part in named if part not in LEFT_OUT)
 
 

@@ -65,15 +65,16 @@ def _prove(given: Path, folder: Path, config: LmConfig, weights: list[Path]) -> 
 
     from mmcore.config import SpecialTokens
     from mmcore.data.chat import Chat
-    from mmcore.llm import load_tokenizer
+    from mmcore.llm import load_tokenizer, own_code_refused
     from mmcore.lm_families import check_family, lora_targets
     from mmcore.special_tokens import TokenTable
 
     try:
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with own_code_refused(folder):
+            settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_family(settings)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings)
+        with own_code_refused(folder), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
         lora_targets(model, config.targets)
     except (ValueError, KeyError, OSError) as error:
         raise AnyloomError(f"{given}: not the directory of a language model that can be used here: {_first_line(error)}") from error

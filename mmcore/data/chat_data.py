@@ -20,6 +20,7 @@ from mmcore.data.chat import Chat, Turn, question_text
 from mmcore.input_projectors import num_projected
 from mmcore.losses import StepLoss, weighted_nll
 from mmcore.model import AnyModel
+from mmcore.special_tokens import placeholder
 from mmcore.types import IGNORE, Batch, Sample, TokenRow
 from mmcore.vocabulary import token_nll
 
@@ -64,9 +65,22 @@ class Drawn:
     """Place in the step's global batch."""
 
 
+def _check_placeholders(sample: Sample) -> None:
+    """Raises ValueError for a conversation whose questions name the sample's one medium several times."""
+    if sample.modality == "text":
+        return
+    name = placeholder(sample.modality)
+    named = sum(human.count(name) for human, _ in sample.conversations)
+    if named > 1:
+        raise ValueError(f"sample {sample.key} names {name} {named} times but a training row takes 1 {sample.modality}: split the record or leave it out")
+
+
 class ChatData:
     """samples: dataset -> its samples in stored order; features: modality -> source; captions: media sha256 -> caption of the caption turn; generation: the
-    generation losses of captions (stage 1)."""
+    generation losses of captions (stage 1).
+
+    Raises ValueError for a conversation that names its medium more than once: the prefix of a row holds it once.
+    """
 
     def __init__(
         self,
@@ -82,6 +96,9 @@ class ChatData:
         self.captions, self.generation = captions or {}, generation
         self.schedule = Schedule({name: len(rows) for name, rows in samples.items()}, config.mixture, config.steps * config.batch, config.seed)
         names = [name for name, _ in config.mixture]
+        for name in names:
+            for sample in samples[name]:
+                _check_placeholders(sample)
         self.weights = {name: answer_weights(samples[name]) for name in names} if config.balance_answers else {}
         generated = generation.part_names if generation is not None else ()
         self.part_names = ("caption_turn", *names, *(f"{name}_yes_no" for name in names), *generated)

@@ -231,7 +231,8 @@ def pixels(values: torch.Tensor) -> np.ndarray:
 
 @building()
 def open_weights(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """A model of diffusers or transformers, frozen and in evaluation mode. Raises AnyloomError when the folder is missing or holds no safetensors."""
+    """A model of diffusers or transformers, frozen and in evaluation mode. Raises AnyloomError when the folder is missing, holds no
+    safetensors or lacks a tensor."""
     if not folder.is_dir():
         raise AnyloomError(f"{folder} is missing; copy the decoder's whole directory")
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
@@ -244,6 +245,6 @@ def open_weights(kind: Any, folder: Path, dtype: torch.dtype, device: torch.devi
         model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
     except OSError as error:
         raise AnyloomError(f"{folder}: {NO_SAFETENSORS} ({str(error).splitlines()[0]})") from error
-    if kind.__module__.startswith("diffusers") and info["missing_keys"]:
-        raise AnyloomError(f"{folder}: the weights lack {sorted(info['missing_keys'])[0]}; are they those of its config.json?")
+    if info["missing_keys"]:  # both libraries would go on with random values; tied tensors and what their classes may leave out are not among them
+        raise AnyloomError(f"{folder}: the weights lack {sorted(info['missing_keys'])[0]}; are they those of its config.json, with every shard?")
     return model.eval().requires_grad_(False).to(device)

@@ -35,8 +35,8 @@ class BertTextEncoder(BatchedEncoder):
             raise ValueError(f"encoder {spec.kind} needs tokens >= 3 (CLS, a token, SEP), or 0 for one pooled vector, got {spec.tokens}")
         self.spec = spec
         directory = str(weights_dir / "encoder")
-        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        self._model = AutoModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32).eval().requires_grad_(False)
+        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        self._model = AutoModel.from_pretrained(directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32).eval().requires_grad_(False)
         if self._model.config.hidden_size != spec.width:
             raise ValueError(f"the text encoder in {weights_dir} is {self._model.config.hidden_size} wide, the spec says {spec.width}")
         self._longest = spec.tokens or min(MAX_POOLED_TOKENS, self._model.config.max_position_embeddings)

@@ -39,7 +39,7 @@ class HfAudioEncoder(BatchedEncoder):
             raise ValueError(f"unknown audio family '{self._family}': choose one of {', '.join(FAMILIES)}")
         folder = weights_dir / "encoder"
         self._model = load_part(folder, self._family, FAMILIES[self._family])
-        self._front = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        self._front = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> dict[str, torch.Tensor]:
         """Bytes -> the model's inputs."""

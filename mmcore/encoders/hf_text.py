@@ -61,7 +61,7 @@ class HfTextEncoder(BatchedEncoder):
         self._family = FAMILIES[name]
         folder = weights_dir / "encoder"
         self._model = load_part(folder, name, self._family.model)
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         gives = getattr(self._model.config, self._family.width)
         if gives != spec.width:
             raise ValueError(f"the text side in {weights_dir} gives width {gives}, the spec says {spec.width}")

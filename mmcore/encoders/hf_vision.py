@@ -62,7 +62,7 @@ class HfImageEncoder(BatchedEncoder):
         self._family = FAMILIES[family]
         folder = weights_dir / "encoder"
         self._model = load_part(folder, family, self._family.model)
-        self._processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self._processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, H, W]; a picture has no span."""

@@ -158,3 +158,62 @@ def test_a_tokenizer_without_the_marks_and_an_unknown_template_are_named():
         Chat(tokenizer, table)
     with pytest.raises(ValueError, match="chat template 'alpaca' is unknown; there are: chatml, vicuna_v1, llama3, vicuna_v0, plain"):
         chat_template("alpaca")
+
+
+def _chatml(system: str) -> str:
+    """ChatML as SmolLM2 and Qwen2 publish it: with a system turn of their own where a conversation has none."""
+    return (
+        "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>system\n" + system + "<|im_end|>\n' }}{% endif %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+def _sentencepiece_of_llama2():
+    """As Llama 2 and Vicuna v1.5 set theirs: a space before the text, but none after a special token in it."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    tokenizer = sentencepiece_tokenizer(SENTENCES)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="first", split=False)
+    return tokenizer
+
+
+LLAMA3 = (
+    "{% for message in messages %}{{ (bos_token if loop.first else '') + '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+VICUNA = (  # FastChat's conversation of v1.1 and v1.5; the tokenizer puts its first token before the text
+    '{{ "' + SYSTEM + "\" }}{% for message in messages %}{% if message['role'] == 'user' %}{{ (' ' if loop.first else '') + 'USER: ' + message['content'] }}"
+    "{{ ' ASSISTANT:' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+SMOLLM2_SYSTEM, QWEN2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face", "You are a helpful assistant."
+PUBLISHED = {
+    "SmolLM2": ("chatml", _chatml(SMOLLM2_SYSTEM), f"<|im_start|>system\n{SMOLLM2_SYSTEM}<|im_end|>\n"),
+    "Qwen2": ("chatml", _chatml(QWEN2_SYSTEM), f"<|im_start|>system\n{QWEN2_SYSTEM}<|im_end|>\n"),
+    "Vicuna v1.5": ("vicuna_v1", VICUNA, ""),
+    "Llama 3": ("llama3", LLAMA3, ""),
+}
+"""Model -> (our template, what its publisher's template renders as Jinja, its default system turn, which is left out here)."""
+
+
+@pytest.mark.parametrize("model", list(PUBLISHED))
+def test_a_conversation_has_the_ids_that_the_published_template_gives(model):
+    template, jinja, system = PUBLISHED[model]
+    tokenizer = _sentencepiece_of_llama2() if template == "vicuna_v1" else tokenizer_for(template)
+    if template == "llama3":
+        tokenizer.bos_token = "<|begin_of_text|>"
+    tokenizer.chat_template = jinja
+    chat = Chat(tokenizer, TokenTable(len(tokenizer), SpecialTokens(image=2, video=0, audio=0)), template)
+    turns = [("what hue?", "dark red"), ("draw a dot", "here it is"), ("is it?", "it is\nred")]
+    messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    before = tokenizer.encode(system, add_special_tokens=False) if system else []
+    first = [tokenizer.bos_token_id] if template == "vicuna_v1" else []
+    row = chat.question_row("text", 0, [Turn(*turn) for turn in turns], dialogue=True)
+    whole = first + tokenizer.apply_chat_template(messages, return_dict=False)
+    assert tokens(chat, whole) == tokens(chat, [*before, *row.ids, *chat.close()[1:]])
+    assert whole == [*before, *row.ids.tolist(), *chat.close()[1:]]
+    asked = first + tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+    assert asked == before + chat.dialogue_prompt("text", 0, turns[:-1], turns[-1][0])
+    assert tokens(chat, [t for t in row.targets if t != IGNORE]) == tokens(chat, [i for _, text in turns for i in (*chat.spoken(text), chat.end_id)])

@@ -101,6 +101,18 @@ def test_a_directory_that_is_not_whole_is_named_while_planning(tmp_path):
         given_decoder("image", tmp_path)
 
 
+@pytest.mark.parametrize("part", ["../outside", "/etc", "unet/../../outside", "..", ""])
+def test_a_part_that_is_a_path_is_refused(part, tmp_path):
+    """The index of a downloaded decoder says which folders are copied: none of them may lie elsewhere."""
+    given = published(tmp_path)
+    shutil.copytree(given / "unet", tmp_path / "outside")
+    index = read_json(given / "model_index.json") | {part: ["diffusers", "UNet2DConditionModel"]}
+    (given / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(AnyloomError, match=rf"model_index\.json names the part '{part}', which is no plain folder name: take the decoder") as caught:
+        given_decoder("image", given)
+    assert "\n" not in str(caught.value)
+
+
 def nextgpt(**changes) -> Recipe:
     return replace(get_recipe("tiny_nextgpt"), **changes)
 

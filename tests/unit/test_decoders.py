@@ -142,6 +142,32 @@ def test_a_pickle_is_never_opened(tmp_path):
         load_decoder(copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "part", "tensor"),
+    [
+        ("tiny-sd15", "text_encoder", "layers.1.mlp.fc1.weight"),
+        ("tiny-sd15", "unet", "conv_in.weight"),
+        ("tiny-audioldm", "text_encoder", "layer.0.output.dense.weight"),
+        ("tiny-audioldm", "vocoder", "conv_post.weight"),
+        ("tiny-audioldm2", "language_model", "h.0.mlp.c_fc.weight"),
+        ("tiny-cogvideox", "text_encoder", "block.0.layer.0.SelfAttention.q.weight"),
+    ],
+)
+def test_a_part_that_lacks_a_tensor_is_refused(name, part, tensor, tmp_path):
+    """Both libraries would go on with random values in its place."""
+    copy = tmp_path / "copy"
+    shutil.copytree(directory(name), copy)
+    (path,) = (copy / part).glob("*.safetensors")
+    tensors = load_file(path)
+    (dropped,) = (key for key in tensors if key.endswith(tensor))
+    save_file({key: value for key, value in tensors.items() if key != dropped}, path, {"format": "pt"})
+    with pytest.raises(AnyloomError, match=rf"{part}: the weights lack .*{tensor}; are they those of its config\.json, with every shard\?"):
+        decoder = load_decoder(copy)
+        if part == "vocoder":
+            generate(decoder, conditioning(name, 1), [0], SamplingOptions(steps=1))
+        encode_texts(copy, TEXTS[:1])
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_what_is_needed_is_opened(name, tmp_path):
     """Texts need no denoiser and no VAE, the loss no VAE and no text encoder, generating no text encoder: their weights are not even there."""

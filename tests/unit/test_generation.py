@@ -58,7 +58,8 @@ def export(tmp_path_factory):
     base, tokenizer = tiny_llama(0)
     base.save_pretrained(root / "lm")
     tokenizer.save_pretrained(root / "lm")
-    save_file({"lm.new_head_rows": toy().lm.new_head_rows.detach().clone()}, root / "tensors.safetensors")
+    trained = ("lm.new_head_rows", "input_projectors.", "output_projectors.")
+    save_file({name: value.detach().clone() for name, value in toy().named_parameters() if name.startswith(trained)}, root / "tensors.safetensors")
     (root / DECODERS).mkdir()
     (root / DECODERS / "image").symlink_to(directory("tiny-sd15"))
     described = {"model": dataclasses.asdict(SPEC), "caption_turn": False, "stages": [], "sampling": {"image": {"steps": 2, "guidance": 2.0}}}

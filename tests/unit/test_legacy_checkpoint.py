@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -126,6 +127,29 @@ def test_what_does_not_fit_fails_by_name(tmp_path, lm_dir):
     tokenizer.add_tokens(["<Img>"])
     tokenizer.save_pretrained(lm_dir)
     refused("knows <Img> or </Img> already", state)
+    config = json.loads((lm_dir / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (lm_dir / "config.json").write_text(json.dumps(config | own))
+    refused(r"vicuna: vicuna/config\.json names code of its own \(auto_map\), which is never run here", state)
+
+
+def test_an_import_that_is_stopped_half_way_leaves_nothing(tmp_path, lm_dir, monkeypatch):
+    torch.save(values(links(TOY, LM)), tmp_path / "pytorch_model.pt")
+
+    def stopped(*_):
+        assert [path.name for path in tmp_path.glob(".staging-*/*")] == ["lm"]
+        raise KeyboardInterrupt
+
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr("mmcore.legacy_checkpoint.save_lora", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            import_checkpoint(tmp_path / "pytorch_model.pt", lm_dir, tmp_path / "out", TOY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    import_checkpoint(tmp_path / "pytorch_model.pt", lm_dir, tmp_path / "out", TOY)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lm", "lora", "tensors.safetensors"]
+    with pytest.raises(AnyloomError, match="out exists already: name a new directory"):
+        import_checkpoint(tmp_path / "pytorch_model.pt", lm_dir, tmp_path / "out", TOY)
 
 
 class Harmful:

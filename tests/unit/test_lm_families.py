@@ -162,3 +162,26 @@ def test_quantised_loading_needs_a_gpu_and_says_so(tmp_path, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         with pytest.raises(ValueError, match="quantize=4bit needs bitsandbytes: pip install bitsandbytes"):
             load_lm(tmp_path, "bfloat16", COUNTS, quantize="4bit")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_quantised_loading_asks_transformers_for(dtype, monkeypatch):
+    """On a machine that pretends to have a GPU and bitsandbytes: NF4 twice quantised, computing in the recipe's type, or LLM.int8; on the current device."""
+    import importlib.util
+
+    from transformers import BitsAndBytesConfig
+
+    from mmcore.llm import _quantization
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: object() if name == "bitsandbytes" else find_spec(name, *rest))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    four, eight = _quantization("4bit", dtype), _quantization("8bit", dtype)
+    assert four.keys() == eight.keys() == {"quantization_config", "device_map"} and four["device_map"] == eight["device_map"] == {"": 3}
+    config = four["quantization_config"]
+    assert isinstance(config, BitsAndBytesConfig) and config.load_in_4bit and not config.load_in_8bit
+    assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant, config.bnb_4bit_compute_dtype) == ("nf4", True, dtype)
+    assert isinstance(eight["quantization_config"], BitsAndBytesConfig)
+    assert eight["quantization_config"].load_in_8bit and not eight["quantization_config"].load_in_4bit
+    assert _quantization("", dtype) == {}

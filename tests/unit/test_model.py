@@ -91,6 +91,12 @@ def test_mismatch_that_cancels_over_rows_or_lacks_features_raises(model):
         model(collate(rows, {}))
 
 
+def test_a_modality_without_an_encoder_is_named(model):
+    batch = collate([model.chat.caption_row("video", 2, "a")], {"video": (features(1, 2), torch.tensor([2]), [0])})
+    with pytest.raises(ValueError, match="this model has no video encoder: add it to the recipe's encoders"):
+        model(batch)
+
+
 def test_packing_equals_separate_sequences(model):
     """Shared prefix: the same loss and the same gradient into the picture as one sequence per question."""
     attach_lora(model.lm.base, SPEC.lora, 0)

@@ -107,6 +107,20 @@ def test_stage_2_waits_for_decoders(tmp_path):
     assert all(published[name] == modality for modality, name in (*NEXTGPT_DECODERS, *LEGACY_DECODERS))
 
 
+def test_stage_2_takes_the_modalities_that_have_decoders(tmp_path):
+    """Sounds alone need no targets of pictures; pictures without a decoder of pictures are one line."""
+    only = {"decoders": [["audio", "cvssp/audioldm-l-full"]]}
+    recipe = get_recipe("nextgpt_7b_legacy", {**only, "stage2.mixture": [["audiocaps", 1.0]]})
+    steps = build(recipe, *files(tmp_path, recipe))
+    assert set(TARGETS.values()) & set(steps["stage2"].inputs) == {"targets_audio"} and "targets" not in steps
+    assert {name for name in steps["states"].inputs if name.startswith("shards")} == {"shards_audiocaps"}
+    for changes in (only, {**only, "stage2.mixture": [["cc3m", 1.0]]}):
+        recipe = get_recipe("nextgpt_7b_legacy", changes)
+        with pytest.raises(AnyloomError, match=r"stage2\.mixture has cc3m, but nothing makes targets of image: name a decoder for image in decoders") as caught:
+            build(recipe, *files(tmp_path, recipe))
+        assert "\n" not in str(caught.value)
+
+
 def test_the_reference_is_planned_with_its_decoders_from_their_weights_to_the_denoising_loss(tmp_path):
     recipe = get_recipe("nextgpt_7b")
     steps = build(recipe, *files(tmp_path, recipe))

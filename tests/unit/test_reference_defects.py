@@ -8,7 +8,7 @@ What went wrong there                                                       wher
 - a collator that cuts rows, and signal tokens with them                    here; test_lm_families: one clear line for a row too long
 - a missing modality becomes zeros of a fixed width 4096                    here
 - media not paired with placeholders, at most 8 picked                      test_model: counts per row; test_chat: counts per text
-- every sample counts as text                                               here: a sample's route is its medium's; test_lora_modes
+- every sample counts as text                                               here: a route is its medium's, from a list to the row; test_lora_modes
 - a block that is not whole ends the run with an assertion                  here; test_blocks
 - generation that assumes a cache and may not have one                      test_generate: equals decoding without a cache; test_lora_modes: new modality
 - top_p 10 by default                                                       test_choice: refused, and the default is 1
@@ -21,24 +21,32 @@ What went wrong there                                                       wher
 - a velocity model trained on the noise, its input unscaled                 test_decoder_loss: targets and inputs of diffusers' own schedulers
 - Min-SNR weights averaged away                                             test_decoder_loss: every item by its own step
 - one script for three stages                                               test_own_recipes: each stage is a step with its own values
+- commands and versions in the documentation that do not fit the code       here: the README's commands parse; torchvision fits torch
 """
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_steps import png, run_step
+from data_steps import mp4, png, run_step, wav
+from packaging.requirements import Requirement
+from PIL import Image
 from safetensors.torch import save_file
 from toy_any import MODES, STAGES, any_model, chat_data, emitting, samples
 from toy_model import Features
 
+from flows.cli import build_parser
 from mmcore.config import SpecialTokens
 from mmcore.data.batching import collate
 from mmcore.data.chat import Chat, Turn
-from mmcore.data.chat_data import media_of
+from mmcore.data.chat_data import ChatData, media_of
 from mmcore.data.shards import ShardSet
 from mmcore.llm import LanguageModel
 from mmcore.lora import lora_parameters, save_lora
@@ -49,6 +57,7 @@ from mmcore.types import IGNORE, Question
 from pipelines.data_config import ShardsConfig
 from pipelines.manifest_config import DatasetSpec, ManifestConfig
 from pipelines.recipes import get_recipe
+from pipelines.train_data import dataset_samples
 from pipelines.train_loop import run_stage
 from pipelines.weights_tiny import lm_tokenizer, tiny_llama
 
@@ -231,3 +240,63 @@ def test_labels_are_the_answers_alone_for_every_kind_of_sample():
             assert not any(int(t) >= table.base + table.num_signals for t in targets[where])
             assert sum(int(t) == end for t in targets[where]) == (2 if (segments > 1).any() else 1)  # one end per answer; the user's ends are no targets
             assert all(targets[i] == ids[i + 1] for i in where)
+
+
+def test_a_record_of_a_list_is_routed_by_the_medium_that_it_names(tmp_path):
+    """From NExT-GPT's JSON, whose fields are input_image and its like, over manifest and shards to the route of the row; answers' media count for nothing."""
+    media = {"image": ("a.png", png(0)), "video": ("a.mp4", mp4([Image.new("RGB", (32, 32))] * 6)), "audio": ("a.wav", wav(0))}
+    records = [{"input_" + modality: name, "conversations": _turns(f"<{modality}>\nwhat?", "noise")} for modality, (name, _) in media.items()]
+    records.append({"image": "a.png", "conversations": _turns("<image>\nand this?", "noise")})
+    records.append({"output_audio": "b.wav", "conversations": _turns("let me hear it", "<audio>")})
+    records.append({"conversations": _turns("hello", "hi")})
+    for name, data in media.values():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "list.json").write_text(json.dumps(records))
+    spec, sources = DatasetSpec(name="mosit", format="instruct", path="instruct/mosit.json", split="train", licence="x"), {"mosit": tmp_path / "list.json"}
+    run_step(tmp_path, "manifest", "pipelines.manifest:run", ManifestConfig(datasets=(spec,)), {}, sources)
+    assert run_step(tmp_path, "shards", "pipelines.shards:run", ShardsConfig(), {"manifest": "manifest"}, sources)["written"] == len(records)
+    found, _ = dataset_samples({"instruct": ShardSet(tmp_path / "shards", tmp_path / "stores")}, ["mosit"])
+    model = any_model("per_modality")
+    config = dataclasses.replace(STAGES["stage3"], mixture=(("mosit", 1.0),), dialogues=("mosit",))
+    data = ChatData(config, model.chat, found, {m: Features() for m in MEDIA}, model.spec.input_projector)
+    for sample, medium in zip(found["mosit"], ("image", "video", "audio", "image", None, None), strict=True):
+        batch = collate([data.row(sample, 0, 3 if medium else 0)], {})
+        expected = torch.tensor([1.0, *(float(m == medium) for m in MEDIA)])
+        assert bool((model.routes(batch.ids_BT, batch.segments_BT)[0] == expected).all()), sample.key
+
+
+def _turns(human, gpt):
+    return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+
+
+def documented_commands() -> list[str]:
+    """Every `anyloom ...` of the README: lines of its code blocks (without comments, and without what --help says of its examples), and code in its text."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = re.findall(r"^```.*?\n(.*?)^```", text, re.S | re.M)
+    found = [line for block in blocks for line in re.findall(r"^\$? ?(?:eval \"\$\()?(?:\.venv/bin/)?anyloom (.+?)(?:\)\")?$", block, re.M)]
+    found += [line for block in blocks for line in re.findall(r"^  anyloom (.+?)(?: {2,}.*)?$", block, re.M)]
+    return found + re.findall(r"`anyloom ([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_the_commands_of_the_readme_are_those_that_there_are(command, capsys):
+    words = shlex.split(command, comments=True)
+    if words[0] == "COMMAND":
+        words = words[1:]
+    try:
+        build_parser().parse_args(words)
+    except SystemExit as stop:
+        assert stop.code == 0 and words[-1] == "--help", capsys.readouterr().err
+
+
+def test_the_readme_names_enough_commands_to_be_tested():
+    assert len(documented_commands()) > 25 and {"run", "chat", "sql", "pack", "stack"} <= {command.split()[0] for command in documented_commands()}
+
+
+def test_torchvision_was_built_for_the_torch_that_is_installed():
+    try:
+        needs = importlib.metadata.requires("torchvision") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("torchvision is not installed")
+    (torch_of,) = (requirement for requirement in map(Requirement, needs) if requirement.name == "torch")
+    assert torch_of.specifier.contains(importlib.metadata.version("torch"), prereleases=True)

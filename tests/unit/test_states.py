@@ -140,6 +140,9 @@ def test_answers_that_say_the_caption_first_are_ways_to_ask(context):
     for answer, said in (("a cat<image>", "a cat"), ("<image>", ""), ("A cat: <image>", None), ("a cat<image> there", None), ("<image><image>", None)):
         way = _asking_of(replace(sample, conversations=(("draw a cat", answer),)), {})
         assert (way.said if way else None) == said
+    seen = replace(sample, modality="image", conversations=(("<image>draw a cat like it", "<image>"),))
+    assert _asking_of(seen, {}).text == "draw a cat like it"
+    assert _asking_of(replace(seen, conversations=(("<image> or <image>: draw a cat", "<image>"),)), {}) is None
 
 
 def test_without_instructions_or_with_one_request_wordings_are_as_many_as_samples(context):

@@ -92,3 +92,24 @@ def test_what_does_not_fit_is_one_clear_line(tmp_path):
     refused(r"the directory has no model.safetensors; its .bin files are pickles: load the model with transformers and save_pretrained it anew")
     config.unlink()
     refused(r"a language model is a transformers directory, and this has no config.json")
+
+
+def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    given, ran = directory(tmp_path / "given", "llama"), tmp_path / "ran"
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked whether to run it"))
+    (given / "modeling_own.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
+    described = json.loads((given / "config.json").read_text())
+    own = {"auto_map": {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}}
+    (given / "config.json").write_text(json.dumps({**described, **own, "model_type": "own", "architectures": ["OwnModel"]}))
+    refusal = r"/config\.json names code of its own \(auto_map\), which is never run here: take a model of a family that transformers knows$"
+    with pytest.raises(AnyloomError, match=rf"given: not the directory of a language model that can be used here: lm{refusal}") as caught:
+        take(tmp_path, given)
+    with pytest.raises(ValueError, match=rf"^given{refusal}") as also:
+        load_lm(given, "float32", SpecialTokens())
+    assert "\n" not in str(caught.value) + str(also.value)
+
+    (given / "config.json").write_text(json.dumps({**described, **own}))  # a family that transformers knows: its own classes are taken
+    tokenizer = json.loads((given / "tokenizer_config.json").read_text())
+    (given / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "auto_map": {"AutoTokenizer": ["modeling_own.OwnTokenizer", None]}}))
+    _, output = take(tmp_path, given, "known")
+    assert type(load_lm(output / "lm", "float32", SpecialTokens()).base).__module__.startswith("transformers.") and not ran.exists()
