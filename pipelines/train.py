@@ -30,6 +30,7 @@ from pipelines.train_data import (
     dataset_samples,
     earlier_stages,
     feature_sources,
+    feature_weights,
     generation_losses,
     shard_sets,
     target_sources,
@@ -163,7 +164,8 @@ def _write(ctx: StepContext, model: Any, trained: dict[str, Any], log: Any, seco
     if any(".lora_" in name for name in trained):
         save_lora(model.lm.base, config.model.lora, ctx.output / LORA)
     log.write(ctx.output / "losses.parquet")
-    record = {"stage": config.stage.stage, "after": after, "config": asdict(config.stage), "model": asdict(config.model)}
+    described = {"config": asdict(config.stage), "model": asdict(config.model), "features": feature_weights(ctx.inputs)}
+    record = {"stage": config.stage.stage, "after": after} | described
     write_atomic(ctx.output / STAGE_RECORD, json.dumps(record, sort_keys=True, indent=1))
     timing = {"steps_s": round(seconds, 3), "steps": config.stage.steps, "tokens": sum(row[3] for row in log.rows)}
     write_atomic(ctx.output / "info" / "timing.json", json.dumps(timing, sort_keys=True))
