@@ -7,6 +7,7 @@ history_fingerprint of an evaluation that does not state its own. Input: artifac
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,8 @@ _ASKED = ("doc_key", "question_id", "modality", "source", "direction", "key", "m
 """Columns of samples that say what was asked; the others say what came of it."""
 _NOT_ASKED = ("model", "stages")
 """Fields of an evaluation's config that say which model, not how it is asked or scored."""
+_PART = "loss_"
+"""Start of a loss log's columns that hold parts of the loss."""
 
 
 def run_identity(config: HistoryConfig, inputs: Mapping[str, Artifact]) -> str:
@@ -47,7 +50,7 @@ def collect(config: HistoryConfig, run_id: str, inputs: Mapping[str, Artifact]) 
             if samples.exists() and "run_condition" in pq.read_schema(samples).names:
                 parts["sample"].append(_samples(pq.read_table(samples), constant))
         if losses.exists():
-            parts["train_metrics"].append(_fitting("train_metrics", pq.read_table(losses), {"run_id": run_id, "stage": name}))
+            parts["train_metrics"].append(_train_metrics(pq.read_table(losses), {"run_id": run_id, "stage": name}))
     model = _model_row(config, inputs)
     made = {name: pa.concat_tables(tables, promote_options="permissive") if tables else rows_table(name, []) for name, tables in parts.items()}
     return {
@@ -89,6 +92,15 @@ def _fitting(name: str, table: pa.Table, constant: Mapping[str, str]) -> pa.Tabl
     kept = [column for column in table.column_names if column in SCHEMAS[name].names and column not in constant]
     arrays = [pa.array([value] * len(table), pa.string()) for value in constant.values()]
     return pa.table([*arrays, *(table[column] for column in kept)], names=[*constant, *kept])
+
+
+def _train_metrics(losses: pa.Table, constant: Mapping[str, str]) -> pa.Table:
+    """The columns of a loss log that the history has; every other loss in `parts`, to seven digits."""
+    told = []
+    for row in losses.to_pylist():
+        parts = {name.removeprefix(_PART): float(f"{value:.7g}") for name, value in row.items() if name.startswith(_PART) and value is not None}
+        told.append(json.dumps({name: value for name, value in parts.items() if math.isfinite(value)}))
+    return _fitting("train_metrics", losses.append_column("parts", pa.array(told, pa.string())), constant)
 
 
 def _with_direction(metric: pa.Table) -> pa.Table:

@@ -77,5 +77,10 @@ def _fingerprinted(table: pa.Table, main: str, stated: str, unknown: str) -> pa.
     return table.append_column("history_fingerprint", pa.array([stated if task and task == main else unknown for task in tasks], pa.string()))
 
 
-MIGRATIONS: dict[int, Callable[[Tables], Tables]] = {1: from_1}
+def from_2(tables: Tables) -> Tables:
+    """Version 2 kept the loss of a training step without its parts: they stay unknown."""
+    return tables
+
+
+MIGRATIONS: dict[int, Callable[[Tables], Tables]] = {1: from_1, 2: from_2}
 """Version -> how its tables become those of the next version."""

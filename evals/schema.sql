@@ -47,7 +47,11 @@ CREATE TABLE sample (
     question VARCHAR, answer_type VARCHAR, target VARCHAR, prediction VARCHAR, parsed VARCHAR, parse_status VARCHAR, caption VARCHAR,
     score DOUBLE, num_tokens BIGINT, ms DOUBLE, history_fingerprint VARCHAR
 );
-CREATE TABLE train_metrics (run_id VARCHAR, stage VARCHAR, step BIGINT, loss DOUBLE, lr DOUBLE, tokens DOUBLE);  -- tokens: supervised, weighted
+CREATE TABLE train_metrics (      -- one row per optimizer step
+    run_id VARCHAR, stage VARCHAR, step BIGINT, loss DOUBLE, lr DOUBLE,
+    tokens DOUBLE,                -- supervised, weighted
+    parts VARCHAR                 -- JSON: part of the loss -> its mean in this step, by dataset and by modality
+);
 CREATE TABLE comparison (         -- two runs on the same samples; b minus a
     comparison_id VARCHAR, run_a VARCHAR, run_b VARCHAR, task VARCHAR, condition VARCHAR, metric VARCHAR, subgroup VARCHAR, n_paired BIGINT,
     clusters BIGINT, value_a DOUBLE, value_b DOUBLE, delta DOUBLE, ci_lo DOUBLE, ci_hi DOUBLE, p DOUBLE, p_adjusted DOUBLE, test VARCHAR,

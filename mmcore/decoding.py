@@ -66,9 +66,7 @@ class PackedCache:
         self._empty()
 
     def _empty(self) -> None:
-        from transformers import DynamicCache
-
-        self.cache = DynamicCache()
+        self.cache = self.model.lm.new_cache()
 
     def extend(self, pieces: Sequence[Sequence[tuple[int, int, Sequence[int]]]], media: Mapping[str, MediaBatch] | None = None) -> torch.Tensor:
         """Append to every row its pieces (segment, first position, ids); returns the hidden states [B, T, D] of the new tokens.

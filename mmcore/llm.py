@@ -1,9 +1,9 @@
 """The language model: frozen, in the recipe's dtype, with the new tokens' rows beside it.
 
-Owns loading, the input embedding of old and new tokens, the hidden states and the logits. The signal tokens' rows are separate
-float32 parameters for input and head, tied neither to each other nor to the base matrices, which stay bit-identical; they start
-at the mean row plus small seeded noise (equal rows could never be told apart). Placeholder tokens own no row: they are replaced by
-features and cannot be emitted. Refuses to know media, chat and losses.
+Owns what the rest of the code asks of a language model (LanguageModelLike), and the causal ones of transformers behind it: loading, the input embedding
+of old and new tokens, the hidden states and the logits. The signal tokens' rows are separate float32 parameters for input and head, tied neither to each
+other nor to the base matrices, which stay bit-identical; they start at the mean row plus small seeded noise (equal rows could never be told apart).
+Placeholder tokens own no row: they are replaced by features and cannot be emitted. Refuses to know media, chat and losses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -51,6 +51,80 @@ def _rows(matrix_VD: torch.Tensor, count: int, seed: int) -> nn.Parameter:
     return nn.Parameter(matrix.mean(0) + _NOISE * float(matrix.std()) * noise)
 
 
+class LanguageModelLike(Protocol):
+    """What AnyModel, the cache of rows being written, the losses and stage 2's states ask of a language model: an nn.Module with these members.
+
+    Nothing here asks for attention, for one stack of layers or for a class of transformers. The state of a position predicts the next token and depends on
+    the tokens that the mask lets the position see; a recurrent model or one of encoder and decoder gets it in its own way, and keeps what it has read in a
+    cache of its own. Shape letters: B rows, T their last tokens, L all their tokens, P positions, D width, V base vocabulary, S signal tokens, A adapters.
+    """
+
+    @property
+    def table(self) -> TokenTable:
+        """Ids of the new tokens behind the V of the base vocabulary."""
+        ...
+
+    @property
+    def base(self) -> nn.Module:
+        """The frozen network; LoRA goes into its linear layers."""
+        ...
+
+    @property
+    def head(self) -> nn.Module:
+        """Frozen output layer [.., D] -> [.., V]. A plain nn.Linear is also computed in chunks of its rows (mmcore.vocabulary)."""
+        ...
+
+    @property
+    def new_input_rows(self) -> torch.Tensor:
+        """[S, D] float32 parameter, the input embeddings of the signal tokens."""
+        ...
+
+    @property
+    def new_head_rows(self) -> torch.Tensor:
+        """[S, D] float32 parameter, their rows of the head."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the frozen weights, and of embeddings and mask."""
+        ...
+
+    def embed(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """embeds_BTD of token ids; what placeholders get is overwritten. Raises ValueError for an id that no token has."""
+        ...
+
+    def hidden(
+        self,
+        embeds_BTD: torch.Tensor,
+        mask_B1TL: torch.Tensor,
+        positions_BT: torch.Tensor,
+        cache: Any = None,
+        routes_BTA: torch.Tensor | None = None,
+        seeds_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """hidden_BTD of the T tokens; mask: 0 where a token may be seen, a huge negative number where not. cache: of new_cache, holds the L - T tokens before
+        and takes these up; None: T is L. routes, seeds: of adapters per modality and of their dropout (mmcore.lora_layers); None without. Raises ValueError
+        for a row that is too long."""
+        ...
+
+    def new_cache(self) -> Any:
+        """An empty cache for rows of which `hidden` will be given some tokens after the others."""
+        ...
+
+    def base_logits(self, hidden_PD: torch.Tensor) -> torch.Tensor:
+        """Float32 logits [P, V] of the base vocabulary."""
+        ...
+
+    def logits(self, hidden_PD: torch.Tensor) -> torch.Tensor:
+        """Float32 logits [P, V+S] of base vocabulary and signal tokens."""
+        ...
+
+
 class LanguageModel(nn.Module):
     """A causal LM of transformers plus the rows of the signal tokens.
 
@@ -70,6 +144,12 @@ class LanguageModel(nn.Module):
         super().train(mode)
         self.base.eval()
         return self
+
+    @property
+    def head(self) -> nn.Module:
+        """The frozen output layer of the base vocabulary."""
+        head: nn.Module = self.base.get_output_embeddings()
+        return head
 
     @property
     def width(self) -> int:
@@ -125,9 +205,15 @@ class LanguageModel(nn.Module):
         hidden: torch.Tensor = outputs.last_hidden_state
         return hidden
 
+    def new_cache(self) -> Any:
+        """An empty key-value cache."""
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
     def base_logits(self, hidden_PD: torch.Tensor) -> torch.Tensor:
         """Float32 logits of the base vocabulary, [P, V]."""
-        logits: torch.Tensor = self.base.get_output_embeddings()(hidden_PD.to(self.dtype))
+        logits: torch.Tensor = self.head(hidden_PD.to(self.dtype))
         return logits.float()
 
     def logits(self, hidden_PD: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from mmcore.config import ModelSpec, output_spec
 from mmcore.data.chat import Chat
 from mmcore.input_projectors import build_input_projector
 from mmcore.input_projectors.base import StandardisedProjector
-from mmcore.llm import LanguageModel, load_lm, load_tokenizer, packed_mask
+from mmcore.llm import LanguageModelLike, load_lm, load_tokenizer, packed_mask
 from mmcore.lora import attach_lora, load_lora, lora_parameters
 from mmcore.lora_layers import routing_of
 from mmcore.output_projectors import build_output_projector
@@ -35,7 +35,7 @@ TENSORS, LORA = "tensors.safetensors", "lora"
 class AnyModel(nn.Module):
     """spec: shapes and seed of all parts; lm: the frozen language model; chat: how its text becomes ids (kept for the model's users)."""
 
-    def __init__(self, spec: ModelSpec, lm: LanguageModel, chat: Chat):
+    def __init__(self, spec: ModelSpec, lm: LanguageModelLike, chat: Chat):
         super().__init__()
         self.spec, self.lm, self.chat = spec, lm, chat
         self.input_projectors = nn.ModuleDict(

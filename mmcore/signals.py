@@ -159,7 +159,7 @@ class StateSet:
 
 
 class _Rows(nn.Module):
-    """The part of LanguageModel that stage 2 needs, under the same names."""
+    """The part of LanguageModelLike that stage 2 needs, under the same names."""
 
     new_input_rows: torch.Tensor
 

@@ -1,6 +1,7 @@
-"""What trains in each stage: three literals, matched against the model's parameter names.
+"""What each stage is: literals that say what trains (matched against the model's parameter names; everything else is frozen), with which losses, on which
+kind of batch.
 
-Everything else is frozen. Refuses to know data and losses.
+Refuses to know how batches are made and losses computed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,22 @@ from mmcore.config import StageConfig
 if TYPE_CHECKING:
     import torch
 
+BATCHES = ("rows", "states", "pairs")
+"""Kinds of batch, each with a loss of weight 1 of its own or none. `rows`: packed token rows and the features of their media, cross-entropy of the supervised
+tokens (mmcore.data.chat_data). `states`: cached states of captions, nothing of its own (mmcore.signal_data). `pairs`: media and their captions, InfoNCE
+(mmcore.two_tower_data)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageSpec:
-    """Patterns (fnmatch) of full parameter names."""
+    """Parameters and buffers are patterns (fnmatch) of full names."""
 
     trains: tuple[str, ...]
     """Parameters that train."""
+    batch: str
+    """What a step is made of, one of BATCHES."""
+    losses: tuple[str, ...] = ()
+    """Fields of StageConfig that weigh the losses beside the batch's own."""
     optional: tuple[str, ...] = ()
     """Parameters that train only when the recipe's train_projectors says so."""
     saves: tuple[str, ...] = ()
@@ -31,12 +41,20 @@ class StageSpec:
 
 
 STAGES = {
-    "stage1": StageSpec(trains=("input_projectors.*",), saves=("input_projectors.*.mean_E", "input_projectors.*.std_E")),
-    "stage2": StageSpec(
-        trains=("output_projectors.*", "lm.new_head_rows"), saves=("output_projectors.*.mean_QC", "output_projectors.*.scale", "output_projectors.*.in_*_SD")
+    "stage1": StageSpec(
+        trains=("input_projectors.*",),
+        batch="rows",
+        losses=("generation_loss", "align_loss", "denoise_loss"),
+        saves=("input_projectors.*.mean_E", "input_projectors.*.std_E"),
     ),
-    "stage3": StageSpec(trains=("lm.base.*.lora_?.*", "lm.new_input_rows", "lm.new_head_rows"), optional=("input_projectors.*",), lora=True),
-    "two_tower": StageSpec(trains=("media.*", "text.*", "log_scale"), saves=("*.mean_E", "*.std_E")),
+    "stage2": StageSpec(
+        trains=("output_projectors.*", "lm.new_head_rows"),
+        batch="states",
+        losses=("token_loss", "align_loss", "denoise_loss"),
+        saves=("output_projectors.*.mean_QC", "output_projectors.*.scale", "output_projectors.*.in_*_SD"),
+    ),
+    "stage3": StageSpec(trains=("lm.base.*.lora_?.*", "lm.new_input_rows", "lm.new_head_rows"), batch="rows", optional=("input_projectors.*",), lora=True),
+    "two_tower": StageSpec(trains=("media.*", "text.*", "log_scale"), batch="pairs", saves=("*.mean_E", "*.std_E")),
 }
 """Stage 1: pretrain_enc; stage 2: pretrain_dec; stage 3: instruction tuning. two_tower is a model of its own (mmcore.two_tower)."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mmcore.llm import LanguageModel
+from mmcore.llm import LanguageModelLike
 
 DIRECT = 2**26
 """Most logits that are computed at once: 256 MiB in float32."""
@@ -22,9 +22,9 @@ CHUNK = 8192
 """Tokens of the vocabulary per chunk."""
 
 
-def token_nll(lm: LanguageModel, hidden_PD: torch.Tensor, targets_P: torch.Tensor) -> torch.Tensor:
+def token_nll(lm: LanguageModelLike, hidden_PD: torch.Tensor, targets_P: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood [P] (float32) of the target tokens; gradients reach the states and the signal tokens' head rows."""
-    head = lm.base.get_output_embeddings()
+    head = lm.head
     if len(hidden_PD) * lm.table.base <= DIRECT or type(head) is not torch.nn.Linear:  # a quantised head is called as a whole
         return functional.cross_entropy(lm.logits(hidden_PD), targets_P, reduction="none")
     of_base_P = targets_P < lm.table.base

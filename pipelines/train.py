@@ -30,6 +30,7 @@ from pipelines.train_data import (
     dataset_samples,
     earlier_stages,
     feature_sources,
+    feature_weights,
     generation_losses,
     shard_sets,
     target_sources,
@@ -63,21 +64,23 @@ def _feature_chunks(source: Any, keys: list[str], rows: int = 256) -> Iterator[A
 
 
 def _chat_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
-    """(AnyModel, ChatData) of stages 1 and 3."""
+    """(AnyModel, ChatData) of a stage on rows."""
     from mmcore.data.chat_data import ChatData
     from mmcore.model import load_model
     from mmcore.stages import stage_spec
 
+    spec = stage_spec(config.stage.stage)
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages)
-    if stage_spec(config.stage.stage).lora:
+    if spec.lora:
         model.add_lora()
     shards = shard_sets(ctx.inputs, ctx.stores)
     samples, groups = dataset_samples(shards, [name for name, _ in config.stage.mixture])
     captions = true_captions(shards) if config.stage.caption_turn else {}
     features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
-    generation = _caption_generation(config, ctx, device, model, samples, groups, stages) if config.stage.generation_loss else None
+    wanted = config.stage.generation_loss and "generation_loss" in spec.losses
+    generation = _caption_generation(config, ctx, device, model, samples, groups, stages) if wanted else None
     data = ChatData(config.stage, model.chat, samples, features, config.model.input_projector, captions, generation)
-    if config.stage.stage == "stage1":
+    if spec.saves:
         _fit_input_projectors(model, data, [modality for modality, _ in config.model.encoders])
     return model, data
 
@@ -99,7 +102,7 @@ def _caption_generation(
 
 
 def _signal_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
-    """(SignalSide, SignalData) of stage 2. The output projectors go on from an earlier stage 2, where there is one; the token rows are the states'."""
+    """(SignalSide, SignalData) of a stage on states. The output projectors go on from an earlier one, where there is one; the token rows are the states'."""
     from mmcore.model import TENSORS, load_tensors
     from mmcore.signal_data import SignalData
     from mmcore.signals import SignalSide, StateSet
@@ -127,10 +130,10 @@ def _train(ctx: StepContext, threads: int, device: str, collective: Any, progres
     names = [name for name in earlier_stages(ctx.inputs) if name != ctx.name]
     stages = tuple(ctx.inputs[name].path for name in names)
     try:
-        stage_spec(config.stage.stage)
-        if config.stage.stage == "stage2":
+        batch = stage_spec(config.stage.stage).batch
+        if batch == "states":
             model, data = _signal_stage(config, ctx, device, stages)
-        elif config.stage.stage == "two_tower":
+        elif batch == "pairs":
             model, data = two_tower_stage(config, ctx, collective)
         else:
             model, data = _chat_stage(config, ctx, device, stages)
@@ -161,7 +164,8 @@ def _write(ctx: StepContext, model: Any, trained: dict[str, Any], log: Any, seco
     if any(".lora_" in name for name in trained):
         save_lora(model.lm.base, config.model.lora, ctx.output / LORA)
     log.write(ctx.output / "losses.parquet")
-    record = {"stage": config.stage.stage, "after": after, "config": asdict(config.stage), "model": asdict(config.model)}
+    described = {"config": asdict(config.stage), "model": asdict(config.model), "features": feature_weights(ctx.inputs)}
+    record = {"stage": config.stage.stage, "after": after} | described
     write_atomic(ctx.output / STAGE_RECORD, json.dumps(record, sort_keys=True, indent=1))
     timing = {"steps_s": round(seconds, 3), "steps": config.stage.steps, "tokens": sum(row[3] for row in log.rows)}
     write_atomic(ctx.output / "info" / "timing.json", json.dumps(timing, sort_keys=True))

@@ -96,11 +96,28 @@ def true_captions(shards: Mapping[str, ShardSet]) -> dict[str, str]:
     return found
 
 
+def feature_weights(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """modality -> digest of the encoder weights behind its features, for every `embed_<modality>` input."""
+    return {m: str(read_json(inputs[f"embed_{m}"].path / "generation.json")["space"]["weights"]) for m in MEDIA if f"embed_{m}" in inputs}
+
+
 def feature_sources(inputs: Mapping[str, Artifact], stores: Path, encoders: Mapping[str, EncoderSpec]) -> dict[str, Any]:
-    """modality -> EmbeddingSet, for every `embed_<modality>` input. Raises ValueError when another encoder than the model's made one of them."""
+    """modality -> EmbeddingSet, for every `embed_<modality>` input.
+
+    Raises ValueError when another encoder than the model's made one of them, AnyloomError when the same encoder did with other weights than an earlier
+    stage read.
+    """
     from mmcore.data.embeddings import EmbeddingSet
 
-    return {m: EmbeddingSet(inputs[f"embed_{m}"].path, stores, encoders.get(m)) for m in MEDIA if f"embed_{m}" in inputs}
+    found = {m: EmbeddingSet(inputs[f"embed_{m}"].path, stores, encoders.get(m)) for m in MEDIA if f"embed_{m}" in inputs}
+    for name in earlier_stages(inputs):
+        read = read_json(inputs[name].path / STAGE_RECORD).get("features", {})
+        for modality, rows in found.items():
+            weights = rows.space["weights"]
+            if read.get(modality, weights) != weights:
+                remedy = f"run embed_{modality} again with the weights of {name}, or {name} with these features"
+                raise AnyloomError(f"embed_{modality} was made with other encoder weights than the features that {name} read: {remedy}")
+    return found
 
 
 def target_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def run_stage(
     """Train one stage to its last step, continuing from the newest checkpoint in `work_dir`.
 
     Returns the trained parameters by full name, the loss log and the seconds this call spent in steps.
-    Raises AnyloomError when a checkpoint belongs to other data.
+    Raises AnyloomError when a checkpoint belongs to other data, or logged other parts of the loss.
     """
     collective = collective or Collective()
     folder = work_dir / "checkpoints"
@@ -131,8 +131,8 @@ def run_stage(
     log, first = LossLog(data.part_names), 0
     checkpoint = load_latest(folder)
     if checkpoint is not None:
-        if checkpoint.cursor != data.cursor(checkpoint.step):
-            raise AnyloomError(f"the checkpoint in {folder} was made from other data: remove {work_dir} and run again")
+        if checkpoint.cursor != data.cursor(checkpoint.step) or any(len(row) != len(log.columns) for row in checkpoint.log):
+            raise AnyloomError(f"the checkpoint in {folder} was made from other data or by another version: remove {work_dir} and run again")
         optimizer.load(checkpoint.tensors, checkpoint.optimizer)
         log, first = LossLog(data.part_names, checkpoint.log), checkpoint.step
     started = time.monotonic()

@@ -8,7 +8,7 @@ Refuses to know files, ranks' communication and optimizers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from mmcore.config import StageConfig
 from mmcore.data.batching import YES_NO, Schedule, answer_weights, coin, collate, deal, share
 from mmcore.data.chat import Chat, Turn, question_text
 from mmcore.input_projectors import num_projected
-from mmcore.losses import StepLoss, weighted_nll
+from mmcore.losses import StepLoss, modality_sums, parts_by_modality, weighted_nll
 from mmcore.model import AnyModel
 from mmcore.special_tokens import placeholder
 from mmcore.types import IGNORE, Batch, Sample, TokenRow
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MICROBATCH = 16
 """Rows of one forward pass. Fixed: it decides the rounding."""
+TOKENS = "tokens"
+"""Logged part: every supervised token, unweighted."""
 
 
 class FeatureSource(Protocol):
@@ -101,8 +103,10 @@ class ChatData:
                 _check_placeholders(sample)
         self.weights = {name: answer_weights(samples[name]) for name in names} if config.balance_answers else {}
         generated = generation.part_names if generation is not None else ()
-        self.part_names = ("caption_turn", *names, *(f"{name}_yes_no" for name in names), *generated)
-        """Logged parts of the loss; index = group number of a target. Those of the generation losses stand last."""
+        tokens = parts_by_modality((TOKENS,), sorted({sample.modality for name in names for sample in samples[name]}))
+        self.part_names = ("caption_turn", *names, *(f"{name}_yes_no" for name in names), *tokens, *generated)
+        """Logged parts of the loss: by dataset (index = group number of a target), then all tokens, by the medium that their row reads where there are several.
+        Those of the generation losses stand last."""
 
     def cursor(self, step: int) -> dict[str, int]:
         """Samples drawn of each dataset after `step` steps."""
@@ -118,12 +122,22 @@ class ChatData:
                 where = batch.targets_BT != IGNORE
                 nll_P = token_nll(model.lm, hidden_BTD[where], batch.targets_BT[where])
                 loss = weighted_nll(nll_P, batch.weights_BT[where], batch.groups_BT[where], len(self.part_names))
+                loss = replace(loss, parts=loss.parts + self._by_modality(nll_P.detach(), where, drawn))
                 if self.generation is not None:
                     captions = {row: self._caption(item) for row, item in enumerate(drawn) if self._generated(item.sample)}
                     loss = self.generation.added(loss, model, hidden_BTD, batch, drawn, captions, step)
                 yield loss
         finally:
             model.set_draw(None)
+
+    def _by_modality(self, nll_P: torch.Tensor, where_BT: torch.Tensor, drawn: Sequence[Drawn]) -> torch.Tensor:
+        """[G, 2] sums and counts of the supervised positions' cross-entropy by the medium that their row reads. where: P positions are True."""
+        rows_P = where_BT.nonzero()[:, 0]
+        sums = torch.zeros(len(self.part_names), 2, dtype=torch.float64, device=nll_P.device)
+        for modality in sorted({item.sample.modality for item in drawn}):
+            reads_B = torch.tensor([item.sample.modality == modality for item in drawn], device=nll_P.device)
+            sums += modality_sums(self.part_names, modality, {TOKENS: nll_P[reads_B[rows_P]]})
+        return sums
 
     def batches(self, step: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Collated microbatches of a rank's share of a step."""

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.step import AnyloomError, Artifact
 from infra.storage import commit_entry
 from mmcore.config import EncoderSpec
 from mmcore.data.embeddings import PART_SCHEMA, ROWS_SCHEMA, EmbeddingSet, space_fields
 from mmcore.data.features import DTYPES, FeatureFile, computed_dtype, pack, relative_error, unpack
+from pipelines.train_data import STAGE_RECORD, feature_sources, feature_weights
 
 LIMITS = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 0.0, "int8": 0.01}
 """Norm-relative error that each type may cost on normal values."""
@@ -129,3 +131,18 @@ def test_another_encoders_features_are_refused_by_field(tmp_path):
     other = EncoderSpec(kind="timm_image", arch="b", width=16, image_size=224)
     with pytest.raises(ValueError, match=r"another encoder: arch is 'a' there and 'b' here; image_size is 192 there and 224 here"):
         EmbeddingSet(tmp_path / "artifact", tmp_path / "stores", other)
+
+
+def test_features_of_other_weights_than_an_earlier_stage_read_are_refused(tmp_path):
+    spec = EncoderSpec(kind="timm_image", arch="a", width=16)
+    store(tmp_path, spec, [[1]])
+    (tmp_path / "stage1").mkdir()
+    paths = {"embed_image": tmp_path / "artifact", "stage1": tmp_path / "stage1"}
+    inputs = {name: Artifact(name=name, path=path, fingerprint="", digest="", result={}) for name, path in paths.items()}
+    assert feature_weights(inputs) == {"image": "w"}
+    for record in ({}, {"features": {}}, {"features": {"image": "w", "audio": "v"}}):
+        (tmp_path / "stage1" / STAGE_RECORD).write_text(json.dumps({"after": []} | record))
+        assert feature_sources(inputs, tmp_path / "stores", {"image": spec})["image"].keys() == ["k000"]
+    (tmp_path / "stage1" / STAGE_RECORD).write_text(json.dumps({"after": [], "features": {"image": "v"}}))
+    with pytest.raises(AnyloomError, match="embed_image was made with other encoder weights than the features that stage1 read: run embed_image again"):
+        feature_sources(inputs, tmp_path / "stores", {"image": spec})

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_any import checksums
+from toy_any import MODES, checksums
 from toy_decoders import FAMILIES, decoder, directory
-from toy_generation import STAGE2, OwnLatents, projector_for, stage2
+from toy_generation import STAGE2, OwnLatents, model_for, projector_for, stage2
 
 from infra.step import AnyloomError
 from mmcore.decoders.denoising import denoising_loss
@@ -18,6 +18,7 @@ from mmcore.decoders.texts import encode_texts
 from mmcore.fit import draws
 from mmcore.generation_loss import GenerationLoss, Places
 from mmcore.signal_data import SignalData
+from mmcore.special_tokens import MEDIA
 from mmcore.stages import select_trainable
 from pipelines.train_loop import run_stage
 
@@ -39,6 +40,25 @@ def test_a_decoder_of_each_family_trains_stage_2_and_then_generates_through_its_
         conditioning = side.conditioning(modality, data.states.gather(list(data.states._found))[0][:2])
     media = generate(decoder(name), decoder(name).condition(*streams_of(decoder(name).contract, conditioning)), [0, 1], SamplingOptions(steps=2))
     assert [medium.modality for medium in media] == [modality] * 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_clips_and_sounds_together_change_their_output_projectors_and_the_head_rows_only(mode, tmp_path):
+    names = ("tiny-sd2", "tiny-text-to-video", "tiny-audioldm")
+    model, decoders = model_for(names, mode), [decoder(name).denoiser for name in names]
+    frozen, whole = [checksums(denoiser) for denoiser in decoders], checksums(model)
+    side, data = stage2(names, model=model)
+    before = checksums(side)
+    trained, log, _ = run_stage(data.config, side, data, tmp_path)
+    after = checksums(side)
+    projectors = {f"output_projectors.{m}.{name}" for m in MEDIA for name, _ in model.output_projectors[m].named_parameters()}
+    assert {key for key in before if before[key] != after[key]} == set(trained) == projectors | {"lm.new_head_rows"}
+    assert before.keys() - trained.keys() == {key for key, _ in side.named_buffers()}  # these, and what follows, to the bit
+    assert checksums(model) == whole and [checksums(denoiser) for denoiser in decoders] == frozen
+    assert all(0 < row[log.columns.index("gradient_norm")] < float("inf") for row in log.rows)
+    for loss in data.losses(side, 0, 0, 1):
+        loss.total.backward()
+    assert all(value.grad is not None and bool(torch.isfinite(value.grad).all()) for value in trained.values())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

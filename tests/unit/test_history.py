@@ -8,10 +8,12 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from evals import history
 from evals.config import EvalConfig, HistoryConfig
+from evals.history_rows import collect
 from evals.run import floor_scores, metric_rows
 from evals.suites import QuestionRow
 from evals.tables import METRICS, VQA_SAMPLES, write_table
@@ -190,6 +192,20 @@ def test_same_step_twice_adds_nothing(tmp_path: Path) -> None:
     )
     assert rows == [("tiny", "easyvqa_as_vqav2", "helped", "all", 1.0, 12, pytest.approx(8 / 12), pytest.approx(8 / 12), "eval_vqa/ffffffffffff", "stage1=0")]
     assert len(history.query(db, "SELECT * FROM by_type")[1]) == 3
+
+
+def test_a_training_step_keeps_every_part_of_its_loss(tmp_path: Path) -> None:
+    (tmp_path / "stage1").mkdir()
+    log = {"step": [0, 1], "loss": [2.5, 1.5], "lr": [0.1, 0.1], "tokens": [7.0, 8.0], "gradient_norm": [1.0, 1.0]}
+    log |= {"loss_tokens_image": [2.25, None], "loss_tokens_audio": [float("nan"), 1.123456789]}
+    pq.write_table(pa.table(log), tmp_path / "stage1" / "losses.parquet")
+    inputs = {"stage1": Artifact(name="stage1", path=tmp_path / "stage1", fingerprint="f" * 64, digest="d" * 64, result={})}
+    history.append(tmp_path / "stores", "one", collect(HistoryConfig(recipe="tiny"), "one", inputs))
+    history.rebuild(tmp_path / "stores", tmp_path / "history.duckdb")
+    kept = history.query(tmp_path / "history.duckdb", "SELECT stage, step, loss, tokens, parts FROM train_metrics ORDER BY step")[1]
+    assert kept == [("stage1", 0, 2.5, 7.0, '{"tokens_image": 2.25}'), ("stage1", 1, 1.5, 8.0, '{"tokens_audio": 1.123457}')]
+    images = "SELECT step, (parts->>'tokens_image')::DOUBLE FROM train_metrics ORDER BY step"
+    assert history.query(tmp_path / "history.duckdb", images)[1] == [(0, 2.25), (1, None)]
 
 
 def test_no_progress_bar_among_the_rows(tmp_path: Path) -> None:

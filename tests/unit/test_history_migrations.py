@@ -13,7 +13,7 @@ from toy_history import append, rows
 from evals import history
 from evals.history import query
 from evals.history_check import check
-from evals.history_tables import SCHEMAS, VERSION, VERSION_KEY, better, file_of, version_of
+from evals.history_tables import OF_RUN, SCHEMAS, VERSION, VERSION_KEY, better, file_of, version_of
 from infra.step import AnyloomError
 from infra.storage import write_atomic
 
@@ -80,6 +80,20 @@ def test_files_of_the_first_schema_load_beside_todays(tmp_path: Path) -> None:
     assert found == [("captions", "unknown:old", False), ("easyvqa_as_vqav2", "f1", True)]
     assert query(db, "SELECT doc_key, flip FROM sample_diff WHERE run_a = 'old' AND run_b = 'new' ORDER BY doc_key")[1] == [("0", "same"), ("1", "up")]
     assert query(db, "SELECT task_sha256, dataset_sha256 FROM task WHERE history_fingerprint = 'f1'")[1] in ([("t", "d")], [(None, None)])
+    assert check(stores, db).problems == []
+
+
+def test_files_of_the_second_schema_load_without_the_parts_of_the_loss(tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    db = append(stores, rows("new", [1.0, 1.0]))
+    history.append(stores, "old", rows("old", [1.0, 0.0]))
+    for name, table in rows("old", [1.0, 0.0]).items():
+        if name in OF_RUN:
+            kept = table.drop_columns(["parts"]) if name == "train_metrics" else table
+            pq.write_table(kept.replace_schema_metadata({VERSION_KEY: b"2"}), file_of(stores, name, "old"))
+    assert history.rebuild(stores, db) == 2
+    found = query(db, "SELECT run_id, stage, step, loss, parts FROM train_metrics WHERE step = 1 ORDER BY run_id")[1]
+    assert found == [("new", "stage3", 1, 1.0, '{"tokens_image": 1.0}'), ("old", "stage3", 1, 1.0, None)]
     assert check(stores, db).problems == []
 
 

@@ -286,6 +286,13 @@ def test_the_gallery_is_a_seeded_draw_with_its_failures(html, db):
     assert made_in(directory.parent) == []
 
 
+def test_the_training_curves_say_the_loss_of_every_modality(html):
+    part = html[html.index('id="training"') :]
+    for letter in "AB":
+        assert re.search(rf"{letter}: toy, [^<]*, by modality: tokens_image \d\.\d{{3}}, tokens_text 0\.250<", part)
+    assert "captions 9" not in part
+
+
 def test_a_file_name_outside_its_artifact_is_no_medium(tmp_path):
     from evals.report_gallery import _inside
 

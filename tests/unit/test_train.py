@@ -119,6 +119,10 @@ def test_resume_refuses_other_data(tmp_path):
     model, data = prepared(dataclasses.replace(STAGE1, batch=4))
     with pytest.raises(AnyloomError, match="made from other data"):
         run_stage(STAGE1, model, data, tmp_path)
+    model, data = prepared(dataclasses.replace(STAGE1, steps=5))
+    data.part_names = (*data.part_names, "one_more")
+    with pytest.raises(AnyloomError, match="made from other data or by another version"):
+        run_stage(STAGE1, model, data, tmp_path)
 
 
 class ThreadCollective(Collective):

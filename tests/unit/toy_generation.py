@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from toy_any import any_spec
+from toy_any import any_spec, randomise
 from toy_decoders import decoder, directory
 
 from mmcore.config import ModelSpec, OutputProjectorSpec, SpecialTokens, StageConfig, output_spec
@@ -38,11 +38,11 @@ def projector_for(name: str) -> OutputProjectorSpec:
     return OutputProjectorSpec(width=16, layers=1, heads=2, ffn=32, queries=queries, out=width)
 
 
-def spec_for(names: tuple[str, ...]) -> ModelSpec:
-    """A toy model that drives these decoders, one for each modality."""
+def spec_for(names: tuple[str, ...], mode: str = "shared") -> ModelSpec:
+    """A toy model that drives these decoders, one for each modality. mode: of LoRA."""
     modalities = {decoder(name).contract.modality: projector_for(name) for name in names}
     tokens = SpecialTokens(**{"image": 0, "video": 0, "audio": 0, **dict.fromkeys(modalities, 3)})
-    return replace(any_spec("shared"), tokens=tokens, output_projectors=tuple(modalities.items()))
+    return replace(any_spec(mode), tokens=tokens, output_projectors=tuple(modalities.items()))
 
 
 def samples(modality: str, num: int = 5) -> list[Sample]:
@@ -97,16 +97,25 @@ class OwnLatents:
         return torch.stack([torch.randn(self._shape, generator=draws("latents", key)) for key in keys])
 
 
-def stage2(names: tuple[str, ...], config: StageConfig = STAGE2) -> tuple[SignalSide, SignalData]:
-    """(model, data) at the start of a stage 2 that drives these decoders."""
-    spec, by_modality = spec_for(names), {decoder(name).contract.modality: name for name in names}
+def model_for(names: tuple[str, ...], mode: str = "") -> AnyModel:
+    """The toy model whose states stage 2 trains on. mode: of its LoRA adapters, which are random; "" for none."""
+    spec = spec_for(names, mode or "shared")
     base, tokenizer = tiny_llama(0)
     lm = LanguageModel(base, spec.tokens, spec.seed)
-    model = AnyModel(spec, lm, Chat(tokenizer, lm.table)).requires_grad_(False)
+    model = AnyModel(spec, lm, Chat(tokenizer, lm.table))
+    if mode:
+        model.add_lora()
+        randomise(model.lm.base)
+    return model.requires_grad_(False)
+
+
+def stage2(names: tuple[str, ...], config: StageConfig = STAGE2, model: AnyModel | None = None) -> tuple[SignalSide, SignalData]:
+    """(model, data) at the start of a stage 2 that drives these decoders. model: whose states it trains on."""
+    model, by_modality = model or model_for(names), {decoder(name).contract.modality: name for name in names}
     rows = {modality: samples(modality) for modality in by_modality}
     captions = {modality: [text for sample in found for text in sample.texts] for modality, found in rows.items()}
     states = MemoryStates(model, captions)
-    side = SignalSide(spec, states)
+    side = SignalSide(model.spec, states)
     config = replace(config, mixture=tuple((modality, 1.0) for modality in sorted(rows)))
     targets = {modality: OwnTargets(name, captions[modality]) for modality, name in by_modality.items()}
     denoised = {modality: GenerationLoss(decoder(name), OwnLatents(name), config) for modality, name in by_modality.items()}

@@ -32,7 +32,10 @@ def rows(
         "task": rows_table("task", [{"history_fingerprint": fingerprint, "task": task, "harness": "lmms-eval 0.7.3"}]),
         "metric": rows_table("metric", [same | row | {"n": n, "clusters": n, "ci_lo": value - 0.2, "ci_hi": value + 0.2} for row in [score, *floors]]),
         "sample": rows_table("sample", [same | sample(i, s, condition) for i, s in enumerate(scores)]),
-        "train_metrics": rows_table("train_metrics", [{"run_id": run_id, "stage": "stage3", "step": i, "loss": 2.0 - i, "lr": 1e-3} for i in range(3)]),
+        "train_metrics": rows_table(
+            "train_metrics",
+            [{"run_id": run_id, "stage": "stage3", "step": i, "loss": 2.0 - i, "lr": 1e-3, "parts": f'{{"tokens_image": {2.0 - i}}}'} for i in range(3)],
+        ),
     }
 
 

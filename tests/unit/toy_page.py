@@ -126,7 +126,13 @@ def night(root: Path, number: int, accuracy: float, *, recipe: str = "toy", seed
         "model": rows_table("model", [{"model_id": run["model_id"], "name": recipe}]),
         "metric": rows_table("metric", _metrics(same, samples)),
         "sample": rows_table("sample", samples),
-        "train_metrics": rows_table("train_metrics", [{"run_id": run_id, "stage": "stage3", "step": s, "loss": v} for s, v in zip(steps, losses, strict=True)]),
+        "train_metrics": rows_table(
+            "train_metrics",
+            [
+                {"run_id": run_id, "stage": "stage3", "step": s, "loss": v, "parts": json.dumps({"tokens_image": v, "tokens_text": 0.25, "captions": 9.0})}
+                for s, v in zip(steps, losses, strict=True)
+            ],
+        ),
     }
 
 
