@@ -6,9 +6,8 @@ A stage that the recipe names twice has two steps, the second called stage2_2 (w
 
 A recipe with a picture decoder has image_decoder beside the stages (from weights_text and shards_cc3m), picture_judge, eval_pictures and export_early, the
 export without it, so that all but its pictures is evaluated while it is still being trained; one with decoders of its own has weights_decoder_*, whose text
-encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders); one with a voice also speech_judge and eval_speaking.
-A recipe with two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval instead.
-A recipe of the user's own lists and weights (pipelines.own_files) begins with them and ends at export. Importing this module runs nothing.
+encoders give the targets and whose autoencoders the latents (pipelines.steps_decoders); one with a voice also speech_judge and eval_speaking. A recipe with
+two towers goes from embed_* on to embed_text -> two_tower -> eval_retrieval; one of the user's own lists and weights (pipelines.own_files) ends at export.
 """
 
 from __future__ import annotations
@@ -294,6 +293,7 @@ def _add_stages(
             name=name,
             run="pipelines.train:run",
             config=TrainConfig(model=spec, stage=getattr(recipe, stage)),
+            revision=2,  # losses by modality as well, and the weights behind the features
             inputs=inputs,
             threads=ALL_BUT_ONE if recipe.image_decoder is not None and stage != "stage2" else 0,
             gpus=ALL_GPUS,
