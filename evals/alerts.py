@@ -5,7 +5,7 @@ know how they are sent.
 
 A drop is an alert when it is outside the noise band *and* bigger than the smallest relevant drop. The noise band of a comparison is the paired
 test after Holm's correction; where enough nights went before, it also covers what training again does to the whole model (`retraining_sd`), which no
-test on the samples of two runs can see. Improvements are notes.
+test on the samples of two runs can see. Improvements are notes, and so is what the history has been told of already: nobody hears of one drop twice.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from evals.change_points import LEVEL
 from evals.comparison import decides
 from evals.statistics import Z95
+from evals.suite_catalogue import full_marks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,17 +32,17 @@ class Policy:
     change_level: float = LEVEL
     """A change point counts when its p is below this."""
     smallest_drop: float = 0.01
-    """Drops up to this are never an alert, in units of the metric."""
+    """Drops up to this are never an alert: a hundredth of what a share can reach, and one point of a metric that runs to 100."""
     smallest: Mapping[str, float] | None = None
-    """Metric -> its own smallest relevant drop, for metrics that are no share, e.g. {"gpt_eval_score": 1.0}."""
+    """Metric -> its own smallest relevant drop in its own unit, for metrics that are no share, e.g. {"coco_CIDEr": 0.05}."""
     nights: int = 6
     """From so many earlier nights on the spread between nights counts."""
     window: int = 60
     """Latest nights that are looked at."""
 
     def relevant(self, metric: str) -> float:
-        """Smallest relevant drop of a metric."""
-        return (self.smallest or {}).get(metric, self.smallest_drop)
+        """Smallest relevant drop of a metric, in its unit."""
+        return (self.smallest or {}).get(metric, self.smallest_drop * full_marks(metric))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,12 @@ class Alert:
     p: float = 1.0
 
 
+COMPARED = ("run_a", "run_b", "task", "condition", "metric")
+"""Columns that say what was compared with what."""
+CHANGED = ("series_id", "run_at")
+"""Columns that say where a change point is."""
+
+
 def alerts_of_comparisons(
     rows: Sequence[Mapping[str, Any]],
     policy: Policy,
@@ -70,12 +77,13 @@ def alerts_of_comparisons(
     spread: Mapping[tuple[str, str, str], float] | None = None,
     baselines: Mapping[str, str] | None = None,
     standing: frozenset[tuple[str, str, str, str]] = frozenset(),
+    told: frozenset[tuple[str, ...]] = frozenset(),
 ) -> list[Alert]:
     """Alerts for rows of COMPARISONS, the newest run being run_b.
 
     spread: (task, condition, metric) -> retraining_sd, the standard deviation of a night beyond its single answers; absent: unknown. baselines: run_id -> name
     of pinned runs; a drop below one is `below_baseline`. standing: (baseline, task, condition, metric) that were below already the night before:
-    those are notes, so that nobody is told every night of one drop.
+    those are notes, so that nobody is told every night of one drop. told: (run_a, run_b, task, condition, metric) that the history has already: notes too.
     """
     found = []
     for row in rows:
@@ -91,6 +99,7 @@ def alerts_of_comparisons(
         else:
             kind = "below_baseline" if pinned else "regression"
             severity, verb = ("note", "is still lower") if key in standing else ("alert", "fell")
+            severity = "note" if tuple(row[name] for name in COMPARED) in told else severity
         against = f"baseline {pinned}" if pinned else f"run {row['run_a']}"
         text = (
             f"{row['metric']} of {row['task']} ({row['condition']}) {verb} by {_points(abs(row['delta']))} "
@@ -113,8 +122,18 @@ def noise_band(row: Mapping[str, Any], policy: Policy, spread: Mapping[tuple[str
     return NormalDist().inv_cdf(1 - policy.level / 2) * math.sqrt(stderr**2 + 2 * night_sd**2)
 
 
-def alerts_of_changes(rows: Sequence[Mapping[str, Any]], policy: Policy, *, better: Mapping[str, bool | None], run_id: str) -> list[Alert]:
-    """Alerts for rows of CHANGE_POINTS that the newest run `run_id` brought to light. better: metric -> whether more of it is better, None: unknown."""
+def alerts_of_changes(
+    rows: Sequence[Mapping[str, Any]],
+    policy: Policy,
+    *,
+    better: Mapping[str, bool | None],
+    run_id: str,
+    told: frozenset[tuple[str, ...]] = frozenset(),
+) -> list[Alert]:
+    """Alerts for rows of CHANGE_POINTS that the newest run `run_id` brought to light.
+
+    better: metric -> whether more of it is better, None: unknown. told: (series_id, run_at) that the history has already: those are notes.
+    """
     found = []
     for row in rows:
         if row["p"] >= policy.change_level:
@@ -122,6 +141,7 @@ def alerts_of_changes(rows: Sequence[Mapping[str, Any]], policy: Policy, *, bett
         direction = better.get(row["metric"])
         worse = direction is not None and (row["delta"] < 0) == direction
         relevant = abs(row["delta"]) > policy.relevant(row["metric"])
+        fresh = tuple(row[name] for name in CHANGED) not in told
         text = (
             f"{row['metric']} of {row['task']} ({row['condition']}, {row['subgroup']}) moved from {_points(row['before'])} to {_points(row['after'])} "
             f"with run {row['run_at']} ({_when(row['at'])}) and stayed there; p {row['p']:.2g}"
@@ -129,7 +149,7 @@ def alerts_of_changes(rows: Sequence[Mapping[str, Any]], policy: Policy, *, bett
         found.append(
             Alert(
                 kind="change_point",
-                severity="alert" if worse and relevant else "note",
+                severity="alert" if worse and relevant and fresh else "note",
                 text=text,
                 run_before=row["run_before"],
                 run_id=run_id,

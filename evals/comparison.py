@@ -3,14 +3,15 @@
 Owns the joining of two runs' samples (by key *and* content, never by position) and the rows of the comparison table. Input: rows of the history's
 sample table. Output: rows of COMPARISONS. Refuses to know where rows are kept and what deserves an alert.
 
-Every number is run_b minus run_a: with a before b, a negative delta is a drop. Within one comparison the tests that may raise an alert (subgroup "all" of
-every task, conditions that show the model the right picture) are one family for Holm's correction; subgroups and controls are another, to look at only.
+Every number is run_b minus run_a: with a before b, a negative delta is a drop. What is compared of a task are the metrics that are means of its samples'
+scores, in their own units (evals.suite_catalogue.sample_scores). Within one comparison the tests that may raise an alert (subgroup "all" of every task and
+metric, conditions that show the model the right picture) are one family for Holm's correction; subgroups and controls are another, to look at only.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from evals.significance import detectable_difference, holm, mcnemar_exact, permutation_p
+from evals.stand_ins import ROTATION
 from evals.statistics import cluster_sums, paired_interval
+from evals.suite_catalogue import sample_scores
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 
@@ -53,14 +56,14 @@ COMPARISONS = pa.schema(
 two-sided; p_adjusted: Holm. flips: samples whose score rose or fell. detectable: the true difference this comparison finds with 80 % chance at p < 0.05."""
 CONTROLS = ("blank", "shuffled")
 """Conditions that show the model something else than the question's picture: a drop there is no regression."""
-METRICS = {"exact_match": "score"}
-"""Metric name -> column of the sample table."""
 AGREE = ("question", "picture", "target")
 """What two samples of one key must have in common to be the same sample; `doc_sha256` too where both runs have it."""
 
 Rows = Sequence[Mapping[str, Any]]
 Group = tuple[str, str]
 """(task, condition)"""
+Score = tuple[str, str, str]
+"""(task, condition, metric)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,29 +108,33 @@ def compare(
     fingerprints_a: Mapping[str, str],
     fingerprints_b: Mapping[str, str],
     made: datetime | None = None,
-    metrics: Mapping[str, str] = METRICS,
+    scored: Collection[Score] | None = None,
     across_fingerprints: bool = False,
     draws: int = 2000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Rows of COMPARISONS: every task and condition that both runs have, all samples and each answer type.
 
-    rows_a, rows_b: rows of the sample table (task, condition, doc_key, question, picture, target, answer_type, the metrics' columns and, if it has one,
+    rows_a, rows_b: rows of the sample table (task, condition, doc_key, question_id, question, picture, target, answer_type, score and, if it has one,
     cluster).
-    fingerprints_a, fingerprints_b: task -> history_fingerprint. made: when, naive UTC. across_fingerprints: compare although the task, data, scorer or
-    harness differ; the rows then carry both fingerprints. draws, seed: of the bootstrap and of sampled permutations.
+    fingerprints_a, fingerprints_b: task -> history_fingerprint. made: when, naive UTC. scored: the scores that both runs have; None: those of every task.
+    across_fingerprints: compare although the task, data, scorer or harness differ; the rows then carry both fingerprints. draws, seed: of the bootstrap and
+    of sampled permutations.
     Raises AnyloomError for different fingerprints, and as `pair` does.
     """
     pairs = {group: paired for group, paired in pair(rows_a, rows_b).items() if paired.keys}
     comparable = {task: _fingerprint(task, run_a, run_b, fingerprints_a, fingerprints_b, across_fingerprints) for task, _ in pairs}
     rows = []
     for (task, condition), paired in pairs.items():
-        for metric, column in metrics.items():
-            for subgroup, chosen in subgroups(paired.a):
-                place = {"run_a": run_a, "run_b": run_b, "task": task, "condition": condition, "metric": metric, "subgroup": subgroup}
+        for score in sample_scores(task):
+            if scored is not None and (task, condition, score.metric) not in scored:
+                continue
+            counted = by_group(paired) if score.grouped else paired
+            for subgroup, chosen in subgroups(counted.a):
+                place = {"run_a": run_a, "run_b": run_b, "task": task, "condition": condition, "metric": score.metric, "subgroup": subgroup}
                 place["history_fingerprint"] = comparable[task]
                 identity = fingerprint(place | {"draws": draws, "seed": seed})[:16]
-                rows.append({"comparison_id": identity, **place, **_difference(paired, column, chosen, draws, seed), "made": made})
+                rows.append({"comparison_id": identity, **place, **_difference(counted, score.scale, chosen, draws, seed), "made": made})
     _adjust(rows)
     return [{name: row[name] for name in COMPARISONS.names} for row in rows]
 
@@ -162,6 +169,20 @@ def cluster_of(row: Mapping[str, Any]) -> str:
     return str(row.get("cluster") or row.get("picture") or row["doc_key"])
 
 
+def by_group(paired: Paired) -> Paired:
+    """The rotations of each question as one sample: its first row, with the lowest score of them all."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for place, row in enumerate(paired.a):
+        groups[paired.keys[place] if row.get("question_id") is None else int(row["question_id"]) % ROTATION].append(place)
+
+    def lowest(side: Rows) -> tuple[Mapping[str, Any], ...]:
+        scores = [[side[place].get("score") for place in places] for places in groups.values()]
+        return tuple({**side[places[0]], "score": None if None in of else min(of)} for places, of in zip(groups.values(), scores, strict=True))
+
+    keys = tuple(paired.keys[places[0]] for places in groups.values())
+    return Paired(keys=keys, a=lowest(paired.a), b=lowest(paired.b), only_a=paired.only_a, only_b=paired.only_b)
+
+
 def _by_key(rows: Rows, run: str) -> dict[Group, dict[str, Mapping[str, Any]]]:
     groups: dict[Group, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
@@ -184,36 +205,37 @@ def _fingerprint(task: str, run_a: str, run_b: str, first: Mapping[str, str], se
     return a if a == b else f"{a or 'none'} {b or 'none'}"
 
 
-def _difference(paired: Paired, column: str, chosen: Sequence[int], draws: int, seed: int) -> dict[str, Any]:
-    """The numbers of one row."""
-    a, b = (np.array([side[i].get(column) for i in chosen], dtype=np.float64) for side in (paired.a, paired.b))
+def _difference(paired: Paired, scale: float, chosen: Sequence[int], draws: int, seed: int) -> dict[str, Any]:
+    """The numbers of one row, in units of a metric that is `scale` where every sample scores 1."""
+    a, b = (np.array([side[i].get("score") for i in chosen], dtype=np.float64) for side in (paired.a, paired.b))
     missing = np.flatnonzero(np.isnan(a + b))
     if len(missing):
-        raise AnyloomError(f"sample {paired.keys[chosen[missing[0]]]} has no {column!r} in one of the runs: leave unscored samples out, or score them")
+        raise AnyloomError(f"sample {paired.keys[chosen[missing[0]]]} has no score in one of the runs: leave unscored samples out, or score them")
     clusters = [cluster_of(paired.a[i]) for i in chosen]
     interval = paired_interval(b, a, clusters, draws=draws, seed=seed)
     p, test = paired_test(a, b, clusters, seed=seed)
+    detectable = detectable_difference(interval.stderr, interval.n, binary=set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0})
     return {
         "n_paired": interval.n,
         "clusters": interval.clusters,
-        "value_a": float(a.mean()),
-        "value_b": float(b.mean()),
-        "delta": interval.value,
-        "ci_lo": interval.ci_lo,
-        "ci_hi": interval.ci_hi,
+        "value_a": scale * float(a.mean()),
+        "value_b": scale * float(b.mean()),
+        "delta": scale * interval.value,
+        "ci_lo": scale * interval.ci_lo,
+        "ci_hi": scale * interval.ci_hi,
         "p": p,
         "test": test,
         "flips_up": int(np.sum(b > a)),
         "flips_down": int(np.sum(b < a)),
-        "detectable": detectable_difference(interval.stderr, interval.n, binary=set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}),
+        "detectable": None if detectable is None else scale * detectable,
     }
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Fill in p_adjusted, for each metric within the two families of the module docstring."""
-    families: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
+    """Fill in p_adjusted within the two families of the module docstring."""
+    families: dict[bool, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        families[row["metric"], decides(row)].append(row)
+        families[decides(row)].append(row)
     for family in families.values():
         for row, adjusted in zip(family, holm([row["p"] for row in family]), strict=True):
             row["p_adjusted"] = adjusted

@@ -43,7 +43,8 @@ class SuiteConfig:
     lmms_task: str = ""
     """Name of the task in evals.suite_catalogue; the recipe's value is filled in task by task."""
     num_questions: int = 0
-    """Whole pictures and whole groups of rotations are drawn until there are at least this many questions; 0 asks all of them."""
+    """Whole pictures and whole groups of rotations are drawn until there are at least this many questions; 0 asks all of them, and so does a number that a
+    task does not have."""
     seed: int = 0
     """Draws the questions, the stand-ins' options and words, and the shuffled pictures."""
     conditions: tuple[str, ...] = ("helped", "plain_prompt", "blank")

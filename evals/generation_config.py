@@ -81,7 +81,7 @@ class CaptioningEvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PopeEvalConfig:
-    """Yes/no questions about objects that are, or are not, in a picture (eval_pope)."""
+    """Yes/no questions about objects that are, or are not, in a picture (eval_objects_as_pope)."""
 
     asked_source: str = "easyvqa_test"
     """Dataset of pictures whose questions tell what they show (easyvqa_as_pope); "" leaves it out."""

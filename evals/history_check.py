@@ -164,6 +164,10 @@ _REFERENCES = (
         "SELECT series_id, run_at FROM change_point WHERE run_at NOT IN (SELECT run_id FROM run) ORDER BY ALL",
     ),
     (
+        "night of flow run {0} is about run {1}, which is not there",
+        "SELECT flow_run_id, run_id FROM night WHERE run_id NOT IN (SELECT run_id FROM run) ORDER BY ALL",
+    ),
+    (
         "run {0} has scores of {1} whose history_fingerprint {2} no row of task describes",
         "SELECT DISTINCT run_id, task, history_fingerprint FROM metric WHERE history_fingerprint NOT LIKE 'unknown:%' "
         "AND history_fingerprint NOT IN (SELECT history_fingerprint FROM task) ORDER BY ALL",

@@ -69,8 +69,9 @@ class Facts:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection):
         self._connection = connection
-        self.runs: list[Run] = [_run(row) for row in self.rows("SELECT * FROM run ORDER BY evaluated DESC NULLS LAST, run_id")]
-        """Newest first."""
+        newest_first = "ORDER BY coalesce(exported, evaluated) DESC NULLS LAST, evaluated DESC NULLS LAST, run_id"
+        self.runs: list[Run] = [_run(row) for row in self.rows(f"SELECT * FROM run {newest_first}")]
+        """That of the newest model first."""
         self.by_id = {run.run_id: run for run in self.runs}
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:

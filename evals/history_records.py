@@ -1,6 +1,6 @@
-"""Records about runs: comparisons, change points and annotations, appended to the history.
+"""Records about runs: comparisons, change points, annotations and nights, appended to the history.
 
-Owns their files and ids. Input: plain rows (comparison, change point) or what somebody says (annotation). Output: files of tables that
+Owns their files and ids. Input: plain rows (comparison, change point), what somebody says (annotation) or did (night). Output: files of tables that
 stand for themselves, safe for any number of writers. Refuses to know how a comparison or a change point is computed.
 """
 
@@ -62,6 +62,15 @@ def annotate(stores: Path, *, at: datetime, text: str, recipe: str = "", task: s
     name = content_id(said)
     _append("annotation", stores, name, [{"annotation_id": name, **said}])
     return name
+
+
+def append_night(stores: Path, run_id: str, flow_run_id: str, scheduled_for: datetime | None, status: str) -> bool:
+    """Append which flow run evaluated a run, or met it evaluated (`status` in words). Returns False when this flow run has said so already.
+
+    scheduled_for: when the flow run should have begun, naive UTC.
+    """
+    row = {"run_id": run_id, "flow_run_id": flow_run_id, "scheduled_for": scheduled_for, "status": status}
+    return _append("night", stores, f"{flow_run_id}-{run_id}", [row])
 
 
 def parse_time(text: str) -> datetime:

@@ -1,6 +1,6 @@
 """Rows of a run: what the history keeps of the artifacts of one recipe's evaluations.
 
-Owns the run's identity and the reading of metrics.parquet, samples.parquet and losses.parquet into the history's tables, and the
+Owns the run's identity and the reading of metrics.parquet, samples.parquet, parsed.parquet and losses.parquet into the history's tables, and the
 history_fingerprint of an evaluation that does not state its own. Input: artifacts. Output: Arrow tables. Refuses to know where they are kept.
 """
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from evals.config import HistoryConfig
 from evals.history_tables import SCHEMAS, better, rows_table
 from infra.fingerprint import fingerprint
-from infra.step import Artifact
+from infra.step import AnyloomError, Artifact
 from infra.storage import read_json
 
 _ASKED = ("doc_key", "question_id", "modality", "source", "direction", "key", "media_sha256", "picture", "question", "target", "prompt", "concept")
@@ -36,7 +36,7 @@ def run_identity(config: HistoryConfig, inputs: Mapping[str, Artifact]) -> str:
 
 
 def collect(config: HistoryConfig, run_id: str, inputs: Mapping[str, Artifact]) -> dict[str, pa.Table]:
-    """The tables of one run, from whichever inputs have metrics, question samples or losses."""
+    """The tables of one run, from whichever inputs have metrics, question samples or losses. Raises AnyloomError for files that do not belong together."""
     parts: dict[str, list[pa.Table]] = {name: [] for name in ("metric", "sample", "train_metrics")}
     tasks: list[dict[str, Any]] = []
     for name, artifact in sorted(inputs.items()):
@@ -48,7 +48,7 @@ def collect(config: HistoryConfig, run_id: str, inputs: Mapping[str, Artifact]) 
             constant = {"run_id": run_id, "task": task, "history_fingerprint": described["history_fingerprint"]}
             parts["metric"].append(_with_direction(_fitting("metric", pq.read_table(metrics), constant)))
             if samples.exists() and "run_condition" in pq.read_schema(samples).names:
-                parts["sample"].append(_samples(pq.read_table(samples), constant))
+                parts["sample"].append(_samples(_as_read(pq.read_table(samples), artifact), constant))
         if losses.exists():
             parts["train_metrics"].append(_train_metrics(pq.read_table(losses), {"run_id": run_id, "stage": name}))
     model = _model_row(config, inputs)
@@ -116,6 +116,20 @@ def _samples(table: pa.Table, constant: Mapping[str, str]) -> pa.Table:
     return _fitting("sample", renamed, constant)
 
 
+def _as_read(samples: pa.Table, artifact: Artifact) -> pa.Table:
+    """The samples with their clusters and with what our own reading made of each answer, where an evaluation says so beside them (parsed.parquet)."""
+    path = artifact.path / "parsed.parquet"
+    if not path.exists():
+        return samples
+    read = pq.read_table(path)
+    for column in ("run_condition", "doc_key"):
+        if read[column].to_pylist() != samples[column].to_pylist():
+            raise AnyloomError(f"{path} is not about the rows of samples.parquet beside it ({column} differs): run it again (--force {artifact.name})")
+    for column in ("cluster", "parsed", "parse_status"):
+        samples = samples.append_column(column, read[column])
+    return samples
+
+
 def _model_row(config: HistoryConfig, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     """The model that was evaluated: the export, by the digest of its bytes. Empty without one."""
     export = inputs.get("export")
@@ -134,16 +148,18 @@ def _model_row(config: HistoryConfig, inputs: Mapping[str, Artifact]) -> dict[st
 
 def _run_row(config: HistoryConfig, run_id: str, inputs: Mapping[str, Artifact], model: Mapping[str, Any]) -> dict[str, Any]:
     main = inputs.get("eval_vqa") or next((inputs[name] for name in sorted(inputs) if name.startswith("eval_")), None)
+    made = _record(inputs["export"].path).get("provenance") or {} if "export" in inputs else {}
     provenance = _record(main.path).get("provenance") or {} if main else {}
     evaluated = _utc(provenance.get("finished"))
     return {
         "run_id": run_id,
         "recipe": config.recipe,
-        "suite": str(main.result.get("suite", "")) if main else "",
+        "suite": ", ".join(sorted({str(a.result["suite"]) for a in inputs.values() if a.result.get("suite")})),
         "seeds": ", ".join(f"{what}={seed}" for what, seed in config.seeds),
         "model_id": model.get("model_id"),
         "started": evaluated - timedelta(seconds=round(provenance["seconds"])) if evaluated and "seconds" in provenance else None,
         "evaluated": evaluated,
+        "exported": _utc(made.get("finished")),
         "status": "finished",
         "git_commit": str(provenance.get("commit", "")),
         "harness": str(main.result.get("harness", "")) if main else "",

@@ -25,8 +25,8 @@ TEXT, NUMBER, COUNT, TIME, TRUTH = pa.string(), pa.float64(), pa.int64(), pa.tim
 
 _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "run": dict.fromkeys(("run_id", "recipe", "suite", "seeds", "model_id"), TEXT)
-    | dict.fromkeys(("started", "evaluated", "scheduled_for"), TIME)
-    | dict.fromkeys(("status", "flow_run_id", "git_commit", "harness", "environment", "device", "artifact", "inputs", "source"), TEXT),
+    | dict.fromkeys(("started", "evaluated", "exported"), TIME)
+    | dict.fromkeys(("status", "git_commit", "harness", "environment", "device", "artifact", "inputs", "source"), TEXT),
     "model": dict.fromkeys(("model_id", "name", "checkpoint_sha256", "parent", "stage"), TEXT) | {"step": COUNT},
     "task": dict.fromkeys(("history_fingerprint", "task", "suite", "task_sha256", "prompt_sha256", "dataset_sha256", "split"), TEXT)
     | {"n": COUNT}
@@ -47,6 +47,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "change_point": dict.fromkeys(("series_id", "recipe", "task", "condition", "metric", "subgroup", "run_before", "run_at"), TEXT)
     | {"at": TIME, "before": NUMBER, "after": NUMBER, "delta": NUMBER, "p": NUMBER, "history_fingerprint": TEXT},
     "annotation": {"annotation_id": TEXT, "at": TIME} | dict.fromkeys(("recipe", "task", "text", "author"), TEXT),
+    "night": dict.fromkeys(("run_id", "flow_run_id"), TEXT) | {"scheduled_for": TIME, "status": TEXT},
 }
 SCHEMAS = {name: pa.schema(list(columns.items()), metadata={VERSION_KEY: str(VERSION).encode()}) for name, columns in _COLUMNS.items()}
 TABLES = tuple(SCHEMAS)
@@ -59,6 +60,7 @@ STANDING = {
     "comparison": ("comparison_id",),
     "change_point": ("series_id", "run_at"),
     "annotation": ("annotation_id",),
+    "night": ("flow_run_id", "run_id"),
 }
 """Tables whose files stand for themselves -> the columns that say which row it is: the same row from two writers counts once."""
 ROW_KEYS = {

@@ -129,6 +129,8 @@ class AnyloomLmms(lmms):
         self.batch_size_per_gpu = 1
         self.asked: dict[tuple[str, int], str] = {}
         """(split, doc_id) -> key of the answer file, of the last run."""
+        self.prompts: dict[tuple[str, int], str] = {}
+        """(split, doc_id) -> the text that was asked."""
         self._task: Any = None
 
     def under(self, condition: str, caption_turn: bool | None, progress: Callable[[int, int], None] | None = None) -> AnyloomLmms:
@@ -227,7 +229,7 @@ class AnyloomLmms(lmms):
             until, limit = options.get("until") or (), int(options.get("max_new_tokens", MAX_NEW_TOKENS))
             identity = [picture, text, limit, self.condition, self.caption_turn, self.digest, tasks[id(task)]]
             ask = _Ask(fingerprint(identity), picture, text, (until,) if isinstance(until, str) else tuple(until), limit)
-            self.asked[split, doc_id] = ask.key
+            self.asked[split, doc_id], self.prompts[split, doc_id] = ask.key, text
             asks.append(ask)
         return asks
 

@@ -77,9 +77,13 @@ def _fingerprinted(table: pa.Table, main: str, stated: str, unknown: str) -> pa.
     return table.append_column("history_fingerprint", pa.array([stated if task and task == main else unknown for task in tasks], pa.string()))
 
 
+_NEVER_WRITTEN = ("scheduled_for", "flow_run_id")
+
+
 def from_2(tables: Tables) -> Tables:
-    """Version 2 kept the loss of a training step without its parts: they stay unknown."""
-    return tables
+    """Version 2 had two columns of `run` that nobody wrote (the table `night` says what they were for), and kept a step's loss without its parts."""
+    run = tables["run"]
+    return tables | {"run": run.drop_columns([name for name in _NEVER_WRITTEN if name in run.column_names])}
 
 
 MIGRATIONS: dict[int, Callable[[Tables], Tables]] = {1: from_1, 2: from_2}

@@ -1,7 +1,7 @@
 """Nightly review: what the newest run means beside the nights before it and the pinned baselines.
 
 Owns which runs are compared, the change points of every score, and the summary. Input: the history's Parquet files and a run in it. Output: Review.
-Refuses to know who runs it every night and where alerts go. The same history gives the same review.
+Refuses to know who runs it every night and where alerts go. The same history gives the same review; once its rows are in the history, its alerts are notes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from evals.alerts import Alert, Policy, alerts_of_changes, alerts_of_comparisons
+from evals.alerts import CHANGED, COMPARED, Alert, Policy, alerts_of_changes, alerts_of_comparisons
 from evals.change_points import Change, find_changes, night_noise, retraining_sd, segments
 from evals.comparison import CONTROLS, compare, decides, pair
 from evals.past import Past, Series
@@ -50,7 +50,7 @@ def review(
     """Compare a run of the history with the run before it and with `baselines`, and search every score's series for change points.
 
     baselines: run ids of pinned runs. recipe: whose nights the series are; None: the run's own. seed, draws: of bootstraps and sampled
-    permutations. Only scores of one history_fingerprint are compared; what has no partner is a note.
+    permutations. Only scores of one history_fingerprint are compared; what has no partner is a note, and so is what the history was told of already.
     Raises AnyloomError for a run that the history has not, and for samples that disagree about what was asked.
     """
     policy = policy or Policy()
@@ -69,8 +69,10 @@ def review(
         alerts.append(Alert(kind="not_compared", severity="note", text=f"{recipe} has no earlier run that compares with {run_id}", run_id=run_id))
     names = {name: name for name in baselines}
     standing = _standing(past, previous, baselines, policy, seed, draws)
-    alerts += alerts_of_comparisons(comparisons, policy, spread=_spread(past, series, policy), baselines=names, standing=standing)
-    alerts += alerts_of_changes(fresh, policy, better={s.metric: s.higher_is_better for s in series}, run_id=run_id)
+    told = past.recorded("comparison", COMPARED)
+    alerts += alerts_of_comparisons(comparisons, policy, spread=_spread(past, series, policy), baselines=names, standing=standing, told=told)
+    better = {s.metric: s.higher_is_better for s in series}
+    alerts += alerts_of_changes(fresh, policy, better=better, run_id=run_id, told=past.recorded("change_point", CHANGED))
     ordered = tuple(sorted(alerts, key=lambda alert: alert.severity != "alert"))
     text = markdown(past.run(run_id), recipe, ordered, comparisons, changes, series)
     return Review(comparisons=tuple(comparisons), change_points=tuple(changes), alerts=ordered, markdown=text)
@@ -109,7 +111,8 @@ def _compare(past: Past, other: str, run_id: str, tasks: set[str] | None, seed: 
             text = f"{task} ({condition}): {paired.only_a} samples of run {other} and {paired.only_b} of run {run_id} have no partner and are left out"
             notes.append(Alert(kind="unpaired", severity="note", text=text, run_before=other, run_id=run_id, task=task, condition=condition))
     made = past.run(run_id).get("evaluated")
-    rows = compare(a, b, run_a=other, run_b=run_id, fingerprints_a=first, fingerprints_b=second, made=made, seed=seed, draws=draws)
+    both = past.scored(other) & past.scored(run_id)
+    rows = compare(a, b, run_a=other, run_b=run_id, fingerprints_a=first, fingerprints_b=second, made=made, scored=both, seed=seed, draws=draws)
     return rows, notes
 
 

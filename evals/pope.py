@@ -1,11 +1,12 @@
-"""The eval_pope step: does an exported model say yes to objects that are not in the picture?
+"""The eval_objects_as_pope step: does an exported model say yes to objects that are not in the picture?
 
 Input: `export`, the shards. Output: samples.parquet (every question and answer), metrics.parquet, details.parquet. A killed run continues after the last
 answered batch. Refuses to know how questions are chosen (evals.pope_questions) and how anything was trained.
 
 Tasks: `easyvqa_as_pope` (objects are shapes and colours, known from the pictures' questions) and `stamps_as_pope` (the thing that a caption's head word
 names; what else a picture shows is not known). Neither is the POPE benchmark. Accuracy, precision, recall, F1 of `yes`, the share of yes, and of answers that
-are neither, which count as wrong. Control `blank`: the same questions about a white picture. Floor: always yes. Intervals draw whole pictures.
+are neither, which count as wrong; and the accuracy over all questions, which is the mean of the samples' scores. Control `blank`: the same questions about a
+white picture. Floor: always yes. Intervals draw whole pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from evals.journal import Journal
 from evals.objects import head_word
 from evals.pope_questions import PRESENT, SETTINGS, PopeQuestion, Shown, pope_questions
 from evals.retrieval import distinct_media
-from evals.statistics import Interval, paired_interval
+from evals.statistics import Interval, mean_interval, paired_interval
 from evals.tables import METRICS, VQA_SAMPLES, metric_row, write_table
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import StepContext
@@ -156,7 +157,11 @@ def sample_rows(questions: Sequence[PopeQuestion], said: Sequence[str], conditio
 
 
 def pope_metrics(config: PopeEvalConfig, questions: Sequence[PopeQuestion], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Rows of METRICS: every task and setting under every condition, always yes, and accuracy right minus blank. condition: the setting; subgroup: the task."""
+    """Rows of METRICS: every task and setting under every condition, always yes, and accuracy right minus blank.
+
+    condition: the setting; subgroup: the task. At the end the accuracy over all questions: condition right, blank or always_yes, subgroup all.
+    """
+    options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     rows = []
     for task in dict.fromkeys(question.task for question in questions):
         for setting in SETTINGS:
@@ -171,8 +176,13 @@ def pope_metrics(config: PopeEvalConfig, questions: Sequence[PopeQuestion], answ
                 for metric, interval in _rates(truth, said[condition], clusters, config).items():
                     rows.append(metric_row(interval, condition=name, metric=metric, subgroup=task, kind=kind))
             right, blank = ([float(answer == ("yes" if there else "no")) for answer, there in zip(said[name], truth, strict=True)] for name in (RIGHT, BLANK))
-            gain = paired_interval(right, blank, clusters, draws=config.bootstrap_draws, seed=config.bootstrap_seed)
+            gain = paired_interval(right, blank, clusters, **options)
             rows.append(metric_row(gain, condition=f"{setting} - blank", metric="accuracy", subgroup=task, kind="difference"))
+    pictures = [question.sha256 for question in questions]
+    for condition, texts in {**answers, "always_yes": ["yes"] * len(questions)}.items() if questions else ():
+        scores = [float(parsed(text) == question.answer) for text, question in zip(texts, questions, strict=True)]
+        overall = mean_interval(scores, pictures, proportion=True, **options)
+        rows.append(metric_row(overall, condition=condition, metric="accuracy", subgroup="all", kind="score" if condition == RIGHT else "floor"))
     return rows
 
 
@@ -202,6 +212,7 @@ def _digest(questions: Sequence[PopeQuestion]) -> str:
 
 
 def _detail(metric: Mapping[str, Any], questions: Sequence[PopeQuestion]) -> dict[str, Any]:
-    mine = [question for question in questions if question.task == metric["subgroup"]]
-    known = {"reference": metric["subgroup"], "reference_sha256": _digest(mine), "n_reference": len({question.sha256 for question in mine})}
+    mine = [question for question in questions if metric["subgroup"] in ("all", question.task)]
+    names = ", ".join(dict.fromkeys(question.task for question in mine))
+    known = {"reference": names, "reference_sha256": _digest(mine), "n_reference": len({question.sha256 for question in mine})}
     return detail(metric, "POPE's rates of yes and no, unparsed answers wrong; not the POPE benchmark", BOOTSTRAP, **known)

@@ -1,7 +1,7 @@
 """The report's sections on generation: what was made of requests, with a gallery; captions of media; objects that are not there.
 
-Input: the artifacts eval_generation, eval_captioning and eval_pope. Output: HTML that loads nothing. Refuses to choose media and captions: they are the seeded
-draws that the steps marked, failures included, and refuses to compute scores.
+Input: the artifacts eval_generation, eval_captioning and eval_objects_as_pope. Output: HTML that loads nothing. Refuses to choose media and captions: they
+are the seeded draws that the steps marked, failures included, and refuses to compute scores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def generation_sections(inputs: Mapping[str, Artifact]) -> list[str]:
     return [
         media_section(inputs.get("eval_generation")),
         captions_section(inputs.get("eval_captioning")),
-        pope_section(inputs.get("eval_pope")),
+        pope_section(inputs.get("eval_objects_as_pope")),
     ]
 
 
@@ -179,7 +179,7 @@ def pope_section(artifact: Artifact | None) -> str:
         return ""
     at = _at(artifact)
     rows = []
-    for task in _names(at, 2, ("accuracy",)):
+    for task in [name for name in _names(at, 2, ("accuracy",)) if name != "all"]:
         for condition in _names(at, 0, ("accuracy",)):
             cells = [_media_cell(at.get((condition, metric, task))) for metric in POPE_METRICS]
             if any(cells):

@@ -19,9 +19,10 @@ MAX_GROUPS, MAX_ROWS, MAX_KINDS = 24, 24, 40
 SCORED = "(exact_match|accuracy|vanilla|circular|anls|mmmu_acc|pope_accuracy|seed_all|gpt_eval_score|ours|harness_vanilla)(_.*)?"
 _NEWEST = f"""
 WITH scored AS (
-    SELECT metric.*, run.recipe, run.seeds, run.evaluated,
+    SELECT metric.*, run.recipe, run.seeds, run.evaluated, run.exported,
         row_number() OVER (
-            PARTITION BY recipe, seeds, task, condition, metric, filter, kind, history_fingerprint ORDER BY evaluated DESC NULLS LAST, run_id
+            PARTITION BY recipe, seeds, task, condition, metric, filter, kind, history_fingerprint
+            ORDER BY coalesce(exported, evaluated) DESC NULLS LAST, evaluated DESC NULLS LAST, run_id
         ) AS age,
         max(evaluated) OVER (PARTITION BY task, history_fingerprint) AS newest
     FROM metric JOIN run USING (run_id)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evals.suite_catalogue import full_marks
+
 SHARES = set("match accuracy acc vanilla circular anls seed right wins heard emits recall precision f1 yes hit unparsed parsed hallucination broken".split())
 """Words of metrics that are shares from 0 to 1."""
 
@@ -16,7 +18,7 @@ SHARES = set("match accuracy acc vanilla circular anls seed right wins heard emi
 def scale_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ("value", "ci_lo", "ci_hi")) -> float:
     """100 where all rows are shares, else 1."""
     values = [row[name] for row in rows for name in columns if row[name] is not None]
-    named = all(set(str(row["metric"]).lower().split("_")) & SHARES for row in rows)
+    named = all(full_marks(str(row["metric"])) == 1 and set(str(row["metric"]).lower().split("_")) & SHARES for row in rows)
     return 100.0 if named and all(-1 <= value <= 1 for value in values) else 1.0
 
 

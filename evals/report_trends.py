@@ -20,7 +20,7 @@ _TREND = """
 SELECT recipe, task, condition, metric, filter, subgroup, history_fingerprint, time, run_id, value, ci_lo, ci_hi, segment, is_change_point, previous
 FROM trend
 WHERE value IS NOT NULL
-ORDER BY task, recipe, condition, metric, filter NULLS FIRST, subgroup, time NULLS FIRST, run_id"""
+ORDER BY task, recipe, condition, metric, filter NULLS FIRST, subgroup, time NULLS FIRST, evaluated NULLS FIRST, run_id"""
 
 _NOTES = """
 SELECT * FROM annotation WHERE coalesce(recipe, '') IN ('', ?) AND coalesce(task, '') IN ('', ?) ORDER BY "at", annotation_id"""

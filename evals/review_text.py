@@ -31,7 +31,7 @@ def markdown(
     lines += _list("Alerts", loud) + _list("Notes", quiet)
     if comparisons:
         lines += ["## Comparisons on the same samples", ""]
-        head = ("task", "condition", "samples", "against", "before", "now", "difference [95 %]", "p (Holm)", "better / worse", "detectable")
+        head = ("task", "condition", "score", "samples", "against", "before", "now", "difference [95 %]", "p (Holm)", "better / worse", "detectable")
         shown = sorted(comparisons, key=lambda row: not decides(row))
         lines += [*_table(head, [_comparison(row) for row in shown]), ""]
     if changes:
@@ -47,7 +47,7 @@ def _comparison(row: Mapping[str, Any]) -> list[str]:
     detectable = "" if row["detectable"] is None else _number(row["detectable"])
     flips = f"{row['flips_up']} / {row['flips_down']}"
     values = [_number(row["value_a"]), _number(row["value_b"])]
-    return [row["task"], row["condition"], samples, f"`{row['run_a']}`", *values, interval, f"{row['p_adjusted']:.2g}", flips, detectable]
+    return [row["task"], row["condition"], row["metric"], samples, f"`{row['run_a']}`", *values, interval, f"{row['p_adjusted']:.2g}", flips, detectable]
 
 
 def _change(row: Mapping[str, Any]) -> list[str]:

@@ -12,9 +12,8 @@ CREATE TABLE run (                -- one row per evaluation
     model_id VARCHAR,
     started TIMESTAMP,            -- times are UTC
     evaluated TIMESTAMP,          -- when the evaluation finished
-    scheduled_for TIMESTAMP,
+    exported TIMESTAMP,           -- when the model was finished; NULL: nobody knows
     status VARCHAR,
-    flow_run_id VARCHAR,
     git_commit VARCHAR,
     harness VARCHAR,              -- evaluation harness and version
     environment VARCHAR,          -- hash of the package versions
@@ -64,6 +63,9 @@ CREATE TABLE change_point (       -- where a series of runs moved outside its no
 CREATE TABLE annotation (         -- what somebody knows about a moment; empty recipe or task: all of them
     annotation_id VARCHAR, "at" TIMESTAMP, recipe VARCHAR, task VARCHAR, text VARCHAR, author VARCHAR
 );
+CREATE TABLE night (              -- which flow run of nightly-eval evaluated a run, or met it evaluated
+    run_id VARCHAR, flow_run_id VARCHAR, scheduled_for TIMESTAMP, status VARCHAR
+);
 
 -- Every share of right answers with its interval, its sample count, the floors on the same questions beside it and the artifact it comes from.
 CREATE VIEW leaderboard AS
@@ -97,16 +99,18 @@ WHERE metric.metric = 'exact_match' AND metric.kind IN ('score', 'floor')
 GROUP BY ALL
 ORDER BY time DESC, recipe, metric.run_id, task, metric.kind DESC, condition;
 
--- Every score along time, beside the score before it in the same series. A series has one recipe, task, condition, metric, filter, subgroup and
+-- Every score along time, beside the score before it in the same series. time: when the model was finished, or, where nobody knows, when it was
+-- evaluated; so a model that is evaluated late stands where it belongs. A series has one recipe, task, condition, metric, filter, subgroup and
 -- history_fingerprint; an annotation begins a new segment of it, and nothing is compared across.
 CREATE VIEW trend AS
 WITH placed AS (
     SELECT
         run.recipe, metric.task, metric.condition, metric.metric, metric.filter, metric.subgroup, metric.history_fingerprint,
-        run.evaluated AS time, metric.run_id, run.model_id, metric.value, metric.ci_lo, metric.ci_hi, metric.stderr, metric.n, metric.higher_is_better,
+        coalesce(run.exported, run.evaluated) AS time, run.evaluated, metric.run_id, run.model_id,
+        metric.value, metric.ci_lo, metric.ci_hi, metric.stderr, metric.n, metric.higher_is_better,
         (
             SELECT count(*) FROM annotation
-            WHERE annotation."at" <= run.evaluated
+            WHERE annotation."at" <= coalesce(run.exported, run.evaluated)
                 AND coalesce(annotation.recipe, '') IN ('', run.recipe) AND coalesce(annotation.task, '') IN ('', metric.task)
         ) AS segment
     FROM metric
@@ -125,9 +129,9 @@ SELECT
 FROM placed
 WINDOW series AS (
     PARTITION BY recipe, task, condition, metric, filter, subgroup, history_fingerprint, segment
-    ORDER BY time NULLS FIRST, run_id
+    ORDER BY time NULLS FIRST, evaluated NULLS FIRST, run_id
 )
-ORDER BY recipe, task, condition, metric, filter, subgroup, history_fingerprint, time NULLS FIRST, run_id;
+ORDER BY recipe, task, condition, metric, filter, subgroup, history_fingerprint, time NULLS FIRST, evaluated NULLS FIRST, run_id;
 
 -- What became worse by more than chance: paired comparisons below 5 % after correction, and change points. higher_is_better is NULL where the metric's
 -- name does not say: such a move is listed, because nobody knows that it is good.

@@ -47,11 +47,31 @@ class SuiteTask:
     """Scored by a language model over an OpenAI-compatible endpoint."""
     bare: bool = False
     """The anyloom model gets the question alone, as in its training."""
+    unit: float = 1.0
+    """What the packaged scorer gives a right answer by itself."""
+    annotator_ids: bool = False
+    """The packaged scorer tells the annotators of `answers` apart by their answer_id."""
 
     @property
     def stand_in(self) -> bool:
         """True for data that only has the benchmark's shape."""
         return not self.hub
+
+    @property
+    def suite(self) -> str:
+        """The first suite that has it; "" for one that stands alone."""
+        return next((name for name, tasks in SUITES.items() if self.lmms_task in tasks), "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleScore:
+    """A metric that is the mean of its samples' scores."""
+
+    metric: str
+    scale: float = 1.0
+    """Its value where every sample has the score 1."""
+    grouped: bool = False
+    """The rotations of a question count once, with the lowest of their scores: all of them must be right."""
 
 
 MCQ = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category", "image", "source", "L2-category", "split")
@@ -61,7 +81,15 @@ _TEXT_VQA_KWARGS = {"until": ["ASSISTANT:"], "max_new_tokens": 32}
 """The packaged file sets no limit."""
 
 TASKS = (
-    SuiteTask(lmms_task="vqav2_val", packaged=("vqav2", "vqav2_val.yaml"), hub="lmms-lab-encoder/VQAv2", split="validation", columns=VQA, reading="vqa"),
+    SuiteTask(
+        lmms_task="vqav2_val",
+        packaged=("vqav2", "vqav2_val.yaml"),
+        hub="lmms-lab-encoder/VQAv2",
+        split="validation",
+        columns=VQA,
+        reading="vqa",
+        annotator_ids=True,
+    ),
     SuiteTask(
         lmms_task="textvqa_val",
         packaged=("textvqa", "textvqa_val.yaml"),
@@ -144,6 +172,7 @@ TASKS = (
         columns=("question_id", "question", "answer", "capability", "image"),
         reading="",
         judge=True,
+        unit=100.0,
     ),
     SuiteTask(
         lmms_task="llava_in_the_wild",
@@ -157,7 +186,15 @@ TASKS = (
         judge=True,
         overrides={"generation_kwargs": {"until": ["ASSISTANT:"], "max_new_tokens": 1024, "do_sample": False}},
     ),
-    SuiteTask(lmms_task="easyvqa_as_vqav2", packaged=("vqav2", "vqav2_val.yaml"), split="validation", columns=VQA, reading="vqa", bare=True),
+    SuiteTask(
+        lmms_task="easyvqa_as_vqav2",
+        packaged=("vqav2", "vqav2_val.yaml"),
+        split="validation",
+        columns=VQA,
+        reading="vqa",
+        bare=True,
+        annotator_ids=True,
+    ),
     SuiteTask(
         lmms_task="stamps_as_mmbench",
         packaged=("mmbench", "mmbench_en_dev_static.yaml"),
@@ -198,6 +235,28 @@ SUITES: Mapping[str, tuple[str, ...]] = {
     "stand_in": ("stamps_as_mmbench", "words_as_textvqa"),
 }
 """Suite -> its tasks. stand_in is made of the demo's own data, beside easyvqa_as_vqav2, which is the step eval_vqa."""
+
+
+OUT_OF_100 = ("gpt_eval_", "harness_vanilla")
+"""How the names of the harness's metrics begin that run from 0 to 100."""
+BESIDE = {"objects_as_pope": "accuracy"}
+"""Evaluations outside the suites whose samples' mean is another metric than exact_match."""
+
+
+def full_marks(metric: str) -> float:
+    """The value of a metric where everything is right: 100.0 or 1.0. Also 1.0 for one without such a value."""
+    return 100.0 if metric.startswith(OUT_OF_100) else 1.0
+
+
+def sample_scores(lmms_task: str) -> tuple[SampleScore, ...]:
+    """The metrics of a task that are means of its samples' scores; of a task that is in no suite: exact_match."""
+    task = next((task for task in TASKS if task.lmms_task == lmms_task), None)
+    if task is None:
+        return (SampleScore(metric=BESIDE.get(lmms_task, "exact_match")),)
+    if not task.per_answer:
+        return ()
+    score = SampleScore(metric=task.headline, scale=full_marks(task.headline), grouped=task.rotations)
+    return (score, SampleScore(metric="harness_vanilla", scale=full_marks("harness_vanilla"))) if task.rotations else (score,)
 
 
 def suite_task(lmms_task: str) -> SuiteTask:

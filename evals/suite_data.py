@@ -101,7 +101,7 @@ def _prepare_task(task: SuiteTask, folder: Path, target: Path) -> None:
 
 
 def check_schema(task: SuiteTask, file: Path) -> None:
-    """Raises AnyloomError when a column that the packaged task reads is missing, is no picture, or MMBench's index is no number."""
+    """Raises AnyloomError when a column that the packaged task reads is missing or no picture, MMBench's index no number, or VQAv2's annotators have no id."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -111,10 +111,23 @@ def check_schema(task: SuiteTask, file: Path) -> None:
         raise AnyloomError(f"{file}: {task.lmms_task} needs the column {missing[0]}, the file has {', '.join(schema.names)}: take the files of {task.hub}")
     if task.rotations and not pa.types.is_integer(schema.field("index").type):
         raise AnyloomError(f"{file}: column index is {schema.field('index').type}, not an integer: take a newer revision of {task.hub}")
+    if task.annotator_ids and "answer_id" not in _fields_of(schema.field("answers").type):
+        raise AnyloomError(
+            f"{file}: column answers has no answer_id, by which {task.lmms_task}'s scorer tells the annotators apart (without it ten right answers score 0): "
+            f"take the files of {task.hub}"
+        )
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     for name in picture_columns([file]):
         if "Image" not in json.dumps(features.get(name, {})):
             raise AnyloomError(f"{file}: column {name} holds pictures but its metadata does not say so: write it with `datasets` (Dataset.to_parquet)")
+
+
+def _fields_of(kind: Any) -> list[str]:
+    """Names of the fields of a list of structs; none of another type."""
+    import pyarrow as pa
+
+    of = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    return [of.field(place).name for place in range(of.num_fields)] if of is not None and pa.types.is_struct(of) else []
 
 
 def _files_of(task: SuiteTask, folder: Path, config: str, split: str) -> list[Path]:

@@ -3,7 +3,7 @@
 Owns the rows of metrics.parquet of a suite's task, and the account of where the two scores differ. Input: Docs and answers with both scores; output:
 rows of METRICS. Refuses to know models and the harness.
 
-metric: a name of the harness's (`exact_match`, `gpt_eval_score`, ...) has exactly the harness's value, in its unit (MMBench: 0 to 100);
+metric: a name of the harness's (`exact_match`, `gpt_eval_score`, ...) has exactly the harness's value, in its unit (MMBench, MM-Vet: 0 to 100);
 `harness_vanilla` is its judge on every rotation by itself; `ours_*` is our own reading (evals.scoring), from 0 to 1: `ours_accuracy` or, with rotations,
 `ours_vanilla` and `ours_circular`; `ours_unparsed` is the share of answers that could not be read, which are wrong. Intervals draw whole clusters.
 """
@@ -21,7 +21,7 @@ import pyarrow as pa
 from evals.config import SuiteConfig
 from evals.scoring import EXPLAINED, UNPARSED, Scored, circular
 from evals.statistics import Interval, mean_interval, paired_interval
-from evals.suite_catalogue import SuiteTask
+from evals.suite_catalogue import SuiteTask, full_marks
 from evals.suite_rows import Doc, clustered
 from evals.tables import metric_row
 from infra.step import AnyloomError
@@ -39,7 +39,6 @@ PARSED = pa.schema(
     ]
 )
 """Beside samples.parquet: both scores of every answer, and how ours was read. doc_group: its group of rotations; cluster: what intervals draw."""
-PERCENT = 100.0
 ROUNDED = 6e-6
 """MMMU's packaged scorer rounds its mean to five digits."""
 
@@ -48,6 +47,8 @@ ROUNDED = 6e-6
 class Answered:
     """The answers of one condition, in the order of the Docs."""
 
+    prompts: list[str]
+    """What was asked."""
     predictions: list[str]
     ours: list[Scored] | None
     harness: list[float] | None
@@ -108,16 +109,16 @@ def suite_metrics(task: SuiteTask, docs: Sequence[Doc], answered: Mapping[str, A
     bases = _bases(docs) if task.rotations else None
     own = {condition: _own(docs, answers, task) for condition, answers in answered.items() if answers.ours is not None}
     for condition, answers in answered.items():
-        named = {"condition": condition, "kind": "score"}
+        named, full = {"condition": condition, "kind": "score"}, full_marks(task.headline)
         for metric, value in sorted(answers.results.items()):
             if metric == task.headline and answers.groups is not None:
-                table.scores(answers.groups, bases, scale=PERCENT, value=value, metric=metric, **named)
+                table.scores(answers.groups, bases, scale=full, value=value, metric=metric, **named)
             elif metric == task.headline and answers.harness is not None:
-                table.scores(answers.harness, value=value, metric=metric, **named)
+                table.scores(answers.harness, scale=full, value=value, metric=metric, **named)
             else:
                 table.value(value, metric=metric, **named)
         if answers.groups is not None and answers.harness is not None:
-            table.scores(answers.harness, scale=PERCENT, metric="harness_vanilla", **named)
+            table.scores(answers.harness, scale=full, metric="harness_vanilla", **named)
         for metric, values in own.get(condition, {}).items():
             table.scores(values, bases if metric == "ours_circular" else None, metric=metric, **named)
     for metric, values in _chance(task, docs).items():

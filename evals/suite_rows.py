@@ -142,14 +142,14 @@ def clustered(docs: Sequence[Doc]) -> list[str]:
 
 
 def draw_docs(docs: list[Doc], num_questions: int, seed: int) -> list[Doc]:
-    """A seeded random draw of whole clusters until there are at least `num_questions` rows, in their order. 0: all.
+    """A seeded random draw of whole clusters until there are at least `num_questions` rows, in their order. 0, or no fewer than there are: all.
 
-    Raises AnyloomError when there are too few.
+    Raises AnyloomError for a negative number.
     """
-    if num_questions == 0:
+    if num_questions < 0:
+        raise AnyloomError(f"suite num_questions is {num_questions}: give the number of questions to ask of each task, or 0 for all")
+    if num_questions == 0 or num_questions >= len(docs):
         return docs
-    if not 0 < num_questions <= len(docs):
-        raise AnyloomError(f"suite num_questions is {num_questions} but the task has {len(docs)}: set it between 1 and that, or 0 for all")
     import numpy as np
 
     clusters = clustered(docs)

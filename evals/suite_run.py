@@ -2,8 +2,8 @@
 
 Owns which questions are asked, under which conditions, and what a task needs. Input: the export, and either the lists and the stored features (stand-ins)
 or a prepared suite; output: task/ (the stand-in's Parquet and YAML, which the shell command runs too), samples.parquet (columns of eval_vqa; score is the
-harness's), parsed.parquet (both scores, how ours was read), metrics.parquet. A task that needs a judge and has none is skipped with the reason, never
-scored. Refuses to know how the model answers and how the history stores results.
+harness's), parsed.parquet (both scores, how ours was read), metrics.parquet. A task that needs a judge or a program and has none is skipped with the reason,
+never scored. Refuses to know how the model answers and how the history stores results.
 
 Answers are kept in the stores by checkpoint, task, data and batches, so that scoring them anew asks nothing again.
 """
@@ -32,7 +32,7 @@ from infra.fingerprint import fingerprint
 from infra.lock import exclusive
 from infra.settings import judge_environment, offline_environment
 from infra.step import AnyloomError, StepContext
-from infra.storage import sha256_file, write_atomic
+from infra.storage import read_json, sha256_file, write_atomic
 
 
 def run(ctx: StepContext) -> Mapping[str, Any]:
@@ -41,13 +41,10 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     task = suite_task(config.lmms_task)
     if config.scorer != SCORER:
         raise AnyloomError(f"suite scorer is {config.scorer}, but this version reads answers as {SCORER}: leave the value out")
-    if task.judge and not config.judge:
-        reason = f"{task.lmms_task} is scored by a language model: name one with --set suite.judge=MODEL and give its endpoint in ANYLOOM_JUDGE_URL"
+    reason = why_skipped(task, config)
+    if reason:
         write_atomic(ctx.output / "skipped.json", json.dumps({"lmms_task": task.lmms_task, "reason": reason}))
         return {"lmms_task": task.lmms_task, "skipped": reason, "left_out": [reason]}
-    missing = [program for program in task.needs if shutil.which(program) is None]
-    if missing:
-        raise AnyloomError(f"{task.lmms_task} is scored with {missing[0]}, which is not installed: install it, or leave the task out of the suite")
     if task.judge:
         judge_environment(config.judge)
     docs, left_out, aliases = _data(ctx, task, config)
@@ -60,7 +57,15 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     write_table(ctx.output / "parsed.parquet", parsed, PARSED)
     metrics = suite_metrics(task, docs, answered, config)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
-    return _result(task, config, docs, answered, metrics, left_out, fingerprint(yaml_text), data_sha)
+    return _result(ctx, task, docs, answered, metrics, left_out, fingerprint(yaml_text), data_sha)
+
+
+def why_skipped(task: SuiteTask, config: SuiteConfig) -> str:
+    """What is missing here to score the task, in one line with the remedy; "" when nothing is."""
+    if task.judge and not config.judge:
+        return f"{task.lmms_task} is scored by a language model: name one with --set suite.judge=MODEL and give its endpoint in ANYLOOM_JUDGE_URL"
+    missing = next((program for program in task.needs if shutil.which(program) is None), "")
+    return f"{task.lmms_task} is scored with {missing}, which is not installed: install it and run again with --force eval_{task.lmms_task}" if missing else ""
 
 
 def _data(ctx: StepContext, task: SuiteTask, config: SuiteConfig) -> tuple[list[Doc], dict[str, int], dict[str, str]]:
@@ -148,9 +153,10 @@ def answers_of(task: SuiteTask, docs: Sequence[Doc], results: Mapping[str, Any],
         hits = mmbench_hits([sample[task.headline] for sample in samples])
         harness, groups = [hit for hit, _ in hits], [hit for _, hit in hits]
     elif task.per_answer:
-        harness = [model.packaged_score(task.headline, sample[task.headline]) for sample in samples]
+        harness = [model.packaged_score(task.headline, sample[task.headline]) / task.unit for sample in samples]
     ours = [own_score(task.reading, doc, text) for doc, text in zip(docs, predictions, strict=True)] if task.reading else None
-    return Answered(predictions=predictions, ours=ours, harness=harness, groups=groups, results=numbers)
+    prompts = [model.prompts[task.split, doc.row] for doc in docs]
+    return Answered(prompts=prompts, predictions=predictions, ours=ours, harness=harness, groups=groups, results=numbers)
 
 
 def refuse_unjudged(task: SuiteTask, samples: Sequence[Mapping[str, Any]]) -> None:
@@ -199,8 +205,8 @@ def _told(results: Mapping[str, Any]) -> str:
 
 
 def _result(
+    ctx: StepContext,
     task: SuiteTask,
-    config: SuiteConfig,
     docs: Sequence[Doc],
     answered: Mapping[str, Answered],
     metrics: Sequence[Mapping[str, Any]],
@@ -212,9 +218,12 @@ def _result(
 
     headline = next(iter(answered))
     overall = {(row["condition"], row["metric"]): row["value"] for row in metrics if row["subgroup"] == "all" and row["kind"] != "difference"}
-    identity = {"task": task_sha, "dataset": data_sha, "harness": harness_version(), "scorer": SCORER, "judge": config.judge}
+    identity: dict[str, Any] = {"task": task_sha, "dataset": data_sha, "harness": harness_version(), "scorer": SCORER, "judge": ctx.config.judge}
+    identity |= {"unit": task.unit} if task.unit != 1 else {}
     return {
         "lmms_task": task.lmms_task,
+        "suite": read_json(ctx.sources["suite"])["suite"] if "suite" in ctx.sources else task.suite,
+        "split": task.split,
         "headline": headline,
         "metric": task.headline,
         "stand_in": task.stand_in,
@@ -228,5 +237,6 @@ def _result(
         "scorer": SCORER,
         "task_sha256": task_sha,
         "dataset_sha256": data_sha,
+        "prompt_sha256": fingerprint(answered[headline].prompts),
         "history_fingerprint": fingerprint(identity)[:12],
     }

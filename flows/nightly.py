@@ -1,12 +1,13 @@
 """nightly-eval: the newest export and the pinned baselines evaluated, compared, and an alert where scores are worse.
 
 What the history has already is not evaluated again: an export's evaluation is the same steps every night, and the records decide. The comparison is
-evals.nightly's; what is worse than it may be goes to flows.alerts. Refuses to train.
+evals.nightly's; what is worse than it may be, and was not told before, goes to flows.alerts. Refuses to train.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 
 from evals.history import database_path, rebuild
-from evals.history_records import append_change_points, append_comparisons
+from evals.history_records import append_change_points, append_comparisons, append_night
 from evals.nightly import review
 from flows.alerts import HOOKS, alert
 from flows.deployed import run_and_publish
@@ -44,15 +45,17 @@ def nightly_eval(
 ) -> dict[str, str]:
     """Evaluate the newest export and the baselines unless the history has them, compare, alert. Nothing is trained."""
     settings = load_settings(root=root or None, threads=threads)
+    stores = settings.root.absolute() / "stores"
     steps = recipe_steps(recipe, overrides or {}, lists, weights)
     night = exports_of_tonight(steps, settings.root.absolute(), baselines or [])
     runs, statuses = {}, {}
     for name, record in night.items():
         runs[name], statuses[name] = _evaluate(recipe, steps, settings, record)
+        _note(stores, runs[name], statuses[name])
     rows: list[dict[str, Any]] = [{"export": name, "status": status, "run": runs[name]} for name, status in statuses.items()]
     create_table_artifact(rows, key="nightly-exports", description=f"exports of {recipe}, the newest first")
     newest, *pinned = runs.values()
-    _review(settings.root.absolute() / "stores", newest, pinned, recipe, seed)
+    _review(stores, newest, pinned, recipe, seed)
     return statuses
 
 
@@ -83,14 +86,23 @@ def _evaluate(recipe: str, steps: dict[str, Step], settings: Settings, record: A
     return str(history.record.result["run_id"]), status
 
 
+def _note(stores: Path, run_id: str, status: str) -> None:
+    """Keep in the history which flow run evaluated a run, or met it."""
+    scheduled_for = runtime.flow_run.scheduled_start_time.astimezone(UTC).replace(tzinfo=None, microsecond=0)
+    append_night(stores, run_id, str(runtime.flow_run.id), scheduled_for, status)
+
+
 def _review(stores: Path, run_id: str, baselines: Sequence[str], recipe: str, seed: int) -> None:
-    """Compare the newest run with the nights before it and with the baselines, keep that in the history, show the review, and send its alerts."""
+    """Compare the newest run with the nights before it and with the baselines, show the review, send its alerts, and keep it in the history.
+
+    Kept last: what was not told because the process died is told when the export is looked at again, and what is in the history is not told again.
+    """
     found = review(stores, run_id, baselines, recipe, seed)
-    append_comparisons(stores, found.comparisons)
-    append_change_points(stores, found.change_points)
-    rebuild(stores, database_path(stores))
     create_markdown_artifact(found.markdown, key="nightly-review", description=f"review of run {run_id}")
     worse = [one.text for one in found.alerts if one.severity == "alert"]
     if worse:
         with get_client(sync_client=True) as client:
             alert(client.read_flow_run(runtime.flow_run.id), f"{recipe}: {len(worse)} scores are worse", "\n".join(f"- {text}" for text in worse))
+    append_comparisons(stores, found.comparisons)
+    append_change_points(stores, found.change_points)
+    rebuild(stores, database_path(stores))

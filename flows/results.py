@@ -14,7 +14,7 @@ from typing import Any
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from evals.charts import line_chart
-from evals.history import database_path, query
+from evals.history import database_path, query, rebuild, schema_is_current
 from flows.display import human_bytes
 from flows.materialize import GraphRun
 from infra.plan import PlanRow
@@ -50,8 +50,11 @@ def _line(name: str, run: GraphRun, row: PlanRow) -> dict[str, Any]:
 
 
 def scores(root: Path, run_id: str) -> str:
-    """The run's rows of the leaderboard as a Markdown table."""
-    names, rows = query(database_path(root / "stores"), f"SELECT * FROM leaderboard WHERE run_id = '{run_id}'")
+    """The run's rows of the leaderboard as a Markdown table. The database is derived: one that is missing or of another schema is built first."""
+    database = database_path(root / "stores")
+    if not database.exists() or not schema_is_current(database):
+        rebuild(root / "stores", database)
+    names, rows = query(database, f"SELECT * FROM leaderboard WHERE run_id = '{run_id}'")
     shown = [place for place, name in enumerate(names) if name in _SHOWN]
     lines = ["| " + " | ".join(names[place] for place in shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(f"{row[i]:.4f}" if isinstance(row[i], float) else str(row[i]) for i in shown) + " |" for row in rows]

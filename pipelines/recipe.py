@@ -139,12 +139,12 @@ class Recipe:
     """Requests for sounds; used with the voice among the decoders only."""
     generation: bool = False
     """Also judge media that are asked for by held-out captions, the model's own captions, and what it says of things that are not there (eval_generation,
-    eval_captioning, eval_pope)."""
+    eval_captioning, eval_objects_as_pope)."""
     eval_generation: GenerationEvalConfig = GenerationEvalConfig()
     """Media that are asked for; used with decoders only. Datasets, concepts and query are filled in from the recipe."""
     eval_captioning: CaptioningEvalConfig = CaptioningEvalConfig()
     """Captions of held-out media, and the objects in them."""
-    eval_pope: PopeEvalConfig = PopeEvalConfig()
+    eval_objects_as_pope: PopeEvalConfig = PopeEvalConfig()
     """Yes/no questions about objects that are, or are not, in a picture."""
     two_tower: Retrieval | None = None
     """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""

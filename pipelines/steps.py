@@ -43,7 +43,7 @@ from pipelines.steps_decoders import (
     trained_image_decoder,
     untrained,
 )
-from pipelines.steps_evaluation import asked_about, drawing, generation, media_questions, signal_evaluation, speaking, states_of, suites, suites_apart
+from pipelines.steps_evaluation import asked_about, drawing, generation, media_questions, signal_evaluation, speaking, states_of, suites, suites_apart, together
 from pipelines.train_config import ExportConfig, TrainConfig
 from pipelines.weights_config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
 from pipelines.weights_files import given_files, given_lm
@@ -319,7 +319,7 @@ def _add_evaluation(
     spec = model_spec(recipe)
     weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
     asked = {"export": steps.get("export_early", export), "lists": lists}
-    evals = {
+    first = {
         "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs=asked, gpus=1, background=True),
         "eval_captions": Step(
             name="eval_captions",
@@ -330,21 +330,21 @@ def _add_evaluation(
             inputs=weights | {"stage1": trained["stage1"]} | embeddings | captions,
         ),
     }
-    evals |= signal_evaluation(recipe, spec, steps, trained, {"targets": targets, "shards_cc3m": captions["shards_cc3m"]})
-    evals |= media_questions(recipe, asked) | suites(recipe, prepared, asked, embeddings)
+    parts = [first, signal_evaluation(recipe, spec, steps, trained, {"targets": targets, "shards_cc3m": captions["shards_cc3m"]})]
+    parts += [media_questions(recipe, asked), suites(recipe, prepared, asked, embeddings)]
     if recipe.image_decoder is not None:
-        evals["eval_pictures"] = steps["eval_pictures"]
+        parts.append({"eval_pictures": steps["eval_pictures"]})
     if ("image", "trained") in recipe.decoders:
-        evals["eval_drawing"] = drawing(recipe, steps, export)
+        parts.append({"eval_drawing": drawing(recipe, steps, export)})
     if ("audio", VOICE) in recipe.decoders:
-        evals["eval_speaking"] = speaking(recipe, steps, asked["export"])
+        parts.append({"eval_speaking": speaking(recipe, steps, asked["export"])})
     if recipe.generation:
-        evals |= generation(recipe, spec, steps, export, asked["export"], captions | {"shards_instruct": steps["shards_instruct"]})
-    seeds = tuple((name, getattr(recipe, stage).seed) for name, stage in stage_steps(recipe.stages))
+        parts.append(generation(recipe, spec, steps, export, asked["export"], captions | {"shards_instruct": steps["shards_instruct"]}))
+    evals = together(*parts)
     history = Step(
         name="history",
         run="evals.history:run",
-        config=HistoryConfig(recipe=recipe.name, seeds=seeds),
+        config=HistoryConfig(recipe=recipe.name, seeds=tuple((name, getattr(recipe, stage).seed) for name, stage in stage_steps(recipe.stages))),
         inputs=evals | {"export": export} | trained,
         isolate=False,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from evals.config import AlignmentEvalConfig, DriftEvalConfig, MediaQuestionsEvalConfig
 from evals.suite_catalogue import SUITES, suite_tasks
@@ -28,6 +29,16 @@ def asked_about(recipe: Recipe, modality: str) -> list[str]:
 def states_of(stage2: str) -> str:
     """The step with the states that a step of stage 2 trains on: stage2_2 has states_2."""
     return stage2.replace("stage2", "states")
+
+
+def together(*parts: Mapping[str, Step]) -> dict[str, Step]:
+    """All the steps by name. Raises AnyloomError when two parts have one name for different steps: the second would take the first one's place."""
+    found: dict[str, Step] = {}
+    for part in parts:
+        for name, step in part.items():
+            if found.setdefault(name, step) is not step:
+                raise AnyloomError(f"two evaluations are called {name} ({found[name].run} and {step.run}): leave one of them out of the recipe")
+    return found
 
 
 def media_questions(recipe: Recipe, inputs: dict[str, Step]) -> dict[str, Step]:
@@ -51,18 +62,19 @@ def suites(recipe: Recipe, prepared: Mapping[str, Path], inputs: dict[str, Step]
     Stand-ins read held-out pictures, whose features are stored already. Raises AnyloomError for a suite of official data that is not prepared.
     """
     found: dict[str, Step] = {}
+    common: dict[str, Any] = {"run": "evals.suite_run:run", "revision": 2, "gpus": 1, "background": True}  # 2: MM-Vet's answers are scored from 0 to 1
     for suite in dict.fromkeys((*recipe.suites, *prepared)):
         for task in suite_tasks(suite):
             name, config = f"eval_{task.lmms_task}", replace(recipe.suite, lmms_task=task.lmms_task)
             if task.stand_in:
                 needs = inputs | {step: embeddings[step] for step in ("embed_image",) if step in embeddings}
-                found[name] = Step(name=name, run="evals.suite_run:run", config=config, inputs=needs, gpus=1, background=True)
+                found[name] = Step(name=name, config=config, inputs=needs, **common)
                 continue
             if suite not in prepared:
                 how = f"anyloom eval prepare {suite} --data DIR, then --list {suite}=DIR/{suite}.json"
                 raise AnyloomError(f"suite {suite} is official data: prepare it and give its record ({how})")
             needs, data = {"export": inputs["export"]}, {"suite": prepared[suite]}
-            found[name] = Step(name=name, run="evals.suite_run:run", config=config, inputs=needs, sources=data, gpus=1, background=True)
+            found[name] = Step(name=name, config=config, inputs=needs, sources=data, **common)
     return found
 
 
@@ -109,7 +121,10 @@ CONCEPTS = {TRAINED: "easyvqa_test", VOICE: "spoken_train"}
 
 
 def generation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step], export: Step, early: Step, shards: Mapping[str, Step]) -> dict[str, Step]:
-    """eval_captioning, eval_pope, and eval_generation where the model has decoders. export: with all of them; early: with or without; shards: of all groups."""
+    """eval_captioning, eval_objects_as_pope, and eval_generation where the model has decoders.
+
+    export: with all of them; early: with or without; shards: of all groups.
+    """
     read = dict(spec.encoders)
     captioning = replace(recipe.eval_captioning, datasets=tuple((m, dataset) for m, dataset in recipe.eval_captioning.datasets if m in read))
     pictures = {"export": early} | {name: shards[name] for name in ("shards_cc3m", "shards_instruct")}
@@ -117,7 +132,9 @@ def generation(recipe: Recipe, spec: ModelSpec, steps: Mapping[str, Step], expor
         "eval_captioning": Step(
             name="eval_captioning", run="evals.captioning:run", config=captioning, inputs={"export": early, **shards}, gpus=1, background=True
         ),
-        "eval_pope": Step(name="eval_pope", run="evals.pope:run", config=recipe.eval_pope, inputs=pictures, gpus=1, background=True),
+        "eval_objects_as_pope": Step(
+            name="eval_objects_as_pope", run="evals.pope:run", config=recipe.eval_objects_as_pope, inputs=pictures, gpus=1, background=True
+        ),
     }
     if not recipe.decoders:
         return found

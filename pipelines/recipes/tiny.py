@@ -50,7 +50,7 @@ def tiny() -> Recipe:
             how=(ASKED, FORCED), captions=6, concept_draws=1, references=24, frames=2, chunk=16, jackknife_groups=5, shown=4, bootstrap_draws=200
         ),
         eval_captioning=CaptioningEvalConfig(limit=8, chunk=8, jackknife_groups=4, bootstrap_draws=200),
-        eval_pope=PopeEvalConfig(pictures=6, chunk=16, bootstrap_draws=200),
+        eval_objects_as_pope=PopeEvalConfig(pictures=6, chunk=16, bootstrap_draws=200),
         lora=LoraSpec(rank=4, alpha=8),
         stages=("stage1", "stage2", "stage3"),
         stage1=StageConfig(

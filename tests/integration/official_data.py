@@ -29,12 +29,13 @@ def write(root: Path, name: str, rows: list[dict[str, Any]], features: dict[str,
 
 
 def vqav2(root: Path) -> None:
-    """Two questions per picture; annotators who do not all agree."""
+    """Two questions per picture; annotators who do not all agree, and one answer that the packaged scorer writes otherwise."""
     rows = []
     for number, (name, colour) in enumerate(COLOURS.items()):
         said = [name] * (10 - number // 2) + [f"dark {name}"] * (number // 2)
         for turn, question in enumerate(("What color is it?", "Is it red?")):
             answers = said if turn == 0 else ["yes" if name == "red" else "no"] * 10
+            answers = ["Two Cats."] * 10 if (name, turn) == ("white", 1) else answers
             rows.append(
                 {
                     "question_type": "what" if turn == 0 else "is",

@@ -13,7 +13,7 @@ from infra.artifact import find
 from infra.storage import sha256_file
 
 pytestmark = pytest.mark.timeout(900)
-STEPS = ("eval_generation", "eval_captioning", "eval_pope")
+STEPS = ("eval_generation", "eval_captioning", "eval_objects_as_pope")
 
 
 def rows(path, name):
@@ -70,7 +70,7 @@ def test_captions_of_every_modality_are_scored(tiny):
 
 
 def test_absent_objects_are_asked_about_as_often_as_present_ones(tiny):
-    path, record = find(tiny.root, "eval_pope")
+    path, record = find(tiny.root, "eval_objects_as_pope")
     samples = [row for row in rows(path, "samples") if row["run_condition"] == "right"]
     assert len(samples) == sum(record.result["questions"].values()) and set(record.result["questions"]) == {"easyvqa_as_pope", "stamps_as_pope"}
     present = sum(row["answer_type"] == "present" for row in samples)

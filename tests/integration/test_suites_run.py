@@ -11,10 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from evals import suite_run
-from evals.config import SuiteConfig
+from evals import history, suite_run
+from evals.config import HistoryConfig, SuiteConfig
+from evals.history_check import check
 from infra.settings import offline_environment
-from infra.step import AnyloomError
+from infra.step import AnyloomError, Artifact, StepContext
 
 sys.path.insert(0, str(Path(__file__).parent))
 from suite_fakes import Says, context, make_lists, nearest, use
@@ -85,6 +86,32 @@ def test_words_as_textvqa_and_unparsed_answers_are_counted(tmp_path, monkeypatch
     assert metrics["plain_prompt", "exact_match", "all"]["value"] == 0.0
 
 
+def test_the_history_has_what_a_suite_step_read_and_the_documented_query_finds_it(tmp_path, monkeypatch) -> None:
+    lists = make_lists(tmp_path / "lists")
+    use(monkeypatch, Says(lambda prompt, seen: "" if "A. " in prompt or seen[0] > seen[2] else "square"))
+    inputs, unread = {}, {}
+    for task in (MMBENCH, WORDS):
+        ctx = context(tmp_path / task, SuiteConfig(lmms_task=task, conditions=("plain_prompt",), bootstrap_draws=50), inputs={"lists": lists})
+        result = suite_run.run(ctx)
+        inputs[ctx.name] = Artifact(name=ctx.name, path=ctx.output, fingerprint="f" * 64, digest=task, result=result)
+        unread[task] = sum(row["parsed"] == "" for row in pq.read_table(ctx.output / "parsed.parquet").to_pylist())
+    for place in ("out", "work"):
+        (tmp_path / place).mkdir()
+    where = {"output": tmp_path / "out", "work": tmp_path / "work", "stores": tmp_path / "stores"}
+    run_id = history.run(StepContext(name="history", config=HistoryConfig(recipe="tiny"), inputs=inputs, sources={}, **where))["run_id"]
+    db = history.database_path(tmp_path / "stores")
+    (sql,) = re.findall(r"Answers that nobody could parse.*?```sql\n(.*?);\n```", (Path(__file__).parents[2] / "docs" / "history.md").read_text(), re.S)
+    assert history.query(db, sql)[1] == [
+        (run_id, MMBENCH, "plain_prompt", 24, 24, 1.0),
+        (run_id, WORDS, "plain_prompt", unread[WORDS], 6, round(unread[WORDS] / 6, 4)),
+    ]
+    assert 0 < unread[WORDS] < 6
+    assert history.query(db, f"SELECT count(DISTINCT cluster), count(DISTINCT picture) FROM sample WHERE task = '{MMBENCH}'")[1] == [(6, 6)]
+    tasks = history.query(db, "SELECT task, suite, split, length(prompt_sha256), length(task_sha256), length(dataset_sha256) FROM task ORDER BY task")[1]
+    assert tasks == [(MMBENCH, "stand_in", "dev", 64, 64, 64), (WORDS, "stand_in", "validation", 64, 64, 64)]
+    assert history.query(db, "SELECT suite FROM run")[1] == [("stand_in",)] and check(tmp_path / "stores", db).problems == []
+
+
 def test_a_killed_suite_asks_nothing_twice_and_new_scoring_asks_nothing(tmp_path, monkeypatch) -> None:
     lists = make_lists(tmp_path / "lists")
     config = SuiteConfig(lmms_task=MMBENCH, num_questions=9, chunk=4, conditions=("plain_prompt", "blank"), bootstrap_draws=50)
@@ -104,6 +131,14 @@ def test_a_killed_suite_asks_nothing_twice_and_new_scoring_asks_nothing(tmp_path
     other = SuiteConfig(lmms_task=MMBENCH, num_questions=9, chunk=4, conditions=("plain_prompt", "blank"), bootstrap_draws=51)
     suite_run.run(context(killed, other, "c", inputs={"lists": lists}))
     assert third.asked == third.encoded == 0
+
+
+def test_a_task_without_its_program_is_skipped_with_the_reason(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(suite_run.shutil, "which", lambda name: None)
+    ctx = context(tmp_path, SuiteConfig(lmms_task="coco2017_cap_val"))
+    result = suite_run.run(ctx)
+    assert result["left_out"] == [result["skipped"]] and "scored with java, which is not installed" in result["skipped"] and "scores" not in result
+    assert "--force eval_coco2017_cap_val" in json.loads((ctx.output / "skipped.json").read_text())["reason"] and not (ctx.output / "metrics.parquet").exists()
 
 
 def test_a_task_without_its_judge_is_skipped_with_the_reason(tmp_path, monkeypatch) -> None:

@@ -58,7 +58,7 @@ def test_a_changed_learning_rate_runs_exactly_what_follows(copy, here):
     assert re.search(r"stage3 +│ stale +│ config\.stage\.lr: 0\.001 -> 0\.0001", plan)
     output = here("run", "--recipe", "tiny", "--root", copy, "--set", "stage3.lr=1e-4", "--no-ray", "--no-prefect").stdout
     ran = {name for name, status in statuses(output).items() if status == "executed"}
-    judged = {"eval_vqa", "eval_drift", "eval_drawing", "eval_generation", "eval_captioning", "eval_pope"}
+    judged = {"eval_vqa", "eval_drift", "eval_drawing", "eval_generation", "eval_captioning", "eval_objects_as_pope"}
     assert ran == {"stage3", "export", "export_early", *judged, "history", "report"}
 
 

@@ -7,8 +7,8 @@ import importlib
 import importlib.metadata
 import json
 import math
-import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +23,18 @@ import torch
 
 from evals import suite_run
 from evals.answers import AnswerFile
-from evals.config import SuiteConfig
+from evals.comparison import compare
+from evals.config import HistoryConfig, SuiteConfig
+from evals.history_rows import collect
 from evals.scoring import score_vqa
+from evals.significance import permutation_p
+from evals.statistics import cluster_sums
 from evals.suite_catalogue import SUITES, TASKS, suite_task, suite_tasks
 from evals.suite_data import prepare
 from evals.suite_rows import draw_docs, read_docs, whole_groups
 from evals.task_files import packaged_config, task_yaml
 from infra.settings import offline_environment
-from infra.step import AnyloomError
+from infra.step import AnyloomError, Artifact
 
 sys.path.insert(0, str(Path(__file__).parent))
 import official_data
@@ -81,7 +85,7 @@ def stored(output: Path, metric: str) -> dict[str, Any]:
     return next(row for row in rows_of(output / "metrics.parquet") if (row["metric"], row["subgroup"], row["kind"]) == (metric, "all", "score"))
 
 
-def peer(folder: Path, data: Path, task: str, reply: Callable[[str, tuple[int, ...] | None], str]) -> dict[str, Any]:
+def peer(folder: Path, data: Path, task: str, reply: Callable[[str, tuple[int, ...] | None], str], **options: Any) -> dict[str, Any]:
     """lmms-eval on its own: its packaged file included as it is, its evaluator with its defaults, a model that shares nothing with ours."""
     import argparse
 
@@ -111,8 +115,8 @@ def peer(folder: Path, data: Path, task: str, reply: Callable[[str, tuple[int, .
     text = f"include: {include}\ntask: peer_{task}\ndataset_path: parquet\ndataset_name: null\ndataset_kwargs: {{data_files: {files}}}\n"
     (folder / "peer.yaml").write_text(text)
     manager = TaskManager(verbosity="ERROR", include_path=str(folder), include_defaults=False)
-    options = argparse.Namespace(output_path=str(folder), process_with_media=True)
-    return simple_evaluate(model=Peer(), tasks=[f"peer_{task}"], task_manager=manager, bootstrap_iters=0, verbosity="ERROR", cli_args=options)
+    given = argparse.Namespace(output_path=str(folder), process_with_media=True)
+    return simple_evaluate(model=Peer(), tasks=[f"peer_{task}"], task_manager=manager, bootstrap_iters=0, verbosity="ERROR", cli_args=given, **options)
 
 
 @pytest.mark.parametrize("task", CORE)
@@ -154,6 +158,7 @@ def test_trap_3_unreadable_mmbench_answers_are_wrong_and_cost_no_time(tmp_path, 
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("the judge sleeps"))
     _, output = ask(tmp_path, data, "mmbench_en_dev_static", monkeypatch, Says(lambda prompt, seen: "hmm"))
     assert stored(output, "gpt_eval_score")["value"] == 0.0 == stored(output, "ours_circular")["value"]
+    assert stored(output, "harness_vanilla")["value"] == 0.0  # no letter was drawn for any rotation
     assert stored(output, "ours_unparsed")["value"] == 1.0
 
 
@@ -190,14 +195,34 @@ def test_trap_6_other_data_has_another_fingerprint(tmp_path, data, monkeypatch) 
 
 @pytest.mark.parametrize("task", CORE)
 def test_trap_7_checkpoints_are_compared_by_our_own_paired_difference(tmp_path, data, monkeypatch, task: str) -> None:
-    use(monkeypatch, Says(babble))
-    config = SuiteConfig(lmms_task=task, conditions=("plain_prompt", "blank"), bootstrap_draws=50)
-    ctx = context(tmp_path, config, sources={"suite": data / "core.json"})
-    suite_run.run(ctx)
-    told = json.loads((ctx.output / "info/lmms/plain_prompt.json").read_text())
-    assert not any("paired" in key for key in told["results"][task])
-    differences = [row for row in rows_of(ctx.output / "metrics.parquet") if row["kind"] == "difference"]
-    assert differences and all(row["n"] > 0 and row["ci_lo"] <= row["value"] <= row["ci_hi"] for row in differences)
+    from lmms_eval.baselines import load_baseline
+
+    theirs = peer(tmp_path / "peer", data, task, babble)
+    earlier = tmp_path / "earlier.jsonl"
+    earlier.write_text("".join(json.dumps(sample, default=str) + "\n" for sample in theirs["samples"][f"peer_{task}"]))
+    scores, _ = load_baseline(str(earlier), task)
+    assert len(scores) == len(theirs["samples"][f"peer_{task}"])  # it has read them all, and yet:
+    again = peer(tmp_path / "again", data, task, lambda prompt, seen: "A", baseline=str(earlier))
+    assert not any("paired" in key for key in again["results"][f"peer_{task}"])  # the trap
+
+    runs = []
+    for name, says in (("before", babble), ("after", lambda prompt, seen: "A" if "A. " in prompt else nearest(seen))):
+        result, output = ask(tmp_path / name, data, task, monkeypatch, Says(says))
+        given = {"eval_x": Artifact(name="eval_x", path=output, fingerprint="f" * 64, digest=name, result=result)}
+        runs.append(collect(HistoryConfig(recipe="tiny"), name, given))
+    a, b = (run["sample"].to_pylist() for run in runs)
+    comparable = {task: runs[0]["task"]["history_fingerprint"][0].as_py()}
+    rows = compare(a, b, run_a="before", run_b="after", fingerprints_a=comparable, fingerprints_b=comparable, draws=50)
+    found = {row["metric"]: row for row in rows if row["subgroup"] == "all"}
+    assert HEADLINE[task] in found and set(found) <= {"exact_match", "gpt_eval_score", "harness_vanilla"}
+    for metric, row in found.items():
+        before, after = ({r["subgroup"]: r["value"] for r in run["metric"].to_pylist() if r["metric"] == metric}["all"] for run in runs)
+        assert row["delta"] == pytest.approx(after - before) and row["delta"] != 0 and 0 < row["p"] <= 1
+    row, old, new = found["harness_vanilla" if task == "mmbench_en_dev_static" else "exact_match"], *([r["score"] for r in rows] for rows in (a, b))
+    flips = [sum(y > x for x, y in zip(old, new, strict=True)), sum(y < x for x, y in zip(old, new, strict=True))]
+    assert [row["flips_up"], row["flips_down"]] == flips != [0, 0] and row["n_paired"] == len(old)
+    changes = np.array(new) - np.array(old)
+    assert row["p"] == pytest.approx(permutation_p(cluster_sums(changes, np.abs(changes), [r["cluster"] for r in a])[0])[0])
 
 
 def test_trap_8_versions_are_recorded_by_us(tmp_path, data, monkeypatch) -> None:
@@ -211,13 +236,19 @@ def test_trap_8_versions_are_recorded_by_us(tmp_path, data, monkeypatch) -> None
 
 
 def test_trap_9_targets_are_the_true_answers_as_they_were_given(tmp_path, data, monkeypatch) -> None:
+    from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
+
     from evals.lmms_adapter import AnyloomLmms, run_lmms
 
     sample = run_lmms(data / "vqav2_val", "vqav2_val", AnyloomLmms(generator=Says(babble)), scratch=tmp_path / "scratch")["samples"][0]
     assert sample["target"] == "answer"  # the trap
+    doc = {"question_id": 1, "answers": [{"answer": "Two Cats.", "answer_confidence": "yes", "answer_id": i} for i in range(10)]}
+    vqav2_process_results_val(doc, ["2 cats"])
+    assert {answer["answer"] for answer in doc["answers"]} == {"2 cats"}  # and the document is not what it was
     _, output = ask(tmp_path, data, "vqav2_val", monkeypatch, Says(babble))
     given = rows_of(next((data / "vqav2_val").glob("*.parquet")))
-    assert [row["target"] for row in rows_of(output / "samples.parquet")] == [row["multiple_choice_answer"] for row in given]
+    targets = [row["target"] for row in rows_of(output / "samples.parquet")]
+    assert targets == [row["multiple_choice_answer"] for row in given] and targets.count("Two Cats.") == 1
 
 
 def test_trap_10_annotators_are_told_apart(data) -> None:
@@ -246,17 +277,25 @@ def test_trap_11_a_kill_loses_the_batch_in_flight_only(tmp_path, data) -> None:
     assert second.asked == 3 and sorted(begun.values()) == [1, 1, 1, 1, 1, 2]  # the one in flight was begun twice
 
 
-def test_trap_12_an_answer_belongs_to_weights_prompt_picture_task_and_decoding(tmp_path, data) -> None:
-    from evals.lmms_adapter import AnyloomLmms, run_lmms
+def test_trap_12_an_answer_belongs_to_weights_prompt_picture_task_and_decoding(tmp_path, data, monkeypatch) -> None:
+    from evals import lmms_adapter
 
-    def keys(folder: Path, **options: Any) -> set[tuple[tuple[str, int], str]]:
-        model = AnyloomLmms(generator=Says(babble), **{"digest": "one", **options})
-        run_lmms(folder, "pope", model, scratch=tmp_path)
+    monkeypatch.setattr(lmms_adapter, "_loaded", lambda *_: Says(babble))  # no real weights; their bytes are looked at all the same
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "anyloom.json").write_text("{}")
+    (export / "weights.safetensors").write_bytes(b"one")
+
+    def keys(folder: Path, path: Path = export, **options: Any) -> set[tuple[tuple[str, int], str]]:
+        model = lmms_adapter.AnyloomLmms(path=str(path), **options)
+        lmms_adapter.run_lmms(folder, "pope", model, scratch=tmp_path / "scratch")
         return set(model.asked.items())  # document -> the answer that it gets
 
     known = keys(data / "pope")
-    assert keys(data / "pope") == known  # another instance, the same answers
-    assert not keys(data / "pope", digest="two") & known  # new weights below the same path
+    assert keys(data / "pope") == known == keys(data / "pope", path=shutil.copytree(export, tmp_path / "moved"))  # another instance, another place
+    (export / "weights.safetensors").write_bytes(b"two")
+    assert not keys(data / "pope") & known  # new weights below the same path
+    (export / "weights.safetensors").write_bytes(b"one")
     assert not keys(data / "pope", caption_turn="false") & known
     assert not keys(data / "pope", condition="blank") & known
     (path,) = (data / "pope").glob("*.parquet")
@@ -283,13 +322,17 @@ def test_trap_13_nothing_is_written_where_nobody_asked_and_no_error_is_swallowed
     result, output = ask(tmp_path, data, "textvqa_val", monkeypatch, Says(babble))
     ask(tmp_path / "mmbench", data, "mmbench_en_dev_static", monkeypatch, Says(babble))
     assert not list(place.iterdir()) and result["questions"] == len(rows_of(output / "samples.parquet"))
-    monkeypatch.setattr(os, "replace", _full)
-    with pytest.raises((AnyloomError, OSError)):
-        ask(tmp_path / "full", data, "pope", monkeypatch, Says(babble))
+    says, real = Says(babble), pq.write_table
 
+    def full(table: Any, where: Any, **options: Any) -> None:
+        if Path(where).name == "samples.parquet":
+            raise OSError(28, "No space left on device")
+        real(table, where, **options)
 
-def _full(*_: Any) -> None:
-    raise OSError(28, "No space left on device")
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        ask(tmp_path / "full", data, "pope", monkeypatch, says)
+    assert says.asked == 6 and not (tmp_path / "full" / "output-a" / "metrics.parquet").exists()  # asked and scored, then not saved: that is an error
 
 
 def test_trap_14_mm_vet_without_a_judge_is_never_scored(tmp_path, monkeypatch) -> None:

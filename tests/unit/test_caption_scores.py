@@ -161,6 +161,8 @@ def test_rates_of_a_model_that_always_says_yes_and_of_one_that_knows():
     assert at["random", "f1"]["value"] == pytest.approx(24 / 26) and at["random", "f1"]["n"] == 28 and at["random", "accuracy"]["clusters"] == 7
     assert at["random - blank", "accuracy"]["value"] == pytest.approx(26 / 28 - 0.5)
     rows = sample_rows(questions, knows, "right")
+    overall = {condition: row["value"] for (condition, metric), row in at.items() if row["subgroup"] == "all"}
+    assert overall["right"] == pytest.approx(sum(row["score"] for row in rows) / len(rows)) and overall["blank"] == overall["always_yes"] < overall["right"]
     assert all(set(row) == set(VQA_SAMPLES.names) for row in rows) and rows[0]["answer_type"] == "present" and rows[0]["score"] == 0
     assert isinstance(questions[0], PopeQuestion) and {row["answer_type"] for row in rows if row["target"] == "no"} <= {
         "random", "popular", "adversarial", "random+popular", "random+adversarial", "popular+adversarial", "random+popular+adversarial"

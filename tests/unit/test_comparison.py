@@ -103,8 +103,46 @@ def test_other_fingerprints_are_refused_unless_asked_for() -> None:
 
 
 def test_a_score_that_is_missing_is_refused() -> None:
-    with pytest.raises(AnyloomError, match="sample q000 has no 'score'"):
+    with pytest.raises(AnyloomError, match="sample q000 has no score"):
         compared(samples([1.0]), [{**samples([1.0])[0], "score": None}])
+
+
+def rotated(scores: list[list[float]], task: str) -> list[dict[str, Any]]:
+    """Rows of a task with rotations: one list of scores per question."""
+    rows = []
+    for number, of in enumerate(scores):
+        for turn, row in enumerate(samples(of, task=task, picture=f"{number}.png", question=f"{number}?", answer_type="x")):
+            index = turn * 10**6 + number
+            rows.append(row | {"question_id": index, "doc_key": f"{task}-{index}"})
+    return rows
+
+
+def test_every_task_is_compared_by_its_own_metrics_in_their_unit() -> None:
+    a = rotated([[1.0] * 4, [1.0] * 4, [1.0, 1.0, 0.0, 1.0]], "stamps_as_mmbench") + samples([1.0, 0.0], task="mmmu_val") + samples([0.5], task="mmvet")
+    b = rotated([[1.0] * 4, [0.0, 1.0, 1.0, 1.0], [1.0] * 4], "stamps_as_mmbench") + samples([1.0, 1.0], task="mmmu_val") + samples([0.25], task="mmvet")
+    found = {(row["task"], row["metric"]): row for row in compared(a, b) if row["subgroup"] == "all"}
+    mmbench = {("stamps_as_mmbench", "gpt_eval_score"), ("stamps_as_mmbench", "harness_vanilla")}
+    assert set(found) == mmbench | {("mmmu_val", "mmmu_acc"), ("mmvet", "gpt_eval_score")}
+    circular, vanilla = (found["stamps_as_mmbench", metric] for metric in ("gpt_eval_score", "harness_vanilla"))
+    assert (circular["n_paired"], circular["flips_up"], circular["flips_down"]) == (3, 1, 1)  # a question is right when all its rotations are
+    assert (circular["value_a"], circular["value_b"], circular["delta"]) == pytest.approx((200 / 3, 200 / 3, 0))
+    assert (vanilla["n_paired"], vanilla["flips_up"], vanilla["flips_down"], vanilla["clusters"]) == (12, 1, 1, 3)
+    assert vanilla["value_a"] == pytest.approx(1100 / 12) and circular["detectable"] > 1
+    assert (found["mmmu_val", "mmmu_acc"]["delta"], found["mmvet", "gpt_eval_score"]["delta"]) == (0.5, -25.0)
+
+
+def test_a_score_that_a_run_does_not_have_is_not_compared() -> None:
+    assert compared(samples([1.0]), samples([0.0]), scored={("t", "plain_prompt", "anls")}) == []
+    assert len(compared(samples([1.0]), samples([0.0]), scored={("t", "plain_prompt", "exact_match")})) == 1
+    assert compared(samples([1.0], task="coco2017_cap_val"), samples([0.0], task="coco2017_cap_val")) == []  # no score of single answers
+
+
+def test_tests_of_different_metrics_are_one_family() -> None:
+    tasks = ("t", "mmmu_val", "pope")
+    a, b = ([row for task in tasks for row in samples(scores, task=task)] for scores in ([1.0] * 20, [1.0] * 13 + [0.0] * 7))
+    deciding = [row for row in compared(a, b) if decides(row)]
+    assert {row["metric"] for row in deciding} == {"exact_match", "mmmu_acc", "pope_accuracy"}
+    assert [row["p_adjusted"] for row in deciding] == holm([row["p"] for row in deciding]) != [row["p"] for row in deciding]
 
 
 def test_families_of_tests() -> None:

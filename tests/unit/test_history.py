@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -15,6 +20,8 @@ from evals import history
 from evals.config import EvalConfig, HistoryConfig
 from evals.history_rows import collect
 from evals.run import floor_scores, metric_rows
+from evals.scoring import UNPARSED
+from evals.suite_metrics import PARSED
 from evals.suites import QuestionRow
 from evals.tables import METRICS, VQA_SAMPLES, write_table
 from infra.step import AnyloomError, Artifact, StepContext
@@ -206,6 +213,46 @@ def test_a_training_step_keeps_every_part_of_its_loss(tmp_path: Path) -> None:
     assert kept == [("stage1", 0, 2.5, 7.0, '{"tokens_image": 2.25}'), ("stage1", 1, 1.5, 8.0, '{"tokens_audio": 1.123457}')]
     images = "SELECT step, (parts->>'tokens_image')::DOUBLE FROM train_metrics ORDER BY step"
     assert history.query(tmp_path / "history.duckdb", images)[1] == [(0, 2.25), (1, None)]
+
+
+def _suite(folder: Path, **result: Any) -> Artifact:
+    """The evaluation of a suite's task: samples, how they were read, and a record."""
+    made = _evaluation(folder)
+    samples = pq.read_table(folder / "samples.parquet").to_pylist()
+    read = {"doc_group": 0, "harness_score": 1.0, "our_score": 1.0, "parsed": "yes"}
+    parsed = [
+        {name: row[name] for name in ("run_condition", "doc_key")} | read | {"cluster": f"group {i // 4}", "parse_status": UNPARSED if i < 3 else "as written"}
+        for i, row in enumerate(samples)
+    ]
+    write_table(folder / "parsed.parquet", parsed, PARSED)
+    return replace(made, name="eval_vqav2_val", result={"lmms_task": "vqav2_val", "history_fingerprint": "abc", **result})
+
+
+def test_a_suites_reading_split_and_prompts_are_in_the_history(tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "artifact.json").write_text(json.dumps({"provenance": {"finished": "2026-03-01T12:00:00+02:00"}}))
+    suite = _suite(tmp_path / "eval", suite="core", split="validation", prompt_sha256="p", dataset_sha256="d")
+    inputs = {"eval_vqav2_val": suite, "export": replace(suite, name="export", path=export, result={})}
+    found = collect(HistoryConfig(recipe="tiny"), "r", inputs)
+    assert Counter(found["sample"]["parse_status"].to_pylist()) == {UNPARSED: 3, "as written": 9}
+    assert set(found["sample"]["cluster"].to_pylist()) == {"group 0", "group 1", "group 2"} and set(found["sample"]["parsed"].to_pylist()) == {"yes"}
+    (task,), (run,) = found["task"].to_pylist(), found["run"].to_pylist()
+    assert (task["suite"], task["split"], task["prompt_sha256"], task["dataset_sha256"]) == ("core", "validation", "p", "d")
+    assert run["suite"] == "core" and run["exported"] == datetime(2026, 3, 1, 10)
+    rows = pq.read_table(suite.path / "parsed.parquet")
+    pq.write_table(rows.take(pa.array([1, 0, *range(2, len(rows))])), suite.path / "parsed.parquet")
+    with pytest.raises(AnyloomError, match=r"parsed.parquet is not about the rows of samples.parquet beside it \(doc_key differs\)"):
+        collect(HistoryConfig(recipe="tiny"), "r", inputs)
+
+
+def test_scores_of_a_reused_history_need_no_database(tmp_path: Path) -> None:
+    from flows.results import scores
+
+    _writer(str(tmp_path / "stores"), 0, 2)
+    (tmp_path / "history.duckdb").unlink()
+    shown = scores(tmp_path, "run0001")
+    assert "run0001" in shown and "| 0.9000 |" in shown and _count(tmp_path / "history.duckdb") == 2
 
 
 def test_no_progress_bar_among_the_rows(tmp_path: Path) -> None:

@@ -106,6 +106,24 @@ def test_what_the_first_schema_did_not_state_compares_with_nothing(tmp_path: Pat
     assert query(db, "SELECT count(previous) FROM trend WHERE task = 'easyvqa_as_vqav2'")[1] == [(1,)]
 
 
+def test_files_of_the_second_schema_lose_the_columns_that_nobody_wrote(tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    mark = {VERSION_KEY: b"2"}
+    for name, data in rows("old", [1.0, 0.0]).items():
+        if name == "run":
+            data = data.drop_columns(["exported"])
+            for column, kind in (("scheduled_for", pa.timestamp("us")), ("flow_run_id", pa.string())):
+                data = data.append_column(column, pa.nulls(1, kind))
+        sink = pa.BufferOutputStream()
+        pq.write_table(data.replace_schema_metadata(mark), sink)
+        stem = {"model": "m-old", "task": "aaaa"}.get(name, "old")
+        write_atomic(file_of(stores, name, stem), sink.getvalue().to_pybytes())
+    db = append(stores, rows("new", [1.0, 1.0], night=1))
+    assert query(db, "SELECT run_id, recipe, exported FROM run ORDER BY run_id")[1] == [("new", "smol", None), ("old", "smol", None)]
+    assert query(db, "SELECT run_id, previous FROM trend ORDER BY time")[1] == [("old", None), ("new", 0.5)]
+    assert check(stores, db).problems == [] and version_of(file_of(stores, "run", "old")) == 2
+
+
 def test_an_old_run_is_not_appended_again(tmp_path: Path) -> None:
     write_version_1(tmp_path / "stores", "old")
     assert history.append(tmp_path / "stores", "old", rows("old", [1.0])) is False

@@ -10,7 +10,10 @@ from toy_history import FIRST_NIGHT, TASK, append, rows
 
 from evals import history
 from evals.history import query
-from evals.history_records import annotate, append_change_points, append_comparisons, parse_time
+from evals.history_check import check
+from evals.history_facts import Facts
+from evals.history_records import annotate, append_change_points, append_comparisons, append_night, parse_time
+from evals.history_tables import rows_table
 from infra.step import AnyloomError
 
 UP = [1.0, 1.0, 1.0, 0.0]
@@ -67,6 +70,36 @@ def test_an_annotation_of_a_task_counts_for_that_task(stores, task, segments):
     assert query(history.database_path(stores), "SELECT segment FROM trend ORDER BY time")[1] == segments
 
 
+def test_a_model_that_is_evaluated_late_stands_where_it_was_made(stores):
+    made = {"a": 0, "late": 1, "c": 2, "d": 4}
+    for place, (name, score) in enumerate({"a": UP, "c": UP, "d": DOWN, "late": DOWN}.items()):
+        run = rows(name, score, night=10 + place)
+        exported = FIRST_NIGHT + timedelta(days=made[name])
+        append(stores, run | {"run": rows_table("run", [run["run"].to_pylist()[0] | {"exported": exported}])})
+    annotate(stores, at=FIRST_NIGHT + timedelta(days=3), text="new data")
+    db = history.database_path(stores)
+    history.rebuild(stores, db)
+    found = query(db, "SELECT run_id, run_before, segment FROM trend ORDER BY time")[1]
+    assert found == [("a", None, 0), ("late", "a", 0), ("c", "late", 0), ("d", None, 1)]
+    with history.opened(db) as connection:
+        assert [run.run_id for run in Facts(connection).runs] == ["d", "c", "late", "a"]
+
+
+def test_a_night_says_which_flow_run_evaluated_a_run(stores):
+    db = append(stores, rows("a", UP))
+    at = FIRST_NIGHT + timedelta(hours=1)
+    assert append_night(stores, "a", "flow-1", at, "evaluated") and not append_night(stores, "a", "flow-1", at, "in the history already")
+    assert append_night(stores, "a", "flow-2", at + timedelta(days=1), "in the history already")
+    history.rebuild(stores, db)
+    found = query(db, "SELECT run_id, flow_run_id, scheduled_for FROM run JOIN night USING (run_id) WHERE night.status = 'evaluated'")[1]
+    assert found == [("a", "flow-1", at)]
+    history.rebuild(stores, db, fresh=True)
+    assert query(db, "SELECT count(*) FROM night")[1] == [(2,)] and check(stores, db).problems == []
+    append_night(stores, "nothing", "flow-3", at, "evaluated")
+    history.rebuild(stores, db)
+    assert ["night of flow run flow-3 is about run nothing" in line for line in check(stores, db).problems] == [True]
+
+
 def test_comparisons_are_added_once_whenever_they_are_made(stores):
     append(stores, rows("a", UP), rows("b", DOWN, night=1))
     first = append_comparisons(stores, [_comparison(made=datetime(2026, 11, 2)), _comparison(subgroup="yes/no", made=datetime(2026, 11, 2))])
@@ -112,8 +145,6 @@ def test_regressions_are_what_became_worse_by_more_than_chance(stores, changes, 
 
 
 def _with_nll(run):
-    from evals.history_tables import rows_table
-
     nll = {"run_id": "c", "task": TASK, "condition": "helped", "metric": "nll", "subgroup": "all", "value": 1.0, "kind": "score", "higher_is_better": False}
     return run | {"metric": rows_table("metric", [*run["metric"].to_pylist(), nll | {"history_fingerprint": "aaaa"}])}
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipelines.own_files import needs_files
 from pipelines.recipe import keys
 from pipelines.recipes import RECIPES, get_recipe
 from pipelines.steps import build
+from pipelines.steps_evaluation import together
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -27,6 +29,18 @@ def resolved():
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_resolved_recipe_is_the_golden_one(name):
     assert resolved()[name] == (GOLDEN / "recipes" / f"{name}.json").read_text(), "run `make golden` and review the diff"
+
+
+def test_a_plain_name_is_for_official_data_and_no_evaluation_takes_anothers_place(tmp_path):
+    record = tmp_path / "full.json"
+    record.write_text("{}")
+    steps = build(get_recipe("tiny"), {"full": record})
+    assert steps["eval_pope"].run == "evals.suite_run:run" and steps["eval_objects_as_pope"].run == "evals.pope:run"
+    assert {"eval_pope", "eval_objects_as_pope"} <= set(steps["history"].inputs)
+    official, made = steps["eval_pope"], replace(steps["eval_objects_as_pope"], name="eval_pope")
+    assert together({"eval_pope": official}, {"eval_pope": official}) == {"eval_pope": official}
+    with pytest.raises(AnyloomError, match=r"two evaluations are called eval_pope \(evals.suite_run:run and evals.pope:run\)"):
+        together({"eval_pope": official}, {"eval_pope": made})
 
 
 def test_overrides_reach_the_field_and_only_it():

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ from evals.hub_parquet import picture_hashes, rows_without_pictures, take_rows, 
 from evals.shown import Pictures
 from evals.stand_ins import COLUMNS, write_stand_in
 from evals.suite_catalogue import suite_task
-from evals.suite_data import prepare, prepared_files
+from evals.suite_data import check_schema, prepare, prepared_files
 from evals.suite_rows import Doc, askable, clustered, draw_docs, read_docs
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec
@@ -102,8 +103,9 @@ def test_rows_that_share_a_picture_or_a_group_are_drawn_together() -> None:
         drawn = {d.row for d in draw_docs(docs, 2, seed)}
         assert {0, 1, 2} <= drawn or not {0, 1, 2} & drawn
         assert len(drawn) >= 2 and draw_docs(docs, 2, seed) == draw_docs(docs, 2, seed)
-    with pytest.raises(AnyloomError, match="the task has 6"):
-        draw_docs(docs, 7, 0)
+    assert draw_docs(docs, 7, 0) == draw_docs(docs, 6, 0) == draw_docs(docs, 0, 0) == docs  # no more than there are
+    with pytest.raises(AnyloomError, match="num_questions is -1: give the number of questions"):
+        draw_docs(docs, -1, 0)
 
 
 def test_rows_are_taken_with_their_pictures_and_types(tmp_path: Path) -> None:
@@ -134,6 +136,22 @@ def test_prepared_data_is_pinned_and_a_wrong_schema_is_named(tmp_path: Path) -> 
         prepare("stand_in", tmp_path / "data", hub)
     with pytest.raises(AnyloomError, match="no suite called best"):
         prepare("best", tmp_path / "data", hub)
+
+
+def test_annotators_without_an_id_are_refused_where_the_scorer_tells_them_apart(tmp_path: Path) -> None:
+    task, path = suite_task("vqav2_val"), tmp_path / "x.parquet"
+    fields = {"answer": "cat", "answer_confidence": "yes", "answer_id": 1}
+    for left_out, answers in (("", [[fields]]), ("answer_id", [[{"answer": "cat", "answer_confidence": "yes"}]]), ("all", [["cat"]])):
+        columns = {name: ["x"] for name in task.columns} | {"answers": answers}
+        pq.write_table(pa.table(columns), path)
+        if not left_out:
+            check_schema(task, path)
+            continue
+        with pytest.raises(AnyloomError, match="answers has no answer_id, by which vqav2_val") as caught:
+            check_schema(task, path)
+        assert "\n" not in str(caught.value)
+    pq.write_table(pa.table({name: ["x"] for name in suite_task("textvqa_val").columns} | {"answers": [["cat"]]}), path)
+    check_schema(suite_task("textvqa_val"), path)  # told apart by their place
 
 
 def test_changed_bytes_of_prepared_data_are_refused(tmp_path: Path) -> None:
