@@ -206,6 +206,17 @@ def test_a_night_tells_first_and_keeps_what_it_told_afterwards(tmp_path: Path, m
     assert history.query(history.database_path(stores), "SELECT count(*) > 0 FROM comparison")[1] == [(True,)]
 
 
+def test_a_night_notes_which_flow_run_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = night_by_step(tmp_path, 0, drop=0.0)
+    due = datetime.fromisoformat("2026-03-02T02:00:00+01:00")
+    monkeypatch.setattr(flow, "runtime", SimpleNamespace(flow_run=SimpleNamespace(id="flow-1", scheduled_start_time=due)))
+    for status in (flow.EVALUATED, flow.KNOWN):  # a flow run that is tried again
+        flow._note(tmp_path / "stores", run_id, status)
+    history.rebuild(tmp_path / "stores", history.database_path(tmp_path / "stores"))
+    found = history.query(history.database_path(tmp_path / "stores"), "SELECT run_id, flow_run_id, scheduled_for, status FROM night")[1]
+    assert found == [(run_id, "flow-1", datetime(2026, 3, 2, 1), "evaluated")]
+
+
 def test_rows_fit_the_tables_and_the_review_is_repeatable(tmp_path: Path) -> None:
     names = [write_night(tmp_path, night, answers(night, drop=0.15 * (night >= 4)), version=2) for night in range(12)]
     found = review(tmp_path, names[-1], baselines=names[:1], seed=3)
