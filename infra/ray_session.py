@@ -134,18 +134,20 @@ def run_isolated(
     return _get(reference)
 
 
-def map_tasks(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int, threads: int = 1, use_ray: bool = True) -> Iterator[Any]:
-    """function(item) for every item, results in the order of the items, at most `num_workers` at a time.
+def map_tasks(
+    function: Callable[[Any], Any], items: Iterable[Any], num_workers: int, threads: int = 1, use_ray: bool = True, gpus: int = 0
+) -> Iterator[Any]:
+    """function(item) for every item, results in the order of the items, at most `num_workers` at a time, each with `threads` and `gpus`.
 
-    In process (one after the other) without Ray or with one worker. An exception of the function is raised at its item.
+    In process (one after the other) without Ray, or with one worker that needs no GPU. An exception of the function is raised at its item.
     """
-    if not use_ray or num_workers <= 1:
+    if not use_ray or (num_workers <= 1 and not gpus):
         for item in items:
             yield function(item)
         return
-    running: list[Any] = []
+    remote, running = _remote(function, threads, gpus), []
     for item in items:
-        running.append(_remote(function, threads).remote(function, threads, item))
+        running.append(remote.remote(function, threads, item))
         if len(running) >= num_workers:
             yield _get(running.pop(0))
     while running:

@@ -120,6 +120,8 @@ class Recipe:
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
     requests: int = 1
     """Most ways in which stage 2 asks for a caption, no more than it has samples and instructions that ask for it; with more than 1 these are read."""
+    first_requests: int = 0
+    """The same of a stage 2 that another one follows; 0: as many. The second goes on from it, on states of the same captions asked for in all ways."""
     restate: bool = False
     """smol lists: the answer to a request says what is asked for before it gives it ("a red circle" and then the picture). Its words stand between the
     request, however worded, and the signal tokens, whose states then depend on little else."""

@@ -2,7 +2,8 @@
 
 Input: weights_lm, the stages so far, the caption shards, and the instruction shards (how captions are asked for) with the features of the media that their
 conversations are about. Output: parts of states, the token rows as they stand, and states.json.
-Captions are taken by length in parts of fixed batches, each part published on its own, so a killed run goes on to the same bytes.
+Captions are taken by length in parts of fixed batches, each part published on its own, so a killed run goes on to the same bytes. Workers of one thread each
+make the parts side by side (under Ray; without it one after the other): short rows gain little from a second thread.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
-from infra.step import StepContext
-from infra.storage import write_atomic
+from infra.ray_session import map_tasks
+from infra.step import StepContext, no_progress
+from infra.storage import read_json, write_atomic
 from mmcore.asking import Asking, askings
+from mmcore.config import ModelSpec
 from mmcore.data.chat import question_text
 from mmcore.data.chat_data import FeatureSource, media_of
 from mmcore.devices import device_for
@@ -30,6 +35,8 @@ from pipelines.data_config import GROUP_MODALITY
 from pipelines.train_config import StatesConfig
 from pipelines.train_data import earlier_stages, feature_sources, shard_sets, to_sample, true_captions
 
+MAX_WORKERS = 4
+"""Each holds the language model."""
 PLACEHOLDERS = {f"<{modality}>": modality for modality in MEDIA}
 Asked = tuple[str, str, int, Asking]
 """(modality, caption, number of the way among the caption's, the way)."""
@@ -123,29 +130,49 @@ def plan_parts(captions: list[Asked], size: int) -> list[list[Asked]]:
     return parts
 
 
+@lru_cache(maxsize=1)
+def _model(spec: ModelSpec, weights: Path, stages: tuple[Path, ...], device: str) -> AnyModel:
+    """The model so far; a worker makes several parts with it."""
+    return load_model(spec, weights, stages).to(device)
+
+
+def _make(parcel: tuple[StepContext, str, list[Asked], list[tuple[str, str]]]) -> None:
+    """Write one part, or the token rows and what the index says of the model, into the work directory."""
+    ctx, name, captions, talk = parcel
+    config: StatesConfig = ctx.config
+    torch.set_num_threads(ctx.resources.threads)
+    stages = tuple(ctx.inputs[stage].path for stage in earlier_stages(ctx.inputs))
+    model = _model(config.model, ctx.inputs["weights_lm"].path / "lm", stages, device_for(ctx.resources.gpus))
+    if name == ROWS:
+        counts = {modality: model.lm.table.count(modality) for modality in MEDIA}
+        write_atomic(ctx.work / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts}))
+        rows = {row: getattr(model.lm, row).detach().cpu().contiguous() for row in ("new_head_rows", "new_input_rows")}
+        write_atomic(ctx.work / name, save(rows))
+        return
+    features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
+    write_atomic(ctx.work / name, _part(model, captions, config.batch, features, talk))
+
+
 def run_states(ctx: StepContext) -> dict[str, Any]:
     """Entry of the step."""
     config: StatesConfig = ctx.config
-    torch.set_num_threads(ctx.resources.threads)
-    stages = tuple(ctx.inputs[name].path for name in earlier_stages(ctx.inputs))
-    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages).to(device_for(ctx.resources.gpus))
-    emitted = [modality for modality in MEDIA if model.lm.table.count(modality)]
-    features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
-    parts, talk = plan_parts(distinct_captions(ctx, emitted, config), config.part), exchanges(ctx) if config.requests > 1 else []
-    total, done, index = sum(map(len, parts)), 0, []
-    for number, captions in enumerate(parts):
-        name = f"part-{number:05d}.safetensors"
-        if not (ctx.work / name).exists():
-            write_atomic(ctx.work / name, _part(model, captions, config.batch, features, talk))
-        write_atomic(ctx.output / name, (ctx.work / name).read_bytes())
-        index.append({"file": name, "keys": [caption_key(*asked[:3]) for asked in captions]})
+    emitted = [modality for modality in MEDIA if getattr(config.model.tokens, modality)]
+    talk = exchanges(ctx) if config.requests > 1 else []
+    parts = {f"part-{number:05d}.safetensors": part for number, part in enumerate(plan_parts(distinct_captions(ctx, emitted, config), config.part))}
+    wanted = [(name, captions) for name, captions in [*parts.items(), (ROWS, [])] if not (ctx.work / name).exists()]
+    workers = 1 if ctx.resources.gpus else min(ctx.resources.workers, MAX_WORKERS)
+    resources = replace(ctx.resources, threads=max(1, ctx.resources.threads // workers))
+    to_worker = replace(ctx, resources=resources, progress=no_progress)
+    total = sum(map(len, parts.values()))
+    done = total - sum(len(captions) for _, captions in wanted)
+    parcels = [(to_worker, name, captions, talk) for name, captions in wanted]
+    made = map_tasks(_make, parcels, workers, resources.threads, resources.use_ray, resources.gpus)
+    for (_, captions), _ in zip(wanted, made, strict=True):
         done += len(captions)
         ctx.progress(done, total, "captions")
-    _write_index(ctx.output, model, index)
-    return {"captions": len({asked[:2] for part in parts for asked in part}), "states": total, "parts": len(parts)}
-
-
-def _write_index(output: Path, model: AnyModel, parts: list[dict[str, Any]]) -> None:
-    counts = {modality: model.lm.table.count(modality) for modality in MEDIA}
-    write_atomic(output / ROWS, save({name: getattr(model.lm, name).detach().contiguous() for name in ("new_head_rows", "new_input_rows")}))
-    write_atomic(output / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts, "parts": parts}, sort_keys=True, indent=1))
+    _model.cache_clear()  # without Ray it was loaded in this process
+    for name in (*parts, ROWS):
+        write_atomic(ctx.output / name, (ctx.work / name).read_bytes())
+    index = [{"file": name, "keys": [caption_key(*asked[:3]) for asked in captions]} for name, captions in parts.items()]
+    write_atomic(ctx.output / INDEX, json.dumps({**read_json(ctx.work / INDEX), "parts": index}, sort_keys=True, indent=1))
+    return {"captions": len({asked[:2] for part in parts.values() for asked in part}), "states": total, "parts": len(parts)}

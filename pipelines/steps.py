@@ -38,7 +38,7 @@ from pipelines.steps_decoders import (
     decoder_weights,
     latents,
     signal_inputs,
-    states_config,
+    states,
     takes_files,
     trained_image_decoder,
     untrained,
@@ -274,17 +274,9 @@ def _add_stages(
             raise AnyloomError(f"recipe {recipe.name}: {error}") from error
         inputs = {"weights_lm": steps["weights_lm"], **trained}
         if stage == "stage2":
-            states = states_of(name)
-            steps[states] = Step(
-                name=states,
-                run="pipelines.train:run_states",
-                config=states_config(recipe, spec),
-                revision=2,  # answers in words are those of the instructions, where there are some
-                threads=0,
-                gpus=1,
-                inputs={**inputs, **signals.captions, **({"shards_instruct": instruct, **embeddings} if recipe.requests > 1 and instruct is not None else {})},
-            )
-            inputs |= {"states": steps[states], **signals.targets, **signals.captions, **signals.denoised}
+            read = {**inputs, **signals.captions, **({"shards_instruct": instruct, **embeddings} if recipe.requests > 1 and instruct is not None else {})}
+            steps[states_of(name)] = states(recipe, spec, states_of(name), name, read)
+            inputs |= {"states": steps[states_of(name)], **signals.targets, **signals.captions, **signals.denoised}
         else:
             asks = stage == "stage3" or any(dataset in asked for dataset, _ in getattr(recipe, stage).mixture)
             inputs |= embeddings | captions | ({"shards_instruct": instruct} if asks and instruct is not None else {})
@@ -295,7 +287,7 @@ def _add_stages(
             config=TrainConfig(model=spec, stage=getattr(recipe, stage)),
             revision=2,  # losses by modality as well, and the weights behind the features
             inputs=inputs,
-            threads=ALL_BUT_ONE if recipe.image_decoder is not None and stage != "stage2" else 0,
+            threads=ALL_BUT_ONE if recipe.image_decoder is not None else 0,
             gpus=ALL_GPUS,
             isolate=False,
         )
@@ -320,7 +312,7 @@ def _add_evaluation(
     weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
     asked = {"export": steps.get("export_early", export), "lists": lists}
     first = {
-        "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs=asked, gpus=1, background=True),
+        "eval_vqa": Step(name="eval_vqa", run="evals.run:run_vqa", config=recipe.evaluation, inputs=asked, gpus=1),
         "eval_captions": Step(
             name="eval_captions",
             run="evals.captions:run",

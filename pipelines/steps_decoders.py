@@ -16,7 +16,7 @@ from mmcore.decoders.catalogue import CATALOGUE, known
 from mmcore.decoders.contract import read_contract
 from mmcore.decoders.projected import check_projector
 from pipelines.data_config import GROUP_MODALITY, LATENTS, TARGETS, EmbedConfig
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, stage_steps
 from pipelines.train_config import NEEDS_STAGE2, StatesConfig
 from pipelines.weights_config import DecoderConfig, ImportConfig, VoiceConfig, WeightsConfig
 from pipelines.weights_files import given_decoder, given_files
@@ -137,11 +137,18 @@ def state_sources(recipe: Recipe) -> tuple[str, ...]:
     return tuple(d.name for d in recipe.datasets if d.name in spoken or GROUP_MODALITY.get(d.group, "audio") != "audio") if spoken else ()
 
 
-def states_config(recipe: Recipe, spec: ModelSpec) -> StatesConfig:
-    """How the recipe's captions are asked for."""
-    return StatesConfig(
-        model=spec, requests=recipe.requests, sources=state_sources(recipe), caption_turn=recipe.stage3.caption_turn, restate=recipe.restate
+def states(recipe: Recipe, spec: ModelSpec, name: str, stage2: str, inputs: dict[str, Step]) -> Step:
+    """The states that the step `stage2` trains on. The last stage 2 has captions asked for in all of the recipe's ways."""
+    last = [step for step, stage in stage_steps(recipe.stages) if stage == "stage2"][-1]
+    config = StatesConfig(
+        model=spec,
+        requests=recipe.requests if stage2 == last else recipe.first_requests or recipe.requests,
+        sources=state_sources(recipe),
+        caption_turn=recipe.stage3.caption_turn,
+        restate=recipe.restate,
     )
+    # revision 2: answers in words are those of the instructions, where there are some
+    return Step(name=name, run="pipelines.train:run_states", config=config, revision=2, inputs=inputs, threads=0, gpus=1, spread=True, isolate=False)
 
 
 def captions_of(captions: Mapping[str, Step], modality: str) -> dict[str, Step]:

@@ -31,8 +31,8 @@ class StatesConfig:
     model: ModelSpec
     batch: int = 32
     """Captions per forward pass: part of the identity because it fixes the rounding."""
-    part: int = 512
-    """Captions per file, the unit of resumption."""
+    part: int = 128
+    """Captions per file, the unit of resumption and of what a worker does."""
     requests: int = 1
     """Most ways in which a caption is asked for (of the instructions, and of mmcore.data.chat.REQUESTS), no more than it has samples and such
     instructions; each has states of its own."""
