@@ -28,7 +28,7 @@ class EvalConfig:
     seed: int = 0
     """Draws the questions and the shuffled pictures."""
     conditions: tuple[str, ...] = CONDITIONS
-    """Subset of CONDITIONS; `helped` is left out when the export has no caption turn."""
+    """Subset of CONDITIONS; `helped` means plain_prompt when the export has no caption turn."""
     chunk: int = 256
     """Questions answered and persisted together; part of the identity because batches fix the rounding."""
     bootstrap_draws: int = 2000
@@ -48,7 +48,7 @@ class SuiteConfig:
     seed: int = 0
     """Draws the questions, the stand-ins' options and words, and the shuffled pictures."""
     conditions: tuple[str, ...] = ("helped", "plain_prompt", "blank")
-    """Subset of CONDITIONS; `helped` is left out when the export has no caption turn."""
+    """Subset of CONDITIONS; `helped` means plain_prompt when the export has no caption turn."""
     chunk: int = 192
     """Questions answered and persisted together; part of the identity because batches fix the rounding."""
     judge: str = ""

@@ -50,12 +50,14 @@ def run_vqa(ctx: StepContext) -> Mapping[str, Any]:
 
 
 def conditions_of(ctx: StepContext, wanted: Sequence[str]) -> list[str]:
-    """The wanted ones of CONDITIONS that the export can be asked under, in their order. Raises AnyloomError when there is none, or one is unknown."""
+    """The wanted ones of CONDITIONS that the export can be asked under, in their order; plain_prompt in the place of helped for an export without a caption
+    turn. Raises AnyloomError when there is none, or one is unknown."""
     unknown = sorted(set(wanted) - set(CONDITIONS))
     if unknown:
         raise AnyloomError(f"eval conditions has {', '.join(unknown)}: use {', '.join(CONDITIONS)}")
     helped = bool(read_json(ctx.inputs["export"].path / "anyloom.json").get("caption_turn"))
-    chosen = [name for name in CONDITIONS if name in wanted and (helped or name != "helped")]
+    asked = set(wanted) if helped else {"plain_prompt" if name == "helped" else name for name in wanted}
+    chosen = [name for name in CONDITIONS if name in asked]
     if not chosen:
         raise AnyloomError("eval conditions leaves nothing to ask: add plain_prompt")
     return chosen

@@ -122,6 +122,8 @@ class Recipe:
     """Most ways in which stage 2 asks for a caption, no more than it has samples and instructions that ask for it; with more than 1 these are read."""
     first_requests: int = 0
     """The same of a stage 2 that another one follows; 0: as many. The second goes on from it, on states of the same captions asked for in all ways."""
+    first_steps: int = 0
+    """Steps of a stage 2 that another one follows; 0: as many as stage2 says."""
     restate: bool = False
     """smol lists: the answer to a request says what is asked for before it gives it ("a red circle" and then the picture). Its words stand between the
     request, however worded, and the signal tokens, whose states then depend on little else."""
@@ -155,6 +157,20 @@ class Recipe:
 def stage_steps(stages: Sequence[str]) -> list[tuple[str, str]]:
     """(name of its step, stage) of a recipe's stages, in order: the second stage2 is the step stage2_2."""
     return [(stage if not (before := stages[:place].count(stage)) else f"{stage}_{before + 1}", stage) for place, stage in enumerate(stages)]
+
+
+def is_last(stages: Sequence[str], name: str) -> bool:
+    """Whether no later step trains the stage of the step `name` again."""
+    steps = stage_steps(stages)
+    return name == [step for step, stage in steps if stage == dict(steps)[name]][-1]
+
+
+def stage_config(recipe: Recipe, name: str) -> StageConfig:
+    """The settings of the step `name` of a stage."""
+    stage = dict(stage_steps(recipe.stages))[name]
+    config: StageConfig = getattr(recipe, stage)
+    first = stage == "stage2" and recipe.first_steps and not is_last(recipe.stages, name)
+    return dataclasses.replace(config, steps=recipe.first_steps) if first else config
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

@@ -27,7 +27,7 @@ from pipelines.data_config import EmbedConfig, ShardsConfig, TargetsConfig
 from pipelines.licences import Part, exported_parts, permitted
 from pipelines.manifest_config import DATASET_TEMPLATES, DatasetSpec, ManifestConfig, OverlapConfig
 from pipelines.own_files import OWN, planned
-from pipelines.recipe import Recipe, Retrieval, stage_steps
+from pipelines.recipe import Recipe, Retrieval, stage_config, stage_steps
 from pipelines.sources.configs import QUESTIONS, AssetsConfig, SmolListsConfig, TinyListsConfig
 from pipelines.steps_decoders import (
     TRAINED,
@@ -269,7 +269,7 @@ def _add_stages(
     trained: dict[str, Step] = {}
     for name, stage in stage_steps(recipe.stages):
         try:
-            check_stage(getattr(recipe, stage))
+            check_stage(stage_config(recipe, name))
         except ValueError as error:
             raise AnyloomError(f"recipe {recipe.name}: {error}") from error
         inputs = {"weights_lm": steps["weights_lm"], **trained}
@@ -284,7 +284,7 @@ def _add_stages(
         steps[name] = Step(
             name=name,
             run="pipelines.train:run",
-            config=TrainConfig(model=spec, stage=getattr(recipe, stage)),
+            config=TrainConfig(model=spec, stage=stage_config(recipe, name)),
             revision=2,  # losses by modality as well, and the weights behind the features
             inputs=inputs,
             threads=ALL_BUT_ONE if recipe.image_decoder is not None else 0,

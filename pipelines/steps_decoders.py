@@ -16,7 +16,7 @@ from mmcore.decoders.catalogue import CATALOGUE, known
 from mmcore.decoders.contract import read_contract
 from mmcore.decoders.projected import check_projector
 from pipelines.data_config import GROUP_MODALITY, LATENTS, TARGETS, EmbedConfig
-from pipelines.recipe import Recipe, stage_steps
+from pipelines.recipe import Recipe, is_last
 from pipelines.train_config import NEEDS_STAGE2, StatesConfig
 from pipelines.weights_config import DecoderConfig, ImportConfig, VoiceConfig, WeightsConfig
 from pipelines.weights_files import given_decoder, given_files
@@ -139,10 +139,9 @@ def state_sources(recipe: Recipe) -> tuple[str, ...]:
 
 def states(recipe: Recipe, spec: ModelSpec, name: str, stage2: str, inputs: dict[str, Step]) -> Step:
     """The states that the step `stage2` trains on. The last stage 2 has captions asked for in all of the recipe's ways."""
-    last = [step for step, stage in stage_steps(recipe.stages) if stage == "stage2"][-1]
     config = StatesConfig(
         model=spec,
-        requests=recipe.requests if stage2 == last else recipe.first_requests or recipe.requests,
+        requests=recipe.requests if is_last(recipe.stages, stage2) else recipe.first_requests or recipe.requests,
         sources=state_sources(recipe),
         caption_turn=recipe.stage3.caption_turn,
         restate=recipe.restate,

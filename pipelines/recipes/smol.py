@@ -38,8 +38,8 @@ MEDIA_QUESTIONS = tuple(Dataset(name=name, group="instruct", split=name.rsplit("
 
 
 def smol() -> Recipe:
-    """The main job on 2 cores: helped recipe (caption turn, balanced yes/no), stages 1-2-3-2: of the orders with 600 steps of stage 2 the one that draws best
-    (docs/any_to_any.md)."""
+    """The main job on 2 cores: helped recipe (caption turn, balanced yes/no), stages 1-2-3-2: of the orders the one that draws best with as many steps of
+    stage 2 (docs/any_to_any.md)."""
     return Recipe(
         name="smol",
         lists="smol",
@@ -54,6 +54,7 @@ def smol() -> Recipe:
         tokens=SpecialTokens(image=4, video=0, audio=8),
         requests=16,
         first_requests=4,
+        first_steps=300,
         restate=True,
         decoders=(("image", "trained"), ("audio", "voice")),
         stages=("stage1", "stage2", "stage3", "stage2"),
@@ -67,7 +68,7 @@ def smol() -> Recipe:
         ),
         stage2=StageConfig(
             stage="stage2",
-            steps=300,
+            steps=500,
             batch=32,
             lr=1e-3,
             warmup_steps=20,
@@ -87,7 +88,7 @@ def smol() -> Recipe:
             dialogues=("converse_train",),
             mixture=(("easyvqa_train", 4.0), ("draw_train", 0.4), ("speak_train", 0.3), ("talk_train", 0.3), ("converse_train", 0.6), ("stamps_train", 0.4)),
         ),
-        evaluation=EvalConfig(num_questions=1000),
+        evaluation=EvalConfig(num_questions=1000, conditions=("helped", "blank", "shuffled")),
         image_decoder=ImageDecoderConfig(),
     )
 

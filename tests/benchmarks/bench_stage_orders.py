@@ -40,11 +40,11 @@ def run(options: argparse.Namespace) -> list[dict]:
     helped = recipe.stage3.caption_turn
     asked = {"evaluation.conditions": ["helped" if helped else "plain_prompt"]}
     start(options.recipe, common, {}, threads=os.cpu_count() or 1, goals=COMMON)
-    total = recipe.stage2.steps * list(recipe.stages).count("stage2")
-    settings: dict[str, dict[str, Any]] = {
-        name: {"stages": stages, "stage2.steps": total // stages.count("stage2"), **asked} for name, stages in ORDERS.items()
-    }
-    settings[DOUBLED] = {"stages": ORDERS["1-2-3-2"], "stage2.steps": total, "first_requests": 0, **asked}
+    again = list(recipe.stages).count("stage2") > 1  # then the recipe says how its steps are shared between the two
+    total = recipe.stage2.steps + (recipe.first_steps or recipe.stage2.steps) * again
+    settings: dict[str, dict[str, Any]] = {name: {"stages": stages, "stage2.steps": total, **asked} for name, stages in ORDERS.items()}
+    settings["1-2-3-2"]["stage2.steps"] = recipe.stage2.steps if again else total // 2
+    settings[DOUBLED] = settings["1-2-3"] | {"stages": ORDERS["1-2-3-2"], "first_requests": 0, "first_steps": 0}
     own = next((name for name, stages in ORDERS.items() if stages == list(recipe.stages)), "1-2-3")
 
     def judged(name: str, of: Path) -> dict[str, dict[str, Any]]:

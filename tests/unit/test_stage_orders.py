@@ -42,6 +42,16 @@ def test_the_second_stage_2_trains_on_states_made_after_stage_3():
     assert "stage2_2" in steps["report"].inputs
 
 
+def test_a_stage_2_that_another_one_follows_may_be_shorter_and_ask_in_fewer_ways():
+    shorter = {"first_steps": 3, "first_requests": 2, "requests": 8}
+    twice = build(get_recipe("tiny_mix", {"stages": order("1-2-3-2"), **shorter}))
+    steps = get_recipe("tiny_mix").stage2.steps
+    assert (twice["stage2"].config.stage.steps, twice["stage2_2"].config.stage.steps) == (3, steps) and steps != 3
+    assert (twice["states"].config.requests, twice["states_2"].config.requests) == (2, 8)
+    once = build(get_recipe("tiny_mix", {"stages": order("1-3-2"), **shorter}))
+    assert once["stage2"].config.stage.steps == steps and once["states"].config.requests == 8
+
+
 def test_drift_is_measured_where_a_stage_3_follows_a_stage_2():
     assert "eval_drift" not in build(get_recipe("tiny", {"stages": order("1-3-2")}))
     once = build(get_recipe("tiny"))["eval_drift"]
