@@ -89,7 +89,8 @@ def _load_model(ctx: StepContext) -> Any:
     from mmcore.model import load_model
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    return load_model(ctx.config.model, ctx.inputs["weights_lm"].path / "lm", (ctx.inputs["stage1"].path,)).to(device_for(ctx.resources.gpus))
+    device = device_for(ctx.resources.gpus)
+    return load_model(ctx.config.model, ctx.inputs["weights_lm"].path / "lm", (ctx.inputs["stage1"].path,), device).to(device)
 
 
 def _blank(ctx: StepContext, modality: str, encoder: Any) -> np.ndarray:

@@ -64,7 +64,7 @@ class Generator:
         description = read_json(directory / DESCRIPTION)
         try:
             with language_model(directory, base) as lm:
-                model = load_model(model_spec_from_json(description["model"]), lm, (directory,))
+                model = load_model(model_spec_from_json(description["model"]), lm, (directory,), device)
             check_trained(model, directory / TENSORS)
         except ValueError as error:
             raise AnyloomError(f"{directory}: {error}") from error

@@ -21,6 +21,7 @@ from torch.nn import functional
 from infra.storage import read_json
 from mmcore.building import building
 from mmcore.config import QUANTIZE, SpecialTokens
+from mmcore.devices import arithmetic
 from mmcore.lm_families import check_family, longest_row
 from mmcore.lora_layers import routed
 from mmcore.special_tokens import TokenTable
@@ -265,10 +266,11 @@ def _quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
 
 
 @building()
-def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, quantize: str = "") -> LanguageModel:
+def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, quantize: str = "", device: str = "cpu") -> LanguageModel:
     """A frozen LM from a transformers directory, eager attention (faster than SDPA at short rows on CPU).
 
-    quantize: `4bit` or `8bit` stores the linear layers so, on a CUDA device; embeddings and head stay in dtype.
+    quantize: `4bit` or `8bit` stores the linear layers so, on a CUDA device; embeddings and head stay in dtype. device: where it will compute, which may
+    want another type (mmcore.devices.arithmetic); it is not moved there.
     Raises ValueError for an unknown dtype, a quantisation that this machine cannot do, or a family that cannot be used or needs code of its own.
     """
     from transformers import AutoModelForCausalLM
@@ -276,10 +278,11 @@ def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, q
     if dtype not in DTYPES:
         raise ValueError(f"model dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
     quantized = _quantization(quantize, DTYPES[dtype])
+    computed_in = dtype if quantized else arithmetic(dtype, device)
     with own_code_refused(directory):
         base = AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=DTYPES[dtype],
+            dtype=DTYPES[computed_in],
             attn_implementation="eager",
             local_files_only=True,
             use_safetensors=True,

@@ -182,9 +182,9 @@ def check_trained(model: AnyModel, path: Path) -> None:
     model.untrained = frozenset(untrained)
 
 
-def load_model(spec: ModelSpec, lm_dir: Path, stages: tuple[Path, ...] = ()) -> AnyModel:
-    """The model after the given stage artifacts, loaded in order. lm_dir: transformers directory of the frozen LM."""
-    lm = load_lm(lm_dir, spec.dtype, spec.tokens, spec.seed, spec.quantize)
+def load_model(spec: ModelSpec, lm_dir: Path, stages: tuple[Path, ...] = (), device: str = "cpu") -> AnyModel:
+    """The model after the given stage artifacts, loaded in order. lm_dir: transformers directory of the frozen LM; device: where the caller will move it."""
+    lm = load_lm(lm_dir, spec.dtype, spec.tokens, spec.seed, spec.quantize, device)
     model = AnyModel(spec, lm, Chat(load_tokenizer(lm_dir), lm.table, spec.chat))
     for stage in stages:
         if (stage / TENSORS).exists():

@@ -133,7 +133,7 @@ def plan_parts(captions: list[Asked], size: int) -> list[list[Asked]]:
 @lru_cache(maxsize=1)
 def _model(spec: ModelSpec, weights: Path, stages: tuple[Path, ...], device: str) -> AnyModel:
     """The model so far; a worker makes several parts with it."""
-    return load_model(spec, weights, stages).to(device)
+    return load_model(spec, weights, stages, device).to(device)
 
 
 def _make(parcel: tuple[StepContext, str, list[Asked], list[tuple[str, str]]]) -> None:

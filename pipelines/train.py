@@ -70,7 +70,7 @@ def _chat_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tupl
     from mmcore.stages import stage_spec
 
     spec = stage_spec(config.stage.stage)
-    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages)
+    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages, device)
     if spec.lora:
         model.add_lora()
     shards = shard_sets(ctx.inputs, ctx.stores)
@@ -167,7 +167,9 @@ def _write(ctx: StepContext, model: Any, trained: dict[str, Any], log: Any, seco
     described = {"config": asdict(config.stage), "model": asdict(config.model), "features": feature_weights(ctx.inputs)}
     record = {"stage": config.stage.stage, "after": after} | described
     write_atomic(ctx.output / STAGE_RECORD, json.dumps(record, sort_keys=True, indent=1))
-    timing = {"steps_s": round(seconds, 3), "steps": config.stage.steps, "tokens": sum(row[3] for row in log.rows)}
+    lm_dtype = getattr(getattr(model, "lm", None), "dtype", None)  # of a stage that runs the language model
+    computed_in = {"lm_dtype": str(lm_dtype).removeprefix("torch.")} if lm_dtype else {}
+    timing = {"steps_s": round(seconds, 3), "steps": config.stage.steps, "tokens": sum(row[3] for row in log.rows)} | computed_in
     write_atomic(ctx.output / "info" / "timing.json", json.dumps(timing, sort_keys=True))
 
 
