@@ -185,3 +185,24 @@ def test_what_quantised_loading_asks_transformers_for(dtype, monkeypatch):
     assert isinstance(eight["quantization_config"], BitsAndBytesConfig)
     assert eight["quantization_config"].load_in_8bit and not eight["quantization_config"].load_in_4bit
     assert _quantization("", dtype) == {}
+
+
+def test_half_width_weights_are_computed_in_float32_where_the_processor_cannot_multiply_them(tmp_path, monkeypatch):
+    """The same numbers, in the type that the device is quick in; the training of what stands beside them goes on in it."""
+    from mmcore.devices import arithmetic
+
+    base = family("llama").to(torch.bfloat16)
+    base.save_pretrained(tmp_path)
+    matrix = base.get_input_embeddings().weight.detach()
+    for name in ("bfloat16", "float16"):
+        assert arithmetic(name, "cuda:1") == name and arithmetic("float32", "cpu") == "float32"
+        for native in (False, True):
+            monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{'bf16' if name == 'bfloat16' else 'fp16'}_supported", lambda native=native: native)
+            assert arithmetic(name, "cpu") == (name if native else "float32")
+    for native, found in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda native=native: native)
+        lm = load_lm(tmp_path, "bfloat16", COUNTS)
+        assert lm.dtype == found and torch.equal(lm.base.get_input_embeddings().weight.bfloat16(), matrix)
+        assert torch.equal(lm.base.get_input_embeddings().weight.float(), matrix.float())
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert arithmetic("bfloat16", "cpu") == "float32"
