@@ -96,7 +96,9 @@ def run(options: argparse.Namespace) -> list[dict]:
 def strip(root: Path) -> None:
     """Take away what every run makes anew: suites, answers, features and history."""
     for pattern in (
-        "artifacts/eval_*_as_*",
+        "artifacts/eval_*_as_vqav2",
+        "artifacts/eval_*_as_mmbench",
+        "artifacts/eval_*_as_textvqa",
         "artifacts/history",
         "artifacts/report",
         "stores/answers",
