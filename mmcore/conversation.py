@@ -56,7 +56,7 @@ class Conversation:
         hidden_BTD = self.cache.extend([[(0, self._position, ids)]], batches)
         self.num_turns += 1
         chat = self._generator.model.chat
-        stream = Stream(row=0, segment=0, position=self._position + len(ids), generator=sampling.generator(self.num_turns))
+        stream = Stream(row=0, segment=0, position=self._position + len(ids), generator=sampling.generator(self.num_turns), strict=True)
         start = stream.position
         try:
             pieces = written(self.cache, [stream], hidden_BTD[0, -1:], chat.end_id, max_new_tokens, complete_blocks, sampling)

@@ -48,6 +48,8 @@ class Stream:
     """What was wrong with signal tokens that made no whole block, one line each."""
     generator: torch.Generator | None = None
     """Draws its tokens; None: the likeliest."""
+    strict: bool = False
+    """A block that no trained output projector takes is an error; otherwise it is noted in `broken`, and the streams beside this one go on."""
 
 
 class PackedCache:
@@ -174,9 +176,11 @@ def written(
             return
         hidden_SD = _feed(cache, active)
         for stream, state in zip(active, hidden_SD, strict=True):
+            within_block = bool(stream.modality)
             block = _collect(cache.model, stream, state)
             if block is not None:
                 yield stream, block
+            if within_block and not stream.modality:  # it has just ended
                 stream.done = len(stream.tokens) >= max_new_tokens
         keep = [i for i, stream in enumerate(active) if not stream.done]
         active, hidden_SD = [active[i] for i in keep], hidden_SD[keep]
@@ -234,11 +238,15 @@ def _feed(cache: PackedCache, active: Sequence[Stream]) -> torch.Tensor:
 
 
 def _collect(model: AnyModel, stream: Stream, state_D: torch.Tensor) -> SignalBlock | None:
-    """Keep the state of a signal token; the finished block when it was the last one."""
+    """Keep the state of a signal token; the finished block when it was the last one. Raises AnyloomError for one that cannot be given, if strict."""
     if not stream.modality:
         return None
     stream.states.append(state_D)
     if stream.forced:
+        return None
+    if stream.modality in model.untrained and not stream.strict:
+        stream.broken.append(f"the {stream.modality} block is whole, but nothing has trained its output projector")
+        stream.modality = ""
         return None
     conditioning_QC = model.conditioning(stream.modality, torch.stack(stream.states)[None])[0].float().cpu()
     block = SignalBlock(stream.modality, conditioning_QC)

@@ -270,7 +270,7 @@ class Generator:
             ids, batches = self.turn(prompt, media)
         position = cache.lengths[0]
         hidden_BTD = cache.extend([[(segment, position, ids)]], batches)
-        stream = Stream(row=0, segment=segment, position=position + len(ids), generator=sampling.generator(0))
+        stream = Stream(row=0, segment=segment, position=position + len(ids), generator=sampling.generator(0), strict=True)
         yield from self.events(stream, written(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens, complete_blocks, sampling))
 
     def turn(self, prompt: str, media: Sequence[tuple[str, bytes]], later: bool = False) -> tuple[list[int], dict[str, MediaBatch]]:
