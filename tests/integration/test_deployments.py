@@ -92,11 +92,11 @@ def free_ports(host="127.0.0.1"):
         return first.getsockname()[1], second.getsockname()[1]
 
 
-def eventually(what, seconds=120):
-    """Wait until what() is true, and return it."""
+def eventually(what, seconds=120, seen=lambda: ""):
+    """Wait until what() is true, and return it. seen(): what was there instead, told when it never comes."""
     patience = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < patience, "it never happened"
+        assert time.monotonic() < patience, f"it never happened: {seen()}"
         time.sleep(0.3)
     return found
 
@@ -271,7 +271,7 @@ def test_cancelling_a_run_ends_its_ray_work_and_leaves_the_cluster(live):
     run = long_run(live)
     live.prefect("flow-run", "cancel", run)
     eventually(lambda: live.state(run) == "CANCELLED")
-    eventually(lambda: not ray_work(live), 120)
+    eventually(lambda: not ray_work(live), 120, lambda: ray_work(live))
     assert live.stack.running("ray") is not None and live.stack.running("worker") is not None
     assert read_state_name(live, run) == "Cancelled" and not any(SECRET in text for text in live.told)
 
@@ -288,7 +288,7 @@ def test_a_killed_flow_process_is_reported_as_crashed_and_ends_its_ray_work(live
     eventually(lambda: live.state(run) == "CRASHED", 240)
     eventually(lambda: len(live.told) > told, 240)
     assert "train-stage1 crashed" in live.told[told]
-    eventually(lambda: not ray_work(live), 120)
+    eventually(lambda: not ray_work(live), 120, lambda: ray_work(live))
 
 
 def is_engine(process, run):
