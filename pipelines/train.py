@@ -237,12 +237,19 @@ def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Without Ray Train's detached janitor of placement groups: it asks Ray's dashboard whether the run is alive, so that on a cluster without one it
+        stays for ever after a run that was cancelled or killed. The group is not detached and ends with the run anyway."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [one for one in super()._create_default_callbacks() if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
     for leftover in ("ray", "error.json", "result.json", "progress.json"):
         path = ctx.work / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     gpus = ctx.resources.gpus
     parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads, "gpus": gpus}
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _worker,
         train_loop_config=parcel,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": threads, **({"GPU": 1} if gpus else {})}),
