@@ -39,7 +39,7 @@ test: $(VENV)/.installed  ## every test that takes seconds, and the tiny recipe 
 test-slow: $(VENV)/.demo-assets  ## the tests that take minutes or need the demo's models
 	$(BIN)/python -m pytest -m "slow and not stack"
 
-test-stack: $(VENV)/.installed  ## the deployments on a real server, worker and Ray cluster (not part of CI yet)
+test-stack: $(VENV)/.installed  ## the deployments on a real server, worker and Ray cluster (about 20 minutes)
 	$(BIN)/python -m pytest -m stack
 
 check: $(VENV)/.installed  ## style, layers, types, names, licences

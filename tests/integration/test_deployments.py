@@ -42,7 +42,7 @@ class Live:
     stack: stacks.Stack
     told: list[str] = field(default_factory=list)
 
-    def run(self, *command, expect=0, timeout=600):
+    def run(self, *command, expect=0, timeout=1200):
         done = subprocess.run([*map(str, command)], cwd=PROJECT, env=self.stack.environment(), capture_output=True, text=True, timeout=timeout)
         assert expect is None or done.returncode == expect, f"{command}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}\n{self.log()}"
         return done.stdout
