@@ -29,7 +29,7 @@ PHASES = {
 BRIEF_S = {"shards_instruct": 0.7}
 """Steps that may be over before a longer wait is."""
 TIMED = ("report", "history")
-TIMEOUT_S = 1800.0
+TIMEOUT_S = 7200.0
 KILLS = 3
 """Of each phase."""
 
