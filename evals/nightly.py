@@ -19,6 +19,7 @@ from evals.comparison import CONTROLS, compare, decides, pair
 from evals.past import Past, Series
 from evals.review_text import markdown
 from infra.fingerprint import fingerprint
+from infra.step import AnyloomError
 
 NEAR = 2
 """A change point that moves by so many nights when a night is added is the same one."""
@@ -76,6 +77,24 @@ def review(
     ordered = tuple(sorted(alerts, key=lambda alert: alert.severity != "alert"))
     text = markdown(past.run(run_id), recipe, ordered, comparisons, changes, series)
     return Review(comparisons=tuple(comparisons), change_points=tuple(changes), alerts=ordered, markdown=text)
+
+
+def compare_runs(stores: Path, run_a: str, run_b: str, *, seed: int = 0, draws: int = 2000) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of COMPARISONS of any two runs, and a line about every task or sample of either that is left out.
+
+    Raises AnyloomError for a run that the history has not, for the same run twice, for two runs that were asked nothing alike, and for samples that
+    disagree about what was asked.
+    """
+    past = Past(stores)
+    past.run(run_a)
+    if run_a == run_b:
+        raise AnyloomError(f"run {run_a} is named twice: name another one to compare it with")
+    rows, notes = _compare(past, run_a, run_b, None, seed, draws)
+    told = [note.text for note in notes]
+    if not rows:
+        why = f": {told[0]}" if told else ""
+        raise AnyloomError(f"runs {run_a} and {run_b} have no score on the same samples{why}; compare runs that were asked the same")
+    return rows, told
 
 
 def _previous(past: Past, run_id: str, recipe: str) -> dict[str, set[str]]:

@@ -50,7 +50,7 @@ def comparison_section(facts: Facts, a: Run | None, b: Run) -> str:
     if a is None:
         return section("The newest run", who, paragraph("No earlier run was asked the same, so it is compared with none.", "soft"), name="comparison")
     if not rows:
-        told = "No paired test of these two is in the history (the nightly review writes them). Their single answers stand below."
+        told = f"No paired test of these two is in the history: `anyloom history compare {a.run_id} {b.run_id}` makes one. Their single answers stand below."
         return section("A against B", who, paragraph(told, "soft"), name="comparison")
     scales = [scale_of([row], _VALUES) for row in rows[:MAX_ROWS]]
     drawn = [row for row, scale in zip(rows[:MAX_ROWS], scales, strict=True) if scale == max(scales)]

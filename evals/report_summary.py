@@ -55,7 +55,7 @@ def _comparison(facts: Facts, a: Run | None, b: Run) -> list[str]:
     rows = comparisons(facts, a, b)
     head = [f"## {plain(a.name)} (A, `{a.run_id}`) against {plain(b.name)} (B, `{b.run_id}`)", ""]
     if not rows:
-        return [*head, "No paired test of these two is in the history.", ""]
+        return [*head, f"No paired test of these two is in the history: `anyloom history compare {a.run_id} {b.run_id}` makes one.", ""]
     cells = [_compared(row) for row in rows[:MAX_ROWS]]
     return [*head, *_table(("task", "asked", "samples", "n", "A", "B", "B minus A [95 %]", "p", "better / worse"), cells, len(rows) - MAX_ROWS)]
 

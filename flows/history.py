@@ -1,4 +1,4 @@
-"""anyloom history: build, import, export, check, annotate; and anyloom sql. Presents what the history holds; evals owns the work."""
+"""anyloom history: build, import, export, check, compare, annotate; and anyloom sql. Presents what the history holds; evals owns the work."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.Ar
     out.add_argument("--format", choices=("parquet", "csv"), default="parquet")
     out.add_argument("--table", action="append", default=[], help="a table or view; may be repeated (default: every table)")
     actions.add_parser("check", parents=[root], help="files against themselves and the database; a line per problem, exit code 1")
+    two = actions.add_parser("compare", parents=[root], help="two runs on the samples both have: paired differences, kept in the history and its page")
+    two.add_argument("run_a", metavar="A", help="a run; the beginning of its id is enough")
+    two.add_argument("run_b", metavar="B", help="the run it is compared with: differences are B minus A")
     note = actions.add_parser("annotate", parents=[root], help="say what happened at a moment; series of scores begin a new segment there")
     note.add_argument("text", metavar="TEXT")
     note.add_argument("--at", default="now", help="2026-11-26, 2026-11-26T02:00 (UTC), 2026-11-26T02:00+01:00 (default: now)")
@@ -55,7 +58,7 @@ def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.Ar
 
 def main(args: argparse.Namespace, root: Path) -> int:
     """Run one action. Returns the exit code: 1 when `check` found a problem."""
-    return {"build": build, "import": import_folders, "export": export, "check": check, "annotate": annotate}[args.action](args, root)
+    return {"build": build, "import": import_folders, "export": export, "check": check, "compare": compare, "annotate": annotate}[args.action](args, root)
 
 
 def build(args: argparse.Namespace, root: Path) -> int:
@@ -97,6 +100,32 @@ def check(args: argparse.Namespace, root: Path) -> int:
         print(problem)
     print(f"{found.files} files, {found.rows} rows, {len(found.problems)} problems")
     return int(bool(found.problems))
+
+
+def compare(args: argparse.Namespace, root: Path) -> int:
+    """history compare"""
+    from evals.history import database_path, query, rebuild
+    from evals.history_records import append_comparisons
+    from evals.nightly import compare_runs
+
+    stores = root / "stores"
+    rebuild(stores, database_path(stores))
+    known = [str(name) for (name,) in query(database_path(stores), "select run_id from run order by run_id")[1]]
+    rows, left_out = compare_runs(stores, *(whole_id(text, known) for text in (args.run_a, args.run_b)))
+    append_comparisons(stores, rows)
+    rebuild(stores, database_path(stores))
+    columns = ["task", "condition", "metric", "subgroup", "n_paired", "value_a", "value_b", "delta", "ci_lo", "ci_hi", "p_adjusted", "flips_up", "flips_down"]
+    show(columns, [[row[name] for name in columns] for row in rows], "table")
+    print(*left_out, sep="\n", end="\n" * bool(left_out))
+    return 0
+
+
+def whole_id(text: str, known: Sequence[str]) -> str:
+    """The one run id that begins with `text`. Raises AnyloomError when none or several do."""
+    found = [text] if text in known else [name for name in known if text and name.startswith(text)]
+    if len(found) != 1:
+        raise AnyloomError(f"run {text}: {len(found) or 'no'} runs are called that; there are {', '.join((found or known)[:5])}: name one")
+    return found[0]
 
 
 def annotate(args: argparse.Namespace, root: Path) -> int:

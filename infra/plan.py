@@ -58,7 +58,8 @@ def identity(step: Step, input_digests: Mapping[str, str], source_hashes: Mappin
         source_hashes = {}
         for name, path in step.sources.items():
             if not path.is_file():
-                raise AnyloomError(f"step {step.name}: the source file {path} ({name}) is missing; check the recipe's paths")
+                problem = "no file" if path.exists() else "missing"
+                raise AnyloomError(f"step {step.name}: the source file {path} ({name}) is {problem}; check its path in the recipe, --list or --weights")
             source_hashes[name] = sha256_file(path)
     return {
         "name": step.name,

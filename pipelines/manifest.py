@@ -46,7 +46,8 @@ BATCH_ROWS = 10_000
 
 
 def run(ctx: StepContext) -> dict[str, Any]:
-    """Read every list. Returns rows per dataset, and how many rows have no text."""
+    """Read every list. Returns rows per dataset, and how many rows have no text. Raises AnyloomError when a
+    list of the user's own (a source of the step) is an empty file."""
     config: ManifestConfig = ctx.config
     specs = sorted(config.datasets, key=lambda spec: spec.name)
     for spec in specs:
@@ -60,6 +61,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
                 count += len(batch)
                 without_text += sum(not row["texts"] and row["conversations"] == "[]" for row in batch)
                 ctx.progress(done, len(specs), f"{spec.name}: {count} rows")
+            if not count and spec.name in ctx.sources and not ctx.sources[spec.name].read_bytes().strip():
+                raise AnyloomError(f"{ctx.sources[spec.name]}: the list of dataset '{spec.name}' is an empty file; give a list with rows")
             rows[spec.name] = count
     ctx.progress(len(specs), len(specs), "done")
     return {"rows": rows, "total": sum(rows.values()), "without_text": without_text}

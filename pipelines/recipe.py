@@ -17,6 +17,7 @@ from evals.generation_config import CaptioningEvalConfig, GenerationEvalConfig, 
 from infra.step import AnyloomError
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
 from mmcore.image_decoder_config import DrawingEvalConfig, ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
+from mmcore.stages import STAGES
 from mmcore.two_tower_config import TowerShape
 
 
@@ -176,11 +177,24 @@ def stage_config(recipe: Recipe, name: str) -> StageConfig:
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """`recipe` with dotted keys replaced, e.g. {"stage3.lr": 1e-4}.
 
-    Raises AnyloomError for an unknown key (naming the closest ones) or a value of the wrong type.
+    Raises AnyloomError for an unknown key (naming the closest ones), a value of the wrong type, an unknown stage and one with no steps, batch or rate.
     """
     for key, value in overrides.items():
         recipe = _replace(recipe, key.split("."), value, key, recipe)
+    if overrides:
+        _check_stages(recipe)
     return recipe
+
+
+def _check_stages(recipe: Recipe) -> None:
+    """Raise AnyloomError for a stage that there is not, or one that cannot be trained as it says."""
+    for stage in recipe.stages:
+        if stage not in STAGES:
+            raise AnyloomError(f"--set stages: there is no {stage}; a recipe's stages are taken from {', '.join(STAGES)}")
+        config: StageConfig = getattr(recipe, stage)
+        for name in ("steps", "batch", "lr", "checkpoint_every"):
+            if not getattr(config, name) > 0:
+                raise AnyloomError(f"--set {stage}.{name}: {getattr(config, name)} is not above 0")
 
 
 def keys(config: Any, prefix: str = "") -> Iterator[str]:

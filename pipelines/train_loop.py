@@ -135,6 +135,8 @@ def run_stage(
             raise AnyloomError(f"the checkpoint in {folder} was made from other data or by another version: remove {work_dir} and run again")
         optimizer.load(checkpoint.tensors, checkpoint.optimizer)
         log, first = LossLog(data.part_names, checkpoint.log), checkpoint.step
+        if collective.rank == 0:
+            progress(first, config.steps, f"continues from step {first}")
     started = time.monotonic()
     for step in range(first, config.steps):
         _one_step(model, optimizer, data, step, learning_rate(config, step), collective, log)

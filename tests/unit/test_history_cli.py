@@ -86,3 +86,21 @@ def test_formats_of_sql(anyloom):
 
 def test_sql_cannot_write(anyloom):
     assert "query failed" in anyloom("sql", "delete from run", expect=1)
+
+
+def test_compare_writes_the_paired_difference_of_two_runs_once(root: Path, anyloom):
+    def stored() -> list[str]:
+        return anyloom("sql", "select run_a, run_b, delta, n_paired from comparison where subgroup = 'all' order by all", "--format", "csv").splitlines()[1:]
+
+    assert stored() == []
+    anyloom("history", "compare", "a", "b")
+    once = stored()
+    assert once and all(line.startswith("a,b,0.5,2") for line in once)
+    anyloom("history", "compare", "a", "b")
+    assert stored() == once
+    assert anyloom("history", "check").endswith("0 problems\n")
+
+
+def test_compare_names_what_it_cannot_find(anyloom):
+    assert "run zzz: no runs are called that; there are a, b: name one" in anyloom("history", "compare", "a", "zzz", expect=1)
+    assert "named twice" in anyloom("history", "compare", "a", "a", expect=1)

@@ -180,3 +180,11 @@ def test_counts_do_not_depend_on_how_much_is_compared_at_once(tmp_path, monkeypa
     monkeypatch.setattr(overlap, "COLOURS_AT_ONCE", 1)
     assert compare(tmp_path, samples, monkeypatch) == whole and whole[0] == {("held", "train"): (1, 10)}
     assert np.bincount([row["heldout_key"] == "held-000020" for row in whole[1]])[1] == 2
+
+
+def test_an_empty_list_of_the_users_own_is_refused(tmp_path):
+    own = tmp_path / "own.tsv"
+    own.write_text("")
+    spec = DatasetSpec(name="own", format="cc3m", path="own.tsv", split="train", licence="own")
+    with pytest.raises(AnyloomError, match=r"own\.tsv: the list of dataset 'own' is an empty file"):
+        run(tmp_path / "out", ManifestConfig(datasets=(spec,)), sources={"own": own})

@@ -146,3 +146,16 @@ def test_stage_order_is_the_recipes_list():
     assert {"stage1", "stage3"} <= set(one["stage2"].inputs) and "stage2" not in one["stage3"].inputs
     other = build(get_recipe("tiny"))
     assert "stage3" not in other["stage2"].inputs and {"stage1", "stage2"} <= set(other["stage3"].inputs)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("stages", ["stage1", "stage9"], "--set stages: there is no stage9; a recipe's stages are taken from stage1, stage2, stage3"),
+        ("stage3.lr", -1.0, "--set stage3.lr: -1.0 is not above 0"),
+        ("stage1.steps", 0, "--set stage1.steps: 0 is not above 0"),
+    ],
+)
+def test_a_stage_that_cannot_be_trained_is_refused_before_anything_runs(key, value, told):
+    with pytest.raises(AnyloomError, match=told):
+        get_recipe("tiny", {key: value})
