@@ -134,7 +134,7 @@ def test_resume_equals_uninterrupted_bit_for_bit_with_the_denoising_loss(tmp_pat
     side, data = stage2(names)
     seen = []
     resumed, log, _ = run_stage(data.config, side, data, tmp_path / "killed", progress=lambda done, total, note="": seen.append(done))
-    assert seen[0] == 3 and log.rows == whole_log.rows
+    assert seen[:2] == [2, 3] and log.rows == whole_log.rows
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
