@@ -128,13 +128,14 @@ def run_stage(
     if collective.rank == 0:
         remove_leftovers(folder)
     collective.barrier()
-    log, first = LossLog(data.part_names), 0
+    log, first, since = LossLog(data.part_names), 0, ""
     checkpoint = load_latest(folder)
     if checkpoint is not None:
         if checkpoint.cursor != data.cursor(checkpoint.step) or any(len(row) != len(log.columns) for row in checkpoint.log):
             raise AnyloomError(f"the checkpoint in {folder} was made from other data or by another version: remove {work_dir} and run again")
         optimizer.load(checkpoint.tensors, checkpoint.optimizer)
         log, first = LossLog(data.part_names, checkpoint.log), checkpoint.step
+        since = f", continued from step {first}"
         if collective.rank == 0:
             progress(first, config.steps, f"continues from step {first}")
     started = time.monotonic()
@@ -144,6 +145,6 @@ def run_stage(
         if collective.rank == 0:
             if done % config.checkpoint_every == 0 and done < config.steps:
                 save_checkpoint(folder, Checkpoint(step=done, tensors=trained, optimizer=optimizer.state(), cursor=data.cursor(done), log=log.rows))
-            progress(done, config.steps, f"loss {log.rows[-1][1]:.3f}")
+            progress(done, config.steps, f"loss {log.rows[-1][1]:.3f}{since}")
     collective.barrier()
     return trained, log, time.monotonic() - started
