@@ -104,28 +104,23 @@ def check(args: argparse.Namespace, root: Path) -> int:
 
 def compare(args: argparse.Namespace, root: Path) -> int:
     """history compare"""
-    from evals.history import database_path, query, rebuild
+    from evals.history import database_path, opened, rebuild
+    from evals.history_facts import Facts
     from evals.history_records import append_comparisons
     from evals.nightly import compare_runs
 
     stores = root / "stores"
     rebuild(stores, database_path(stores))
-    known = [str(name) for (name,) in query(database_path(stores), "select run_id from run order by run_id")[1]]
-    rows, left_out = compare_runs(stores, *(whole_id(text, known) for text in (args.run_a, args.run_b)))
+    with opened(database_path(stores)) as connection:
+        facts = Facts(connection)
+        pair = [facts.run(args.run_a, "run").run_id, facts.run(args.run_b, "run").run_id]
+    rows, left_out = compare_runs(stores, *pair)
     append_comparisons(stores, rows)
     rebuild(stores, database_path(stores))
     columns = ["task", "condition", "metric", "subgroup", "n_paired", "value_a", "value_b", "delta", "ci_lo", "ci_hi", "p_adjusted", "flips_up", "flips_down"]
     show(columns, [[row[name] for name in columns] for row in rows], "table")
     print(*left_out, sep="\n", end="\n" * bool(left_out))
     return 0
-
-
-def whole_id(text: str, known: Sequence[str]) -> str:
-    """The one run id that begins with `text`. Raises AnyloomError when none or several do."""
-    found = [text] if text in known else [name for name in known if text and name.startswith(text)]
-    if len(found) != 1:
-        raise AnyloomError(f"run {text}: {len(found) or 'no'} runs are called that; there are {', '.join((found or known)[:5])}: name one")
-    return found[0]
 
 
 def annotate(args: argparse.Namespace, root: Path) -> int:
