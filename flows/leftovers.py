@@ -1,51 +1,96 @@
-"""What a killed run leaves behind: Prefect's own server, which outlives a SIGKILL of the process that started it.
+"""What a killed run leaves behind: Prefect's own server and the processes of its local Ray cluster, some of which outlive a SIGKILL of their starter.
 
-Input: the Prefect home of a root whose run lock is held. Output: nothing of that home runs any more. A run starts this module as a small process
-that does the same when the run is gone (`watch`). Refuses to touch a server that somebody looks after (`prefect server start`) and any other process.
+Two ways in. `watch` marks the environment of all that this process starts from then on and starts a small process that ends whatever carries the mark
+once this process is gone, however it went. `end_orphaned_servers` finds a server by its Prefect home, for what no watcher has ended. Refuses to touch
+a server that somebody looks after (`prefect server start`), a cluster that was given (RAY_ADDRESS) and any other process.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 _SERVER = "prefect.server.api.server:create_app"
+_MARK = "ANYLOOM_STARTED_BY"
+_ROUNDS = 5  # a process that is being ended may have started another one meanwhile
+_watched = False
 
 
 def end_orphaned_servers(home: Path) -> int:
     """End the servers with this PREFECT_HOME whose starter is gone. Call with the root's run lock held. Returns how many there were."""
-    ended = []
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            if _SERVER in (process.info["cmdline"] or []) and process.environ().get("PREFECT_HOME") == str(home) and _is_orphan(process):
-                process.terminate()
-                ended.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # gone already, or somebody else's
-    _wait(ended)
-    return len(ended)
+    return _end(_which(lambda process: _is_server(process) and _started_with(process, "PREFECT_HOME", str(home)) and _is_orphan(process)))
 
 
 def end_own_servers() -> None:
     """End the servers that this process has started."""
-    own = [child for child in psutil.Process().children() if _SERVER in child.cmdline()]
-    for process in own:
-        process.terminate()
-    _wait(own)
+    _end(_which(_is_server, psutil.Process().children()))
 
 
-def watch(home: Path) -> None:
-    """Start a process that outlives this one, however it ends, and then ends the servers it has left."""
-    subprocess.Popen([sys.executable, "-m", __name__, str(home)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+def watch() -> None:
+    """From now on all that this process starts ends with it, also when it is killed. Does nothing the second time."""
+    global _watched
+    if _watched:
+        return
+    _watched = True
+    mark = secrets.token_hex(16)
+    subprocess.Popen([sys.executable, "-m", __name__, mark], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    os.environ[_MARK] = mark
 
 
-def _wait(ended: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(ended, timeout=5)
+def end_marked(mark: str) -> int:
+    """End every process that was started with this mark. Returns how many there were."""
+    ended = 0
+    for _ in range(_ROUNDS):
+        now = _end(_which(lambda process: _started_with(process, _MARK, mark)))
+        ended += now
+        if not now:
+            break
+    return ended
+
+
+def _which(wanted: Callable[[psutil.Process], bool], among: Iterable[psutil.Process] | None = None) -> list[psutil.Process]:
+    """The running processes that are `wanted`, of all that there are when `among` is None."""
+    found = []
+    for process in psutil.process_iter() if among is None else among:
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and wanted(process):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # gone already, or somebody else's
+    return found
+
+
+def _end(processes: list[psutil.Process]) -> int:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=5)
     for process in alive:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+    return len(processes)
+
+
+def _started_with(process: psutil.Process, name: str, value: str) -> bool:
+    """Whether the process got this environment variable. Ray's agents write their title over the first of them, at which psutil stops reading."""
+    if not sys.platform.startswith("linux"):
+        return process.environ().get(name) == value
+    try:
+        return f"{name}={value}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    except (PermissionError, FileNotFoundError, ProcessLookupError):
+        return False  # somebody else's, or gone already
+
+
+def _is_server(process: psutil.Process) -> bool:
+    return _SERVER in process.cmdline()
 
 
 def _is_orphan(process: psutil.Process) -> bool:
@@ -56,4 +101,4 @@ def _is_orphan(process: psutil.Process) -> bool:
 
 if __name__ == "__main__":
     sys.stdin.read()  # ends with the process at the other end of the pipe
-    end_orphaned_servers(Path(sys.argv[1]))
+    end_marked(sys.argv[1])

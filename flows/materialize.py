@@ -174,8 +174,10 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
     if unknown:
         raise AnyloomError(f"--force {sorted(unknown)[0]}: no such step; the steps are: {', '.join(step.name for step in ordered)}")
     if settings.use_ray:
+        from flows.leftovers import watch
         from infra import ray_session
 
+        watch()
         ray_session.start(settings.num_threads, gpus)
         gpus, threads = ray_session.num_gpus(gpus), min(threads, ray_session.cpus_of_a_node(threads))
     else:

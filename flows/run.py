@@ -149,7 +149,7 @@ def _run_in_prefect(
 
     prefect_environment(settings.root.absolute())
     end_orphaned_servers(settings.root.absolute() / "prefect")
-    watch(settings.root.absolute() / "prefect")
+    watch()
     quiet(settings.root.absolute() / "logs" / "run.log")
     from flows.end_to_end import end_to_end
 

@@ -22,9 +22,10 @@ def family(mark):
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("ANYLOOM_TEST") == mark and process.status() != psutil.STATUS_ZOMBIE:
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes()  # psutil stops at what Ray's agents write over the first variable
+            if f"ANYLOOM_TEST={mark}".encode() in environment.split(b"\0") and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(" ".join(process.cmdline()))  # whole: where the project lies decides at which character a name stands
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
             continue
     return found
 

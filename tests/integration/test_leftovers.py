@@ -1,4 +1,4 @@
-"""A Prefect server without its starter is ended; one that is looked after, or another root's, is not."""
+"""What a killed process has started ends with it; a Prefect server that is looked after, or another root's, does not."""
 
 import os
 import subprocess
@@ -39,3 +39,37 @@ def test_only_the_orphans_of_this_home_are_ended(tmp_path):
 @pytest.mark.parametrize("home", ["", "nowhere"])
 def test_without_servers_nothing_happens(tmp_path, home):
     assert end_orphaned_servers(tmp_path / home) == 0
+
+
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_what_a_killed_process_has_started_ends_with_it(deaf):
+    """Also a grandchild in a session of its own, and one that ignores SIGTERM; not what ran before."""
+    ignore = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " if deaf else ""
+    sleeper = [sys.executable, "-c", ignore + SLEEP]
+    grandchild = f"import subprocess, time; print(subprocess.Popen({sleeper!r}, start_new_session=True).pid, flush=True); time.sleep(60)"
+    code = f"""
+import subprocess, sys, time
+from flows.leftovers import watch
+before = subprocess.Popen({sleeper!r})
+watch(); watch()
+child = subprocess.Popen([sys.executable, "-c", {grandchild!r}], stdout=subprocess.PIPE, text=True, start_new_session=True)
+print(before.pid, child.pid, child.stdout.readline(), flush=True)
+time.sleep(60)
+"""
+    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    before, child, below = map(int, starter.stdout.readline().split())
+    try:
+        assert alive(before) and alive(child) and alive(below)
+        time.sleep(0.5)
+        starter.kill()
+        starter.wait()
+        patience = time.monotonic() + 30
+        while (alive(child) or alive(below)) and time.monotonic() < patience:
+            time.sleep(0.2)
+        assert not alive(child) and not alive(below) and alive(before)
+    finally:
+        psutil.Process(before).kill()
