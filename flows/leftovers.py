@@ -7,7 +7,6 @@ a server that somebody looks after (`prefect server start`), a cluster that was 
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from infra.settings import mark_environment
 
 _SERVER = "prefect.server.api.server:create_app"
 _MARK = "ANYLOOM_STARTED_BY"
@@ -41,7 +42,7 @@ def watch() -> None:
     _watched = True
     mark = secrets.token_hex(16)
     subprocess.Popen([sys.executable, "-m", __name__, mark], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
-    os.environ[_MARK] = mark
+    mark_environment(_MARK, mark)
 
 
 def end_marked(mark: str) -> int:

@@ -101,6 +101,11 @@ def child_environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
+def mark_environment(name: str, value: str) -> None:
+    """Give a variable to every process that is started from here from now on."""
+    os.environ[name] = value
+
+
 def prefect_environment(root: Path) -> None:
     """Without a configured Prefect server, keep Prefect's ephemeral database below the root and its log to errors."""
     quiet_environment()
