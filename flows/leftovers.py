@@ -21,7 +21,7 @@ from infra.settings import mark_environment
 _SERVER = "prefect.server.api.server:create_app"
 _MARK = "ANYLOOM_STARTED_BY"
 _ROUNDS = 5  # a process that is being ended may have started another one meanwhile
-_watched = False
+_watcher: subprocess.Popen[bytes] | None = None  # held: its pipe closes with this process
 
 
 def end_orphaned_servers(home: Path) -> int:
@@ -36,12 +36,11 @@ def end_own_servers() -> None:
 
 def watch() -> None:
     """From now on all that this process starts ends with it, also when it is killed. Does nothing the second time."""
-    global _watched
-    if _watched:
+    global _watcher
+    if _watcher is not None:
         return
-    _watched = True
     mark = secrets.token_hex(16)
-    subprocess.Popen([sys.executable, "-m", __name__, mark], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    _watcher = subprocess.Popen([sys.executable, "-m", __name__, mark], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     mark_environment(_MARK, mark)
 
 
