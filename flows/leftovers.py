@@ -42,6 +42,7 @@ def watch() -> None:
     mark = secrets.token_hex(16)
     _watcher = subprocess.Popen([sys.executable, "-m", __name__, mark], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     mark_environment(_MARK, mark)
+    mark_environment("SPT_NOENV", "1")  # setproctitle's switch: Ray's agents write their title over their whole environment, the mark too, without it
 
 
 def end_marked(mark: str) -> int:
