@@ -42,6 +42,13 @@ def at_work(root, mark, *how):
     raise AssertionError(run.stderr.read())
 
 
+def alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def gone(mark, seconds=30):
     """True when nothing of the run is left, at the latest after `seconds`."""
     patience = time.monotonic() + seconds
@@ -71,4 +78,8 @@ def test_a_killed_run_leaves_no_server_and_no_ray_behind(tmp_path):
     started = psutil.Process(run.pid).children(recursive=True)
     run.kill()
     run.communicate(timeout=60)
-    assert psutil.wait_procs(started, timeout=30)[1] == [] and gone(mark), family(mark)
+    assert gone(mark), family(mark)
+    patience = time.monotonic() + 30
+    while any(map(alive, started)) and time.monotonic() < patience:
+        time.sleep(0.3)
+    assert not any(map(alive, started)), started
