@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,7 +75,7 @@ class GraphRun:
     """Steps at work this instant."""
 
     def __post_init__(self) -> None:
-        self.budget = Budget(self.threads, self.gpus)
+        self.budget, self.beside = Budget(self.threads, self.gpus), Budget(self.threads)
         self.by_name = {step.name: step for step in self.steps}
 
     def materialize(self, name: str) -> None:
@@ -85,8 +85,7 @@ class GraphRun:
         if missing:
             raise NotRun(f"{name} needs {missing[0]}")
         inputs = {key: self.outcomes[s.name].artifact for key, s in step.inputs.items()}
-        aside = self.aside(step)
-        with nullcontext((step.threads, 0)) if aside else self.budget.share(step) as (threads, gpus):
+        with (self.beside if self.aside(step) else self.budget).share(step) as (threads, gpus):
             if self.errors:
                 raise NotRun(f"{name} was left out because {next(iter(self.errors))} failed")
             started = time.monotonic()
@@ -127,7 +126,8 @@ class GraphRun:
             leave(error)
 
     def aside(self, step: Step) -> bool:
-        """True when the step runs beside the thread budget."""
+        """True when the step runs beside the thread budget, at the lowest priority and with a budget of the same size of its own: more of them at once than
+        there are threads only take turns."""
         return step.background and step.isolate and self.settings.use_ray and not (step.gpus and self.gpus)
 
     def call(self, step: Step, context: StepContext) -> Mapping[str, Any]:

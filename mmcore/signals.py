@@ -48,20 +48,11 @@ def target_key(caption: str) -> str:
     return f"text:{hashlib.sha256(caption.encode()).hexdigest()}"
 
 
-def signal_row(
-    chat: Chat,
-    modality: str,
-    caption: str,
-    asking: Asking | None = None,
-    num_tokens: int = 0,
-    replied: bool = True,
-    exchange: tuple[str, str] | None = None,
-) -> tuple[TokenRow, list[int]]:
-    """The packed row of a caption (drawing it; an answer in words) and its P positions.
+def signal_row(chat: Chat, modality: str, caption: str, asking: Asking | None = None, num_tokens: int = 0, replied: bool = True) -> tuple[TokenRow, list[int]]:
+    """The packed row of a caption (drawing it; the caption replied to by itself) and its P positions.
 
-    asking: how it is asked for; None: in the plainest way. num_tokens: projected tokens of the medium that the conversation is about. exchange: a question and
-    its answer in words; None: the caption, replied to by itself. Without `replied` the second half and its positions are left out: it does not depend on the
-    request.
+    asking: how it is asked for; None: in the plainest way. num_tokens: projected tokens of the medium that the conversation is about. Without `replied` the
+    second half and its positions are left out: it does not depend on the request.
     """
     block = chat.table.block(modality)
     builder = RowBuilder()
@@ -72,17 +63,51 @@ def signal_row(
     signals = [*range(len(asked) - 1, len(asked) + len(block))]
     if not replied:
         return builder.row(), signals
-    question, answer = exchange or (caption, caption)
+    words, negatives = _in_words(chat, caption, caption, open_end=bool(way.said))
+    builder.add(words, 2)
+    return builder.row(), signals + [len(asked) + len(block) + place for place in negatives]
+
+
+def exchange_row(chat: Chat, question: str, answer: str) -> tuple[TokenRow, list[int]]:
+    """The row of an exchange in words and its negative positions, the end of the answer among them."""
+    builder = RowBuilder()
+    words, negatives = _in_words(chat, question, answer)
+    builder.add(words, 1)
+    return builder.row(), negatives
+
+
+def _in_words(chat: Chat, question: str, answer: str, open_end: bool = False) -> tuple[list[int], list[int]]:
+    """(tokens of an exchange, its negative positions). open_end: what may follow the answer is a signal: its end is no negative."""
     talk, reply = chat.question_prompt(question, opened=False, literal=True), chat.spoken(answer)
-    builder.add([*talk, *reply], 2)
-    before = len(asked) + len(block) + len(talk) - 1
-    last = before + len(reply) - bool(way.said and exchange is None)  # behind a caption that is said for a medium the signal comes: no negative there
-    negatives = np.linspace(before, last, NEGATIVES).round().astype(int).tolist()
-    return builder.row(), signals + negatives
+    places = np.linspace(len(talk) - 1, len(talk) - 1 + len(reply) - open_end, NEGATIVES)
+    return [*talk, *reply], places.round().astype(int).tolist()
 
 
 Media = Mapping[str, tuple[torch.Tensor, torch.Tensor, list[int]]]
 """modality -> (features_BNE, lengths_B, rows that they belong to), as mmcore.data.batching.collate takes it."""
+Replies = tuple[torch.Tensor, torch.Tensor]
+"""(states_END in the LM's dtype, base_lse_EN float32) at the N = NEGATIVES positions of E exchanges in words."""
+
+
+@torch.no_grad()
+def compute_exchanges(model: AnyModel, exchanges: Sequence[tuple[str, str]], batch: int) -> Replies:
+    """The states of exchanges (question, answer) in their order, `batch` in a forward pass. Every caption that takes one of them has these: they depend on
+    nothing else. Raises ValueError without exchanges."""
+    if not exchanges:
+        raise ValueError("there are no exchanges in words to compute states of")
+    states, lse = [], []
+    for start in range(0, len(exchanges), batch):
+        rows = [exchange_row(model.chat, *exchange) for exchange in exchanges[start : start + batch]]
+        hidden_BTD = model(collate([row for row, _ in rows], {}).to(model.device))
+        found_BND = torch.stack([hidden_TD[negatives] for hidden_TD, (_, negatives) in zip(hidden_BTD, rows, strict=True)])
+        states.append(found_BND)
+        lse.append(_base_lse(model, found_BND))
+    return torch.cat(states), torch.cat(lse)
+
+
+def _base_lse(model: AnyModel, states_BPD: torch.Tensor) -> torch.Tensor:
+    """[B, P] log-sum-exp of the base vocabulary's logits."""
+    return torch.stack([model.lm.base_logits(states_PD).logsumexp(-1) for states_PD in states_BPD])
 
 
 @torch.no_grad()
@@ -92,26 +117,34 @@ def compute_states(
     captions: Sequence[str],
     askings: Sequence[Asking] | None = None,
     media: Media | None = None,
-    exchanges: Sequence[tuple[str, str]] = (),
+    replies: Replies | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(states_BPD in the LM's dtype, base_lse_BP float32) of captions, in one forward pass.
 
-    askings: how each is asked for; None: in the plainest way. media: what their conversations are about. exchanges: questions and answers in words, of which
-    a caption takes the one that a hash of it says.
+    askings: how each is asked for; None: in the plainest way. media: what their conversations are about. replies: of exchanges in words, of which a caption
+    takes the one that a hash of it says; None: each caption is replied to by itself.
     """
     ways = [plain(modality, caption) for caption in captions] if askings is None else askings
     first = {caption: row for row, caption in reversed(list(enumerate(captions)))}  # one reply to each caption
     lengths = {row: int(length) for _, all_lengths, rows_of in (media or {}).values() for row, length in zip(rows_of, all_lengths.tolist(), strict=True)}
     tokens = [num_projected(model.spec.input_projector, lengths[row]) if row in lengths else 0 for row in range(len(captions))]
-    words = [exchanges[int(hashlib.sha256(caption.encode()).hexdigest()[:8], 16) % len(exchanges)] if exchanges else None for caption in captions]
-    rows = [signal_row(model.chat, modality, caption, ways[row], tokens[row], first[caption] == row, words[row]) for row, caption in enumerate(captions)]
+    rows = [
+        signal_row(model.chat, modality, caption, ways[row], tokens[row], replied=replies is None and first[caption] == row)
+        for row, caption in enumerate(captions)
+    ]
     hidden_BTD = model(collate([row for row, _ in rows], media or {}).to(model.device))
-    signals = len(rows[0][1]) - NEGATIVES
-    from_BP = torch.tensor([[row] * signals + [first[caption]] * NEGATIVES for row, caption in enumerate(captions)])
-    at_BP = torch.tensor([positions[:signals] + rows[first[caption]][1][signals:] for caption, (_, positions) in zip(captions, rows, strict=True)])
-    states_BPD = hidden_BTD[from_BP.to(model.device), at_BP.to(model.device)]
-    lse_BP = torch.stack([model.lm.base_logits(states_PD).logsumexp(-1) for states_PD in states_BPD])
-    return states_BPD.contiguous(), lse_BP
+    signals = 1 + len(model.chat.table.block(modality))
+    at_BP = [positions[:signals] for _, positions in rows]
+    from_BP = [[row] * signals for row in range(len(captions))]
+    if replies is None:
+        at_BP = [[*at, *rows[first[caption]][1][signals:]] for at, caption in zip(at_BP, captions, strict=True)]
+        from_BP = [[*of, *[first[caption]] * NEGATIVES] for of, caption in zip(from_BP, captions, strict=True)]
+    states_BPD = hidden_BTD[torch.tensor(from_BP, device=model.device), torch.tensor(at_BP, device=model.device)]
+    lse_BP = _base_lse(model, states_BPD)
+    if replies is None:
+        return states_BPD.contiguous(), lse_BP
+    taken_B = [int(hashlib.sha256(caption.encode()).hexdigest()[:8], 16) % len(replies[0]) for caption in captions]
+    return torch.cat([states_BPD, replies[0][taken_B]], 1), torch.cat([lse_BP, replies[1][taken_B]], 1)
 
 
 class StateSet:

@@ -28,7 +28,7 @@ from mmcore.data.chat import question_text
 from mmcore.data.chat_data import FeatureSource, media_of
 from mmcore.devices import device_for
 from mmcore.model import AnyModel, load_model
-from mmcore.signals import INDEX, ROWS, caption_key, compute_states
+from mmcore.signals import INDEX, ROWS, Replies, caption_key, compute_exchanges, compute_states
 from mmcore.special_tokens import MEDIA
 from mmcore.types import Sample
 from pipelines.data_config import GROUP_MODALITY
@@ -40,13 +40,15 @@ MAX_WORKERS = 4
 PLACEHOLDERS = {f"<{modality}>": modality for modality in MEDIA}
 Asked = tuple[str, str, int, Asking]
 """(modality, caption, number of the way among the caption's, the way)."""
+Exchanges = tuple[tuple[str, str], ...]
+"""(question, answer)s in words."""
 
 
 def distinct_captions(ctx: StepContext, modalities: list[str], config: StatesConfig) -> list[Asked]:
     """Every distinct caption whose modality can be emitted, in each of the ways it is asked for; all splits.
 
     A caption is asked for in as many ways as it has samples and instructions that ask for it, at most config.requests: one that comes up often is seen in many
-    wordings, one that is seen once costs one pass. Requests alone come first, then those at the end of a conversation, each shortest caption first (batches
+    wordings, one that is seen once costs one pass. Requests alone come first, then those at the end of a conversation, each the shortest first (batches
     without much padding).
     """
     found: Counter[tuple[str, str]] = Counter()
@@ -61,7 +63,12 @@ def distinct_captions(ctx: StepContext, modalities: list[str], config: StatesCon
         own = written.get((modality, caption), [])
         ways = askings(modality, caption, own, min(count + len(own), config.requests), config.restate)
         asked += [(modality, caption, number, way) for number, way in enumerate(ways)]
-    return sorted(asked, key=lambda item: (item[0], not item[3].alone, len(item[1]), item[1], item[2]))
+    return sorted(asked, key=lambda item: (item[0], not item[3].alone, _letters(item[3]), item[1], item[2]))
+
+
+def _letters(way: Asking) -> int:
+    """Of everything that a row says in words, which its tokens grow with."""
+    return sum(map(len, (*(text for pair in way.before for text in pair), way.text, way.caption or "", way.said)))
 
 
 def _written(ctx: StepContext, caption_turn: bool) -> dict[tuple[str, str], list[Asking]]:
@@ -109,13 +116,13 @@ def exchanges(ctx: StepContext) -> list[tuple[str, str]]:
     return [pairs[0] for pairs in turns if len(pairs) == 1 and not any(piece in pairs[0][0] + pairs[0][1] for piece in PLACEHOLDERS)]
 
 
-def _part(model: AnyModel, captions: list[Asked], batch: int, features: Mapping[str, FeatureSource], talk: list[tuple[str, str]]) -> bytes:
+def _part(model: AnyModel, captions: list[Asked], batch: int, features: Mapping[str, FeatureSource], replies: Replies | None) -> bytes:
     states, lse = [], []
     for start in range(0, len(captions), batch):
         (modality, *_), rows = captions[start], captions[start : start + batch]
         ways = [way for *_, way in rows]
         media = media_of(features, [(way.modality, way.key) for way in ways])
-        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, *_ in rows], ways, media, talk)
+        states_BPD, lse_BP = compute_states(model, modality, [text for _, text, *_ in rows], ways, media, replies)
         states.append(states_BPD)
         lse.append(lse_BP)
     return save({"states": torch.cat(states), "lse": torch.cat(lse)})
@@ -131,18 +138,20 @@ def plan_parts(captions: list[Asked], size: int) -> list[list[Asked]]:
 
 
 @lru_cache(maxsize=1)
-def _model(spec: ModelSpec, weights: Path, stages: tuple[Path, ...], device: str) -> AnyModel:
-    """The model so far; a worker makes several parts with it."""
-    return load_model(spec, weights, stages, device).to(device)
+def _model(spec: ModelSpec, weights: Path, stages: tuple[Path, ...], device: str, talk: Exchanges, batch: int) -> tuple[AnyModel, Replies | None]:
+    """The model so far and the states of the exchanges in words, if there are any; a worker makes several parts with them."""
+    model = load_model(spec, weights, stages, device).to(device)
+    return model, compute_exchanges(model, talk, batch) if talk else None
 
 
-def _make(parcel: tuple[StepContext, str, list[Asked], list[tuple[str, str]]]) -> None:
+def _make(parcel: tuple[StepContext, str, list[Asked], Exchanges]) -> None:
     """Write one part, or the token rows and what the index says of the model, into the work directory."""
     ctx, name, captions, talk = parcel
     config: StatesConfig = ctx.config
     torch.set_num_threads(ctx.resources.threads)
     stages = tuple(ctx.inputs[stage].path for stage in earlier_stages(ctx.inputs))
-    model = _model(config.model, ctx.inputs["weights_lm"].path / "lm", stages, device_for(ctx.resources.gpus))
+    lm, device = ctx.inputs["weights_lm"].path / "lm", device_for(ctx.resources.gpus)
+    model, replies = _model(config.model, lm, stages, device, talk, config.batch)
     if name == ROWS:
         counts = {modality: model.lm.table.count(modality) for modality in MEDIA}
         write_atomic(ctx.work / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts}))
@@ -150,14 +159,14 @@ def _make(parcel: tuple[StepContext, str, list[Asked], list[tuple[str, str]]]) -
         write_atomic(ctx.work / name, save(rows))
         return
     features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
-    write_atomic(ctx.work / name, _part(model, captions, config.batch, features, talk))
+    write_atomic(ctx.work / name, _part(model, captions, config.batch, features, replies))
 
 
 def run_states(ctx: StepContext) -> dict[str, Any]:
     """Entry of the step."""
     config: StatesConfig = ctx.config
     emitted = [modality for modality in MEDIA if getattr(config.model.tokens, modality)]
-    talk = exchanges(ctx) if config.requests > 1 else []
+    talk = tuple(exchanges(ctx)) if config.requests > 1 else ()
     parts = {f"part-{number:05d}.safetensors": part for number, part in enumerate(plan_parts(distinct_captions(ctx, emitted, config), config.part))}
     wanted = [(name, captions) for name, captions in [*parts.items(), (ROWS, [])] if not (ctx.work / name).exists()]
     workers = 1 if ctx.resources.gpus else min(ctx.resources.workers, MAX_WORKERS)

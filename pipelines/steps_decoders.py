@@ -146,8 +146,8 @@ def states(recipe: Recipe, spec: ModelSpec, name: str, stage2: str, inputs: dict
         caption_turn=recipe.stage3.caption_turn,
         restate=recipe.restate,
     )
-    # revision 2: answers in words are those of the instructions, where there are some
-    return Step(name=name, run="pipelines.train:run_states", config=config, revision=2, inputs=inputs, threads=0, gpus=1, spread=True, isolate=False)
+    # revision 3: answers in words are those of the instructions, where there are some, and computed once; requests by their length
+    return Step(name=name, run="pipelines.train:run_states", config=config, revision=3, inputs=inputs, threads=0, gpus=1, spread=True, isolate=False)
 
 
 def captions_of(captions: Mapping[str, Step], modality: str) -> dict[str, Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -41,3 +42,42 @@ print("as it should be")
 def test_a_background_task_takes_nothing_from_the_others_and_leaves_nothing_behind(tmp_path):
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "word")], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and "as it should be" in done.stdout, done.stderr[-2000:]
+
+
+GRAPH = """
+import sys
+from pathlib import Path
+
+from flows.display import Display
+from flows.materialize import run_graph
+from infra.materialize import Place
+from infra.settings import load_settings
+from infra.step import Step
+
+root = Path(sys.argv[1])
+steps = [Step(name=name, config=None, run="noting:note", background=name != "main") for name in ("one", "two", "three", "main")]
+run_graph(steps, Place(root=root), load_settings(root=root, use_prefect=False, threads=1), Display())
+"""
+NOTING = """
+import os, time
+from pathlib import Path
+
+def note(ctx):
+    log = Path(os.environ["NOTES"])
+    for word in ("begins", "ends"):
+        with log.open("a") as handle:
+            handle.write(f"{ctx.name} {word}\\n")
+        time.sleep(0.5)
+    (ctx.output / "out.txt").write_text(ctx.name)
+    return {}
+"""
+
+
+def test_no_more_background_steps_at_once_than_there_are_threads(tmp_path):
+    (tmp_path / "noting.py").write_text(NOTING)
+    notes, paths = tmp_path / "notes", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "NOTES": str(notes)}
+    done = subprocess.run([sys.executable, "-c", GRAPH, str(tmp_path / "runs")], capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    beside = [line.split() for line in notes.read_text().splitlines() if not line.startswith("main")]
+    assert [word for _, word in beside] == ["begins", "ends"] * 3 and all(beside[i][0] == beside[i + 1][0] for i in (0, 2, 4))

@@ -13,7 +13,7 @@ from infra.step import Artifact, StepContext
 from mmcore.asking import Asking, request
 from mmcore.data.batching import collate
 from mmcore.data.chat import REQUESTS, Turn
-from mmcore.signals import NEGATIVES, compute_states, signal_row
+from mmcore.signals import NEGATIVES, compute_exchanges, compute_states, exchange_row, signal_row
 from pipelines.data_config import ShardsConfig
 from pipelines.states import _asking as _asking_of
 from pipelines.states import distinct_captions, exchanges
@@ -59,13 +59,23 @@ def test_a_request_that_ends_a_conversation_has_the_states_of_the_trained_row(sa
 
 def test_no_signal_follows_an_exchange_in_words():
     model, talk = build(lora=True), [("what is it?", "a cat"), ("and that?", "no dog")]
-    states, _ = compute_states(model, "image", CAPTIONS, exchanges=talk)
+    replies = compute_exchanges(model, talk, batch=1)
+    states, lse = compute_states(model, "image", CAPTIONS, replies=replies)
     own, _ = compute_states(model, "image", CAPTIONS)
     assert torch.allclose(states[:, :-NEGATIVES], own[:, :-NEGATIVES], atol=1e-5) and not torch.allclose(states[:, -NEGATIVES:], own[:, -NEGATIVES:], atol=1e-3)
-    for exchange in talk:
-        row_of, places = signal_row(model.chat, "image", "a dot", Asking(text="draw", said="a dot"), exchange=exchange)
+    for number, exchange in enumerate(talk):
+        row_of, places = exchange_row(model.chat, *exchange)
         words = [*model.chat.question_prompt(exchange[0], opened=False, literal=True), *model.chat.spoken(exchange[1])]
-        assert row_of.ids.tolist()[-len(words) :] == words and places[-1] == len(row_of.ids) - 1  # the end of the answer too
+        assert row_of.ids.tolist() == words and len(places) == NEGATIVES and places[-1] == len(words) - 1  # the end of the answer too
+        hidden_TD = model(collate([row_of], {}))[0]
+        assert torch.allclose(replies[0][number], hidden_TD[places], atol=1e-5)
+        assert torch.allclose(replies[1][number], model.lm.base_logits(hidden_TD[places]).logsumexp(-1), atol=1e-5)
+    taken = [[torch.equal(own_ND, reply_ND) for reply_ND in replies[0]] for own_ND in states[:, -NEGATIVES:]]
+    assert all(sum(row) == 1 for row in taken)  # each caption has one of them as it is
+    assert all(torch.equal(lse[place, -NEGATIVES:], replies[1][row.index(True)]) for place, row in enumerate(taken))
+    assert torch.allclose(replies[0], compute_exchanges(model, talk, batch=2)[0], atol=1e-5)
+    with pytest.raises(ValueError, match="no exchanges"):
+        compute_exchanges(model, [], batch=1)
 
 
 def test_exchanges_are_the_training_instructions_in_words(context):
@@ -116,11 +126,15 @@ def _context(root: Path, *groups: str) -> StepContext:
 
 def test_instructions_say_how_a_caption_is_asked_for(context):
     found = distinct_captions(_context(context, "captions", "instruct"), ["image"], _config(60))
-    ways = {caption: [asking.text for _, text, _, asking in found if text == caption and asking.alone] for caption in ("a cat", "a dog")}
+    numbered = sorted(found, key=lambda item: item[2])
+    ways = {caption: [asking.text for _, text, _, asking in numbered if text == caption and asking.alone] for caption in ("a cat", "a dog")}
     assert ways["a cat"][:2] == [REQUESTS["image"][0].format("a cat"), "a cat, if you please"]
     assert len(ways["a cat"]) == 5 == len(set(ways["a cat"]))  # three samples, two instructions, one of them the plainest wording
     assert ways["a dog"] == ["draw a dog", "a dog at last"]
-    assert [number for *_, number, way in found if number < 2 and way.alone] == [0, 1, 0, 1]
+    for caption, others in (("a cat", 1), ("a dog", 0)):  # others: at the end of a conversation
+        assert [number for _, text, number, _ in numbered if text == caption] == list(range(len(ways[caption]) + others))
+    lengths = [len(way.text) for *_, way in found if way.alone]
+    assert lengths == sorted(lengths)  # a batch of them needs little padding
     assert not {"a cat for the test", "what now?"} & {asking.text for *_, asking in found}  # the test split; an answer in words
 
 
@@ -147,6 +161,6 @@ def test_answers_that_say_the_caption_first_are_ways_to_ask(context):
 
 def test_without_instructions_or_with_one_request_wordings_are_as_many_as_samples(context):
     alone = distinct_captions(_context(context, "captions"), ["image"], _config(60))
-    assert [(text, number) for _, text, number, _ in alone] == [("a cat", 0), ("a cat", 1), ("a cat", 2), ("a dog", 0)]
+    assert sorted((text, number) for _, text, number, _ in alone) == [("a cat", 0), ("a cat", 1), ("a cat", 2), ("a dog", 0)]
     once = distinct_captions(_context(context, "captions", "instruct"), ["image"], _config(1))
     assert [asking.text for *_, asking in once] == ["draw a cat", "draw a dog"]
