@@ -36,6 +36,8 @@ ROWS = 24
 """Media whose questions are answered together."""
 QUESTIONS = 16
 """Questions per row; more about one medium take further rows."""
+TEXTS = 96
+"""Questions about no medium that are answered together: a row each, as they have no prefix to share."""
 CAPTION_TOKENS = 24
 """Limit of a self-written caption."""
 Feature = tuple[str, np.ndarray]
@@ -102,9 +104,8 @@ class Generator:
         """
         helped = self.caption_turn if caption_turn is None else caption_turn
         answers: list[Answer | None] = [None] * len(items)
-        groups, done = _groups(items), 0
-        for start in range(0, len(groups), ROWS):
-            rows = groups[start : start + ROWS]
+        done = 0
+        for rows in _batches(items):
             for number, answer in self._answer_rows(items, rows, max_new_tokens, helped, complete_blocks, sampling).items():
                 answers[number] = answer
             done += sum(map(len, rows))
@@ -307,12 +308,17 @@ def names_media(prompt: str) -> bool:
     return any(placeholder(modality) in prompt for modality in MEDIA)
 
 
-def _groups(items: Sequence[Question]) -> list[list[int]]:
-    """Numbers of the items that share a row: equal media, at most QUESTIONS, in order of first appearance."""
+def _batches(items: Sequence[Question]) -> list[list[list[int]]]:
+    """Batches of rows of numbers of the items. Those about equal media share a row, at most QUESTIONS of them, in order of first appearance; those about none
+    have rows and batches of their own: beside the long rows of media theirs would be padding for the most part."""
+    texts = [number for number, item in enumerate(items) if item.features_NE is None]
     by_key: dict[str, list[int]] = {}
     for number, item in enumerate(items):
-        by_key.setdefault(item.media_key if item.features_NE is not None else "", []).append(number)
-    return [numbers[start : start + QUESTIONS] for numbers in by_key.values() for start in range(0, len(numbers), QUESTIONS)]
+        if item.features_NE is not None:
+            by_key.setdefault(item.media_key, []).append(number)
+    shared = [numbers[start : start + QUESTIONS] for numbers in by_key.values() for start in range(0, len(numbers), QUESTIONS)]
+    batches = [[[number] for number in texts[start : start + TEXTS]] for start in range(0, len(texts), TEXTS)]
+    return batches + [shared[start : start + ROWS] for start in range(0, len(shared), ROWS)]
 
 
 def _feature(item: Question) -> Feature | None:

@@ -38,8 +38,8 @@ MEDIA_QUESTIONS = tuple(Dataset(name=name, group="instruct", split=name.rsplit("
 
 
 def smol() -> Recipe:
-    """The main job on 2 cores: helped recipe (caption turn, balanced yes/no), stages 1-3-2; 1-2-3-2 draws better,
-    speaks worse and takes longer (docs/any_to_any.md): its first stage 2 has first_steps and first_requests."""
+    """The main job on 2 cores: helped recipe (caption turn, balanced yes/no), stages 1-2-3-2, the order that draws and speaks best (docs/any_to_any.md): its
+    first stage 2 has first_steps and first_requests."""
     return Recipe(
         name="smol",
         lists="smol",
@@ -57,7 +57,7 @@ def smol() -> Recipe:
         first_steps=300,
         restate=True,
         decoders=(("image", "trained"), ("audio", "voice")),
-        stages=("stage1", "stage3", "stage2"),
+        stages=("stage1", "stage2", "stage3", "stage2"),
         stage1=StageConfig(
             stage="stage1",
             steps=140,
