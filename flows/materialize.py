@@ -75,7 +75,7 @@ class GraphRun:
     """Steps at work this instant."""
 
     def __post_init__(self) -> None:
-        self.budget, self.beside = Budget(self.threads, self.gpus), Budget(self.threads)
+        self.budget, self.beside = Budget(self.threads, self.gpus), Budget(max(1, self.threads - 1))
         self.by_name = {step.name: step for step in self.steps}
 
     def materialize(self, name: str) -> None:
@@ -126,8 +126,8 @@ class GraphRun:
             leave(error)
 
     def aside(self, step: Step) -> bool:
-        """True when the step runs beside the thread budget, at the lowest priority and with a budget of the same size of its own: more of them at once than
-        there are threads only take turns."""
+        """True when the step runs beside the thread budget, at the lowest priority and with a budget of its own: one thread less than there are, which is what
+        a long step before them leaves. More of them at once would only take turns, and the caches with them."""
         return step.background and step.isolate and self.settings.use_ray and not (step.gpus and self.gpus)
 
     def call(self, step: Step, context: StepContext) -> Mapping[str, Any]:

@@ -287,19 +287,12 @@ def _add_stages(
             config=TrainConfig(model=spec, stage=stage_config(recipe, name)),
             revision=2,  # losses by modality as well, and the weights behind the features
             inputs=inputs,
-            threads=_stage_threads(recipe, stage, trained),
+            threads=ALL_BUT_ONE if recipe.image_decoder is not None else 0,
             gpus=ALL_GPUS,
             isolate=False,
         )
         trained[name] = steps[name]
     return trained
-
-
-def _stage_threads(recipe: Recipe, stage: str, trained: Mapping[str, Step]) -> int:
-    """Step.threads of a stage. A thread is left to the picture decoder; not by a stage 3 after two others, in whose time most of it was trained, and never
-    without a decoder. trained: the stages before it."""
-    late = stage == "stage3" and len(trained) > 1
-    return ALL_BUT_ONE if recipe.image_decoder is not None and not late else 0
 
 
 def _add_evaluation(

@@ -54,7 +54,7 @@ def smol() -> Recipe:
         tokens=SpecialTokens(image=4, video=0, audio=8),
         requests=16,
         first_requests=2,
-        first_steps=200,
+        first_steps=150,
         restate=True,
         decoders=(("image", "trained"), ("audio", "voice")),
         stages=("stage1", "stage2", "stage3", "stage2"),
@@ -68,7 +68,7 @@ def smol() -> Recipe:
         ),
         stage2=StageConfig(
             stage="stage2",
-            steps=600,
+            steps=450,
             batch=32,
             lr=1e-3,
             warmup_steps=20,

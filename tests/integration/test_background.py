@@ -56,7 +56,7 @@ from infra.step import Step
 
 root = Path(sys.argv[1])
 steps = [Step(name=name, config=None, run="noting:note", background=name != "main") for name in ("one", "two", "three", "main")]
-run_graph(steps, Place(root=root), load_settings(root=root, use_prefect=False, threads=1), Display())
+run_graph(steps, Place(root=root), load_settings(root=root, use_prefect=False, threads=2), Display())
 """
 NOTING = """
 import os, time
@@ -73,7 +73,7 @@ def note(ctx):
 """
 
 
-def test_no_more_background_steps_at_once_than_there_are_threads(tmp_path):
+def test_no_more_background_steps_at_once_than_a_long_step_leaves_threads_for(tmp_path):
     (tmp_path / "noting.py").write_text(NOTING)
     notes, paths = tmp_path / "notes", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "NOTES": str(notes)}

@@ -11,7 +11,7 @@ from evals.drift import drift_metrics
 from evals.report_drift import drift_section
 from evals.tables import METRICS, write_table
 from infra.plan import topological
-from infra.step import ALL_BUT_ONE, Artifact
+from infra.step import Artifact
 from mmcore.config import InputProjectorSpec, ModelSpec, OutputProjectorSpec
 from mmcore.model import load_tensors
 from pipelines.recipe import stage_steps
@@ -50,15 +50,6 @@ def test_a_stage_2_that_another_one_follows_may_be_shorter_and_ask_in_fewer_ways
     assert (twice["states"].config.requests, twice["states_2"].config.requests) == (2, 8)
     once = build(get_recipe("tiny_mix", {"stages": order("1-3-2"), **shorter}))
     assert once["stage2"].config.stage.steps == steps and once["states"].config.requests == 8
-
-
-def test_stages_leave_the_picture_decoder_a_thread_until_most_of_it_is_trained():
-    def threads(recipe, **values):
-        return {name: step.threads for name, step in build(get_recipe(recipe, values)).items() if name.startswith("stage")}
-
-    assert threads("smol") == {"stage1": ALL_BUT_ONE, "stage2": ALL_BUT_ONE, "stage3": 0, "stage2_2": ALL_BUT_ONE}
-    assert set(threads("smol", stages=order("1-3-2")).values()) == {ALL_BUT_ONE}
-    assert set(threads("tiny_nextgpt").values()) == {0}  # its decoders are given
 
 
 def test_drift_is_measured_where_a_stage_3_follows_a_stage_2():
