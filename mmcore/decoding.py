@@ -124,9 +124,10 @@ class PackedCache:
     def _run(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, media: Mapping[str, MediaBatch]) -> torch.Tensor:
         """One forward pass over the last T tokens of the rows, which are not in the cache yet."""
         num_new = ids_BT.shape[1]
-        mask = packed_mask(self.segments_BL[:, self.segments_BL.shape[1] - num_new :], self.segments_BL, self.model.lm.dtype)
+        segments_BT = self.segments_BL[:, self.segments_BL.shape[1] - num_new :]
+        mask = packed_mask(segments_BT, self.segments_BL, self.model.lm.dtype)
         routes = None if self._routes_BLA is None else self._routes_BLA[:, self._routes_BLA.shape[1] - num_new :]
-        return self.model.lm.hidden(self.model.embed(ids_BT, media), mask, positions_BT, self.cache, routes)
+        return self.model.lm.hidden(self.model.embed(ids_BT, media), mask, positions_BT, self.cache, routes, real_BT=segments_BT != PADDING)
 
 
 def merged_media(first: Mapping[str, MediaBatch], second: Mapping[str, MediaBatch]) -> dict[str, MediaBatch]:

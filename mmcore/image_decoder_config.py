@@ -44,7 +44,7 @@ class ImageDecoderConfig:
     vae_widths: tuple[int, ...] = (16, 32, 32)
     """Channels of the autoencoder's levels; every level but the last halves the side."""
     latent_channels: int = 4
-    vae: FitConfig = FitConfig(steps=400, batch=32, lr=2e-3, warmup_steps=100)
+    vae: FitConfig = FitConfig(steps=500, batch=32, lr=2e-3, warmup_steps=100)
     l1: float = 0.3
     """Weight of the absolute error beside the squared one."""
     shape_weight: float = 4.0
@@ -56,7 +56,7 @@ class ImageDecoderConfig:
     heads: int = 4
     """Attention heads of every level."""
     norm_groups: int = 16
-    unet: FitConfig = FitConfig(steps=1000, batch=32, lr=1e-3, warmup_steps=50, weight_decay=1e-3, ema=0.995)
+    unet: FitConfig = FitConfig(steps=1200, batch=32, lr=1e-3, warmup_steps=50, weight_decay=1e-3, ema=0.995)
     empty_share: float = 0.1
     """Share of the training pictures whose prompt is empty, for classifier-free guidance."""
     state_noise: float = 0.6

@@ -25,6 +25,7 @@ from mmcore.devices import arithmetic
 from mmcore.lm_families import check_family, longest_row
 from mmcore.lora_layers import routed
 from mmcore.special_tokens import TokenTable
+from mmcore.unpadded import Places, RowsCache, prepare, unpadded
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _NOISE = 0.1
@@ -107,10 +108,11 @@ class LanguageModelLike(Protocol):
         cache: Any = None,
         routes_BTA: torch.Tensor | None = None,
         seeds_BT: torch.Tensor | None = None,
+        real_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """hidden_BTD of the T tokens; mask: 0 where a token may be seen, a huge negative number where not. cache: of new_cache, holds the L - T tokens before
-        and takes these up; None: T is L. routes, seeds: of adapters per modality and of their dropout (mmcore.lora_layers); None without. Raises ValueError
-        for a row that is too long."""
+        and takes these up; None: T is L. routes, seeds: of adapters per modality and of their dropout (mmcore.lora_layers); None without. real: False where a
+        token is padding, whose state nobody reads; None: nowhere. Raises ValueError for a row that is too long."""
         ...
 
     def new_cache(self) -> Any:
@@ -136,6 +138,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         check_family(base.config)
         self.base = base.eval().requires_grad_(False)
+        self._unpadded = prepare(base)
         self.table = TokenTable(base.get_input_embeddings().weight.shape[0], counts)
         self.new_input_rows = _rows(base.get_input_embeddings().weight, self.table.num_signals, 2 * seed)
         self.new_head_rows = _rows(base.get_output_embeddings().weight, self.table.num_signals, 2 * seed + 1)
@@ -185,17 +188,23 @@ class LanguageModel(nn.Module):
         cache: Any = None,
         routes_BTA: torch.Tensor | None = None,
         seeds_BT: torch.Tensor | None = None,
+        real_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Last hidden states (after the final norm); with a cache, keys and values are appended to it.
 
         positions count from 0 (a family's own offset, as OPT's, is added inside). routes: of the tokens through LoRA adapters per modality; seeds: of
-        the adapters' dropout in training.
+        the adapters' dropout in training. real: tokens that are no padding; the others get states of 0, or any.
         Raises ValueError for a position beyond what the model has been made for.
         """
         longest = longest_row(self.base.config)
         if longest and positions_BT.numel() and int(positions_BT.max()) >= longest:
             raise ValueError(f"a row has {int(positions_BT.max()) + 1} tokens, the language model takes at most {longest}: use fewer turns or media tokens")
-        with routed(self.base, routes_BTA, seeds_BT):
+        places = Places.of(real_BT) if real_BT is not None and self._unpadded else None
+        if places is not None:
+            embeds_BTD, positions_BT = places.real(embeds_BTD), places.real(positions_BT)
+            routes_BTA = None if routes_BTA is None else places.real(routes_BTA)
+            seeds_BT = None if seeds_BT is None else places.real(seeds_BT)
+        with routed(self.base, routes_BTA, seeds_BT), unpadded(places):
             outputs = self.base.base_model(
                 inputs_embeds=embeds_BTD,
                 attention_mask=mask_B1TL,
@@ -204,13 +213,11 @@ class LanguageModel(nn.Module):
                 use_cache=cache is not None,
             )
         hidden: torch.Tensor = outputs.last_hidden_state
-        return hidden
+        return hidden if places is None else places.padded(hidden)
 
     def new_cache(self) -> Any:
         """An empty key-value cache."""
-        from transformers import DynamicCache
-
-        return DynamicCache()
+        return RowsCache()
 
     def base_logits(self, hidden_PD: torch.Tensor) -> torch.Tensor:
         """Float32 logits of the base vocabulary, [P, V]."""

@@ -27,7 +27,7 @@ from mmcore.lora_layers import routing_of
 from mmcore.output_projectors import build_output_projector
 from mmcore.routes import token_routes
 from mmcore.special_tokens import MEDIA, placeholder
-from mmcore.types import IGNORE, Batch, MediaBatch
+from mmcore.types import IGNORE, PADDING, Batch, MediaBatch
 
 TENSORS, LORA = "tensors.safetensors", "lora"
 
@@ -107,7 +107,8 @@ class AnyModel(nn.Module):
         mask = packed_mask(batch.segments_BT, batch.segments_BT, self.lm.dtype)
         routes, routing = self.routes(batch.ids_BT, batch.segments_BT), routing_of(self.lm.base)
         seeds = None if routing is None else routing.token_seeds(batch.ids_BT)
-        return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT, routes_BTA=routes, seeds_BT=seeds)
+        real = batch.segments_BT != PADDING
+        return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT, routes_BTA=routes, seeds_BT=seeds, real_BT=real)
 
     def supervised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [P, V+S] float32, targets [P]) at the P supervised positions only, in row-major order."""

@@ -267,7 +267,8 @@ def _add_stages(
     spec = model_spec(recipe)
     asked = {d.name for d in recipe.datasets if d.group == "instruct"}
     trained: dict[str, Step] = {}
-    for name, stage in stage_steps(recipe.stages):
+    order = stage_steps(recipe.stages)
+    for name, stage in order:
         try:
             check_stage(stage_config(recipe, name))
         except ValueError as error:
@@ -287,7 +288,7 @@ def _add_stages(
             config=TrainConfig(model=spec, stage=stage_config(recipe, name)),
             revision=2,  # losses by modality as well, and the weights behind the features
             inputs=inputs,
-            threads=ALL_BUT_ONE if recipe.image_decoder is not None else 0,
+            threads=ALL_BUT_ONE if recipe.image_decoder is not None and name != order[-1][0] else 0,  # the decoder is trained beside all but the last
             gpus=ALL_GPUS,
             isolate=False,
         )

@@ -41,7 +41,7 @@ class Recurrent(nn.Module):
         rows = torch.cat([self.base["rows"].weight, self.new_input_rows, self.base["rows"].weight[: len(MEDIA)]])
         return functional.embedding(ids_BT, rows)
 
-    def hidden(self, embeds_BTD, mask_B1TL, positions_BT, cache=None, routes_BTA=None, seeds_BT=None):
+    def hidden(self, embeds_BTD, mask_B1TL, positions_BT, cache=None, routes_BTA=None, seeds_BT=None, real_BT=None):
         read = {} if cache is None else cache
         hidden_BTD, read["state"] = self.base["over"](embeds_BTD, read.get("state"))
         return hidden_BTD
