@@ -19,8 +19,8 @@ def blank_medium(modality: str, work: Path) -> bytes:
     """A white PNG, a white clip, or silence, as a file's bytes. work: where a scratch file may be written."""
     from PIL import Image
 
-    from mmcore.decoders.base import Medium
-    from mmcore.decoders.media_files import write_media
+    from mmcore.media.encode import write_media
+    from mmcore.types import Medium
 
     if modality == "image":
         buffer = io.BytesIO()

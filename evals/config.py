@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmcore.config import ModelSpec
+from mmcore.config import EncoderSpec, FitConfig, ModelSpec
 
 CONDITIONS = ("helped", "plain_prompt", "blank", "shuffled")
 """What the model is given: helped (right picture, self-written caption turn first), plain_prompt (right picture, question
 alone), blank (a white picture), shuffled (another picture of the test). Blank and shuffled are asked the way the export is
 used: with the caption turn when it has one."""
+
 LICENCES: tuple[tuple[str, str], ...] = ()
 
 
@@ -41,7 +42,7 @@ class SuiteConfig:
     """One task of a suite through lmms-eval (eval_<lmms_task>)."""
 
     lmms_task: str = ""
-    """Name of the task in evals.suite_catalogue; the recipe's value is filled in task by task."""
+    """Name of the task in evals.suites.catalogue; the recipe's value is filled in task by task."""
     num_questions: int = 0
     """Whole pictures and whole groups of rotations are drawn until there are at least this many questions; 0 asks all of them, and so does a number that a
     task does not have."""
@@ -54,7 +55,7 @@ class SuiteConfig:
     judge: str = ""
     """Language model that scores the tasks which need one, at the endpoint of the settings; "": these tasks are skipped, never scored."""
     scorer: str = "anyloom-1"
-    """Version of our own reading of answers (evals.scoring)."""
+    """Version of our own reading of answers (evals.suites.reading)."""
     bootstrap_draws: int = 2000
     bootstrap_seed: int = 0
 
@@ -199,5 +200,154 @@ class SpeakingEvalConfig:
     """Seeded draws whose sounds are kept for the report."""
     seed: int = 0
     """Draws the prompts and what is shown."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+ASKED, FORCED = "asked", "forced"
+"""How a medium comes about: the model writes the whole signal block by itself, or the block is put behind the request for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationEvalConfig:
+    """Text to picture, clip and sound (eval_generation)."""
+
+    how: tuple[str, ...] = (ASKED,)
+    """`asked`, and `forced` beside it: what the output side can do where the model does not begin a block. A forced medium is help and named so."""
+    datasets: tuple[tuple[str, str], ...] = ()
+    """(modality, held-out dataset whose captions are asked for); its media are the reference. Filled in from the recipe's decoders."""
+    captions: int = 24
+    """Captions asked for in each dataset, drawn with the seed. Distances want thousands; on a GPU take as many as there are."""
+    max_words: int = 8
+    """Longest caption that is put inside a request."""
+    concepts: tuple[tuple[str, str], ...] = ()
+    """(modality, dataset of the reference media) of requests for the 24 concepts of mmcore.concepts.shapes. Filled in from the recipe's decoders."""
+    concept_draws: int = 2
+    """Requests for every concept."""
+    references: int = 192
+    """Reference media of each dataset at most, drawn with the seed."""
+    frames: int = 4
+    """Frames of a clip that are looked at."""
+    query: EncoderSpec | None = None
+    """Encoder of sentences into the space of the recipe's media encoders; None: no such space, and no CLIPScore. Filled in."""
+    max_new_tokens: int = 40
+    """Longest reply; a block of 24 signal tokens must fit."""
+    chunk: int = 24
+    """Requests answered, drawn and persisted together; part of the identity because batches fix the rounding."""
+    heard_s: float = 10.0
+    """Window of the speech judge in seconds."""
+    jackknife_groups: int = 20
+    """Groups that intervals of distances leave out in turn."""
+    shown: int = 12
+    """Seeded draws of every suite that the report shows, failures included."""
+    seed: int = 0
+    """Draws captions, references, wordings, what is shown, and the noise."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptioningEvalConfig:
+    """Captions of held-out media, and the objects in them (eval_captioning)."""
+
+    datasets: tuple[tuple[str, str], ...] = (("image", "stamps_heldout"), ("video", "clips_heldout"), ("audio", "sounds_heldout"))
+    """(modality, held-out dataset): every distinct medium, with all its captions as references."""
+    asked_source: str = "easyvqa_test"
+    """Dataset of pictures whose questions tell what they show; "" leaves it out."""
+    vocabulary: tuple[str, ...] = ("stamps_train", "stamps_heldout")
+    """Datasets of captions whose head words are the object words of stamps_chair."""
+    limit: int = 48
+    """Media of each dataset, drawn with the seed; 0 takes all."""
+    tokenizer: str = "words-1"
+    """`words-1`: our own (lower case, runs of letters and digits, inner apostrophes), the same everywhere; `ptb`: the PTB tokenizer of pycocoevalcap (Java),
+    whose scores compare with published ones."""
+    spice: bool = False
+    """Also SPICE and SPIDEr: needs Java and the Stanford CoreNLP 3.6.0 models beside pycocoevalcap, which come as a download of their own."""
+    chunk: int = 24
+    """Media captioned and persisted together; part of the identity because batches fix the rounding."""
+    jackknife_groups: int = 20
+    """Groups that intervals of corpus scores leave out in turn."""
+    seed: int = 0
+    """Draws the media and the captions of other media."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PopeEvalConfig:
+    """Yes/no questions about objects that are, or are not, in a picture (eval_objects_as_pope)."""
+
+    asked_source: str = "easyvqa_test"
+    """Dataset of pictures whose questions tell what they show (easyvqa_as_pope); "" leaves it out."""
+    captioned_source: str = "stamps_heldout"
+    """Dataset of pictures whose captions name one object (stamps_as_pope); "" leaves it out."""
+    pictures: int = 32
+    """Pictures of each dataset, drawn with the seed; 0 takes all."""
+    max_new_tokens: int = 4
+    """Longest answer."""
+    chunk: int = 192
+    """Questions answered and persisted together; part of the identity because batches fix the rounding."""
+    seed: int = 0
+    """Draws the pictures and the random negatives."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeConfig:
+    """A classifier of shape and colour that learns from real pictures which no decoder has seen (picture_judge)."""
+
+    source: str = "easyvqa_test"
+    """Dataset with questions about its pictures; what they affirm is the truth."""
+    side: int = 32
+    """Pixels of a crop's side, as the decoder makes them."""
+    train_share: float = 0.5
+    """Share of the pictures that it learns from; it is tested on the others."""
+    fit: FitConfig = FitConfig(steps=250, batch=64, lr=2e-3, warmup_steps=40, weight_decay=1e-2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawingEvalConfig:
+    """Requests to the whole model, and ordinary talk beside them (eval_drawing)."""
+
+    draws: int = 4
+    """Requests for every concept, in new and in trained wordings."""
+    others: int = 48
+    """Requests for held-out things that are no shapes."""
+    others_source: str = "stamps_heldout"
+    """Dataset whose captions name them."""
+    others_max_words: int = 5
+    """Longest caption."""
+    questions: int = 100
+    """Test pictures that are asked about; none of these questions asks for a picture."""
+    questions_source: str = "easyvqa_test"
+    """Dataset of these pictures."""
+    max_new_tokens: int = 24
+    """Longest reply."""
+    chunk: int = 192
+    """Prompts answered together; part of the identity because batches fix the rounding."""
+    batch: int = 24
+    """Pictures drawn together; the same."""
+    seed: int = 0
+    """Draws the prompts and the noise."""
+    bootstrap_draws: int = 2000
+    bootstrap_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PicturesEvalConfig:
+    """Seeded draws of the decoder, judged (eval_pictures)."""
+
+    draws: int = 4
+    """Pictures of every concept under every condition."""
+    steps: int = 25
+    """DDIM steps of a picture."""
+    guidance: float = 2.0
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598). Measured on 48 pictures in new wordings: 1 gives 0.88, 2 gives 0.98, 4 gives 0.85
+    and 7 gives 0.54 with shape and colour right: with a noise schedule that reaches zero signal, stronger guidance shifts the colours."""
+    batch: int = 24
+    """Pictures drawn together; part of the identity because it fixes the rounding."""
+    seed: int = 0
+    """Draws the noise and the wordings; the same noise under every condition."""
     bootstrap_draws: int = 2000
     bootstrap_seed: int = 0

@@ -6,14 +6,104 @@ the same bytes for the same rows. Refuses to know where scores come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evals.statistics import Interval, mean_interval, paired_interval
+from evals.statistics.intervals import Interval, mean_interval, paired_interval
+
+GENERATED = pa.schema(
+    [
+        ("suite", pa.string()),
+        ("how", pa.string()),
+        ("modality", pa.string()),
+        ("prompt", pa.string()),
+        ("caption", pa.string()),
+        ("cluster", pa.string()),
+        ("text", pa.string()),
+        ("broken", pa.string()),
+        ("emitted", pa.float64()),
+        ("file", pa.string()),
+        ("media_sha256", pa.string()),
+        ("seed", pa.int64()),
+        ("shown", pa.bool_()),
+        ("seen", pa.string()),
+        ("right", pa.float64()),
+        ("right_of_other", pa.float64()),
+        ("clipscore", pa.float64()),
+        ("clipscore_of_other", pa.float64()),
+    ]
+)
+"""suite: held_out or concepts; how: asked or forced; caption: what is asked for; cluster: requests that the bootstrap draws together; text: what was said
+in words; emitted: 1 when the model wrote the whole signal block itself; file: the medium in the artifact, "" when none was made; shown: a seeded draw of the
+suite; seen: what a classifier saw or heard; right: 1 where that is what was asked for; *_of_other: the same medium against another request; null: not
+scored."""
+
+CAPTIONED = pa.schema(
+    [
+        ("modality", pa.string()),
+        ("source", pa.string()),
+        ("key", pa.string()),
+        ("media_sha256", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("other_key", pa.string()),
+        ("generated", pa.string()),
+        ("cider", pa.float64()),
+        ("cider_of_other", pa.float64()),
+        ("rouge_l", pa.float64()),
+        ("rouge_l_of_other", pa.float64()),
+        ("spice", pa.float64()),
+        ("named", pa.list_(pa.string())),
+        ("hallucinated", pa.list_(pa.string())),
+        ("present", pa.list_(pa.string())),
+    ]
+)
+"""references: the medium's own captions; other_key: the medium whose captions stand for wrong ones; named: object words of the generated caption, each once;
+hallucinated: those that are not present; present: object words that the medium is known to show; null: not scored."""
+
+DETAILS = pa.schema(
+    [
+        ("condition", pa.string()),
+        ("metric", pa.string()),
+        ("subgroup", pa.string()),
+        ("definition", pa.string()),
+        ("extractor", pa.string()),
+        ("extractor_sha256", pa.string()),
+        ("reference", pa.string()),
+        ("reference_sha256", pa.string()),
+        ("n", pa.int64()),
+        ("n_reference", pa.int64()),
+        ("interval", pa.string()),
+    ]
+)
+"""One row for each row of metrics, in its order. definition: the formula, its library with version and what is ours in it; extractor: encoder or judge, with
+the digest of its weights; reference: what media or captions it is compared with, with the digest of all their bytes; interval: how it was made."""
+
+BOOTSTRAP = "95 % percentile bootstrap over clusters"
+
+JACKKNIFE = "95 % delete-a-group jackknife over clusters"
+
+
+def detail(metric: Mapping[str, Any], definition: str, interval: str, **known: Any) -> dict[str, Any]:
+    """A row of DETAILS of a row of METRICS. known: extractor, extractor_sha256, reference, reference_sha256, n_reference; absent ones are empty."""
+    blank: dict[str, Any] = {"extractor": "", "extractor_sha256": "", "reference": "", "reference_sha256": "", "n_reference": 0}
+    row = {name: metric[name] for name in ("condition", "metric", "subgroup", "n")}
+    return {**row, "definition": definition, "interval": interval, **blank, **known}
+
+
+def set_digest(members: Iterable[str]) -> str:
+    """Hex sha256 of a set of texts or digests, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(set(members))).encode()).hexdigest()
+
+
+def shown_values(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """`condition metric subgroup` -> [value, lower, upper], for the result of a step."""
+    return {f"{row['condition']} {row['metric']} {row['subgroup']}": [round(row[key], 4) for key in ("value", "ci_lo", "ci_hi")] for row in metrics}
+
 
 VQA_SAMPLES = pa.schema(
     [
@@ -30,6 +120,7 @@ VQA_SAMPLES = pa.schema(
         ("num_tokens", pa.int64()),
     ]
 )
+
 CAPTION_SAMPLES = pa.schema(
     [
         ("modality", pa.string()),
@@ -44,6 +135,7 @@ CAPTION_SAMPLES = pa.schema(
         ("num_tokens", pa.int64()),
     ]
 )
+
 ALIGNMENT_SAMPLES = pa.schema(
     [
         ("key", pa.string()),
@@ -54,6 +146,7 @@ ALIGNMENT_SAMPLES = pa.schema(
         ("error_shuffled", pa.float64()),
     ]
 )
+
 DRIFT_SAMPLES = pa.schema(
     [
         ("key", pa.string()),
@@ -66,6 +159,7 @@ DRIFT_SAMPLES = pa.schema(
     ]
 )
 """before and after stage 3: error of the conditioning (error_mean: of the mean predictor), and cross-entropy of the signal tokens in nats per token."""
+
 RETRIEVAL_SAMPLES = pa.schema(
     [
         ("modality", pa.string()),
@@ -83,6 +177,7 @@ RETRIEVAL_SAMPLES = pa.schema(
 """direction: media_to_text or text_to_media. key, media_sha256, caption: of the query; a caption's medium is the first that carries it.
 media_group: media that share a caption, the unit that the bootstrap draws.
 rank: of the best correct candidate, from 1; correct: how many of the candidates are."""
+
 PICTURE_SAMPLES = pa.schema(
     [
         ("made_as", pa.string()),
@@ -100,6 +195,7 @@ PICTURE_SAMPLES = pa.schema(
 )
 """made_as: the condition; seen_*: what the judge says; shape, colour, both: 1 where that is what was asked for; nearest_key: the training picture that is
 nearest, itself or mirrored; nearest_rmse: root mean square difference to it, of pixels in [0, 1]."""
+
 DRAWING_REPLIES = pa.schema(
     [
         ("condition", pa.string()),
@@ -111,6 +207,7 @@ DRAWING_REPLIES = pa.schema(
     ]
 )
 """text: what was said in words; blocks: whole signal blocks in the reply; broken: what was wrong with signal tokens that made none."""
+
 DRAWING_SAMPLES = pa.schema(
     [
         ("made_as", pa.string()),
@@ -129,8 +226,10 @@ DRAWING_SAMPLES = pa.schema(
     ]
 )
 """As PICTURE_SAMPLES; drawn: 1 when the model drew anything; *_of_other: the same picture judged against other_concept."""
+
 SPEAKING_REPLIES = pa.schema([*DRAWING_REPLIES, ("pictures", pa.int64())])
 """pictures: whole signal blocks of pictures in the reply."""
+
 SPEAKING_SAMPLES = pa.schema(
     [
         ("made_as", pa.string()),
@@ -150,6 +249,7 @@ SPEAKING_SAMPLES = pa.schema(
 )
 """spoken: 1 when there was a sound; heard: what the judge wrote down; sound: file in the artifact, "" when it was not kept; shape, colour, both: 1 where
 that word was heard; *_of_other: the same sound against other_concept."""
+
 METRICS = pa.schema(
     [
         ("condition", pa.string()),
@@ -165,6 +265,7 @@ METRICS = pa.schema(
     ]
 )
 """kind: score (of the model), floor (without the media or the model) or difference (paired, first minus second condition)."""
+
 SUBGROUPS = ("yes/no", "shape", "colour", "other")
 
 

@@ -134,9 +134,7 @@ def run_isolated(
     return _get(reference)
 
 
-def map_tasks(
-    function: Callable[[Any], Any], items: Iterable[Any], num_workers: int, threads: int = 1, use_ray: bool = True, gpus: int = 0
-) -> Iterator[Any]:
+def map_tasks(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int, threads: int = 1, use_ray: bool = True, gpus: int = 0) -> Iterator[Any]:
     """function(item) for every item, results in the order of the items, at most `num_workers` at a time, each with `threads` and `gpus`.
 
     In process (one after the other) without Ray, or with one worker that needs no GPU. An exception of the function is raised at its item.

@@ -21,9 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from infra.step import AnyloomError
 
 RECORD = "record.json"
+
 NOT_DIGESTED = ("info", "artifact.json", RECORD)
 
 
@@ -219,3 +223,23 @@ class Remote:
             self.fs.get_file(remote_path, str(staging / name))
         publish_dir(staging, local)
         return local
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Same table, same bytes."""
+    pq.write_table(table, path, compression="zstd", write_statistics=False)
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard link where the file system allows it, else copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted keys, one a line."""
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

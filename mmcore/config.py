@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Modality = str  # one of MODALITIES
+
 MODALITIES = ("text", "image", "video", "audio")
 
 
@@ -30,7 +31,7 @@ class EncoderSpec:
     frames: int = 1
     """video: frames taken from a clip."""
     sampling: str = "uniform"
-    """video: `uniform` takes the middles of equal parts; `scenes` spreads the frames over the clip's scenes (see mmcore.data.scenes)."""
+    """video: `uniform` takes the middles of equal parts; `scenes` spreads the frames over the clip's scenes (see mmcore.media.scenes)."""
     image_size: int = 224
     """image, video: pixels per side after resizing (square; media are composited on white)."""
     pad: bool = False
@@ -61,6 +62,7 @@ class EncoderSpec:
 
 PADDED = ("hf_image", "imagebind_image")
 """Kinds that follow EncoderSpec.pad; timm's squeeze a picture into the square."""
+
 SAMPLED = ("timm_video", "hf_video")
 """Kinds that follow EncoderSpec.sampling; ImageBind has clip times of its own."""
 
@@ -111,7 +113,7 @@ class OutputProjectorSpec:
     """One output projector: signal states_BSD -> conditioning_BQC."""
 
     kind: str = "transformer"
-    """Registry name in mmcore.output_projectors: `transformer`, `nextgpt`, `nextgpt_legacy` or `linear` (which reads queries and out only)."""
+    """Registry name in mmcore.projectors.outputs: `transformer`, `nextgpt`, `nextgpt_legacy` or `linear` (which reads queries and out only)."""
     width: int = 256
     layers: int = 2
     """Encoder layers, and as many decoder layers."""
@@ -136,7 +138,7 @@ class LoraSpec:
     dropout: float = 0.0
     """Share of an adapter's inputs that is left out in training."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Layers, by the last part of their names. Empty: all attention and feed-forward layers of the LM's family (mmcore.lm_families)."""
+    """Layers, by the last part of their names. Empty: all attention and feed-forward layers of the LM's family (mmcore.lm.families)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +150,7 @@ class ModelSpec:
     quantize: str = ""
     """Frozen linear layers of the LM in `4bit` or `8bit` through bitsandbytes (CUDA only); "": in dtype."""
     chat: str = "chatml"
-    """Chat template (mmcore.data.chat_templates)."""
+    """Chat template (mmcore.chat.templates)."""
     encoders: tuple[tuple[str, EncoderSpec], ...]
     """(modality, spec) of image, video, audio."""
     input_projector: InputProjectorSpec
@@ -167,7 +169,7 @@ class StageConfig:
     """One training stage. Batch sizes are global: world size changes nothing but rounding."""
 
     stage: str
-    """`stage1`, `stage2` or `stage3`; names the StageSpec (what trains) in mmcore.stages."""
+    """`stage1`, `stage2` or `stage3`; names the StageSpec (what trains) in mmcore.training.stages."""
     steps: int
     """Optimizer steps."""
     batch: int
@@ -223,8 +225,8 @@ def output_spec(spec: ModelSpec, modality: Modality) -> OutputProjectorSpec:
 
 
 LORA_MODES = ("shared", "per_modality")
-QUANTIZE = ("", "4bit", "8bit")
 
+QUANTIZE = ("", "4bit", "8bit")
 
 SCHEDULES = ("linear", "cosine")
 
@@ -265,3 +267,66 @@ def model_spec_from_json(values: Mapping[str, Any]) -> ModelSpec:
         return ModelSpec(**parts)
     except (KeyError, TypeError) as error:
         raise ValueError(f"this is not a model description of this version: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """One fit of one small network: AdamW, linear warm-up, cosine decay to 0."""
+
+    steps: int
+    """Optimizer steps."""
+    batch: int
+    """Pictures per step."""
+    lr: float
+    """Peak of the learning rate."""
+    warmup_steps: int
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Global gradient norm; 0 clips nothing."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is kept in place of the last ones; 0 keeps the last ones."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Draws the initial weights, the order of the pictures and the noise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerShape:
+    """Every tower: standardised tokens -> pooling -> (hidden layer) -> unit vector."""
+
+    width: int = 256
+    """W, channels of the shared space."""
+    hidden: int = 0
+    """Channels of the hidden layer (GELU); 0: one linear map."""
+    pooling: str = "attention"
+    """media: `mean` over the stored tokens, or `attention` (one learned query, which starts as the mean). A text is one vector already."""
+    temperature: float = 0.07
+    """Initial temperature: cosines are divided by it (learnable; its inverse stays within 1..100)."""
+    across: bool = False
+    """True: captions of other modalities are negatives too; False: only those of the medium's own."""
+    seed: int = 0
+    """Initial values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TwoTowerSpec:
+    """Which frozen encoders the towers stand on, and their shape."""
+
+    encoders: tuple[tuple[str, EncoderSpec], ...]
+    """(modality, spec) of the media."""
+    text: EncoderSpec
+    shape: TowerShape = TowerShape()
+
+
+def two_tower_spec_from_json(values: Mapping[str, Any]) -> TwoTowerSpec:
+    """The TwoTowerSpec that `dataclasses.asdict` turned into JSON. Raises ValueError naming what does not fit."""
+    try:
+        return TwoTowerSpec(
+            encoders=tuple((modality, EncoderSpec(**spec)) for modality, spec in values["encoders"]),
+            text=EncoderSpec(**values["text"]),
+            shape=TowerShape(**values["shape"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"this is not a two-tower description of this version: {error}") from error

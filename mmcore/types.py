@@ -17,8 +17,21 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """One generated picture, clip or sound."""
+
+    modality: str
+    data: np.ndarray
+    """image: uint8 [height, width, 3]; video: uint8 [frames, height, width, 3]; audio: float32 [samples] in -1..1."""
+    rate_hz: float = 0.0
+    """video: pictures per second; audio: samples per second."""
+
+
 IGNORE = -100
 """Target of a position that predicts nothing."""
+
 PADDING = -1
 """Segment of a padding position."""
 

@@ -41,8 +41,8 @@ def places() -> Iterator[str]:
                 yield f"{name}:{node.lineno}: the environment is read in infra/settings.py only"
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 module = node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
-                if module.split(".")[0] == "lmms_eval" and name != "evals/lmms_adapter.py":
-                    yield f"{name}:{node.lineno}: lmms_eval is imported in evals/lmms_adapter.py only"
+                if module.split(".")[0] == "lmms_eval" and name != "evals/harness/adapter.py":
+                    yield f"{name}:{node.lineno}: lmms_eval is imported in evals/harness/adapter.py only"
                 if module.split(".")[0] in ("pickle", "dill", "joblib", "cloudpickle"):
                     yield f"{name}:{node.lineno}: {module}: nothing is pickled or unpickled here"
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name) and node.exc.id == "NotImplementedError":

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "unit")]
+sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "helpers")]
 TOY_TITLE = "A toy history: drawn shapes, made-up answers"
 
 
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def _page(args: argparse.Namespace, scratch: Path) -> Path:
-    from evals.report_history import write_history_page
+    from evals.pages.history.history import write_history_page
     from infra.artifact import find
 
     if args.toy:

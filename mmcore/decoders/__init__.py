@@ -25,7 +25,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     COGVIDEOX: ("video", "CogVideoXDecoder"),
     AUDIOLDM: ("audio", "AudioLDMDecoder"),
     AUDIOLDM2: ("audio", "AudioLDM2Decoder"),
-    VOICE: ("voice", "VoiceDecoder"),
+    VOICE: ("speech.voice", "VoiceDecoder"),
 }
 """Pipeline class of model_index.json -> (module here, class)."""
 DTYPES = ("float32", "bfloat16", "float16")

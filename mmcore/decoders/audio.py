@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from infra.step import AnyloomError
-from mmcore.decoders.base import Conditioning, Decoder, Medium
+from mmcore.decoders.base import Conditioning, Decoder
+from mmcore.types import Medium
 
 
 class AudioLDMDecoder(Decoder):

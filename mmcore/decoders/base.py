@@ -20,13 +20,10 @@ import torch
 from torch.nn import functional
 
 from infra.step import AnyloomError
-from mmcore.building import building
 from mmcore.decoders.contract import DecoderContract, Stream
 from mmcore.decoders.libraries import load_libraries
-
-EMPTY = "empty.safetensors"
-"""File in a decoder's directory: the conditioning of the empty text (see mmcore.decoders.texts.write_empty)."""
-NO_SAFETENSORS = "its weights could not be opened as safetensors; convert them once with torch.load(weights_only=True) and safetensors.torch.save_file"
+from mmcore.decoders.opening import open_weights
+from mmcore.types import Medium
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +51,6 @@ class Conditioning:
         """One item -> a batch of `count` equal ones."""
         masks = tuple(None if mask is None else mask.expand(count, -1) for mask in self.masks)
         return Conditioning(tuple(stream.expand(count, -1, -1) for stream in self.streams), masks)
-
-
-@dataclass(frozen=True, slots=True)
-class Medium:
-    """One generated picture, clip or sound."""
-
-    modality: str
-    data: np.ndarray
-    """image: uint8 [height, width, 3]; video: uint8 [frames, height, width, 3]; audio: float32 [samples] in -1..1."""
-    rate_hz: float = 0.0
-    """video: pictures per second; audio: samples per second."""
 
 
 class Decoder:
@@ -227,24 +213,3 @@ def pixels(values: torch.Tensor) -> np.ndarray:
     if not torch.isfinite(values).all():
         raise AnyloomError("the decoder gave values that are not finite; use float32, or bfloat16 instead of float16")
     return (values.float() / 2 + 0.5).clamp(0, 1).mul(255).round().byte().cpu().numpy()
-
-
-@building()
-def open_weights(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """A model of diffusers or transformers, frozen and in evaluation mode. Raises AnyloomError when the folder is missing, holds no
-    safetensors or lacks a tensor."""
-    if not folder.is_dir():
-        raise AnyloomError(f"{folder} is missing; copy the decoder's whole directory")
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-    if kind.__module__.startswith("diffusers"):
-        # its saving of memory while loading would make every module that another thread builds meanwhile an empty one
-        options |= {"torch_dtype": dtype, "low_cpu_mem_usage": False}
-    else:
-        options["dtype"] = dtype
-    try:
-        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    except OSError as error:
-        raise AnyloomError(f"{folder}: {NO_SAFETENSORS} ({str(error).splitlines()[0]})") from error
-    if info["missing_keys"]:  # both libraries would go on with random values; tied tensors and what their classes may leave out are not among them
-        raise AnyloomError(f"{folder}: the weights lack {sorted(info['missing_keys'])[0]}; are they those of its config.json, with every shard?")
-    return model.eval().requires_grad_(False).to(device)

@@ -38,7 +38,7 @@ class KnownDecoder:
     denoiser: int
     """Parameters of its UNet or transformer, counted on meta tensors in the sizes of its config; 0: not counted."""
     tiny: str
-    """Name of a toy of the same layout in pipelines.weights_decoders.DECODERS."""
+    """Name of a toy of the same layout in pipelines.toys.decoders.DECODERS."""
 
 
 CATALOGUE: tuple[KnownDecoder, ...] = (

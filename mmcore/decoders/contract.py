@@ -276,7 +276,7 @@ def _cogvideox(directory: Path) -> DecoderContract:
 
 
 def _voice(directory: Path) -> DecoderContract:
-    """A speaking voice (mmcore.decoders.voice): its conditioning are the latent frames it decodes, always as many; a token holds several in a row."""
+    """A speaking voice (mmcore.decoders.speech.voice): its conditioning are the latent frames it decodes, always as many; a token holds several in a row."""
     config = _config(directory, "vocoder")
     tokens, width, stack = config["tokens"], config["width"], config["stack"]
     return DecoderContract(

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from mmcore.decoders.base import Conditioning, Decoder, Medium, pixels
+from mmcore.decoders.base import Conditioning, Decoder, pixels
+from mmcore.types import Medium
 
 
 class TextToVideoDecoder(Decoder):

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_text
-from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.base import BatchedEncoder
+from mmcore.media.decode import decode_text
 
 MAX_POOLED_TOKENS = 256
 """Longest text that is pooled, in tokens, CLS and SEP included: what all-MiniLM-L6-v2 is used with. Longer ones are cut."""

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_text
 from mmcore.decoders.projected import check_projector, joined
 from mmcore.decoders.texts import TextSide
-from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.base import BatchedEncoder
+from mmcore.media.decode import decode_text
 
 
 class DecoderTextEncoder(BatchedEncoder):

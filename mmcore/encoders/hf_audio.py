@@ -19,10 +19,10 @@ import transformers
 from torch.nn import functional
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_waveform
-from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.hf import load_part
 from mmcore.encoders.resample import resample
+from mmcore.media.decode import decode_waveform
 
 FAMILIES = {"clap": "ClapAudioModelWithProjection", "hubert": "HubertModel"}
 """spec.arch up to its first `:` -> class of transformers."""

@@ -20,9 +20,9 @@ import transformers
 from torch.nn import functional
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_text
-from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.hf import load_part
+from mmcore.media.decode import decode_text
 
 
 @dataclass(frozen=True, slots=True)

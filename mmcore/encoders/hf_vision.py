@@ -20,12 +20,12 @@ from PIL import Image
 from torch.nn import functional
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_image
-from mmcore.data.scenes import sample_frames
-from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.hf import load_part
 from mmcore.encoders.pooling import pool_grid
 from mmcore.encoders.squares import padded_square
+from mmcore.media.decode import decode_image
+from mmcore.media.scenes import sample_frames
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_image
-from mmcore.encoders import BatchedEncoder, Encoder
+from mmcore.encoders.base import BatchedEncoder, Encoder
+from mmcore.media.decode import decode_image
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """Pictures and clips through a timm backbone.
 
 Owns preprocessing (square, on white), the forward pass and the pooling to grid * grid tokens per picture. Batch normalisation is folded
-into the convolutions (same function, rounding apart) and memory is channels-last: with freed memory kept (pipelines.embed_worker)
+into the convolutions (same function, rounding apart) and memory is channels-last: with freed memory kept (pipelines.embed.worker)
 EfficientNet-lite0 makes 50 to 60 pictures per second and core instead of 17. spec.compute is float32 there: bfloat16 is twice as fast
 again, but moves EfficientNet-lite0's features by 10 % of their norm on average, by half at worst.
 Input: PNG, JPEG … or MP4 … bytes; output: features [N, E]. Refuses to know what the features are for.
@@ -26,10 +26,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_image
-from mmcore.data.scenes import sample_frames
-from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.pooling import pool_grid, pool_map
+from mmcore.media.decode import decode_image
+from mmcore.media.scenes import sample_frames
 
 TRANSFORMERS = ("vit_", "deit", "beit", "eva", "test_vit")
 """timm families that must be told the picture size and give tokens instead of a map."""

@@ -5,7 +5,7 @@ and denoiser are of one decoder. The latent is the mean of the encoder's distrib
 diffusion model is trained in: (mean - shift_factor) * scaling_factor of the model's config (Stable Diffusion: no shift, 0.18215; Rombach et al.
 2022, arXiv 2112.10752). spec.image_size pixels per side give side = image_size / downsampling, stored row by row from the top left as
 [side * side, channels]; spec.grid is ignored. A clip's rows follow each other frame by frame. `latents` turns a picture's rows back (for every modality:
-mmcore.decoders.latents). Input: a diffusers directory and media bytes; output: features [N, E]. Refuses to know what the latents are for.
+mmcore.stores.latents). Input: a diffusers directory and media bytes; output: features [N, E]. Refuses to know what the latents are for.
 
 Shape letters: B batch, C latent channels (the width E), F frames, H/W cells, N cells in all.
 """
@@ -22,11 +22,11 @@ from PIL import Image, ImageOps
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_image
-from mmcore.data.scenes import sample_frames
-from mmcore.decoders.base import open_weights
 from mmcore.decoders.libraries import load_libraries
-from mmcore.encoders import BatchedEncoder
+from mmcore.decoders.opening import open_weights
+from mmcore.encoders.base import BatchedEncoder
+from mmcore.media.decode import decode_image
+from mmcore.media.scenes import sample_frames
 
 
 def vae_folder(weights_dir: Path) -> Path:

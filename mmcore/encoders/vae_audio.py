@@ -19,9 +19,9 @@ import torch
 from transformers.audio_utils import mel_filter_bank
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_audio
 from mmcore.decoders.contract import read_contract
 from mmcore.encoders.vae import VaeEncoder
+from mmcore.media.decode import decode_audio
 
 WINDOW, FLOOR, PEAK = 1024, 1e-5, 0.5
 """Samples of a window; smallest mel magnitude; largest absolute sample."""

@@ -21,8 +21,8 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmcore.config import EncoderSpec
-from mmcore.data.media import decode_audio
-from mmcore.encoders import BatchedEncoder
+from mmcore.encoders.base import BatchedEncoder
+from mmcore.media.decode import decode_audio
 
 PREFIXES = ("model.encoder.", "encoder.")
 """Where the encoder's tensors are inside a whole Whisper checkpoint."""

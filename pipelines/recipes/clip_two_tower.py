@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evals.config import RetrievalEvalConfig
-from mmcore.config import EncoderSpec, StageConfig
-from mmcore.two_tower_config import TowerShape
-from pipelines.recipe import Recipe, Retrieval
+from mmcore.config import EncoderSpec, StageConfig, TowerShape
+from pipelines.recipes.recipe import Recipe, Retrieval
 from pipelines.recipes.smol import smol
 from pipelines.recipes.tiny import tiny
 

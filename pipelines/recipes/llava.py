@@ -10,7 +10,7 @@ Feature files: 576 tokens of 1024 in half precision are 1.2 MB a picture, 1.4 TB
 from __future__ import annotations
 
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
-from pipelines.recipe import Dataset, Recipe, Weights
+from pipelines.recipes.recipe import Dataset, Recipe, Weights
 
 DATASETS = (
     # [llava] blip_laion_cc_sbu_558k.json

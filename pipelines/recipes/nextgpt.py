@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
-from pipelines.recipe import Dataset, Recipe, Weights
+from pipelines.recipes.recipe import Dataset, Recipe, Weights
 
 NEXTGPT_DECODERS = (("image", "stabilityai/stable-diffusion-2"), ("video", "cerspense/zeroscope_v2_576w"), ("audio", "cvssp/audioldm"))
 """[new] scripts/*.sh; for clips the README's ZeroScope 576w, not the scripts' XL, which is made to enlarge clips of 576w."""
@@ -85,9 +85,7 @@ def nextgpt_7b() -> Recipe:
         decoders=NEXTGPT_DECODERS,
         **LATENTS,
         # [new] finetune.sh: r 128, alpha 256 on all seven linear layers; one adapter for everything (train.py)
-        lora=LoraSpec(
-            mode="shared", rank=128, alpha=256, dropout=0.05, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-        ),
+        lora=LoraSpec(mode="shared", rank=128, alpha=256, dropout=0.05, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
         # [author] thread 17: 1, then 3, then 2. So stage 2 aligns hidden states that no later stage moves
         stages=("stage1", "stage3", "stage2"),
         stage1=StageConfig(
@@ -134,7 +132,7 @@ def nextgpt_7b() -> Recipe:
 def nextgpt_7b_legacy() -> Recipe:
     """The layout of the only public checkpoint: Vicuna-7B v0, one Linear and one token per item, SD 1.5; stages 1-3-2.
 
-    `mmcore.legacy_checkpoint` reads the published file into this model.
+    `mmcore.model.legacy_checkpoint` reads the published file into this model.
     """
     recipe = nextgpt_7b()
     legacy = OutputProjectorSpec(kind="nextgpt_legacy", width=512, layers=4, heads=4, ffn=2048, queries=77, out=1024)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evals.config import EvalConfig, SuiteConfig
+from mmcore.concepts.config import ImageDecoderConfig
 from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens, StageConfig
-from mmcore.image_decoder_config import ImageDecoderConfig
-from pipelines.recipe import Dataset, Recipe
-from pipelines.sources.configs import QUESTIONS
+from pipelines.demo.config import QUESTIONS
+from pipelines.recipes.recipe import Dataset, Recipe
 
 STAMPS, VQA, VOICE, OURS = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)", "CC0-1.0 (the Piper voice joe says them)", "Apache-2.0 (written for this demo)"
 

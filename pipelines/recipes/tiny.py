@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from evals.config import EvalConfig
-from evals.generation_config import ASKED, FORCED, CaptioningEvalConfig, GenerationEvalConfig, PopeEvalConfig
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
-from mmcore.image_decoder_config import DrawingEvalConfig, FitConfig, ImageDecoderConfig, JudgeConfig, PicturesEvalConfig
-from pipelines.recipe import Recipe, Weights
+from evals.config import (
+    ASKED,
+    FORCED,
+    CaptioningEvalConfig,
+    DrawingEvalConfig,
+    EvalConfig,
+    GenerationEvalConfig,
+    JudgeConfig,
+    PicturesEvalConfig,
+    PopeEvalConfig,
+)
+from mmcore.concepts.config import ImageDecoderConfig
+from mmcore.config import EncoderSpec, FitConfig, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from pipelines.recipes.recipe import Recipe, Weights
 from pipelines.recipes.smol import DATASETS, MEDIA_QUESTIONS
 
 ONLY_SMOL = ("spoken_train", "speak_train", "talk_train", "converse_train")

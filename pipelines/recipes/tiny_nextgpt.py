@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens
-from pipelines.recipe import Recipe
+from pipelines.recipes.recipe import Recipe
 from pipelines.recipes.tiny import tiny
 
 WIDTH = 32

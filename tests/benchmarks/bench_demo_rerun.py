@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> list[dict]:
 
 def recorded_seconds(recipe: str, root: Path) -> float:
     """Seconds of all steps of a finished run, by their records. Raises RuntimeError when it is not finished."""
-    from flows.run import recipe_steps
+    from flows.running.run import recipe_steps
     from infra.plan import DONE, plan
 
     rows = plan(recipe_steps(recipe, {}).values(), root)

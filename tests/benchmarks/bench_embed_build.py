@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from store_bench import PARTS, checksum, context, ensure_root, inputs_of, interleaved, rates, scratch
 
-from flows.run import recipe_steps
+from flows.running.run import recipe_steps
 from infra.settings import offline_environment
 from infra.step import Artifact, Step
 from mmcore.config import EncoderSpec
-from mmcore.data.embeddings import EmbeddingSet
-from mmcore.data.shards import ShardSet
 from mmcore.encoders import MODALITY_OF, load_encoder
-from pipelines.embed import _embed, cut
-from pipelines.embed_space import span_address
-from pipelines.embed_worker import Item, keep_freed_memory
+from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.shards import ShardSet
+from pipelines.embed.fill import _embed, cut
+from pipelines.embed.space import span_address
+from pipelines.embed.worker import Item, keep_freed_memory
 
 ROUNDS = 9
 

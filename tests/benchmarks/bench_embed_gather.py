@@ -24,10 +24,10 @@ from store_bench import checksum, context, interleaved, rates, scratch
 
 from infra.step import Artifact
 from mmcore.config import EncoderSpec
-from mmcore.data.embeddings import EmbeddingSet
 from mmcore.encoders import ENCODERS
-from pipelines.embed import _embed
-from pipelines.embed_worker import Item
+from mmcore.stores.embeddings import EmbeddingSet
+from pipelines.embed.fill import _embed
+from pipelines.embed.worker import Item
 
 SHAPES = {"pictures_9x1280": (8192, 9, 1280), "pooled_1x1024": (51200, 1, 1024)}
 """name -> rows, tokens, width."""

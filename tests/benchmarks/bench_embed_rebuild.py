@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from store_bench import PARTS, ensure_root, inputs_of, scratch
 
-from flows.run import recipe_steps
+from flows.running.run import recipe_steps
 from infra.artifact import find
 from infra.materialize import Place, materialize
 from infra.settings import offline_environment
@@ -37,7 +37,7 @@ SHARED = 50
 
 def run(options: argparse.Namespace) -> list[dict]:
     """One entry. Raises RuntimeError when an encoder was given anything but the new media."""
-    from flows.cli import parse_overrides
+    from flows.cli.options import parse_overrides
 
     offline_environment()
     overrides = parse_overrides(options.overrides)

@@ -28,8 +28,8 @@ from typing import Any
 from branches import artifacts
 from store_bench import anyloom, pinned, rates, scratch
 
-from evals.suites import QuestionRow, draw_questions, read_questions, write_vqav2_parquet
-from evals.task_files import write_task_dir
+from evals.questions.lists import QuestionRow, draw_questions, read_questions, write_vqav2_parquet
+from evals.suites.task_files import write_task_dir
 from infra.settings import offline_environment
 
 TASK, LIST = "easyvqa_as_vqav2", "instruct/easyvqa_test.json"
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> list[dict]:
 
 def finished(options: argparse.Namespace, box: Path) -> Path:
     """The root given, or one of the recipe with an export."""
-    from flows.run import recipe_steps
+    from flows.running.run import recipe_steps
 
     if options.root is not None:
         return options.root.absolute()
@@ -88,7 +88,7 @@ def prepared(root: Path, options: argparse.Namespace, box: Path) -> Work:
     """The recipe's export in a root, the questions and the task. Raises RuntimeError when the root does not have them."""
     import torch
 
-    from mmcore.generate import Generator
+    from mmcore.inference.generator import Generator
 
     torch.set_num_threads(options.threads)
     rows = artifacts(options.recipe, root, {})
@@ -169,7 +169,7 @@ def agreement(first: Answers, second: Answers) -> float:
 
 def harness(work: Work) -> tuple[float, float, Answers]:
     """Ours: (seconds inside generate_until, seconds of the whole run, answers in the order they were given)."""
-    from evals.lmms_adapter import AnyloomLmms, run_lmms
+    from evals.harness.adapter import AnyloomLmms, run_lmms
 
     class Timed(AnyloomLmms):
         seconds = 0.0
@@ -183,7 +183,7 @@ def harness(work: Work) -> tuple[float, float, Answers]:
     for name in ("stores", "answers.jsonl"):
         shutil.rmtree(work.box / name, ignore_errors=True)
         (work.box / name).unlink(missing_ok=True)
-    from evals.features import KeptFeatures, exported_encoder
+    from evals.harness.features import KeptFeatures, exported_encoder
 
     model = Timed(generator=work.generator, digest=work.digest, answers=work.box / "answers.jsonl", chunk=work.chunk)
     model.pictures = type(model.pictures)(
@@ -201,7 +201,7 @@ def batches_of(work: Work, questions: Sequence[QuestionRow]) -> list[list[Questi
 
     Raises RuntimeError when two questions are the same to it, which it would ask once.
     """
-    from evals.lmms_adapter import BUCKET
+    from evals.harness.adapter import BUCKET
 
     shown = {question.picture: hashlib.sha256(work.picture(question)).hexdigest() for question in questions}
     if len({(shown[question.picture], question.question) for question in questions}) < len(questions):

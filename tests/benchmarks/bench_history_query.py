@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 from store_bench import interleaved, scratch
 
-from evals import history
-from evals.history_tables import conform, rows_table
+from evals.history import database as history
+from evals.history.tables import conform, rows_table
 
 RUNS, TASKS, SAMPLES, STEPS, ROUNDS = 2000, 5, 1000, 10, 5
 SUBGROUPS = ("all", "yes/no", "shape", "colour")

@@ -22,7 +22,7 @@ from typing import Any
 
 from branches import artifacts, branch, print_table, rows_of, shown, start
 
-from evals.statistics import mean_interval, paired_interval
+from evals.statistics.intervals import mean_interval, paired_interval
 from evals.tables import metric_row
 
 BASE: dict[str, Any] = {"stages": ["stage1", "stage3"], "decoders": [], "evaluation.conditions": ["helped"]}
@@ -112,10 +112,10 @@ def step_seconds(finished: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> dict
 
     from infra.settings import offline_environment
     from infra.step import Artifact
-    from mmcore.optimizer import FlatAdamW, learning_rate
-    from mmcore.stages import rate_shares, select_trainable
-    from pipelines.train import _chat_stage
-    from pipelines.train_loop import Collective, LossLog, _one_step
+    from mmcore.training.optimizer import FlatAdamW, learning_rate
+    from mmcore.training.stages import rate_shares, select_trainable
+    from pipelines.training.loop import Collective, LossLog, _one_step
+    from pipelines.training.train import _chat_stage
 
     offline_environment()
     torch.set_num_threads(1)

@@ -23,12 +23,12 @@ from functools import cache, partial
 import numpy as np
 from nights import NIGHTS, NOISES, Nights, simulate
 
-from evals import change_points
-from evals.alerts import Policy
-from evals.change_points import LEVEL, night_noise, retraining_sd, strongest_step
-from evals.comparison import paired_test
-from evals.significance import permutation_p
-from evals.statistics import cluster_sums, clustered_stderr, wilson
+from evals.nightly.alerts import Policy
+from evals.nightly.comparison import paired_test
+from evals.statistics import change_points
+from evals.statistics.change_points import LEVEL, night_noise, retraining_sd, strongest_step
+from evals.statistics.intervals import cluster_sums, clustered_stderr, wilson
+from evals.statistics.significance import permutation_p
 
 DROP, LATE, EARLY, PROMPT = 0.02, 20, 6, 5
 SCENES = {"quiet": (0.0, NIGHTS), "late": (DROP, LATE), "early": (DROP, EARLY)}
@@ -151,7 +151,7 @@ OURS, PEERS, LIMIT = "paired change point", ("threshold 1 point", "z of 3 agains
 
 
 def run(options: argparse.Namespace) -> list[dict]:
-    """One entry per kind of noise. Every simulated null distribution is kept (some 800 of 80 kB): evals.change_points keeps too few for so many series."""
+    """One entry per kind of noise. Every simulated null distribution is kept (some 800 of 80 kB): statistics.change_points keeps too few for so many series."""
     change_points._null = cache(change_points._null.__wrapped__)
     return [entry(noise, options.series, options.seed) for noise in NOISES]
 

@@ -1,6 +1,6 @@
 """One epoch of stage 1 with features from the store against the same epoch with the encoders in the loop. Single run.
 
-The same seeded samples (`--media pictures,clips,sounds`), model, loop (pipelines.train_loop) and threads. peer: features are computed for every batch by
+The same seeded samples (`--media pictures,clips,sounds`), model, loop (pipelines.training.loop) and threads. peer: features are computed for every batch by
 the same encoder code, loaded once before the clock starts. ours: read from the store, as the training step does. limit: the features are already in
 memory as float32. The projectors are fitted from the store on all sides, outside the timing. ours and limit must have equal losses. peer's batches
 are cut differently, so its features are compared with the stored ones within the tolerance of `embed verify`, and the loss before the first update
@@ -22,20 +22,20 @@ import torch
 from bench_embed_build import Media, build, media_of
 from store_bench import PARTS, ensure_root, inputs_of, scratch
 
-from flows.run import recipe_steps
+from flows.running.run import recipe_steps
 from infra.settings import offline_environment
 from mmcore.config import StageConfig
-from mmcore.data.chat_data import ChatData
-from mmcore.data.embeddings import EmbeddingSet
-from mmcore.data.shards import ShardSet
 from mmcore.encoders import load_encoder
-from mmcore.model import load_model
+from mmcore.model.any_model import load_model
+from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.shards import ShardSet
+from mmcore.training.rows import ChatData
 from mmcore.types import Sample
-from pipelines.embed_check import TOLERANCES
-from pipelines.embed_worker import keep_freed_memory
-from pipelines.train import _fit_input_projectors
-from pipelines.train_data import dataset_samples, shard_sets
-from pipelines.train_loop import run_stage
+from pipelines.embed.check import TOLERANCES
+from pipelines.embed.worker import keep_freed_memory
+from pipelines.training.data import dataset_samples, shard_sets
+from pipelines.training.loop import run_stage
+from pipelines.training.train import _fit_input_projectors
 
 LOSS_TOLERANCE = 2e-3
 """Largest relative difference of the first loss."""
@@ -92,7 +92,7 @@ class Online(InMemory):
 
 def run(options: argparse.Namespace) -> list[dict]:
     """One entry. Raises RuntimeError when features or losses differ."""
-    from flows.cli import parse_overrides
+    from flows.cli.options import parse_overrides
 
     offline_environment()
     keep_freed_memory()

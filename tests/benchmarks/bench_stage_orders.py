@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> list[dict]:
 
 def one(recipe: str, root: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Train and judge one order. Returns measure -> {shown, value, n}."""
-    from flows.run import recipe_steps
+    from flows.running.run import recipe_steps
 
     goals = [name for name in JUDGED if name in recipe_steps(recipe, settings)]
     start(recipe, root, settings, threads=1, goals=goals)

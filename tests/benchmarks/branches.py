@@ -47,7 +47,7 @@ def start(recipe: str, root: Path, settings: Mapping[str, Any], threads: int, go
 
 def artifacts(recipe: str, root: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """step -> its infra.plan.PlanRow, of the recipe's steps that are done in a root."""
-    from flows.run import recipe_steps
+    from flows.running.run import recipe_steps
     from infra.plan import plan
 
     plain = {key: json.loads(json.dumps(value)) for key, value in settings.items()}

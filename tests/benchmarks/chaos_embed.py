@@ -22,8 +22,8 @@ from pathlib import Path
 from demo_process import PROJECT, check_code, digests, environment, kill_all, start, wait_end, wait_for, working
 
 from infra.storage import RECORD, digest_tree, read_json
-from pipelines.embed import part_name
-from pipelines.embed_space import SPACES
+from pipelines.embed.fill import part_name
+from pipelines.embed.space import SPACES
 
 PARTS = ("image", "video", "audio")
 TIMEOUT_S = 1800.0

@@ -27,7 +27,7 @@ from typing import Any
 
 from demo_process import check_code, digests, kill_all, start, wait_end, wait_for
 
-from evals.answers import AnswerFile
+from evals.harness.answers import AnswerFile
 
 GOALS = ("eval_stamps_as_mmbench", "eval_words_as_textvqa", "history")
 SETTINGS = {"suites": ["stand_in"], "suite.chunk": 6, "suite.bootstrap_draws": 50}

@@ -33,7 +33,7 @@ import sys, time
 from pathlib import Path
 import pyarrow as pa
 from evals import history
-from evals.history_tables import rows_table
+from evals.history.tables import rows_table
 root, names, barrier = Path(sys.argv[1]), sys.argv[3].split(","), sys.argv[4]
 stores, db, batches = root / "stores", root / "history.duckdb", int(sys.argv[2])
 def rows(run):
@@ -176,9 +176,9 @@ def compare(box: Path, expected: list[str]) -> dict:
     """What the files and both databases hold against what was written."""
     import pyarrow.parquet as pq
 
-    from evals.history import query, rebuild
-    from evals.history_check import check
-    from evals.history_load import all_files
+    from evals.history.check import check
+    from evals.history.database import query, rebuild
+    from evals.history.load import all_files
 
     stores, grown, anew = box / "stores", box / "history.duckdb", box / "anew.duckdb"
     began = time.monotonic()

@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
 
 def check_code() -> None:
     """Raises RuntimeError when children would run other code than this tree's."""
-    command = [sys.executable, "-c", "import flows.cli, pipelines.embed; print(flows.cli.__file__, pipelines.embed.__file__)"]
+    command = [sys.executable, "-c", "import flows.cli.main, pipelines.embed.fill; print(flows.cli.main.__file__, pipelines.embed.fill.__file__)"]
     found = subprocess.run(command, cwd="/", env=environment(), capture_output=True, text=True, check=True).stdout.split()
     if not all(Path(path).is_relative_to(PROJECT) for path in found):
         raise RuntimeError(f"the kill test would run the code of {found[0]}, not of {PROJECT}")
@@ -89,7 +89,7 @@ def wait_for(condition: Callable[[], bool], child: subprocess.Popen[bytes], log:
 
 def digests(root: Path, recipe: str, overrides: dict | None = None) -> dict[str, str]:
     """Step -> digest of every complete step of the recipe below `root`."""
-    from flows.run import recipe_steps
+    from flows.running.run import recipe_steps
     from infra.plan import plan
 
     return {row.step.name: row.record.digest for row in plan(recipe_steps(recipe, overrides or {}).values(), root) if row.record is not None}

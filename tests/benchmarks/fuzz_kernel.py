@@ -21,8 +21,8 @@ from infra.fingerprint import canonical_json, fingerprint
 from infra.materialize import Place, _record
 from infra.step import AnyloomError, Step
 from infra.storage import commit_entry, new_staging, publish_dir, read_entry, write_atomic
-from pipelines.recipe import keys
 from pipelines.recipes import get_recipe
+from pipelines.recipes.recipe import keys
 
 VALID = "valid"
 

@@ -72,7 +72,7 @@ def rates(name: str, seconds: Mapping[str, Sequence[float]], work: float, unit: 
 
 def anyloom(*arguments: str) -> None:
     """One command of this tree's code. Raises RuntimeError when it fails."""
-    command = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())", *arguments]
+    command = [sys.executable, "-c", "import sys; from flows.cli.main import main; sys.exit(main())", *arguments]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": python_path()})
     if done.returncode:
         raise RuntimeError(f"anyloom {' '.join(arguments)} failed:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")

@@ -188,7 +188,7 @@ def full_inputs(modality: str, dtype: torch.dtype = torch.float64) -> dict[str, 
 
 def full_state(shapes: dict[str, torch.Tensor], modality: str, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     """Seeded weights of one modality of the full layout: a float64 draw, rounded once to dtype."""
-    from mmcore.encoders.imagebind import modality_of
+    from mmcore.encoders.imagebind.network import modality_of
 
     wanted = {name: tensor for name, tensor in shapes.items() if modality_of(name) == modality}
     kept = {name: tensor.to(dtype) for name, tensor in wanted.items() if name.endswith(CONSTANTS)}
@@ -215,7 +215,7 @@ def difference(got: torch.Tensor, expected: torch.Tensor) -> float:
 @torch.no_grad()
 def compare_trunk(module: Any, modality: str) -> dict[str, Any]:
     """Parameters, float64 outputs of the public trunk, and how far ours are from them. Only one side is in memory at a time."""
-    from mmcore.encoders.imagebind import HUGE, ImageBind, load_imagebind, modality_of
+    from mmcore.encoders.imagebind.network import HUGE, ImageBind, load_imagebind, modality_of
 
     theirs = reference_full(module, modality)
     theirs.load_state_dict(full_state(theirs.state_dict(), modality), strict=False, assign=True)
@@ -246,7 +246,7 @@ def compare_trunk(module: Any, modality: str) -> dict[str, Any]:
 
 def seeded_full(modality: str, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     """Seeded weights of our full-layout trunk. The constants (mask, logit scales) have their own values."""
-    from mmcore.encoders.imagebind import HUGE, ImageBind, toy
+    from mmcore.encoders.imagebind.network import HUGE, ImageBind, toy
 
     with torch.device("meta"):
         shapes = dict(ImageBind({modality: HUGE[modality]}).state_dict())
@@ -276,10 +276,9 @@ def compare_media(checkout: Path) -> None:
     import tempfile
 
     from mmcore.config import EncoderSpec
-    from mmcore.data.media import decode_image
-    from mmcore.encoders import clip_bpe
-    from mmcore.encoders import imagebind_inputs as inputs
-    from mmcore.encoders.imagebind_encoders import ImageBindAudioEncoder
+    from mmcore.encoders.imagebind import clip_bpe, inputs
+    from mmcore.encoders.imagebind.encoders import ImageBindAudioEncoder
+    from mmcore.media.decode import decode_image
 
     ears = ImageBindAudioEncoder.__new__(ImageBindAudioEncoder)  # its ears need no weights
     ears.spec = EncoderSpec(kind="imagebind_audio", arch="imagebind_huge", width=1024)
@@ -327,7 +326,7 @@ def moving_clip(path: Path, seconds: float, hz: int) -> bytes:
     """H.264: a window of 320 x 240 pixels that wanders over the picture."""
     from PIL import Image
 
-    from pipelines.sources.clips import encode_mp4
+    from pipelines.demo.clips import encode_mp4
 
     picture = Image.open(path).convert("RGB")
     picture.thumbnail((640, 640))
@@ -341,8 +340,8 @@ def moving_clip(path: Path, seconds: float, hz: int) -> bytes:
 
 def compare_clip(data: Any, path: Path) -> None:
     """The whole public path (decord and its transforms), and its samplers and transforms on the frames PyAV decodes."""
-    from mmcore.data.media import choose_video_frames
-    from mmcore.encoders import imagebind_inputs as inputs
+    from mmcore.encoders.imagebind import inputs
+    from mmcore.media.decode import choose_video_frames
 
     got = inputs.clip(choose_video_frames(path.read_bytes(), inputs.frame_indices))
     show(f"{path.name}, their decoder", got, data.load_and_transform_video_data([str(path)], "cpu")[0])

@@ -29,8 +29,8 @@ def train_tiny(root: Path, force: bool = False) -> dict[str, Any]:
     from infra.materialize import Place, materialize
     from infra.plan import topological
     from infra.step import Resources
+    from pipelines.dag.build import build
     from pipelines.recipes import get_recipe
-    from pipelines.steps import build
 
     steps = build(get_recipe("tiny", {f"{stage}.steps": STEPS for stage in STAGES if stage != "states"}))
     outcomes: dict[str, Any] = {}

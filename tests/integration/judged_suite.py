@@ -16,10 +16,10 @@ import official_data
 import pytest
 from suite_fakes import Says, context, nearest, use
 
-from evals import suite_run
 from evals.config import SuiteConfig
-from evals.suite_catalogue import suite_tasks
-from evals.suite_data import prepare
+from evals.suites import run as suite_run
+from evals.suites.catalogue import suite_tasks
+from evals.suites.data import prepare
 from infra.settings import offline_environment
 from infra.step import AnyloomError
 

@@ -86,7 +86,7 @@ def context(root: Path, config: Any, attempt: str = "a", inputs: dict[str, Path]
 
 def use(monkeypatch: Any, generator: Says) -> Says:
     """Every AnyloomLmms that is made from now on has this generator."""
-    from evals import lmms_adapter
+    from evals.harness import adapter as lmms_adapter
 
     real = getattr(lmms_adapter.AnyloomLmms, "real", lmms_adapter.AnyloomLmms)
 

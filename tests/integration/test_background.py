@@ -48,8 +48,8 @@ GRAPH = """
 import sys
 from pathlib import Path
 
-from flows.display import Display
-from flows.materialize import run_graph
+from flows.running.display import Display
+from flows.running.graph import run_graph
 from infra.materialize import Place
 from infra.settings import load_settings
 from infra.step import Step

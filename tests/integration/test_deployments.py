@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import stack as stacks
+from flows.deployments import stack as stacks
 from infra.artifact import find
 from infra.settings import LOOPBACK_RAY
 from infra.storage import read_json
@@ -337,8 +337,8 @@ RETRIES = """
 import sys
 from pathlib import Path
 from prefect import flow
-from flows.display import Display
-from flows.materialize import run_graph
+from flows.running.display import Display
+from flows.running.graph import run_graph
 from infra.materialize import Place
 from infra.settings import load_settings
 from infra.step import Step

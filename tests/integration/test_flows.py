@@ -33,7 +33,7 @@ def test_every_flow_has_a_deployment_that_loads():
 
 
 def test_flow_stages_name_real_steps():
-    from flows.run import EMBED, EVALUATE, PREPARE_DATA, recipe_steps, select, stage_targets
+    from flows.running.run import EMBED, EVALUATE, PREPARE_DATA, recipe_steps, select, stage_targets
 
     for recipe in ("tiny", "smol", "tiny_nextgpt"):
         steps = recipe_steps(recipe, {})
@@ -42,7 +42,7 @@ def test_flow_stages_name_real_steps():
 
 
 def test_the_recipes_last_stage_is_exported():
-    from flows.run import stage_targets
+    from flows.running.run import stage_targets
 
     assert stage_targets("tiny", {}, "stage2") == ["stage2"]
     assert stage_targets("tiny", {}, "stage3") == ["stage3", "export"]
@@ -62,9 +62,9 @@ def test_the_run_is_recorded_by_prefect(tiny):
 
 
 def test_an_export_of_the_recipe_is_judged_by_the_steps_that_evaluate_has(tiny):
-    from flows.run import recipe_steps
+    from flows.running.run import recipe_steps
     from infra.plan import DONE, plan
-    from pipelines.pinned import judged, newest_export
+    from pipelines.dag.pinned import judged, newest_export
 
     steps = recipe_steps("tiny", {})
     _, record = newest_export(steps, tiny.root)
@@ -73,6 +73,6 @@ def test_an_export_of_the_recipe_is_judged_by_the_steps_that_evaluate_has(tiny):
     rows = {row.step.name: row for row in plan(changed.values(), tiny.root)}
     assert rows["export"].status == rows["stage3"].status == DONE and rows["export"].fingerprint == record.fingerprint
     assert rows["eval_vqa"].status != DONE and rows["history"].status != DONE
-    assert {name for name, row in rows.items() if row.step.run.startswith("pipelines.train")} <= {"states"}
+    assert {name for name, row in rows.items() if row.step.run.startswith("pipelines.training.train")} <= {"states"}
     with pytest.raises(AnyloomError, match="no export of this recipe's model below"):
         newest_export(recipe_steps("tiny_nextgpt", {}), tiny.root)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.suite_catalogue import SUITES, suite_task
+from evals.suites.catalogue import SUITES, suite_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SCRIPT = Path(__file__).parent / "judged_suite.py"

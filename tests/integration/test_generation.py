@@ -7,8 +7,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from evals.generation_tables import CAPTIONED, DETAILS, GENERATED
-from evals.pope_questions import SETTINGS
+from evals.questions.pope_questions import SETTINGS
+from evals.tables import CAPTIONED, DETAILS, GENERATED
 from infra.artifact import find
 from infra.storage import sha256_file
 

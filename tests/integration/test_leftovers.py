@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from flows.leftovers import end_orphaned_servers
+from flows.running.leftovers import end_orphaned_servers
 
 SLEEP = "import time; time.sleep(60)"
 SERVER = [sys.executable, "-c", SLEEP, "--factory", "prefect.server.api.server:create_app"]
@@ -56,7 +56,7 @@ def test_what_a_killed_process_has_started_ends_with_it(deaf):
     grandchild = f"import subprocess, time; print(subprocess.Popen({sleeper!r}, start_new_session=True).pid, flush=True); time.sleep(60)"
     code = f"""
 import subprocess, sys, time
-from flows.leftovers import watch
+from flows.running.leftovers import watch
 before = subprocess.Popen({sleeper!r})
 watch(); watch()
 child = subprocess.Popen([sys.executable, "-c", {grandchild!r}], stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from evals import run as evals_run
 from evals.config import EvalConfig
+from evals.questions import vqa as evals_run
 from infra.settings import offline_environment
 from infra.step import AnyloomError, Artifact, StepContext
 from mmcore.types import Answer, Question
@@ -101,7 +101,7 @@ def _context(root: Path, lists: Path, attempt: str, config: EvalConfig, caption_
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, generator: AlwaysYes) -> AlwaysYes:
-    from evals import lmms_adapter
+    from evals.harness import adapter as lmms_adapter
 
     real = getattr(lmms_adapter.AnyloomLmms, "real", lmms_adapter.AnyloomLmms)
 
@@ -161,7 +161,7 @@ def test_without_a_caption_turn_there_is_no_helped_condition(tmp_path: Path, mon
 
 
 def test_wrong_arguments_are_one_clear_line(tmp_path: Path) -> None:
-    from evals.lmms_adapter import AnyloomLmms, run_lmms
+    from evals.harness.adapter import AnyloomLmms, run_lmms
 
     with pytest.raises(AnyloomError, match=r"anyloom\.json"):
         AnyloomLmms(path=str(tmp_path))
@@ -176,5 +176,5 @@ def test_the_entry_point_is_found_by_the_harness() -> None:
         "from infra.settings import offline_environment; offline_environment(); from lmms_eval.models import get_model; print(get_model('anyloom').__module__)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "evals.lmms_adapter"
+    assert found.stdout.strip() == "evals.harness.adapter"
     assert "Failed to load" not in found.stderr

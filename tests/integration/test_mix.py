@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evals.captions import run_alignment
-from evals.drift import run as run_drift
+from evals.captions.alignment import run_alignment
+from evals.captions.drift import run as run_drift
 from infra.artifact import find
 from infra.step import Artifact, StepContext
+from pipelines.dag.build import build
 from pipelines.recipes import get_recipe
-from pipelines.steps import build
 
 pytestmark = pytest.mark.timeout(900)
 ORDER = ("--recipe", "tiny_mix", "--no-ray", "--no-prefect", "--set", 'stages=["stage1","stage2","stage3","stage2"]')

@@ -7,9 +7,9 @@ import transformers
 from PIL import Image
 
 from infra.artifact import find
-from mmcore.seeding import seeded
-from pipelines.weights_joint import tiny_clip
-from pipelines.weights_tiny import tiny_llama
+from mmcore.runtime.seeding import seeded
+from pipelines.toys.joint import tiny_clip
+from pipelines.toys.parts import tiny_llama
 
 TOY = {
     "image.arch": "clip:toy",

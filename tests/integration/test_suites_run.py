@@ -11,9 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from evals import history, suite_run
 from evals.config import HistoryConfig, SuiteConfig
-from evals.history_check import check
+from evals.history import database as history
+from evals.history.check import check
+from evals.suites import run as suite_run
 from infra.settings import offline_environment
 from infra.step import AnyloomError, Artifact, StepContext
 

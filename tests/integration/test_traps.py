@@ -21,18 +21,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from evals import suite_run
-from evals.answers import AnswerFile
-from evals.comparison import compare
 from evals.config import HistoryConfig, SuiteConfig
-from evals.history_rows import collect
-from evals.scoring import score_vqa
-from evals.significance import permutation_p
-from evals.statistics import cluster_sums
-from evals.suite_catalogue import SUITES, TASKS, suite_task, suite_tasks
-from evals.suite_data import prepare
-from evals.suite_rows import draw_docs, read_docs, whole_groups
-from evals.task_files import packaged_config, task_yaml
+from evals.harness.answers import AnswerFile
+from evals.history.rows import collect
+from evals.nightly.comparison import compare
+from evals.statistics.intervals import cluster_sums
+from evals.statistics.significance import permutation_p
+from evals.suites import run as suite_run
+from evals.suites.catalogue import SUITES, TASKS, suite_task, suite_tasks
+from evals.suites.data import prepare
+from evals.suites.reading import score_vqa
+from evals.suites.rows import draw_docs, read_docs, whole_groups
+from evals.suites.task_files import packaged_config, task_yaml
 from infra.settings import offline_environment
 from infra.step import AnyloomError, Artifact
 
@@ -134,7 +134,7 @@ def test_stored_harness_scores_equal_lmms_evals_own_to_the_last_digit(tmp_path, 
 
 
 def test_trap_1_the_model_survives_an_evaluation(data) -> None:
-    from evals.lmms_adapter import AnyloomLmms, run_lmms
+    from evals.harness.adapter import AnyloomLmms, run_lmms
 
     model = AnyloomLmms(generator=Says(babble))
     model.net = torch.nn.Linear(2, 2)
@@ -176,7 +176,7 @@ def test_trap_4_mmmu_is_the_same_every_time(tmp_path, data, monkeypatch) -> None
 
 
 def test_trap_5_no_share_of_the_rows_is_carried_from_task_to_task(data) -> None:
-    from evals.lmms_adapter import AnyloomLmms, run_lmms
+    from evals.harness.adapter import AnyloomLmms, run_lmms
 
     with pytest.raises(AnyloomError, match="whole number of rows"):
         run_lmms(data / "pope", "pope", AnyloomLmms(generator=Says(babble)), limit=0.25)  # type: ignore[arg-type]
@@ -185,7 +185,7 @@ def test_trap_5_no_share_of_the_rows_is_carried_from_task_to_task(data) -> None:
 
 
 def test_trap_6_other_data_has_another_fingerprint(tmp_path, data, monkeypatch) -> None:
-    from evals.lmms_adapter import AnyloomLmms, run_lmms
+    from evals.harness.adapter import AnyloomLmms, run_lmms
 
     hashes = {sample["doc_hash"] for sample in run_lmms(data / "pope", "pope", AnyloomLmms(generator=Says(babble)), scratch=tmp_path)["samples"]}
     assert hashes == {hashlib.sha256(b"null").hexdigest()}  # the trap
@@ -238,7 +238,7 @@ def test_trap_8_versions_are_recorded_by_us(tmp_path, data, monkeypatch) -> None
 def test_trap_9_targets_are_the_true_answers_as_they_were_given(tmp_path, data, monkeypatch) -> None:
     from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
 
-    from evals.lmms_adapter import AnyloomLmms, run_lmms
+    from evals.harness.adapter import AnyloomLmms, run_lmms
 
     sample = run_lmms(data / "vqav2_val", "vqav2_val", AnyloomLmms(generator=Says(babble)), scratch=tmp_path / "scratch")["samples"][0]
     assert sample["target"] == "answer"  # the trap
@@ -264,7 +264,7 @@ def test_trap_10_annotators_are_told_apart(data) -> None:
 
 
 def test_trap_11_a_kill_loses_the_batch_in_flight_only(tmp_path, data) -> None:
-    from evals.lmms_adapter import AnyloomLmms, run_lmms
+    from evals.harness.adapter import AnyloomLmms, run_lmms
 
     answers = tmp_path / "answers.jsonl"
     first = Says(babble, batches=3)
@@ -278,7 +278,7 @@ def test_trap_11_a_kill_loses_the_batch_in_flight_only(tmp_path, data) -> None:
 
 
 def test_trap_12_an_answer_belongs_to_weights_prompt_picture_task_and_decoding(tmp_path, data, monkeypatch) -> None:
-    from evals import lmms_adapter
+    from evals.harness import adapter as lmms_adapter
 
     monkeypatch.setattr(lmms_adapter, "_loaded", lambda *_: Says(babble))  # no real weights; their bytes are looked at all the same
     export = tmp_path / "export"

@@ -5,9 +5,9 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from flows.display import Display
-from flows.run import recipe_steps, run_targets
-from flows.search import search
+from flows.cli.search import search
+from flows.running.display import Display
+from flows.running.run import recipe_steps, run_targets
 from infra.artifact import all_records, find, verify
 from infra.plan import DONE, plan
 from infra.settings import Settings

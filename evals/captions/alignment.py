@@ -1,0 +1,93 @@
+"""Alignment: carried out of evals/captions/captions.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from evals.config import AlignmentEvalConfig
+from evals.statistics.intervals import derangement, mean_interval, paired_interval
+from evals.tables import ALIGNMENT_SAMPLES, METRICS, metric_row, write_table
+from infra.step import StepContext
+
+
+def run_alignment(ctx: StepContext) -> Mapping[str, Any]:
+    """Step entry eval_alignment: stage 2 on held-out captions, from cached states.
+
+    error: distance between the conditioning made from a caption's signal states and the text encoder's states of that caption;
+    error_mean: the same for the mean of the training targets; error_shuffled: for the conditioning of another caption. Held out are captions
+    whose text no training dataset has; with fewer than two of them the tables are empty and the result says how many were left.
+    """
+    config: AlignmentEvalConfig = ctx.config
+    train, heldout = caption_texts(ctx, config.train_datasets), caption_texts(ctx, config.heldout_datasets)
+    captions = sorted(heldout - train)
+    samples: list[dict[str, Any]] = []
+    if len(captions) >= 2:
+        order = derangement([(caption,) for caption in captions], config.seed)
+        samples = [
+            {"key": f"{config.modality}-{i:06d}", "caption": caption, "other_caption": captions[order[i]], **errors}
+            for i, (caption, errors) in enumerate(zip(captions, _alignment_errors(ctx, sorted(train), captions, order), strict=True))
+        ]
+    metrics = alignment_metrics(config, samples)
+    write_table(ctx.output / "samples.parquet", samples, ALIGNMENT_SAMPLES)
+    write_table(ctx.output / "metrics.parquet", metrics, METRICS)
+    gains = {row["condition"]: row for row in metrics if row["kind"] == "difference"}
+    shown = {name: {"gain": round(r["value"], 4), "ci_lo": round(r["ci_lo"], 4), "ci_hi": round(r["ci_hi"], 4)} for name, r in gains.items()}
+    errors = {row["condition"]: round(row["value"], 4) for row in metrics if row["kind"] != "difference"}
+    return {"captions": len(captions), "seen_in_training": len(heldout & train), "errors": errors, "gains": shown}
+
+
+def caption_texts(ctx: StepContext, datasets: Sequence[str]) -> set[str]:
+    """Every distinct caption of the datasets, from shards_cc3m."""
+    from mmcore.stores.shards import ShardSet
+
+    shards = ShardSet(ctx.inputs["shards_cc3m"].path, ctx.stores)
+    return {text for name in datasets for meta in shards.metas(shards.keys(source=name)) for text in meta["texts"]}
+
+
+def _alignment_errors(ctx: StepContext, train: list[str], captions: list[str], order: list[int]) -> Iterator[dict[str, float]]:
+    """Per caption: its error, the mean predictor's error and the error of another caption's conditioning."""
+    import torch
+
+    from mmcore.config import output_spec
+    from mmcore.model.any_model import TENSORS, load_tensors
+    from mmcore.stores.embeddings import EmbeddingSet
+    from mmcore.training.losses import alignment
+    from mmcore.training.signals import SignalSide, StateSet, caption_key
+    from mmcore.training.targets import fit_targets, padded_targets
+
+    torch.set_num_threads(max(1, ctx.resources.threads))
+    config: AlignmentEvalConfig = ctx.config
+    states, targets = StateSet(ctx.inputs["states"].path), EmbeddingSet(ctx.inputs["targets"].path, ctx.stores)
+    side = SignalSide(config.model, states)
+    load_tensors(side, ctx.inputs["stage2"].path / TENSORS)
+    queries = output_spec(config.model, config.modality).queries
+    mean_QC, _, _ = fit_targets(targets, train, queries)
+    with torch.no_grad():
+        for start in range(0, len(captions), config.batch):
+            batch = captions[start : start + config.batch]
+            others = [captions[i] for i in order[start : start + config.batch]]
+            target_BQC = padded_targets(targets, batch, queries)
+            made = [side.conditioning(config.modality, states.gather([caption_key(config.modality, c) for c in which])[0]) for which in (batch, others)]
+            found = [alignment(c_BQC, target_BQC).tolist() for c_BQC in (made[0], mean_QC.expand_as(target_BQC), made[1])]
+            yield from ({"error": a, "error_mean": b, "error_shuffled": c} for a, b, c in zip(*found, strict=True))
+            ctx.progress(start + len(batch), len(captions), "alignment of held-out captions")
+
+
+def alignment_metrics(config: AlignmentEvalConfig, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of METRICS: the three mean errors, and how much lower the right one is than the other two (paired, each caption once).
+    [] without samples.
+    """
+    if not samples:
+        return []
+    options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
+    own, mean, other = ([s[name] for s in samples] for name in ("error", "error_mean", "error_shuffled"))
+    clusters = [s["caption"] for s in samples]
+    named = {"metric": "alignment_error", "subgroup": config.modality}
+    return [
+        metric_row(mean_interval(own, clusters, **options), condition="right", kind="score", **named),
+        metric_row(mean_interval(mean, clusters, **options), condition="mean_predictor", kind="floor", **named),
+        metric_row(mean_interval(other, clusters, **options), condition="shuffled", kind="score", **named),
+        metric_row(paired_interval(mean, own, clusters, **options), condition="mean_predictor - right", kind="difference", **named),
+        metric_row(paired_interval(other, own, clusters, **options), condition="shuffled - right", kind="difference", **named),
+    ]

@@ -1,0 +1,166 @@
+"""The eval_generation step: pictures, clips and sounds that an exported model makes when it is asked to, kept with their prompts, and what they are worth.
+
+Input: `export` with its decoders, the shards; where the recipe has them `picture_judge`, `speech_judge` and `weights_query`. Output: media/ (everything that
+was made), index.tsv, samples.parquet (every request), metrics.parquet, details.parquet (extractor, weights, reference set and number behind a score). A killed
+run continues after the last batch. Refuses to know how anything was trained and how a score is made (evals.generation.scores).
+
+Suites: `held_out` (captions of held-out media) and `concepts` (24 of mmcore.concepts.shapes), in wordings that no training list has. How: `asked` (greedy; a
+block counts when the model writes all of it by itself) and, where the config names it, `forced` (the block stands behind the request).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from evals.config import ASKED, FORCED, GenerationEvalConfig
+from evals.generation.prompts import Request, requests_of
+from evals.generation.scores import Scored, scored
+from evals.journal import Journal
+from evals.tables import DETAILS, GENERATED, METRICS, set_digest, shown_values, write_table
+from infra.fingerprint import fingerprint, to_plain
+from infra.step import AnyloomError, StepContext
+from infra.storage import sha256_file, write_atomic
+
+if TYPE_CHECKING:
+    from mmcore.inference.drawer import Drawer
+    from mmcore.inference.generator import Generator
+    from mmcore.types import SignalBlock
+
+REVISION = 1
+"""Of what the scores mean; goes into the history's fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One medium to make."""
+
+    request: Request
+    how: str
+    number: int
+    """Of the request: names its file, and with the config's seed its noise."""
+
+    @property
+    def file(self) -> str:
+        """Where the medium goes, without suffix."""
+        return f"media/{self.how}-{self.request.suite}-{self.request.modality}-{self.number:04d}"
+
+
+def run(ctx: StepContext) -> Mapping[str, Any]:
+    """Step entry: see the module docstring. Returns the scores with their intervals, and what was not scored and why."""
+    config: GenerationEvalConfig = ctx.config
+    unknown = sorted(set(config.how) - {ASKED, FORCED})
+    if unknown:
+        raise AnyloomError(f"{ctx.name}: how={unknown[0]} is unknown: use {ASKED}, {FORCED}")
+    requests = requests_of(ctx)
+    jobs = [Job(request=request, how=how, number=number) for how in config.how for number, request in enumerate(requests)]
+    samples = [_sample(job, row, config) for job, row in zip(jobs, _made(ctx, jobs), strict=True)]
+    for sample in samples:
+        if sample["file"]:
+            write_atomic(ctx.output / sample["file"], (ctx.work / sample["file"]).read_bytes())
+    found: Scored = scored(ctx, [job.request for job in jobs], samples)
+    write_table(ctx.output / "samples.parquet", found.samples, GENERATED)
+    write_table(ctx.output / "metrics.parquet", found.metrics, METRICS)
+    write_table(ctx.output / "details.parquet", found.details, DETAILS)
+    write_atomic(ctx.output / "index.tsv", index_tsv(found.samples))
+    behind = set_digest(f"{row['extractor_sha256']} {row['reference_sha256']}" for row in found.details)
+    identity = {"revision": REVISION, "library": library(), "config": to_plain(config), "prompts": [request.text for request in requests], "behind": behind}
+    return {
+        "requests": len(requests),
+        "media": sum(bool(sample["file"]) for sample in samples),
+        "harness": library(),
+        "history_fingerprint": fingerprint(identity),
+        "not_scored": found.not_scored,
+        **shown_values(found.metrics),
+    }
+
+
+def library() -> str:
+    """Name and version of what computes the distances."""
+    return f"torchmetrics {version('torchmetrics')}"
+
+
+def index_tsv(samples: Sequence[Mapping[str, Any]]) -> str:
+    """A table for people: file, how, suite, what was asked and what was said in words."""
+    columns = ("file", "how", "suite", "modality", "prompt", "caption", "text", "broken")
+    rows = ["\t".join(" ".join(str(sample[name]).split()) for name in columns) for sample in samples]
+    return "\n".join(["\t".join(columns), *rows]) + "\n"
+
+
+# ---- making ---------------------------------------------------------------------------------------------------------
+
+
+def _made(ctx: StepContext, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """text, broken, emitted, file, media_sha256 of every job, in order; the files are in ctx.work."""
+    import torch
+
+    from mmcore.inference.drawer import Drawer
+    from mmcore.inference.generator import Generator
+    from mmcore.media.encode import write_media
+    from mmcore.runtime.devices import device_for
+
+    torch.set_num_threads(max(1, ctx.resources.threads))
+    config: GenerationEvalConfig = ctx.config
+    journal, tools = Journal(ctx.work / "made.jsonl"), None
+    for batch in journal.missing(jobs, config.chunk):
+        if tools is None:
+            path, device = ctx.inputs["export"].path, device_for(ctx.resources.gpus)
+            tools = Generator.load(path, device=device), Drawer(path, device)
+        rows = _replies(tools[0], batch, config)
+        for place, medium in _drawn(tools[1], batch, [row.pop("block") for row in rows], config.seed):
+            path = write_media(medium, ctx.work / batch[place].file)
+            rows[place] |= {"file": path.relative_to(ctx.work).as_posix(), "media_sha256": sha256_file(path)}
+        journal.add(rows)
+        ctx.progress(len(journal.rows), len(jobs), "requests answered and drawn")
+    return journal.rows
+
+
+def _replies(generator: Generator, batch: Sequence[Job], config: GenerationEvalConfig) -> list[dict[str, Any]]:
+    """What the model says to each request, with the first whole block of the modality under `block` (None without)."""
+    from mmcore.inference.forced import forced_blocks
+    from mmcore.types import Question
+
+    rows: list[dict[str, Any]] = [{"text": "", "broken": "", "emitted": 0.0, "file": "", "media_sha256": "", "block": None} for _ in batch]
+    asked = [place for place, job in enumerate(batch) if job.how == ASKED]
+    items = [Question(text=batch[place].request.text) for place in asked]
+    answers = generator.answer(items, max_new_tokens=config.max_new_tokens, complete_blocks=False) if items else []
+    for place, answer in zip(asked, answers, strict=True):
+        block = next((block for block in answer.blocks if block.modality == batch[place].request.modality), None)
+        rows[place] |= {"text": answer.text, "broken": "; ".join(answer.broken), "emitted": float(block is not None), "block": block}
+    for modality, places in _by_modality(batch, [place for place, job in enumerate(batch) if job.how == FORCED]):
+        blocks = forced_blocks(generator.model, modality, [batch[place].request.text for place in places])
+        for place, block in zip(places, blocks, strict=True):
+            rows[place]["block"] = block
+    return rows
+
+
+def _drawn(drawer: Drawer, batch: Sequence[Job], blocks: Sequence[SignalBlock | None], seed: int) -> Iterator[tuple[int, Any]]:
+    """(place in the batch, Medium) of every block."""
+    for _, places in _by_modality(batch, [place for place, block in enumerate(blocks) if block is not None]):
+        media = drawer.draw([block for place in places if (block := blocks[place])], [seed + batch[place].number for place in places])
+        yield from zip(places, media, strict=True)
+
+
+def _by_modality(batch: Sequence[Job], places: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
+    for modality in sorted({batch[place].request.modality for place in places}):
+        yield modality, [place for place in places if batch[place].request.modality == modality]
+
+
+def _sample(job: Job, row: Mapping[str, Any], config: GenerationEvalConfig) -> dict[str, Any]:
+    """A row of GENERATED before it is scored."""
+    request = job.request
+    return {
+        "suite": request.suite,
+        "how": job.how,
+        "modality": request.modality,
+        "prompt": request.text,
+        "caption": request.caption,
+        "cluster": request.caption,
+        "seed": config.seed + job.number,
+        "shown": request.shown,
+        "seen": "",
+        **dict.fromkeys(("right", "right_of_other", "clipscore", "clipscore_of_other")),
+        **row,
+    }

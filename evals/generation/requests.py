@@ -1,0 +1,144 @@
+"""Requests to a whole exported model: prompts, its answers, and what counts as a medium given.
+
+Owns what eval_drawing and eval_speaking share. Input: a Generator, prompts, the pictures that questions are about; output: answers, rows of replies and the
+metrics of their signal blocks. A block counts when the model writes all of it by itself. Refuses to know decoders and judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from evals.statistics.intervals import mean_interval
+from evals.tables import metric_row
+from infra.step import StepContext
+
+if TYPE_CHECKING:
+    from mmcore.types import Answer
+
+WORDED, AFTER = ("asked_new_wording", "asked_trained_wording"), "asked_after_question"
+JUDGED = (*WORDED, AFTER)
+ASKED = (*JUDGED, "asked_other")
+QUIET = ("talk", "picture_question")
+
+
+class Intervals(Protocol):
+    """The part of a config that bootstraps need."""
+
+    @property
+    def bootstrap_draws(self) -> int: ...
+    @property
+    def bootstrap_seed(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One thing said to the model."""
+
+    condition: str
+    text: str
+    concept: int = -1
+    """Place in CONCEPTS; -1: none is judged."""
+    media_key: str = ""
+    """Picture that the question is about."""
+    before: str = ""
+    """Question about that picture which is asked, and answered by the model, before the text is said; "" for a text that begins the conversation."""
+
+
+def concept_requests(condition: str, wordings: Sequence[str], draws: int, seed: int) -> list[Prompt]:
+    """`draws` requests for every concept. They take the wordings in turn, from a seeded beginning, so that each comes up equally often."""
+    from mmcore.concepts.shapes import CONCEPTS
+
+    numbers = np.repeat(np.arange(len(CONCEPTS)), draws)
+    order = np.random.default_rng(seed).permutation(len(numbers)) % len(wordings)
+    pairs = zip(numbers, order, strict=True)
+    return [Prompt(condition=condition, text=CONCEPTS[number].worded(wordings[which]), concept=int(number)) for number, which in pairs]
+
+
+def picture_questions(ctx: StepContext) -> list[Prompt]:
+    """The first question of each of a seeded draw (config.questions, seed) of the test pictures of config.questions_source."""
+    import json
+
+    from mmcore.stores.shards import ShardSet
+
+    shards = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores)
+    keys = sorted(shards.keys(source=ctx.config.questions_source))
+    picks = np.random.default_rng(ctx.config.seed).permutation(len(keys))[: ctx.config.questions]
+    metas = shards.metas([keys[i] for i in sorted(picks.tolist())])
+    found = []
+    for meta in metas:
+        turns = meta["conversations"]
+        turns = json.loads(turns) if isinstance(turns, str) else turns
+        found.append(Prompt(condition="picture_question", text=turns[0]["value"].replace("<image>", "").strip(), media_key=meta["key"]))
+    return found
+
+
+def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> list[Prompt]:
+    """The requests, each at the end of a conversation that begins with one of the questions about a picture."""
+    pairs = zip(requests, (questions[i % len(questions)] for i in range(len(requests))), strict=True) if questions else ()
+    return [replace(asked, condition=AFTER, media_key=question.media_key, before=question.text) for asked, question in pairs]
+
+
+def answered(ctx: StepContext, generator: Any, prompts: Sequence[Prompt]) -> list[Answer]:
+    """Greedy answers in the order of the prompts; pictures are encoded by the export's own encoder.
+
+    Blocks are not completed. Texts that begin a conversation, and those after a question, config.chunk together.
+    """
+    from mmcore.stores.shards import ShardSet
+    from mmcore.types import Question
+
+    shards, limit = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), ctx.config.max_new_tokens
+    items, answers = [], {}
+    for prompt in prompts:
+        shown: dict[str, Any] = {}
+        if prompt.media_key:
+            shown = {"media_key": prompt.media_key, "modality": "image", "features_NE": generator.encode("image", shards.media(prompt.media_key))}
+        items.append(Question(text=prompt.before or prompt.text, **shown))
+    for later in (False, True):
+        numbers = [number for number, prompt in enumerate(prompts) if bool(prompt.before) == later]
+        for start in range(0, len(numbers), ctx.config.chunk):
+            chunk = numbers[start : start + ctx.config.chunk]
+            asked = [items[number] for number in chunk]
+            if later:
+                found = generator.follow_up(asked, [prompts[number].text for number in chunk], max_new_tokens=limit, complete_blocks=False)
+            else:
+                found = generator.answer(asked, max_new_tokens=limit, complete_blocks=False)
+            answers |= dict(zip(chunk, found, strict=True))
+            ctx.progress(len(answers), len(prompts), "prompts answered")
+    return [answers[number] for number in range(len(prompts))]
+
+
+def reply(prompt: Prompt, answer: Answer, modality: str) -> dict[str, Any]:
+    """A row of DRAWING_REPLIES: what the answer holds of a modality."""
+    blocks = sum(block.modality == modality for block in answer.blocks)
+    return {
+        "condition": prompt.condition,
+        "prompt": prompt.text,
+        "text": answer.text,
+        "blocks": blocks,
+        "broken": "; ".join(answer.broken),
+        "emitted": float(blocks > 0),
+    }
+
+
+def block_metrics(
+    config: Intervals, replies: Sequence[Mapping[str, Any]], asked: Sequence[str] = ASKED, quiet: Sequence[str] = QUIET, modality: str = "image"
+) -> list[dict[str, Any]]:
+    """emits_block per condition (of those asked: recall), broken_block over all, and precision: the share of the replies with a block that were asked."""
+    options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed, "proportion": True}
+    rows = []
+    for name, chosen in {**{name: (name,) for name in (*asked, *quiet)}, "asked": asked, "not_asked": quiet}.items():
+        mine = [row for row in replies if row["condition"] in chosen]
+        if mine:
+            interval = mean_interval([row["emitted"] for row in mine], [row["prompt"] for row in mine], **options)
+            rows.append(metric_row(interval, condition=name, metric="emits_block", subgroup=modality, kind="score"))
+    broken = mean_interval([float(bool(row["broken"])) for row in replies], [row["prompt"] for row in replies], **options)
+    rows.append(metric_row(broken, condition="all", metric="broken_block", subgroup=modality, kind="score"))
+    gave = [row for row in replies if row["emitted"]]
+    if gave:
+        precise = mean_interval([float(row["condition"] in asked) for row in gave], [row["prompt"] for row in gave], **options)
+        rows.append(metric_row(precise, condition="all", metric="precision", subgroup=modality, kind="score"))
+    return rows

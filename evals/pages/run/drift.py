@@ -1,0 +1,43 @@
+"""The report's section on drift: what stage 3 does to the output side that was trained before it.
+
+Input: the eval_drift artifact. Output: HTML. Refuses to compute scores.
+"""
+
+from __future__ import annotations
+
+from evals.pages.page import metrics_of, paragraph, section, signed, source_note, table
+from infra.step import Artifact
+
+ROWS = {"before": "after stage 2, before stage 3", "after": "after stage 3", "mean_predictor": "mean of the training targets (floor)"}
+
+
+def drift_section(artifact: Artifact | None) -> str:
+    """The section; "" without an artifact, or without held-out captions."""
+    at = {(m["metric"], m["condition"]): m for m in metrics_of(artifact)} if artifact is not None else {}
+    if artifact is None or not at:
+        return ""
+    rows = []
+    for name, label in ROWS.items():
+        error, nll, gain = at["alignment_error", name], at.get(("signal_nll", name)), at.get(("alignment_error", f"mean_predictor - {name}"))
+        rows.append(
+            [
+                label,
+                f'{error["value"]:.3f} <span class="ci">[{error["ci_lo"]:.3f}, {error["ci_hi"]:.3f}]</span>',
+                signed(gain["value"], gain["ci_lo"], gain["ci_hi"], digits=3) if gain else "",
+                f'{nll["value"]:.3f} <span class="ci">[{nll["ci_lo"]:.3f}, {nll["ci_hi"]:.3f}]</span>' if nll else "",
+            ]
+        )
+    moved = [at[metric, "after - before"] for metric in ("alignment_error", "signal_nll")]
+    error, nll = (signed(m["value"], m["ci_lo"], m["ci_hi"], digits=3) for m in moved)
+    rows.append(["drift: after minus before (paired)", error, "", nll])
+    return section(
+        "Drift: does stage 3 undo stage 2?",
+        paragraph(
+            "Stage 3 moves the hidden states that stage 2 aligned. The same held-out captions before and after it: distance between the conditioning and the "
+            "decoder's text-encoder states (lower is better), and cross-entropy of the signal tokens in nats per token. "
+            f"{moved[0]['n']:,} captions; 95 % bootstrap over captions.",
+            "soft",
+        ),
+        table(["output side", "alignment error", "gain over the mean", "signal tokens"], rows, numeric=(1, 2, 3)),
+        source_note(artifact),
+    )

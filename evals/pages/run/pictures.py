@@ -1,0 +1,112 @@
+"""The report's sections on made pictures: shares judged right beside their floors and ceilings, the grids, and when the model draws at all.
+
+Input: the eval_pictures and eval_drawing artifacts. Output: HTML. Refuses to choose pictures: a grid holds every draw of its condition.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from evals.pages.page import metrics_of, paragraph, section, source_note, table
+from infra.step import Artifact
+
+ROWS = {
+    "new_wording": "words, in wordings that were never trained on",
+    "trained_wording": "words, in trained wordings",
+    "targets": "the token states that output projectors learn",
+    "unrelated": "a prompt that names no shape (floor)",
+    "chance": "chance (floor)",
+    "real": "real test pictures (the judge itself)",
+    "real_through_vae": "real test pictures through the autoencoder (ceiling)",
+}
+GRIDS = {"new_wording": "Every draw in new wordings; green: shape and colour are right", "nearest": "Seeded draws over their nearest training pictures"}
+DRAWN_ROWS = {
+    "asked_new_wording": "asked for in new wordings",
+    "asked_trained_wording": "asked for in trained wordings",
+    "asked_after_question": "asked for in new wordings, after a question about a picture",
+    "asked_new_wording, shuffled": "the same pictures against another request (floor)",
+    "chance": "chance (floor)",
+}
+BLOCK_ROWS = {
+    "asked": "asked for a picture, all (recall)",
+    "asked_new_wording": "shapes, new wordings",
+    "asked_trained_wording": "shapes, trained wordings",
+    "asked_other": "held-out things, new wordings",
+    "asked_after_question": "shapes, new wordings, after a question about a picture",
+    "not_asked": "not asked for one, all (false alarms)",
+    "talk": "ordinary talk",
+    "picture_question": "questions about a picture",
+}
+
+
+def pictures_section(artifact: Artifact | None) -> str:
+    """The section; "" without an artifact."""
+    if artifact is None:
+        return ""
+    at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
+    rows: list[list[str]] = []
+    for name, label in ROWS.items():
+        found = [at[name, "judged_right", part] for part in ("shape", "colour", "both")]
+        rows.append([label, *(_cell(m["value"], m["ci_lo"], m["ci_hi"]) for m in found), f"{found[0]['n']:,}"])
+    near = at["new_wording", "nearer_than_real", "all"]
+    grids = "".join(_figure(artifact, name, label) for name, label in GRIDS.items())
+    return section(
+        "The picture decoder: does it draw what was asked for?",
+        paragraph(
+            "Shapes and colours of easy-VQA in small crops, a world of 24 concepts. Share of seeded draws in which a classifier, trained on real pictures that "
+            "the decoder has not seen, finds what was asked for; 95 % bootstrap over concepts. Copies: "
+            f"{near['value']:.3f} [{near['ci_lo']:.3f}, {near['ci_hi']:.3f}] of the draws are nearer to a training picture than 5 % of real test pictures are.",
+            "soft",
+        ),
+        table(["made from", "shape", "colour", "both", "pictures"], rows, numeric=(1, 2, 3, 4)) + grids,
+        source_note(artifact),
+    )
+
+
+def drawing_section(artifact: Artifact | None) -> str:
+    """What the whole model draws, and when; "" without an artifact."""
+    if artifact is None:
+        return ""
+    at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
+    blocks = [[label, *_of(at[name, "emits_block", "image"])] for name, label in BLOCK_ROWS.items() if (name, "emits_block", "image") in at]
+    if ("all", "precision", "image") in at:
+        blocks.append(["of the replies with a picture, asked for (precision)", *_of(at["all", "precision", "image"])])
+    blocks.append(["replies with a broken block", *_of(at["all", "broken_block", "image"])])
+    judged = []
+    for name, label in DRAWN_ROWS.items():
+        if (name, "judged_right", "both") not in at:
+            continue
+        found = [at[name, "judged_right", part] for part in ("shape", "colour", "both")]
+        judged.append([label, *map(interval_cell, found), f"{found[0]['n']:,}"])
+    return section(
+        "The whole model: does it draw when asked, only then, and the right thing?",
+        paragraph(
+            "Requests go through the language model, its signal tokens, the output projector and the decoder. A reply counts when the model writes the whole "
+            "signal block by itself; a request without a picture counts as wrong. 95 % bootstrap over prompts, and over concepts for the pictures.",
+            "soft",
+        ),
+        table(["prompts", "replies with a picture", "prompts"], blocks, numeric=(1, 2)),
+        table(["pictures", "shape", "colour", "both", "requests"], judged, numeric=(1, 2, 3, 4)),
+        _figure(artifact, "asked_new_wording", "Every request in new wordings; green: shape and colour are right; white: nothing was drawn"),
+        source_note(artifact),
+    )
+
+
+def _of(metric: Mapping[str, Any]) -> tuple[str, str]:
+    return interval_cell(metric), f"{metric['n']:,}"
+
+
+def interval_cell(metric: Mapping[str, Any]) -> str:
+    """A value with its interval."""
+    return _cell(metric["value"], metric["ci_lo"], metric["ci_hi"])
+
+
+def _figure(artifact: Artifact, name: str, label: str) -> str:
+    data = base64.b64encode((artifact.path / f"{name}.png").read_bytes()).decode()
+    return f'<figure><img alt="{label}" src="data:image/png;base64,{data}"><figcaption class="soft">{label}</figcaption></figure>'
+
+
+def _cell(value: float, low: float, high: float) -> str:
+    return f"{value:.3f}" if low == high else f'{value:.3f} <span class="ci">[{low:.3f}, {high:.3f}]</span>'

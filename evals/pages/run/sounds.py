@@ -1,0 +1,78 @@
+"""The report's section on spoken answers: when the model speaks, what a judge heard, and sounds to listen to.
+
+Input: the eval_speaking artifact. Output: HTML that loads nothing. Refuses to choose sounds: they are the seeded draws that the step kept, failures included.
+"""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+
+import pyarrow.parquet as pq
+
+from evals.pages.page import metrics_of, paragraph, section, source_note, table
+from evals.pages.run.pictures import interval_cell
+from infra.step import Artifact
+
+WORD_ROWS = {
+    "asked_new_wording": "asked for in new wordings",
+    "asked_trained_wording": "asked for in trained wordings",
+    "asked_after_question": "asked for in new wordings, after a question about a picture",
+    "asked_new_wording, shuffled": "the same sounds against another request (floor)",
+    "voice": "the voice itself, from the text (upper limit)",
+}
+BLOCK_ROWS = {
+    ("asked", "audio"): "asked for a sound, all: a sound (recall)",
+    ("asked_new_wording", "audio"): "new wordings: a sound",
+    ("asked_trained_wording", "audio"): "trained wordings: a sound",
+    ("asked_after_question", "audio"): "new wordings, after a question about a picture: a sound",
+    ("asked", "image"): "asked for a sound, all: a picture",
+    ("not_asked", "audio"): "not asked for a sound, all: a sound (false alarms)",
+    ("talk", "audio"): "ordinary talk: a sound",
+    ("picture_question", "audio"): "questions about a picture: a sound",
+    ("asked_for_a_picture", "audio"): "asked for a picture: a sound",
+    ("asked_for_a_picture", "image"): "asked for a picture: a picture",
+}
+
+
+def speaking_section(artifact: Artifact | None) -> str:
+    """The section; "" without an artifact."""
+    if artifact is None:
+        return ""
+    at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
+    chosen = [(label, at[name, "emits_block", modality]) for (name, modality), label in BLOCK_ROWS.items() if (name, "emits_block", modality) in at]
+    if ("all", "precision", "audio") in at:
+        chosen.append(("of the replies with a sound, asked for (precision)", at["all", "precision", "audio"]))
+    chosen.append(("replies with a broken block", at["all", "broken_block", "audio"]))
+    blocks = [[label, interval_cell(metric), f"{metric['n']:,}"] for label, metric in chosen]
+    words = []
+    for name, label in WORD_ROWS.items():
+        if (name, "heard_right", "both") not in at:
+            continue
+        found = [at[name, "heard_right", word] for word in ("shape", "colour", "both")]
+        words.append([label, *map(interval_cell, found), f"{found[0]['n']:,}"])
+    return section(
+        "The whole model: does it speak when asked, only then, and say the right words?",
+        paragraph(
+            "Requests go through the language model, its signal tokens, the output projector and the frozen sound half of a Piper voice. Whisper tiny.en, "
+            "trained on nothing of this, writes down what it hears; a word is right when it stands there, and a request without a sound counts as wrong. "
+            "The spoken world are 24 concepts, all of them in training: only the wording of the requests is new. 95 % bootstrap over prompts, and over "
+            "concepts for the words.",
+            "soft",
+        ),
+        table(["prompts", "share of the replies", "prompts"], blocks, numeric=(1, 2)),
+        table(["sounds", "shape heard", "colour heard", "both", "requests"], words, numeric=(1, 2, 3, 4)),
+        _players(artifact),
+        source_note(artifact),
+    )
+
+
+def _players(artifact: Artifact) -> str:
+    """A table of the kept sounds: what was asked, a player, what was heard."""
+    rows = []
+    for sample in pq.read_table(artifact.path / "samples.parquet").to_pylist():
+        if sample["sound"]:
+            data = base64.b64encode((artifact.path / sample["sound"]).read_bytes()).decode()
+            player = f'<audio controls preload="metadata" src="data:audio/wav;base64,{data}"></audio>'
+            rows.append([escape(sample["prompt"]), player, escape(sample["heard"]), "right" if sample["both"] else "wrong"])
+    return table(["asked (seeded draws)", "sound", "the judge heard", ""], rows) if rows else ""

@@ -1,0 +1,224 @@
+"""The eval_media_questions step: does the exported model answer questions about clips and sounds that it was never shown?
+
+Owns the held-out questions, the conditions (as eval_vqa has them), what is shown under each, the floor and the intervals. Input: the export and the
+lists (questions and media). Output: samples.parquet (columns of eval_vqa, `picture` being the medium) and metrics.parquet. Refuses to know how
+anything was trained and how questions were made.
+
+Media are encoded by the export's own encoders. blank: a white clip, or silence; shuffled: another medium of the same list. An answer counts when it is
+the true one but for case, spaces and a final period. Floor `blind_majority`: the most frequent training answer to the same words; to words that
+training never asks, the most frequent one to that kind of question. The bootstrap draws whole media. Subgroups: a modality, or a modality and a kind.
+Names of the held-out side are in no training list, so `name` asks for words that tuning never taught.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evals.blank import BLANK, blank_medium
+from evals.config import MediaQuestionsEvalConfig
+from evals.harness.conditions import CAPTION_TURN, PICTURES, conditions_of
+from evals.statistics.intervals import derangement, mean_interval, paired_interval
+from evals.tables import METRICS, VQA_SAMPLES, metric_row, write_table
+from infra.step import AnyloomError, StepContext
+
+if TYPE_CHECKING:
+    from mmcore.inference.generator import Generator
+    from mmcore.types import Answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaQuestion:
+    """One question about one medium."""
+
+    doc_key: str
+    """`<dataset>-<row>#<question>`."""
+    question_id: int
+    modality: str
+    kind: str
+    uri: str
+    """Of the medium, relative to the list root."""
+    question: str
+    answer: str
+
+    @property
+    def subgroup(self) -> str:
+        """Its modality and kind."""
+        return f"{self.modality} {self.kind}"
+
+
+def run(ctx: StepContext) -> Mapping[str, Any]:
+    """Step entry: see the module docstring. Returns the accuracies of the first condition with their floors."""
+    import torch
+
+    from mmcore.inference.generator import Generator
+    from mmcore.runtime.devices import device_for
+
+    torch.set_num_threads(max(1, ctx.resources.threads))
+    config: MediaQuestionsEvalConfig = ctx.config
+    lists = ctx.inputs["lists"].path / "instruct"
+    heldout = [q for modality, name in config.datasets for q in read_media_questions(lists / f"{name}.json", modality)]
+    train = [q for modality, name in config.datasets for q in read_media_questions(lists / f"{name.replace('heldout', 'train')}.json", modality)]
+    if not heldout:
+        raise AnyloomError(f"{', '.join(name for _, name in config.datasets)} hold no questions: prepare the lists again, with more held-out media")
+    chosen = conditions_of(ctx, config.conditions)
+    features = _Features(ctx, Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus)))
+    answered = {condition: _ask(ctx, features, heldout, condition, place / len(chosen), len(chosen)) for place, condition in enumerate(chosen)}
+    metrics = media_metrics(heldout, answered, {"blind_majority": blind_scores(heldout, train)}, config)
+    write_table(ctx.output / "samples.parquet", [row for rows in answered.values() for row in rows], VQA_SAMPLES)
+    write_table(ctx.output / "metrics.parquet", metrics, METRICS)
+    counts = Counter(question.subgroup for question in heldout)
+    shown = {f"{row['condition']} {row['subgroup']}": [round(row[key], 4) for key in ("value", "ci_lo", "ci_hi")] for row in metrics}
+    return {"headline": chosen[0], "questions": dict(sorted(counts.items())), "media": len({q.uri for q in heldout}), **shown}
+
+
+def read_media_questions(list_path: Path, modality: str) -> list[MediaQuestion]:
+    """Every question of an instruct list about clips or sounds, in list order. Raises AnyloomError naming file and record of one that is unlike ours."""
+    if not list_path.is_file():
+        raise AnyloomError(f"{list_path} does not exist: prepare the lists again")
+    found = []
+    for row, record in enumerate(json.loads(list_path.read_bytes())):
+        turns, kinds = record.get("conversations", []), record.get("question_kinds", [])
+        if modality not in record or len(turns) != 2 * len(kinds):
+            raise AnyloomError(f"{list_path} record {row}: needs the field {modality} and one of question_kinds per question: prepare the lists again")
+        for index, kind in enumerate(kinds):
+            question = turns[2 * index]["value"].replace(f"<{modality}>", "").strip()
+            found.append(
+                MediaQuestion(
+                    doc_key=f"{list_path.stem}-{row:06d}#{index}",
+                    question_id=row * 1000 + index,
+                    modality=modality,
+                    kind=kind,
+                    uri=record[modality],
+                    question=question,
+                    answer=turns[2 * index + 1]["value"],
+                )
+            )
+    return found
+
+
+# ---- asking ---------------------------------------------------------------------------------------------------------
+
+
+class _Features:
+    """Features of media by the export's encoders, each medium once."""
+
+    def __init__(self, ctx: StepContext, generator: Generator):
+        self.generator = generator
+        self._lists, self._work = ctx.inputs["lists"].path, ctx.work
+        self._kept: dict[tuple[str, str], np.ndarray] = {}
+
+    def of(self, modality: str, uri: str) -> np.ndarray:
+        """[N, E] of a medium of the lists, or of BLANK."""
+        if (modality, uri) not in self._kept:
+            data = blank_medium(modality, self._work) if uri == BLANK else (self._lists / uri).read_bytes()
+            self._kept[modality, uri] = self.generator.encode(modality, data)
+        return self._kept[modality, uri]
+
+
+def shown_media(questions: Sequence[MediaQuestion], what: str, seed: int) -> list[str]:
+    """Uri of the medium that each question is asked about: its own (right), BLANK, or (shuffled) that of another medium of its modality, seeded, which
+    has another name. Raises AnyloomError when they cannot be shuffled."""
+    if what == "right":
+        return [question.uri for question in questions]
+    if what == "blank":
+        return [BLANK] * len(questions)
+    other: dict[str, str] = {}
+    for modality in sorted({question.modality for question in questions}):
+        named = {q.uri: q.answer for q in questions if q.modality == modality and q.kind == "name"}
+        uris = sorted({q.uri for q in questions if q.modality == modality})
+        try:
+            order = derangement([(uri, named.get(uri, uri)) for uri in uris], seed)
+        except ValueError as error:
+            raise AnyloomError(f"questions about {modality}: {error}") from error
+        other |= {uri: uris[place] for uri, place in zip(uris, order, strict=True)}
+    return [other[question.uri] for question in questions]
+
+
+def _ask(ctx: StepContext, features: _Features, questions: Sequence[MediaQuestion], condition: str, begun: float, conditions: int) -> list[dict[str, Any]]:
+    """Rows of VQA_SAMPLES of one condition, in the order of the questions."""
+    from mmcore.types import Question
+
+    config: MediaQuestionsEvalConfig = ctx.config
+    shown = shown_media(questions, PICTURES[condition], config.seed)
+    items = [
+        Question(text=q.question, media_key=f"{q.modality} {uri}", modality=q.modality, features_NE=features.of(q.modality, uri))
+        for q, uri in zip(questions, shown, strict=True)
+    ]
+    answers: list[Answer] = []
+    for start in range(0, len(items), config.chunk):
+        part = items[start : start + config.chunk]
+        answers += features.generator.answer(part, max_new_tokens=config.max_new_tokens, caption_turn=CAPTION_TURN[condition])
+        ctx.progress(begun + len(answers) / len(items) / conditions, 1, f"{condition}: {len(answers)} of {len(items)} answers")
+    return [
+        {
+            "run_condition": condition,
+            "doc_key": q.doc_key,
+            "question_id": q.question_id,
+            "picture": q.uri,
+            "question": q.question,
+            "answer_type": q.subgroup,
+            "target": q.answer,
+            "prediction": answer.text,
+            "caption": answer.caption or "",
+            "score": float(same(answer.text, q.answer)),
+            "num_tokens": len(answer.token_ids),
+        }
+        for q, answer in zip(questions, answers, strict=True)
+    ]
+
+
+# ---- judging --------------------------------------------------------------------------------------------------------
+
+
+def same(prediction: str, answer: str) -> bool:
+    """Equal but for case, spaces and a final period."""
+    first, second = (" ".join(text.casefold().strip().rstrip(".").split()) for text in (prediction, answer))
+    return first == second
+
+
+def blind_scores(questions: Sequence[MediaQuestion], train: Sequence[MediaQuestion]) -> list[float]:
+    """Scores of the best guess without the medium (see the module docstring), one per question; ties: alphabetical."""
+    by_text: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    by_kind: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in train:
+        by_text[question.modality, question.question][question.answer] += 1
+        by_kind[question.subgroup][question.answer] += 1
+    scores = []
+    for question in questions:
+        counts = by_text.get((question.modality, question.question)) or by_kind[question.subgroup]
+        guess = min(counts, key=lambda answer: (-counts[answer], answer), default="")
+        scores.append(float(same(guess, question.answer)))
+    return scores
+
+
+def media_metrics(
+    questions: Sequence[MediaQuestion],
+    answered: Mapping[str, Sequence[Mapping[str, Any]]],
+    floors: Mapping[str, Sequence[float]],
+    config: MediaQuestionsEvalConfig,
+) -> list[dict[str, Any]]:
+    """Rows of METRICS (exact_match) by modality and by modality and kind: every condition, every floor, and the first condition minus each of the others
+    (paired)."""
+    options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
+    scores = {name: [float(row["score"]) for row in rows] for name, rows in answered.items()}
+    headline = next(iter(scores))
+    rows = []
+    for subgroup in sorted({name for q in questions for name in (q.modality, q.subgroup)}):
+        chosen = [i for i, q in enumerate(questions) if subgroup in (q.modality, q.subgroup)]
+        clusters = [questions[i].uri for i in chosen]
+        for name, values in {**scores, **floors}.items():
+            named = {"metric": "exact_match", "subgroup": subgroup}
+            mine = [values[i] for i in chosen]
+            kind = "floor" if name in floors else "score"
+            rows.append(metric_row(mean_interval(mine, clusters, proportion=True, **options), condition=name, kind=kind, **named))
+            if name != headline:
+                gain = paired_interval([scores[headline][i] for i in chosen], mine, clusters, **options)
+                rows.append(metric_row(gain, condition=f"{headline} - {name}", kind="difference", **named))
+    return rows

@@ -1,0 +1,216 @@
+"""The eval_objects_as_pope step: does an exported model say yes to objects that are not in the picture?
+
+Input: `export`, the shards. Output: samples.parquet (every question and answer), metrics.parquet, details.parquet. A killed run continues after the last
+answered batch. Refuses to know how questions are chosen (evals.questions.pope_questions) and how anything was trained.
+
+Tasks: `easyvqa_as_pope` (objects are shapes and colours, known from the pictures' questions) and `stamps_as_pope` (the thing that a caption's head word
+names; what else a picture shows is not known). Neither is the POPE benchmark. Accuracy, precision, recall, F1 of `yes`, the share of yes, and of answers that
+are neither, which count as wrong; and the accuracy over all questions, which is the mean of the samples' scores. Control `blank`: the same questions about a
+white picture. Floor: always yes. Intervals draw whole pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evals.blank import BLANK, blank_medium
+from evals.captions.objects import head_word
+from evals.config import PopeEvalConfig
+from evals.heldout import distinct_media
+from evals.journal import Journal
+from evals.questions.pope_questions import PRESENT, SETTINGS, PopeQuestion, Shown, pope_questions
+from evals.statistics.intervals import Interval, mean_interval, paired_interval, ratio_interval
+from evals.tables import BOOTSTRAP, DETAILS, METRICS, VQA_SAMPLES, detail, metric_row, set_digest, shown_values, write_table
+from infra.fingerprint import fingerprint, to_plain
+from infra.step import StepContext
+
+if TYPE_CHECKING:
+    from mmcore.inference.generator import Generator
+
+REVISION = 1
+"""Of what the scores mean; goes into the history's fingerprint."""
+RIGHT = "right"
+
+
+def run(ctx: StepContext) -> Mapping[str, Any]:
+    """Step entry: see the module docstring. Returns the rates with their intervals."""
+    config: PopeEvalConfig = ctx.config
+    questions = questions_of(ctx)
+    answers = {condition: _answered(ctx, questions, condition) for condition in (RIGHT, BLANK)}
+    samples = [row for condition, said in answers.items() for row in sample_rows(questions, said, condition)]
+    metrics = pope_metrics(config, questions, answers)
+    details = [_detail(metric, questions) for metric in metrics]
+    write_table(ctx.output / "samples.parquet", samples, VQA_SAMPLES)
+    write_table(ctx.output / "metrics.parquet", metrics, METRICS)
+    write_table(ctx.output / "details.parquet", details, DETAILS)
+    asked = {task: sum(question.task == task for question in questions) for task in dict.fromkeys(question.task for question in questions)}
+    identity = {"revision": REVISION, "config": to_plain(config), "questions": _digest(questions)}
+    return {"questions": asked, "history_fingerprint": fingerprint(identity), **shown_values(metrics)}
+
+
+# ---- questions ------------------------------------------------------------------------------------------------------
+
+
+def questions_of(ctx: StepContext) -> list[PopeQuestion]:
+    """The questions of every task."""
+    from mmcore.concepts.shapes import CONCEPTS, asked_concepts
+    from mmcore.stores.shards import ShardSet
+
+    config: PopeEvalConfig = ctx.config
+    sets: list[tuple[str, list[Shown]]] = []
+    if config.asked_source:
+        shards = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores)
+        known = [
+            Shown(key=key, sha256=shards.media_sha(key), objects=(CONCEPTS[number].shape, CONCEPTS[number].colour))
+            for key, number in asked_concepts(shards, config.asked_source)
+        ]
+        sets.append((config.asked_source, known))
+    if config.captioned_source:
+        media = distinct_media(ShardSet(ctx.inputs["shards_cc3m"].path, ctx.stores), (config.captioned_source,))
+        named = [
+            Shown(key=key, sha256=sha256, objects=tuple(dict.fromkeys(filter(None, map(head_word, texts)))))
+            for key, sha256, texts in zip(media.keys, media.sha256, media.captions, strict=True)
+        ]
+        sets.append((config.captioned_source, named))
+    found = []
+    for source, everything in sets:
+        order = np.random.default_rng(config.seed).permutation(len(everything))
+        picks = sorted((order[: config.pictures] if config.pictures else order).tolist())
+        found += pope_questions(f"{source.split('_')[0]}_as_pope", [everything[i] for i in picks], everything, config.seed)
+    return found
+
+
+def _answered(ctx: StepContext, questions: Sequence[PopeQuestion], condition: str) -> list[str]:
+    """What the model says to each, as the export is used. About a white picture each wording is asked once."""
+    import torch
+
+    from mmcore.inference.generator import Generator
+    from mmcore.runtime.devices import device_for
+
+    torch.set_num_threads(max(1, ctx.resources.threads))
+    config: PopeEvalConfig = ctx.config
+    asked = list(questions) if condition == RIGHT else list({question.text: question for question in questions}.values())
+    journal, generator = Journal(ctx.work / f"{condition}.jsonl"), None
+    features: dict[str, np.ndarray] = {}
+    for batch in journal.missing(asked, config.chunk):
+        generator = generator or Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
+        answers = generator.answer(_items(ctx, generator, batch, condition, features), max_new_tokens=config.max_new_tokens)
+        journal.add([{"text": answer.text} for answer in answers])
+        ctx.progress(len(journal.rows), len(asked), f"{condition}: questions answered")
+    by_text = {question.text: row["text"] for question, row in zip(asked, journal.rows, strict=True)}
+    return [row["text"] for row in journal.rows] if condition == RIGHT else [by_text[question.text] for question in questions]
+
+
+def _items(ctx: StepContext, generator: Generator, batch: Sequence[PopeQuestion], condition: str, features: dict[str, np.ndarray]) -> list[Any]:
+    """mmcore.types.Question of each, about its own or a white picture. features: of the pictures so far, by digest."""
+    from mmcore.stores.shards import ShardSet
+    from mmcore.types import Question
+
+    config: PopeEvalConfig = ctx.config
+    names = {"shards_instruct", "shards_cc3m"} & set(ctx.inputs)
+    shards = {name: ShardSet(ctx.inputs[name].path, ctx.stores) for name in sorted(names)}
+    items = []
+    for question in batch:
+        key = BLANK if condition == BLANK else question.sha256
+        if key not in features:
+            name = "shards_instruct" if config.asked_source and question.task.startswith(config.asked_source.split("_")[0]) else "shards_cc3m"
+            data = blank_medium("image", ctx.work) if condition == BLANK else shards[name].media(question.key)
+            features[key] = generator.encode("image", data)
+        items.append(Question(text=question.text, media_key=key, modality="image", features_NE=features[key]))
+    return items
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+def parsed(text: str) -> str:
+    """`yes` or `no` when the answer begins with it, else ""."""
+    found = re.match(r"\W*(yes|no)\b", text.lower())
+    return found[1] if found else ""
+
+
+def sample_rows(questions: Sequence[PopeQuestion], said: Sequence[str], condition: str) -> list[dict[str, Any]]:
+    """Rows of VQA_SAMPLES; answer_type: present, or the settings that chose the absent object."""
+    return [
+        {
+            "run_condition": condition,
+            "doc_key": f"{question.key}#{question.object}",
+            "question_id": number,
+            "picture": question.sha256,
+            "question": question.text,
+            "answer_type": PRESENT if question.present else "+".join(question.settings),
+            "target": question.answer,
+            "prediction": text,
+            "caption": "",
+            "score": float(parsed(text) == question.answer),
+            "num_tokens": len(text.split()),
+        }
+        for number, (question, text) in enumerate(zip(questions, said, strict=True))
+    ]
+
+
+def pope_metrics(config: PopeEvalConfig, questions: Sequence[PopeQuestion], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Rows of METRICS: every task and setting under every condition, always yes, and accuracy right minus blank.
+
+    condition: the setting; subgroup: the task. At the end the accuracy over all questions: condition right, blank or always_yes, subgroup all.
+    """
+    options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
+    rows = []
+    for task in dict.fromkeys(question.task for question in questions):
+        for setting in SETTINGS:
+            chosen = [i for i, question in enumerate(questions) if question.task == task and setting in question.settings]
+            if not chosen:
+                continue
+            truth = [questions[i].present for i in chosen]
+            clusters = [questions[i].sha256 for i in chosen]
+            said = {condition: [parsed(texts[i]) for i in chosen] for condition, texts in answers.items()} | {"always_yes": ["yes"] * len(chosen)}
+            for condition, kind in ((RIGHT, "score"), (BLANK, "floor"), ("always_yes", "floor")):
+                name = setting if condition == RIGHT else f"{setting}, {condition}"
+                for metric, interval in _rates(truth, said[condition], clusters, config).items():
+                    rows.append(metric_row(interval, condition=name, metric=metric, subgroup=task, kind=kind))
+            right, blank = ([float(answer == ("yes" if there else "no")) for answer, there in zip(said[name], truth, strict=True)] for name in (RIGHT, BLANK))
+            gain = paired_interval(right, blank, clusters, **options)
+            rows.append(metric_row(gain, condition=f"{setting} - blank", metric="accuracy", subgroup=task, kind="difference"))
+    pictures = [question.sha256 for question in questions]
+    for condition, texts in {**answers, "always_yes": ["yes"] * len(questions)}.items() if questions else ():
+        scores = [float(parsed(text) == question.answer) for text, question in zip(texts, questions, strict=True)]
+        overall = mean_interval(scores, pictures, proportion=True, **options)
+        rows.append(metric_row(overall, condition=condition, metric="accuracy", subgroup="all", kind="score" if condition == RIGHT else "floor"))
+    return rows
+
+
+def _rates(truth: Sequence[bool], said: Sequence[str], clusters: Sequence[str], config: PopeEvalConfig) -> dict[str, Interval]:
+    """Each rate is a ratio of two sums, and its interval draws whole pictures. A rate without cases is left out."""
+    pairs = list(zip(truth, said, strict=True))
+    yes = [float(answer == "yes") for answer in said]
+    right = [float(answer == ("yes" if there else "no")) for there, answer in pairs]
+    hit = [float(there and answer == "yes") for there, answer in pairs]
+    there = [float(present) for present in truth]
+    ones = [1.0] * len(pairs)
+    ratios = {
+        "accuracy": (right, ones),
+        "precision": (hit, yes),
+        "recall": (hit, there),
+        "f1": ([2 * one for one in hit], [a + b for a, b in zip(yes, there, strict=True)]),
+        "yes_rate": (yes, ones),
+        "hallucination_rate": ([a - b for a, b in zip(yes, hit, strict=True)], [1 - present for present in there]),
+        "unparsed_rate": ([float(not answer) for answer in said], ones),
+    }
+    found = {name: ratio_interval(*pair, clusters, config.bootstrap_draws, config.bootstrap_seed) for name, pair in ratios.items()}
+    return {name: replace(interval, n=len(pairs)) if name == "f1" else interval for name, interval in found.items() if interval is not None}
+
+
+def _digest(questions: Sequence[PopeQuestion]) -> str:
+    return set_digest(f"{question.sha256}\t{question.text}\t{question.answer}" for question in questions)
+
+
+def _detail(metric: Mapping[str, Any], questions: Sequence[PopeQuestion]) -> dict[str, Any]:
+    mine = [question for question in questions if metric["subgroup"] in ("all", question.task)]
+    names = ", ".join(dict.fromkeys(question.task for question in mine))
+    known = {"reference": names, "reference_sha256": _digest(mine), "n_reference": len({question.sha256 for question in mine})}
+    return detail(metric, "POPE's rates of yes and no, unparsed answers wrong; not the POPE benchmark", BOOTSTRAP, **known)

@@ -1,0 +1,88 @@
+"""Questions about objects that are, or are not, in a picture: which are asked, after POPE's three ways of choosing absent ones.
+
+Owns the choice and the wording. Input: pictures with the objects they show; output: questions. Refuses to know models and scores.
+
+Li et al. 2023 (arXiv 2305.10355): for every picture as many absent objects as present ones, `random` (seeded), `popular` (the most frequent of the dataset)
+or `adversarial` (those that stand most often beside the present ones). Where every picture shows one object, nothing stands beside anything, and
+`adversarial` is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmcore.concepts.shapes import COLOURS
+
+SETTINGS = ("random", "popular", "adversarial")
+PRESENT = "present"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """A picture and the objects it is known to show."""
+
+    key: str
+    sha256: str
+    objects: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PopeQuestion:
+    """One yes/no question. Asked once, even where several settings choose it."""
+
+    task: str
+    key: str
+    sha256: str
+    object: str
+    settings: tuple[str, ...]
+    """The settings it belongs to; a present object belongs to all of them."""
+    present: bool
+
+    @property
+    def text(self) -> str:
+        """The wording."""
+        thing = f"{self.object} shape" if self.object in COLOURS else self.object
+        return f"Is there {'an' if thing[0] in 'aeiou' else 'a'} {thing} in the image?"
+
+    @property
+    def answer(self) -> str:
+        """yes or no."""
+        return "yes" if self.present else "no"
+
+
+def pope_questions(task: str, asked: Sequence[Shown], everything: Sequence[Shown], seed: int) -> list[PopeQuestion]:
+    """The questions about the pictures `asked`, in their order; present objects first. everything: the whole dataset, whose counts say what is popular.
+
+    A picture for which there are too few absent objects is left out.
+    """
+    frequency = Counter(name for picture in everything for name in picture.objects)
+    beside: dict[str, Counter[str]] = {name: Counter() for name in frequency}
+    for picture in everything:
+        for name in picture.objects:
+            beside[name].update(other for other in picture.objects if other != name)
+    settings = SETTINGS if any(beside.values()) else SETTINGS[:2]
+    draws = np.random.default_rng(seed)
+    found = []
+    for picture in asked:
+        absent = sorted(set(frequency) - set(picture.objects))
+        shuffled = [absent[i] for i in draws.permutation(len(absent))]
+        wanted = len(picture.objects)
+        if len(absent) < wanted or not wanted:
+            continue
+        together = {name: sum(beside[there][name] for there in picture.objects) for name in absent}
+        chosen = {
+            "random": shuffled[:wanted],
+            "popular": sorted(absent, key=lambda name: (-frequency[name], name))[:wanted],
+            "adversarial": sorted(absent, key=lambda name: (-together[name], -frequency[name], name))[:wanted],
+        }
+        rows = [(name, settings, True) for name in picture.objects]
+        for name in dict.fromkeys(name for setting in settings for name in chosen[setting]):
+            rows.append((name, tuple(setting for setting in settings if name in chosen[setting]), False))
+        found += [
+            PopeQuestion(task=task, key=picture.key, sha256=picture.sha256, object=name, settings=which, present=present) for name, which, present in rows
+        ]
+    return found

@@ -1,0 +1,178 @@
+"""Evaluation of an export on picture questions, through lmms-eval (step eval_vqa).
+
+Owns the conditions (helped, plain prompt, blank, shuffled pictures), the floors on the same questions and their intervals.
+Input: the export and the lists. Output: task/ (runs from the shell too), samples.parquet, metrics.parquet. The score of a
+sample is always the harness's own. Refuses to know how the model answers and how the history stores results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from evals.config import EvalConfig
+from evals.harness.conditions import CAPTION_TURN, PICTURES, conditions_of
+from evals.questions.lists import QuestionRow, answer_group, draw_questions, read_questions, write_vqav2_parquet
+from evals.suites.task_files import write_task_dir
+from evals.tables import METRICS, VQA_SAMPLES, score_rows, write_table
+from infra.fingerprint import fingerprint
+from infra.step import AnyloomError, StepContext
+from infra.storage import sha256_file, write_atomic
+
+TEST_LIST, TRAIN_LIST = "instruct/easyvqa_test.json", "instruct/easyvqa_train.json"
+
+
+def run_vqa(ctx: StepContext) -> Mapping[str, Any]:
+    """Step entry: see the module docstring. A killed run continues from the answers in its work directory."""
+    config: EvalConfig = ctx.config
+    lists = ctx.inputs["lists"].path
+    questions = draw_questions(read_questions(lists / TEST_LIST), config.num_questions, config.seed)
+    if not questions:
+        raise AnyloomError(f"{TEST_LIST} has no questions: prepare the lists again")
+    parquet = ctx.output / "task" / f"{config.lmms_task}.parquet"
+    write_vqav2_parquet(questions, lists, parquet)
+    yaml_path = write_task_dir(parquet.parent, parquet, config.lmms_task)
+    # the harness unpacks the file beside its scratch copy, never in the artifact or the user's cache
+    write_task_dir(ctx.work / "task", parquet, config.lmms_task, cache_dir=ctx.work / "datasets")
+    conditions = conditions_of(ctx, config.conditions)
+    answered = _ask(ctx, config, conditions, questions)
+    samples = [row for condition in conditions for row in answered[condition]]
+    floors = floor_scores(questions, read_questions(lists / TRAIN_LIST))
+    metrics = metric_rows(answered, floors, config)
+    write_table(ctx.output / "samples.parquet", samples, VQA_SAMPLES)
+    write_table(ctx.output / "metrics.parquet", metrics, METRICS)
+    return _result(config, conditions[0], questions, metrics, sha256_file(yaml_path), sha256_file(parquet))
+
+
+def _ask(ctx: StepContext, config: EvalConfig, conditions: list[str], questions: list[QuestionRow]) -> dict[str, list[dict[str, Any]]]:
+    """Run every condition through the harness with one loaded model: condition -> rows of VQA_SAMPLES in question order."""
+    from infra.settings import offline_environment
+
+    offline_environment()
+    import torch
+
+    torch.set_num_threads(max(1, ctx.resources.threads))
+    total = len(conditions)
+    ctx.progress(0, total, "loading lmms-eval and the model")
+    from evals.harness.adapter import AnyloomLmms, run_lmms
+    from mmcore.runtime.devices import device_for
+
+    export = ctx.inputs["export"]
+    model = AnyloomLmms(
+        path=str(export.path),
+        digest=export.digest,
+        seed=config.seed,
+        answers=ctx.work / "answers.jsonl",
+        chunk=config.chunk,
+        threads=ctx.resources.threads,
+        device=device_for(ctx.resources.gpus),
+        by_bytes=False,
+        bucket=0,
+    )
+    answered = {}
+    for index, condition in enumerate(conditions):
+
+        def show(done: int, of: int, index: int = index, condition: str = condition) -> None:
+            ctx.progress(index + done / max(of, 1), total, f"{condition}: {done} of {of} answers")
+
+        asked = model.under(PICTURES[condition], CAPTION_TURN[condition], show)
+        results = run_lmms(ctx.work / "task", config.lmms_task, asked)
+        answered[condition] = sample_rows(condition, questions, results, asked)
+        _keep_harness_results(ctx, condition, results)
+    return answered
+
+
+def sample_rows(condition: str, questions: list[QuestionRow], results: Mapping[str, Any], model: Any) -> list[dict[str, Any]]:
+    """Rows of VQA_SAMPLES of one condition. Raises AnyloomError when the harness scored other documents than were asked."""
+    samples = results["samples"]
+    if [s["doc"]["question_id"] for s in samples] != [q.question_id for q in questions]:
+        raise AnyloomError(f"lmms-eval scored {len(samples)} documents, not the {len(questions)} that were asked, in order: remove the work directory")
+    split = next(iter(model.asked))[0]
+    rows = []
+    for question, sample in zip(questions, samples, strict=True):
+        reply = model.answers.replies[model.asked[split, sample["doc_id"]]]
+        rows.append(
+            {
+                "run_condition": condition,
+                "doc_key": question.doc_key,
+                "question_id": question.question_id,
+                "picture": question.picture,
+                "question": question.question,
+                "answer_type": answer_group(question.answer),
+                "target": question.answer,
+                "prediction": str(sample["filtered_resps"][0]),
+                "caption": reply.caption,
+                "score": float(sample["exact_match"]),
+                "num_tokens": reply.num_tokens,
+            }
+        )
+    return rows
+
+
+def _keep_harness_results(ctx: StepContext, condition: str, results: Mapping[str, Any]) -> None:
+    """The harness's own result dict, without samples, under info/ (it holds dates and paths)."""
+    kept = {key: value for key, value in results.items() if key != "samples"}
+    write_atomic(ctx.output / "info" / "lmms" / f"{condition}.json", json.dumps(kept, indent=1, sort_keys=True, default=str))
+
+
+def floor_scores(questions: list[QuestionRow], train: list[QuestionRow]) -> dict[str, list[float]]:
+    """Scores of two answerers that never see the picture, on the same questions: floor name -> one score per question.
+
+    always_yes; blind_majority: the most frequent answer to the same question text in the *training* list (ties: alphabetical), the
+    most frequent training answer of all for a text that was never asked.
+    """
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in train:
+        by_text[row.question][row.answer] += 1
+    overall = Counter(row.answer for row in train)
+
+    def majority(counts: Counter[str]) -> str:
+        return min(counts, key=lambda answer: (-counts[answer], answer), default="")
+
+    guesses = {text: majority(counts) for text, counts in by_text.items()}
+    default = majority(overall)
+    return {
+        "always_yes": [float(q.answer == "yes") for q in questions],
+        "blind_majority": [float(q.answer == guesses.get(q.question, default)) for q in questions],
+    }
+
+
+def metric_rows(answered: Mapping[str, list[dict[str, Any]]], floors: Mapping[str, list[float]], config: EvalConfig) -> list[dict[str, Any]]:
+    """Rows of METRICS: every condition, every floor, and the first condition minus each other condition and floor (paired)."""
+    options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
+    headline = next(iter(answered))
+    samples = answered[headline]
+    scores = {condition: [row["score"] for row in rows] for condition, rows in answered.items()}
+    rows = []
+    for condition, values in scores.items():
+        rows += score_rows(samples, values, condition=condition, kind="score", **options)
+    for floor, values in floors.items():
+        rows += score_rows(samples, values, condition=floor, kind="floor", **options)
+    for other, values in {**scores, **floors}.items():
+        if other != headline:
+            rows += score_rows(samples, scores[headline], minus=values, condition=f"{headline} - {other}", kind="difference", **options)
+    return rows
+
+
+def _result(config: EvalConfig, headline: str, questions: list[QuestionRow], metrics: list[dict[str, Any]], task_sha: str, data_sha: str) -> dict[str, Any]:
+    from evals.harness.adapter import harness_version
+
+    overall = {row["condition"]: row for row in metrics if row["subgroup"] == "all"}
+    best = overall[headline]
+    return {
+        "lmms_task": config.lmms_task,
+        "headline": headline,
+        "accuracy": round(best["value"], 6),
+        "ci_lo": round(best["ci_lo"], 6),
+        "ci_hi": round(best["ci_hi"], 6),
+        "questions": len(questions),
+        "pictures": len({q.picture for q in questions}),
+        "floors": {name: round(overall[name]["value"], 6) for name in ("always_yes", "blind_majority")},
+        "conditions": {name: round(row["value"], 6) for name, row in overall.items() if row["kind"] == "score"},
+        "harness": f"lmms-eval {harness_version()}",
+        "task_sha256": task_sha,
+        "dataset_sha256": data_sha,
+        "history_fingerprint": fingerprint({"task": task_sha, "dataset": data_sha, "harness": harness_version()})[:12],
+    }

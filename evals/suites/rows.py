@@ -1,0 +1,181 @@
+"""Suite rows: the questions of a task's Parquet files, what is right, and which of them belong together.
+
+Owns Doc, the draw of whole groups and pictures, and our own score of an answer. Input: Parquet files in an official schema; output: Docs in the order of
+the rows. Refuses to know the model and the harness's scores.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evals.suites.catalogue import SuiteTask
+from evals.suites.hub_parquet import picture_hashes, rows_without_pictures
+from evals.suites.reading import Scored, score_choice, score_exact, score_vqa, score_yes_no
+from evals.suites.stand_ins import ROTATION
+from infra.step import AnyloomError
+
+SUBGROUPS = ("answer_type", "L2-category", "data_type", "question_type", "category")
+"""Columns that say of which kind a question is; the first that a task has counts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Doc:
+    """One row of a task's data."""
+
+    row: int
+    """Its number in the files."""
+    doc_key: str
+    """`<task>-<id>`: stable whatever is drawn."""
+    question_id: int
+    group: int
+    """Rows of one group are rotations of one question."""
+    picture: str
+    """sha256 of its picture's bytes; "" without one."""
+    pictures: int
+    """How many it has."""
+    question: str
+    kind: str
+    """Subgroup."""
+    answers: tuple[str, ...]
+    """What is right: one, or one per annotator."""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        """The right answer in words: of several annotators' the most frequent one, alphabetically first."""
+        return min(self.answers, key=lambda answer: (-self.answers.count(answer), answer), default="")
+
+
+def read_docs(task: SuiteTask, files: Sequence[Path]) -> list[Doc]:
+    """Every row, in order. Raises AnyloomError naming a column that is missing or a row that is not as it should be."""
+    rows = rows_without_pictures(files)
+    docs = []
+    for number, (row, (picture, pictures)) in enumerate(zip(rows, picture_hashes(files), strict=True)):
+        try:
+            docs.append(_doc(task, number, row, picture, pictures))
+        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise AnyloomError(f"{task.lmms_task} row {number} is not in the official schema ({told}): prepare the suite again") from error
+    return docs
+
+
+def _doc(task: SuiteTask, number: int, row: Mapping[str, Any], picture: str, pictures: int) -> Doc:
+    name = row.get("index", row.get("question_id", row.get("id", number)))
+    options, answers = _options(row), _answers(row)
+    index = int(row["index"]) if task.rotations else number
+    kind = next((str(row[column]) for column in SUBGROUPS if row.get(column)), "all")
+    return Doc(
+        row=number,
+        doc_key=f"{task.lmms_task}-{name}",
+        question_id=int(name) if isinstance(name, int) else number,
+        group=index % ROTATION if task.rotations else number,
+        picture=picture,
+        pictures=pictures,
+        question=str(row.get("question", "")),
+        kind=kind,
+        answers=answers,
+        options=options,
+    )
+
+
+def _options(row: Mapping[str, Any]) -> dict[str, str]:
+    """letter -> option, of the shapes of MMBench, SEED-Bench and MMMU; none for an open question."""
+    if "choice_a" in row:
+        return {letter: str(row[f"choice_{letter.lower()}"]) for letter in "ABCD"}
+    if "options" in row:
+        listed = ast.literal_eval(row["options"]) if row.get("question_type") != "open" else []
+        return {chr(ord("A") + place): str(option) for place, option in enumerate(listed)}
+    return {letter: str(row[letter]) for letter in "ABCDE" if row.get(letter) not in (None, "", "nan")} if "A" in row else {}
+
+
+def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The annotators' answers, or the one that is right."""
+    if row.get("answers") is not None:
+        return tuple(answer["answer"] if isinstance(answer, dict) else str(answer) for answer in row["answers"])
+    answer = row.get("answer", row.get("gpt_answer"))
+    if isinstance(answer, str) and answer.startswith("[") and row.get("question_type") == "open":
+        answer = ast.literal_eval(answer)
+    return tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
+
+
+def own_score(reading: str, doc: Doc, prediction: str) -> Scored:
+    """Our own score of an answer to a Doc (evals.suites.reading). reading: of the task."""
+    if reading == "choice" and doc.options:
+        return score_choice(prediction, doc.options, doc.answers[0])
+    if reading == "yes_no":
+        return score_yes_no(prediction, doc.answers[0])
+    if reading == "vqa":
+        return score_vqa(prediction, doc.answers)
+    return max((score_exact(prediction, answer) for answer in doc.answers), key=lambda scored: scored.score)
+
+
+def askable(docs: Sequence[Doc]) -> tuple[list[Doc], dict[str, int]]:
+    """(Docs that the model can be asked, why the others are left out -> how many): it takes one picture per question."""
+    kept = [doc for doc in docs if doc.pictures <= 1]
+    left = len(docs) - len(kept)
+    return kept, {"more than one picture": left} if left else {}
+
+
+def clustered(docs: Sequence[Doc]) -> list[str]:
+    """Cluster of every Doc: rows that share a picture or a group, directly or through others, are in one."""
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while leader.setdefault(name, name) != name:
+            leader[name] = leader[leader[name]]
+            name = leader[name]
+        return name
+
+    def names(doc: Doc) -> list[str]:
+        return [f"group {doc.group}", *([f"picture {doc.picture}"] if doc.picture else [])]
+
+    for doc in docs:
+        first, *others = (find(name) for name in names(doc))
+        for other in others:
+            leader[max(first, other)] = min(first, other)
+    return [find(names(doc)[0]) for doc in docs]
+
+
+def draw_docs(docs: list[Doc], num_questions: int, seed: int) -> list[Doc]:
+    """A seeded random draw of whole clusters until there are at least `num_questions` rows, in their order. 0, or no fewer than there are: all.
+
+    Raises AnyloomError for a negative number.
+    """
+    if num_questions < 0:
+        raise AnyloomError(f"suite num_questions is {num_questions}: give the number of questions to ask of each task, or 0 for all")
+    if num_questions == 0 or num_questions >= len(docs):
+        return docs
+    import numpy as np
+
+    clusters = clustered(docs)
+    sizes: dict[str, int] = {}
+    for cluster in clusters:
+        sizes[cluster] = sizes.get(cluster, 0) + 1
+    names, drawn, count = list(sizes), set(), 0
+    for place in np.random.default_rng(seed).permutation(len(names)):
+        if count >= num_questions:
+            break
+        drawn.add(names[int(place)])
+        count += sizes[names[int(place)]]
+    return [doc for doc, cluster in zip(docs, clusters, strict=True) if cluster in drawn]
+
+
+def renumbered(docs: Sequence[Doc]) -> list[Doc]:
+    """The same Docs as rows of a file that holds only them."""
+    return [replace(doc, row=place) for place, doc in enumerate(docs)]
+
+
+def whole_groups(task: SuiteTask, docs: Sequence[Doc]) -> None:
+    """Raises AnyloomError when a group of rotations lacks its base row (the harness would leave the group out) or has a rotation twice."""
+    seen: dict[int, list[int]] = {}
+    for doc in docs if task.rotations else ():
+        seen.setdefault(doc.group, []).append(doc.question_id // ROTATION)
+    for group, turns in seen.items():
+        if 0 not in turns or len(set(turns)) != len(turns):
+            told = json.dumps(sorted(turns))
+            raise AnyloomError(f"{task.lmms_task}: question {group} has the rotations {told}: every group needs its base row and each rotation once")

@@ -1,0 +1,189 @@
+"""Stand-ins: the demo's own pictures as MMBench and TextVQA questions, in their exact schemas.
+
+Owns stamps_as_mmbench (which caption fits a held-out stamp? four options, all rotations) and words_as_textvqa (words written on held-out stamps).
+Input: the lists' held-out captions and pictures; output: one Parquet file that lmms-eval's packaged task reads. It is data in the shape of a
+benchmark, not the benchmark. Refuses to know models and scores.
+
+A stamp that is transparent is put on white first, because the packaged tasks would show its hidden colours; `aliases` says which medium it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.suites.hub_parquet import write_rows
+from infra.step import AnyloomError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+HELDOUT = "cc3m/stamps_heldout.tsv"
+ROTATION = 10**6
+"""MMBench's rotation k of a question has its index + k * ROTATION."""
+LETTERS = "ABCD"
+WORD = re.compile(r"[A-Za-z]{3,10}")
+STRINGS = "list of string"
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "stamps_as_mmbench": {
+        "index": "int64",
+        **dict.fromkeys(("question", "hint", "answer", *LETTERS, "category"), "string"),
+        "image": "image",
+        **dict.fromkeys(("source", "L2-category", "comment", "split"), "string"),
+    },
+    "words_as_textvqa": {
+        "image_id": "string",
+        "question_id": "int32",
+        "question": "string",
+        "question_tokens": STRINGS,
+        "image": "image",
+        "image_width": "int32",
+        "image_height": "int32",
+        "flickr_original_url": "string",
+        "flickr_300k_url": "string",
+        "answers": STRINGS,
+        "image_classes": STRINGS,
+        "set_name": "string",
+        "ocr_tokens": STRINGS,
+    },
+}
+"""The official columns, in their order."""
+QUESTION = "Which caption fits the picture?"
+WORD_QUESTION = "what word is written in the picture?"
+
+
+@dataclass(slots=True)
+class StandIn:
+    """A written file."""
+
+    rows: int = 0
+    aliases: dict[str, str] = field(default_factory=dict)
+    """sha256 of a picture in the file -> sha256 of the medium with the same pixels in the lists."""
+
+
+def write_stand_in(task: str, lists: Path, target: Path, seed: int) -> StandIn:
+    """Write the Parquet file of a stand-in, from every held-out stamp. Raises AnyloomError when there are too few of them."""
+    makers: dict[str, Callable[..., list[dict[str, Any]]]] = {"stamps_as_mmbench": _stamps, "words_as_textvqa": _words}
+    if task not in makers:
+        raise AnyloomError(f"{task} is no stand-in; there are: {', '.join(makers)}")
+    stamps = heldout_stamps(lists)
+    captions = sorted({caption.casefold() for caption, _ in stamps})
+    if len(captions) < len(LETTERS):
+        raise AnyloomError(f"{lists / HELDOUT} has {len(captions)} different captions; {task} needs {len(LETTERS)}: hold more out of training")
+    draws = random.Random(f"{seed} {task}")
+    made = StandIn()
+    rows = makers[task](stamps, lists, draws, made)
+    write_rows(target, rows, COLUMNS[task])
+    made.rows = len(rows)
+    return made
+
+
+def heldout_stamps(lists: Path) -> list[tuple[str, str]]:
+    """(caption, uri) of every held-out stamp, in list order. Raises AnyloomError when the list is missing or a line is no such pair."""
+    path = lists / HELDOUT
+    if not path.is_file():
+        raise AnyloomError(f"{path} does not exist: prepare the lists again")
+    stamps = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        caption, tab, uri = line.partition("\t")
+        if not tab or not caption or not uri:
+            raise AnyloomError(f"{path} line {number}: needs a caption and a picture, separated by a tab")
+        stamps.append((caption, uri))
+    return stamps
+
+
+def _stamps(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, made: StandIn) -> list[dict[str, Any]]:
+    """Four rows per stamp: its caption and three others, in every rotation."""
+    by_uri: dict[str, set[str]] = {}
+    for caption, uri in stamps:
+        by_uri.setdefault(uri, set()).add(caption.casefold())
+    captions = sorted({caption.casefold(): caption for caption, _ in stamps}.values())
+    rows = []
+    for number, (caption, uri) in enumerate(stamps):
+        others = draws.sample([other for other in captions if other.casefold() not in by_uri[uri]], len(LETTERS) - 1)
+        options = draws.sample([caption, *others], len(LETTERS))
+        data = _on_white(lists, uri, made)
+        parts = uri.split("/")
+        for turn in range(len(LETTERS)):
+            turned = options[turn:] + options[:turn]
+            row = {"hint": "nan", "comment": "nan"} | dict(zip(LETTERS, turned, strict=True))
+            row |= {"index": number + turn * ROTATION, "question": QUESTION, "answer": LETTERS[turned.index(caption)]}
+            row |= {"image": {"bytes": data, "path": uri}, "category": parts[2] if len(parts) > 3 else "stamps"}
+            row |= {"L2-category": "caption choice", "source": "held-out stamps", "split": "dev"}
+            rows.append(row)
+    return rows
+
+
+def _words(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, made: StandIn) -> list[dict[str, Any]]:
+    """One row per stamp: a word of another stamp's caption, written on it in Pillow's own typeface."""
+    vocabulary = sorted({word.lower() for caption, _ in stamps for word in WORD.findall(caption)})
+    rows = []
+    for number, (caption, uri) in enumerate(stamps):
+        own = {word.lower() for word in WORD.findall(caption)}
+        word = draws.choice([word for word in vocabulary if word not in own])
+        picture = _written(_picture(lists, uri), word, draws)
+        row = {
+            "flickr_original_url": "",
+            "flickr_300k_url": "",
+            "question": WORD_QUESTION,
+            "question_tokens": WORD_QUESTION.rstrip("?").split(),
+            "set_name": "val",
+        }
+        row |= {"image_id": f"word-{number}", "question_id": number, "image": {"bytes": _png(picture), "path": f"word-{number}.png"}}
+        row |= {"image_width": picture.width, "image_height": picture.height, "answers": [word] * 10, "image_classes": [], "ocr_tokens": [word]}
+        rows.append(row)
+    return rows
+
+
+def _written(picture: Image.Image, word: str, draws: random.Random) -> Image.Image:
+    """The picture in a square of 224 pixels with a word on a white band near its lower edge."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = 224
+    canvas = Image.new("RGB", (side, side), "white")
+    picture.thumbnail((side, side))
+    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=draws.randint(28, 40))
+    left, top, right, bottom = draw.textbbox((0, 0), word, font=font)
+    x, y = draws.randint(4, max(4, side - 8 - int(right - left))), side - 12 - int(bottom - top)
+    draw.rectangle((x - 4, y - 4, x + right - left + 4, y + bottom - top + 4), fill="white")
+    draw.text((x - left, y - top), word, fill="black", font=font)
+    return canvas
+
+
+def _file(lists: Path, uri: str) -> bytes:
+    path = (lists / uri).resolve()
+    if not path.is_relative_to(lists.resolve()) or not path.is_file():
+        raise AnyloomError(f"{HELDOUT}: picture {uri} is not a file below the list root: prepare the lists again")
+    return path.read_bytes()
+
+
+def _picture(lists: Path, uri: str) -> Image.Image:
+    from mmcore.media.decode import decode_image
+
+    return decode_image(_file(lists, uri))
+
+
+def _on_white(lists: Path, uri: str, made: StandIn) -> bytes:
+    """The file's own bytes when it is opaque, else a PNG of it on white, which `made` notes as an alias."""
+    from PIL import Image
+
+    data = _file(lists, uri)
+    with Image.open(io.BytesIO(data)) as picture:
+        if picture.mode in ("RGB", "L") and "transparency" not in picture.info:
+            return data
+    shown = _png(_picture(lists, uri))
+    made.aliases[hashlib.sha256(shown).hexdigest()] = hashlib.sha256(data).hexdigest()
+    return shown
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,109 @@
+"""anyloom artifacts: list, why, verify, gc. Presents what infra.artifact knows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.tree import Tree
+
+from flows.running.display import Display, human_bytes, table
+from infra.artifact import age, all_records, find, garbage, lineage, read_record, remove, verify
+from infra.lock import exclusive
+from infra.step import AnyloomError
+
+
+def main(action: str, name: str | None, root: Path, yes: bool) -> int:
+    """Run one action. Returns the exit code; raises AnyloomError for what the user can mend."""
+    if action == "why":
+        if name is None:
+            raise AnyloomError("artifacts why needs a NAME, e.g. `anyloom artifacts why stage3`")
+        return why(root, name)
+    return {"list": show, "verify": check, "gc": collect}[action](root, name, yes)
+
+
+def show(root: Path, name: str | None, yes: bool) -> int:
+    """What exists, with size, age and inputs."""
+    rows = [
+        (f"{r.name}/{p.name}", human_bytes(r.bytes), age(r), f"{r.provenance.seconds:.1f} s", " ".join(sorted(set(r.inputs.values()))))
+        for p, r in all_records(root)
+        if name is None or r.name == name
+    ]
+    Display().console.print(table("", ("artifact", "size", "age", "took", "inputs"), rows))
+    print(f"{len(rows)} artifacts below {root}")
+    return 0
+
+
+def why(root: Path, name: str) -> int:
+    """The lineage tree of an artifact, down to source files and rows."""
+    path, record = find(root, name)
+    tree = Tree(f"{record.name}/{path.name}")
+    seen: set[str] = set()
+
+    def grow(branch: Tree, node: dict) -> None:
+        for child in node["children"]:
+            label = child["label"] + (f"  ({child['input']})" if "input" in child and child["input"] != child["label"].split("/")[0] else "")
+            known = child["label"] in seen and child["children"]
+            seen.add(child["label"])
+            below = branch.add(label + ("  (see above)" if known else ""))
+            if "record" in child and child["record"].result and not known:
+                for key, value in sorted(child["record"].result.items()):
+                    if isinstance(value, (int, float, str)) or (isinstance(value, dict) and all(isinstance(v, (int, float)) for v in value.values())):
+                        below.add(f"[dim]{key}: {value}[/dim]")
+            if not known:
+                grow(below, child)
+
+    grow(tree, lineage(root, path, record))
+    Display().console.print(tree)
+    return 0
+
+
+def check(root: Path, name: str | None, yes: bool) -> int:
+    """Compare the bytes of every artifact with its record."""
+    problems = 0
+    for path, record in all_records(root):
+        if name is None or record.name == name:
+            try:
+                verify(path, record)
+                print(f"ok       {record.name}/{path.name}")
+            except AnyloomError as error:
+                problems += 1
+                print(f"DAMAGED  {error}")
+    return 1 if problems else 0
+
+
+def collect(root: Path, name: str | None, yes: bool) -> int:
+    """Remove what nothing pins, after saying what. Pinned: the steps of the recipes kept, and everything they were made from."""
+    with exclusive(root / "locks" / "run.lock", lambda who: print(f"a run uses {root}; waiting for {who}", flush=True)):
+        return _collect(root, name, yes)
+
+
+def _collect(root: Path, name: str | None, yes: bool) -> int:
+    from flows.running.run import recipe_steps
+    from infra.plan import plan
+    from pipelines.dag.own_files import needs_files
+    from pipelines.recipes import RECIPES
+
+    keep = name.split(",") if name else [recipe for recipe, make in RECIPES.items() if not needs_files(make())]
+    pinned = {row.path for recipe in keep for row in plan(recipe_steps(recipe, {}).values(), root) if row.record is not None and row.path is not None}
+    if name is None:  # the newest of each step is kept too: it may come from --set
+        newest = {record.name: path for path, record in all_records(root)}
+        pinned |= set(newest.values())
+    doomed = garbage(root, pinned)
+    for path, size in doomed:
+        record = read_record(path) if (path / "artifact.json").exists() else None
+        print(f"{human_bytes(size):>10}  {path.relative_to(root)}" + (f"  ({age(record)} old)" if record else ""))
+    total = human_bytes(sum(size for _, size in doomed))
+    if not doomed:
+        print("nothing to remove: every artifact and store entry is pinned")
+        return 0
+    if not yes:
+        if not sys.stdin.isatty():
+            print(f"{total} in {len(doomed)} directories; add --yes to remove them")
+            return 0
+        if input(f"remove these {len(doomed)} directories ({total})? [y/N] ").strip().lower() != "y":
+            return 0
+    for path, _ in doomed:
+        remove(path)
+    print(f"removed {total}")
+    return 0

@@ -1,0 +1,235 @@
+"""anyloom generate and chat: talk to an exported model from the terminal; media in by path, media out as files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.artifact import find
+from infra.settings import load_settings, offline_environment
+from infra.step import AnyloomError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmcore.inference.choice import Sampling
+    from mmcore.types import Event
+
+Media = list[tuple[str, bytes]]
+MEANT = {"image": "picture (PNG, JPEG, WebP, GIF …)", "video": "video (MP4, WebM …)", "audio": "sound (WAV, OGG, FLAC, MP3 …)"}
+CHAT_HELP = """commands:
+  /image FILE, /video FILE, /audio FILE   show this with the next question
+  /new                                    forget everything said so far
+  /help                                   this list
+an empty line, /quit or Ctrl-D ends"""
+
+
+def add_ask(commands: Any) -> None:
+    """Add `generate` and `chat` to a subparsers action."""
+    generate = commands.add_parser("generate", help="ask an exported model; the answer streams, media are written as files")
+    chat = commands.add_parser(
+        "chat", help="a conversation with an exported model, media in and out", epilog=CHAT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for sub in (generate, chat):
+        sub.add_argument("--model", type=Path, required=True, help="an exported directory, or a root (its newest export)")
+        sub.add_argument("--base", type=Path, metavar="DIR", help="weights of the language model, for a model that was packed without them")
+        for modality in ("image", "video", "audio"):
+            sub.add_argument(f"--{modality}", type=Path, action="append", default=[], help=f"{modality} file, shown with the first question; may be repeated")
+        sub.add_argument("--max-new-tokens", type=int, default=48)
+        sub.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (default); above: draw, 1 as the model is unsure")
+        sub.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens only (default: all)")
+        sub.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens that have this probability together (default: 1)")
+        sub.add_argument(
+            "--no-complete-blocks",
+            dest="complete_blocks",
+            action="store_false",
+            help="do not complete a block of signal tokens that the model begins: what it does not write whole by itself is named, and no medium is made of it",
+        )
+        sub.add_argument("--out", type=Path, default=Path("media"), metavar="DIR", help="where media that the model makes go (default: media)")
+        sub.add_argument("--seed", type=int, default=0, help="draws words and media (default: 0); each further medium takes the next one")
+        sub.add_argument("--save-conditioning", type=Path, metavar="FILE", help="write what the signal tokens say (safetensors)")
+    generate.add_argument("prompt", help="the question; <image>, <video>, <audio> in it say where the media stand")
+
+
+def add_pack(commands: Any) -> None:
+    """Add `pack` to a subparsers action."""
+    command = commands.add_parser(
+        "pack",
+        help="an exported model as a directory to take away",
+        description="Write an exported model as one directory: anyloom.json, tensors and projectors (safetensors), LoRA adapters (PEFT), tokenizer, encoders, "
+        "decoders. The weights of the language model stay behind, named with their sha256, unless --bundle is given; `--base DIR` of generate and chat, or "
+        "base=DIR of lmms-eval, gives them back.",
+    )
+    command.add_argument("--model", type=Path, required=True, help="an exported directory, or a root (its newest export)")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write it; must not exist")
+    command.add_argument("--bundle", action="store_true", help="the language model's weights too")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run `generate` or `chat`. Raises AnyloomError."""
+    if args.max_new_tokens < 1:
+        raise AnyloomError(f"--max-new-tokens {args.max_new_tokens}: it must be at least 1")
+    from mmcore.inference.choice import Sampling
+
+    try:
+        sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+    except ValueError as error:
+        raise AnyloomError(f"--{str(error).replace('_', '-', 1)}") from error
+    media = [read_medium(modality, path) for modality in MEANT for path in getattr(args, modality)]
+    directory = export_directory(args.model)
+    generator = load(directory, args.base)
+    use = terms(generator.description)
+    if use and (args.command == "chat" or not use.endswith("use: yes")):
+        print(use, file=sys.stderr)
+    speaker = Speaker(generator, directory, args.out, args.seed, args.max_new_tokens)
+    try:
+        if args.command == "chat":
+            chat(speaker, media, sampling, args.complete_blocks)
+        else:
+            speaker.say(speaker.generator.stream(args.prompt, media, args.max_new_tokens, sampling, args.complete_blocks))
+    except ValueError as error:
+        raise AnyloomError(str(error)) from error
+    if args.save_conditioning is not None:
+        speaker.save_conditioning(args.save_conditioning)
+    return 0
+
+
+def read_medium(modality: str, path: Path) -> tuple[str, bytes]:
+    """(modality, bytes) of a file. Raises AnyloomError naming a file that cannot be read or is not what its option says."""
+    from mmcore.media.decode import MediaError, probe
+
+    try:
+        data = path.read_bytes()
+        probe(data, modality)
+    except OSError as error:
+        raise AnyloomError(f"--{modality} {path}: {error.strerror or error}") from None
+    except MediaError as error:
+        raise AnyloomError(f"--{modality} {path}: this is no {MEANT[modality]} that can be read ({error.detail})") from None
+    return modality, data
+
+
+def export_directory(model: Path) -> Path:
+    """An exported directory, or the newest export below a root. Raises AnyloomError when it is neither."""
+    if (model / "anyloom.json").exists():
+        return model
+    if not (model / "artifacts").is_dir():
+        raise AnyloomError(f"--model {model}: neither an exported directory (anyloom.json) nor a root with artifacts; run `anyloom run` first")
+    return find(model.absolute(), "export")[0]
+
+
+def terms(description: dict[str, Any]) -> str:
+    """What the weights of an exported model permit, in one line with the licences that bind; "" for an export that does not say."""
+    if "commercial_use" not in description:
+        return ""
+    binding = {f"{part['name']}: {part['licence']}": None for part in description["licences"].values() if part.get("commercial_use") != "yes"}
+    return f"commercial use: {description['commercial_use']}" + (f" ({'; '.join(binding)})" if binding else "")
+
+
+def load(directory: Path, base: Path | None = None) -> Any:
+    """The Generator of an exported directory. base: see `anyloom pack`."""
+    offline_environment()
+    from mmcore.inference.generator import Generator
+    from mmcore.runtime.devices import device_for
+
+    return Generator.load(directory, device=device_for(load_settings().num_gpus), base=base)
+
+
+class Speaker:
+    """Writes what a model says to the terminal, and what it makes to files in `out` (made when the first one comes). directory: its export."""
+
+    def __init__(self, generator: Any, directory: Path, out: Path, seed: int, max_new_tokens: int):
+        from mmcore.inference.drawer import Drawer
+        from mmcore.runtime.devices import device_for
+
+        self.generator, self.max_new_tokens = generator, max_new_tokens
+        self._out, self._seed = out, seed
+        self._drawer = Drawer(directory, device_for(load_settings().num_gpus))
+        self._conditioning: dict[str, torch.Tensor] = {}
+
+    def say(self, events: Iterator[Event]) -> None:
+        """Stream one answer to the terminal; what was wrong with its signal tokens goes to stderr. An error comes on a line of its own."""
+        from mmcore.types import BrokenBlock, TextPiece
+
+        begun, broken = False, []
+        try:
+            for event in events:
+                if isinstance(event, BrokenBlock):
+                    broken.append(event.reason)
+                    continue
+                sys.stdout.write(event.text if isinstance(event, TextPiece) else self._medium(event))
+                sys.stdout.flush()
+                begun = True
+        except (ValueError, AnyloomError):
+            if begun:
+                print()
+            raise
+        print()
+        for reason in broken:
+            print(reason, file=sys.stderr)
+
+    def _medium(self, block: Any) -> str:
+        """Make the medium of a block; returns what stands for it in the answer: its path, or its conditioning where no decoder makes it."""
+        from mmcore.media.encode import SUFFIXES, write_media
+
+        number = len(self._conditioning)
+        self._conditioning[f"{block.modality}_{number}"] = block.conditioning_QC
+        if not self._drawer.can(block.modality):
+            shape = tuple(block.conditioning_QC.shape)
+            return f"<{block.modality}: conditioning {shape[0]} x {shape[1]}; this model has no decoder for it>"
+        (medium,) = self._drawer.draw([block], [self._seed + number])
+        free = next(n for n in range(1, 1_000_000) if not (self._out / f"{block.modality}_{n}{SUFFIXES[block.modality]}").exists())
+        return f"<{write_media(medium, self._out / f'{block.modality}_{free}')}>"
+
+    def save_conditioning(self, path: Path) -> None:
+        """Write the conditioning of everything made so far. Raises AnyloomError when nothing was."""
+        if not self._conditioning:
+            raise AnyloomError("--save-conditioning: the model drew nothing, so there is nothing to save")
+        from safetensors.torch import save as to_bytes
+
+        from infra.storage import write_atomic
+
+        write_atomic(path, to_bytes({name: tensor.clone() for name, tensor in self._conditioning.items()}))
+        print(f"conditioning saved to {path}", file=sys.stderr)
+
+
+def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, complete_blocks: bool = True) -> None:
+    """One conversation, from the terminal, until it ends. media: shown with the first question; sampling: how answers are written (None: the likeliest).
+
+    complete_blocks: see Conversation.say. An answer that fails is one line; the conversation goes on with what was said of it.
+    """
+    from mmcore.inference.choice import LIKELIEST
+    from mmcore.inference.conversation import Conversation
+
+    sampling = sampling or LIKELIEST
+    conversation = Conversation(speaker.generator, sampling)
+    print("type a question; /image FILE shows a picture with the next one; /help lists the rest", file=sys.stderr)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        command, _, rest = line.partition(" ")
+        if not line or command == "/quit":
+            return
+        if command == "/new":
+            conversation, media = Conversation(speaker.generator, sampling), []
+        elif command == "/help":
+            print(CHAT_HELP, file=sys.stderr)
+        elif command.removeprefix("/") in MEANT and command.startswith("/"):
+            try:
+                media = [*media, read_medium(command.removeprefix("/"), Path(rest.strip()))]
+            except AnyloomError as error:
+                print(error, file=sys.stderr)
+        elif command.startswith("/"):
+            print(f"{command}: no such command\n{CHAT_HELP}", file=sys.stderr)
+        else:
+            try:
+                with closing(conversation.say(line, media, speaker.max_new_tokens, complete_blocks)) as events:
+                    speaker.say(events)
+            except (ValueError, AnyloomError) as error:
+                print(error, file=sys.stderr)
+            media = []

@@ -1,0 +1,123 @@
+"""The tables of `anyloom recipes` and `anyloom decoders`: what each recipe is made of, what its parts permit, what trains and what it needs.
+
+Owns the words of the tables. Counts and memory come from mmcore.model.sizes by arithmetic, licences from pipelines.dag.licences; no model library is loaded and
+nothing is downloaded. Refuses to judge data: the licence of every dataset is in `anyloom recipes NAME`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from infra.step import AnyloomError
+from mmcore.config import MODALITIES, TwoTowerSpec, output_spec
+from mmcore.decoders import catalogue as decoders
+from mmcore.lm.catalogue import KnownLm, known_lm
+from mmcore.model import sizes
+from pipelines.dag.licences import RANDOM, Part, decoder_parts, encoder_parts, permitted
+from pipelines.dag.own_files import stages
+from pipelines.recipes.recipe import Recipe, model_spec, stage_steps
+
+RECIPE_HEADER = ("recipe", "language model", "encoders", "decoders", "licences", "commercial use", "trains", "GB a GPU")
+RECIPE_NOTES = (
+    "GB a GPU: estimate for one GPU that holds the whole model, at the rows of a full pass (at most 16) and, in brackets, at one row: frozen LM, 16 bytes a",
+    "trained parameter, activations without recomputation, with a denoising loss also its denoisers, less activations (mmcore/model/sizes.py); the largest",
+    "stage counts. Nothing of 7B size has been run. A recipe that takes --weights downloads none. One recipe with every decision, its datasets and their",
+    "licences: anyloom recipes NAME",
+)
+DECODER_HEADER = ("weights, where published", "family", "makes", "licence", "commercial", "predicts", "tiny twin")
+DECODER_NOTES = (
+    "A twin is random, of the same layout at toy size. The conditioning that a decoder takes is read from its directory (mmcore/decoders/contract.py).",
+)
+
+
+def human_count(count: int) -> str:
+    """319815680 -> '319.8M'."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.{2 if unit == 'B' else 1}f}{unit}"
+    return str(count)
+
+
+def recipe_row(recipe: Recipe) -> tuple[str, ...]:
+    """The cells of one recipe. Raises AnyloomError when its language model is in no catalogue."""
+    lm = _lm(recipe)
+    media = encoder_parts(recipe)
+    made = decoder_parts(recipe)
+    parts = [*([] if recipe.two_tower else [Part(lm.name, lm.licence, lm.commercial)]), *(part for _, part in media), *(part for _, part in made)]
+    random = recipe.weights.kind == "random"
+    licences = [RANDOM] if random else [f"{part.name}: {part.licence}" for part in dict.fromkeys(parts)]
+    return (
+        recipe.name,
+        "none" if recipe.two_tower else f"{lm.name}, {human_count(lm.parameters)}",
+        _grouped(media),
+        _grouped(made) if made else _conditioning(recipe),
+        "\n".join(licences),
+        "yes" if random else permitted(parts),
+        "\n".join(training(recipe, lm)),
+        memory(recipe, lm),
+    )
+
+
+def _lm(recipe: Recipe) -> KnownLm:
+    found = known_lm(recipe.weights.lm)
+    if found is None:
+        raise AnyloomError(f"recipe {recipe.name}: the language model {recipe.weights.lm} is in no catalogue: add it to mmcore/lm/catalogue.py")
+    return found
+
+
+def _grouped(parts: Iterable[tuple[str, Part]]) -> str:
+    names: dict[str, list[str]] = {}
+    for what, part in parts:
+        names.setdefault(part.name, []).append(what)
+    return "\n".join(f"{', '.join(what)}: {name}" for name, what in names.items())
+
+
+def _conditioning(recipe: Recipe) -> str:
+    """What a model without decoders gives in their place."""
+    if recipe.two_tower is not None:
+        return "none"
+    spec = model_spec(recipe)
+    out = [(m, output_spec(spec, m)) for m in sizes.MEDIA if getattr(spec.tokens, m)]
+    return "\n".join(["conditioning only:", *(f"{m}: {o.queries} x {o.out}" for m, o in out)]) if out else "none: writes text"
+
+
+def training(recipe: Recipe, lm: KnownLm) -> list[str]:
+    """Every stage in the recipe's order, and below it a line per part that trains with its parameters."""
+    if recipe.two_tower is not None:
+        return ["two_tower:", f"  towers {human_count(sizes.two_tower(_towers(recipe)))}"]
+    spec = model_spec(recipe)
+    lines = []
+    for name, stage in stage_steps(recipe.stages):
+        lines.append(f"{name}:" if stage in stages(recipe) else f"{name}, once it has decoders:")
+        lines += [f"  {part} {human_count(count)}" for part, count in sizes.trained(spec, lm, getattr(recipe, stage)).items()]
+    return lines
+
+
+def _towers(recipe: Recipe) -> TwoTowerSpec:
+    assert recipe.two_tower is not None
+    media = tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:] if getattr(recipe, modality) is not None)
+    return TwoTowerSpec(encoders=media, text=recipe.two_tower.text, shape=recipe.two_tower.shape)
+
+
+def memory(recipe: Recipe, lm: KnownLm) -> str:
+    """GB (10^9 bytes) of the largest stage, at the rows of a full pass and, in brackets, at one row."""
+    if recipe.two_tower is not None:
+        return "< 0.1"
+    spec = model_spec(recipe)
+    configs = [getattr(recipe, name) for name in recipe.stages]
+    held = denoisers(recipe)
+    full, one = (
+        max(sizes.stage_bytes(spec, lm, stage, held) for stage in chosen) / 1e9 for chosen in (configs, [replace(stage, batch=1) for stage in configs])
+    )
+    return "< 0.1" if full < 0.1 else f"{full:.1f} ({one:.1f})"
+
+
+def denoisers(recipe: Recipe) -> int:
+    """Parameters of the denoisers of the recipe's published decoders, which a denoising loss holds; toys and the small decoder count nothing."""
+    return sum(entry.denoiser for _, name in recipe.decoders if (entry := decoders.known(name)) is not None)
+
+
+def decoder_rows() -> list[tuple[str, ...]]:
+    """A row per published decoder."""
+    return [(f"{e.name}\n  {e.published}", e.family, e.modality, e.licence, e.commercial, e.predicts, e.tiny) for e in decoders.CATALOGUE]

@@ -1,0 +1,168 @@
+"""anyloom embed: build, search, verify, stats, gc. Presents what the embedding store holds; the work is done by the layers below."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.cli.search import add_search
+from flows.running.display import Display, human_bytes, table
+from infra.artifact import all_records, remove
+from infra.lock import exclusive
+from infra.step import AnyloomError
+from infra.storage import read_json, tree_bytes
+
+BUILD = ("embed_*", "targets")
+"""The steps behind `embed build`."""
+
+
+def add_commands(commands: Any, where: argparse.ArgumentParser, which: argparse.ArgumentParser, how: argparse.ArgumentParser) -> None:
+    """`embed` and its actions."""
+    what = "the embedding store: build, search, verify, stats, gc"
+    embed = commands.add_parser("embed", help=what, description="Frozen encoders' features, each medium once.")
+    actions = embed.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", parents=[how], help="shards -> embedding store; only what is missing is encoded")
+    build.set_defaults(targets=list(BUILD))
+    add_search(actions, [which])
+    check = actions.add_parser(
+        "verify",
+        parents=[where],
+        help="encode a random sample again and compare",
+        description="Encodes a seeded sample of the newest embeddings again and compares within a tolerance; also compares the sampled parts' bytes.",
+    )
+    check.add_argument("name", nargs="?", help="step, or step/fingerprint (default: the newest of every step)")
+    check.add_argument("--sample", type=int, default=32, help="media of each artifact (default: 32)")
+    check.add_argument("--seed", type=int, default=0)
+    check.add_argument("--tolerance", type=float, help="norm-relative difference (default: float32 1e-3, float16 2e-3, bfloat16 1e-2, int8 3e-2)")
+    shown = actions.add_parser("stats", parents=[where], help="what the store holds: spaces, media, bytes, who uses them")
+    shown.add_argument("--json", action="store_true", help="one JSON object per space")
+    tidy = actions.add_parser("gc", parents=[where], help="remove the parts that no artifact pins, after saying which")
+    tidy.add_argument("--yes", action="store_true", help="remove without asking")
+    tidy.add_argument("--unfinished", action="store_true", help="also the parts of builds that were interrupted and could continue")
+
+
+def main(args: argparse.Namespace, root: Path) -> int:
+    """Run verify, stats or gc. Returns the exit code."""
+    if args.action == "verify":
+        return verify(root, args)
+    return stats(root, args.json) if args.action == "stats" else collect(root, args.yes, args.unfinished)
+
+
+def verify(root: Path, args: argparse.Namespace) -> int:
+    """Exit code 1 when features or bytes are not what they were."""
+    from pipelines.embed.check import check
+
+    if args.sample < 1:
+        raise AnyloomError(f"--sample {args.sample}: at least 1")
+    found = list(
+        check(root, args.name, args.sample, args.seed, args.tolerance, lambda name: print(f"encoding {args.sample} media of {name} again", flush=True))
+    )
+    cells = [(c.name, c.media, f"{c.largest:.1e}", f"{c.tolerance:.0e}", "ok" if c.passed else "DIFFERS") for c in found]
+    Display().console.print(table("", ("artifact", "media", "largest difference", "tolerance", ""), cells))
+    for c in found:
+        for part in c.damaged:
+            print(f"DAMAGED  {c.name}: part {part} has other bytes than were committed; remove its directory and run `anyloom embed build --force STEP`")
+        if c.largest > c.tolerance:
+            print(f"DIFFERS  {c.name}: {c.worst} by {c.largest:.2e} of its norm")
+    return int(not all(c.passed for c in found))
+
+
+def pins(root: Path) -> dict[Path, list[str]]:
+    """Part -> the artifacts that pin it."""
+    found: dict[Path, list[str]] = {}
+    for path, record in all_records(root):
+        if (path / "generation.json").exists():
+            for entry in read_json(path / "generation.json")["entries"]:
+                found.setdefault(root / "stores" / entry["path"], []).append(f"{record.name}/{path.name}")
+    return found
+
+
+def stats(root: Path, as_json: bool) -> int:
+    """One line per space."""
+    from pipelines.embed.space import Space
+
+    pinned, lines = pins(root), []
+    for space in Space.all(root / "stores"):
+        spec, parts = space.description["spec"], [space.part(name) for name in sorted(space.records)]
+        errors = [record.get("relative_error", 0.0) for record in space.records.values()]
+        line = {
+            "space": space.directory.name,
+            "encoder": f"{spec['kind']} {spec['arch']}",
+            "stored_as": spec["dtype"],
+            "weights": space.description["weights"][:12],
+            "parts": len(parts),
+            "media": len(space.located),
+            "tokens": sum(length for _, _, length in space.located.values()),
+            "bytes": sum(tree_bytes(part) for part in parts),
+            "largest_error": max(errors, default=0.0),
+            "unpinned_parts": sum(part not in pinned for part in parts),
+            "used_by": sorted({name for part in parts for name in pinned.get(part, [])}),
+        }
+        lines.append(line)
+    if as_json:
+        print("\n".join(json.dumps(line) for line in lines))
+        return 0
+    cells = [
+        (
+            line["space"],
+            line["encoder"],
+            line["stored_as"] + (f" (error {line['largest_error']:.1e})" if line["largest_error"] else ""),
+            line["parts"],
+            line["media"],
+            line["tokens"],
+            human_bytes(line["bytes"]),
+            line["unpinned_parts"],
+            " ".join(line["used_by"]),
+        )
+        for line in lines
+    ]
+    Display().console.print(table("", ("space", "encoder", "stored as", "parts", "media", "tokens", "size", "unpinned", "used by"), cells))
+    print(f"{len(lines)} spaces, {sum(line['media'] for line in lines)} media, {human_bytes(sum(line['bytes'] for line in lines))} below {root / 'stores'}")
+    return 0
+
+
+def collect(root: Path, yes: bool, unfinished: bool) -> int:
+    """Remove parts that no artifact pins; parts of interrupted builds are kept unless asked for."""
+    from pipelines.embed.space import Space
+
+    with exclusive(root / "locks" / "run.lock", lambda who: print(f"a run uses {root}; waiting for {who}", flush=True)):
+        pinned, planned = pins(root), set() if unfinished else planned_parts(root)
+        doomed, kept = [], 0
+        for space in Space.all(root / "stores"):
+            for name in sorted(space.records):
+                if space.part(name) not in pinned:
+                    kept += (space.directory.name, name) in planned
+                    doomed += [] if (space.directory.name, name) in planned else [space.part(name)]
+        sizes = {part: tree_bytes(part) for part in doomed}
+        for part, size in sizes.items():
+            print(f"{human_bytes(size):>10}  {part.relative_to(root)}")
+        if kept:
+            print(f"kept: {kept} parts of interrupted builds, which continue from them (--unfinished removes them too)")
+        if not doomed:
+            print("nothing to remove: every other part is pinned by an artifact")
+            return 0
+        total = f"{human_bytes(sum(sizes.values()))} in {len(sizes)} parts"
+        if not yes and not sys.stdin.isatty():
+            print(f"{total}; add --yes to remove them")
+            return 0
+        if not yes and input(f"remove {total}? [y/N] ").strip().lower() != "y":
+            return 0
+        for part in doomed:
+            remove(part)
+        print(f"removed {total}")
+    return 0
+
+
+def planned_parts(root: Path) -> set[tuple[str, str]]:
+    """(space, part) of every plan whose build has not finished."""
+    from pipelines.embed.fill import part_name
+
+    found = set()
+    for path in sorted((root / "work").glob("*/*/plan.json")):
+        plan = read_json(path)
+        if isinstance(plan, dict) and "space" in plan:
+            found |= {(plan["space"], part_name(part)) for part in plan["parts"]}
+    return found

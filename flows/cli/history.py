@@ -1,0 +1,161 @@
+"""anyloom history: build, import, export, check, compare, annotate; and anyloom sql. Presents what the history holds; evals owns the work."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from infra.step import AnyloomError
+
+SQL_FORMATS = ("table", "csv", "json")
+
+
+def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.ArgumentParser, what: str) -> None:
+    """`history` with its actions, and `sql`. Without an action, `history` runs the recipe's step of that name and what it needs."""
+    history = commands.add_parser(
+        "history",
+        parents=[how],
+        help=what,
+        description="The benchmark history. Without an ACTION: same as `anyloom run history`, the recipe's evaluations and what they need, then their rows. "
+        "The actions run no step: they work on the files below ROOT/stores/history and on ROOT/history.duckdb.",
+    )
+    history.set_defaults(targets=["history"])
+    actions = history.add_subparsers(dest="action", metavar="ACTION")
+    root = argparse.ArgumentParser(add_help=False)
+    root.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="directory of artifacts, stores, history and report")
+    build = actions.add_parser("build", parents=[root], help="bring history.duckdb up to the history's files; only what is new is read")
+    build.add_argument("--fresh", action="store_true", help="read every file again")
+    taken = actions.add_parser("import", parents=[root], help="result folders of lmms-eval as runs; the same folder again adds nothing")
+    taken.add_argument("directory", type=Path, metavar="DIR", help="an --output_path of lmms-eval, or a folder of them")
+    taken.add_argument("--harness-version", default="", help="of the lmms-eval that made them; `unknown`: rows that compare with nothing")
+    taken.add_argument("--timezone", default="Asia/Singapore", help="of the dates in the file names (default: Asia/Singapore, which is lmms-eval's)")
+    taken.add_argument("--name", default="", help="what to call the recipe (default: the model's name)")
+    out = actions.add_parser("export", parents=[root], help="tables as Parquet or CSV files")
+    out.add_argument("directory", type=Path, metavar="DIR")
+    out.add_argument("--format", choices=("parquet", "csv"), default="parquet")
+    out.add_argument("--table", action="append", default=[], help="a table or view; may be repeated (default: every table)")
+    actions.add_parser("check", parents=[root], help="files against themselves and the database; a line per problem, exit code 1")
+    two = actions.add_parser("compare", parents=[root], help="two runs on the samples both have: paired differences, kept in the history and its page")
+    two.add_argument("run_a", metavar="A", help="a run; the beginning of its id is enough")
+    two.add_argument("run_b", metavar="B", help="the run it is compared with: differences are B minus A")
+    note = actions.add_parser("annotate", parents=[root], help="say what happened at a moment; series of scores begin a new segment there")
+    note.add_argument("text", metavar="TEXT")
+    note.add_argument("--at", default="now", help="2026-11-26, 2026-11-26T02:00 (UTC), 2026-11-26T02:00+01:00 (default: now)")
+    note.add_argument("--recipe", dest="of_recipe", default="", help="only this recipe's series (default: every one)")
+    note.add_argument("--task", default="", help="only this task's series (default: every one)")
+    note.add_argument("--author", default="")
+
+    sql = commands.add_parser("sql", parents=[where], help='query the benchmark history, e.g. "select * from leaderboard"')
+    sql.add_argument("query")
+    sql.add_argument("--format", choices=SQL_FORMATS, default="table", help="json: an object per line (default: table)")
+    sql.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
+
+
+def main(args: argparse.Namespace, root: Path) -> int:
+    """Run one action. Returns the exit code: 1 when `check` found a problem."""
+    return {"build": build, "import": import_folders, "export": export, "check": check, "compare": compare, "annotate": annotate}[args.action](args, root)
+
+
+def build(args: argparse.Namespace, root: Path) -> int:
+    """history build"""
+    from evals.history.database import database_path, rebuild
+
+    runs = rebuild(root / "stores", database_path(root / "stores"), fresh=args.fresh)
+    print(f"{runs} runs in {database_path(root / 'stores')}")
+    return 0
+
+
+def import_folders(args: argparse.Namespace, root: Path) -> int:
+    """history import"""
+    from evals.history.database import database_path, rebuild
+    from evals.history.imported import import_folder
+
+    for one in import_folder(root / "stores", args.directory, harness_version=args.harness_version, timezone=args.timezone, name=args.name):
+        print(f"{'added' if one.new else 'there '}  run {one.run_id}: {', '.join(one.tasks)}; {one.samples} samples; {one.path}")
+    rebuild(root / "stores", database_path(root / "stores"))
+    return 0
+
+
+def export(args: argparse.Namespace, root: Path) -> int:
+    """history export"""
+    from evals.history.exported import export as write
+    from evals.history.tables import TABLES
+
+    for name, rows in write(root / "history.duckdb", args.directory, args.format, args.table or TABLES).items():
+        print(f"{rows:>10} rows  {args.directory / name}.{args.format}")
+    return 0
+
+
+def check(args: argparse.Namespace, root: Path) -> int:
+    """history check"""
+    from evals.history.check import check as look
+
+    found = look(root / "stores", root / "history.duckdb")
+    for problem in found.problems:
+        print(problem)
+    print(f"{found.files} files, {found.rows} rows, {len(found.problems)} problems")
+    return int(bool(found.problems))
+
+
+def compare(args: argparse.Namespace, root: Path) -> int:
+    """history compare"""
+    from evals.history.database import database_path, opened, rebuild
+    from evals.history.facts import Facts
+    from evals.history.records import append_comparisons
+    from evals.nightly.review import compare_runs
+
+    stores = root / "stores"
+    rebuild(stores, database_path(stores))
+    with opened(database_path(stores)) as connection:
+        facts = Facts(connection)
+        pair = [facts.run(args.run_a, "run").run_id, facts.run(args.run_b, "run").run_id]
+    rows, left_out = compare_runs(stores, *pair)
+    append_comparisons(stores, rows)
+    rebuild(stores, database_path(stores))
+    columns = ["task", "condition", "metric", "subgroup", "n_paired", "value_a", "value_b", "delta", "ci_lo", "ci_hi", "p_adjusted", "flips_up", "flips_down"]
+    show(columns, [[row[name] for name in columns] for row in rows], "table")
+    print(*left_out, sep="\n", end="\n" * bool(left_out))
+    return 0
+
+
+def annotate(args: argparse.Namespace, root: Path) -> int:
+    """history annotate"""
+    from evals.history.database import database_path, rebuild
+    from evals.history.records import annotate as note
+    from evals.history.records import parse_time
+
+    stores = root / "stores"
+    name = note(stores, at=parse_time(args.at), text=args.text, recipe=args.of_recipe, task=args.task, author=args.author)
+    rebuild(stores, database_path(stores))
+    print(f"annotation {name}")
+    return 0
+
+
+def sql(args: argparse.Namespace, root: Path) -> int:
+    """sql"""
+    from evals.history.database import query
+
+    columns, rows = query(root / "history.duckdb", args.query)
+    show(columns, rows, args.format)
+    return 0
+
+
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> None:
+    """Print rows as a table, as CSV with a header, or as one JSON object per line."""
+    from flows.running.display import Display, table
+
+    if form == "json":
+        for row in rows:
+            print(json.dumps(dict(zip(columns, row, strict=True)), default=str))
+    elif form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
+    elif form == "table":
+        Display().console.print(table("", columns, [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in rows]))
+        print(f"{len(rows)} rows")
+    else:
+        raise AnyloomError(f"--format {form}: use {', '.join(SQL_FORMATS)}")

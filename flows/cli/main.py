@@ -1,0 +1,314 @@
+"""anyloom: the command line. Each command is one function here that hands over to the layer that owns the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.cli.options import _shared_options, parse_overrides, parse_pairs, settings_of
+from flows.running.interrupts import MESSAGES, Terminated, sigterm_raises
+from infra.logs import one_line
+from infra.step import AnyloomError
+
+EPILOG = """examples:
+  anyloom run --recipe smol                     everything: lists, shards, embeddings, stages 1-3, evaluation, report
+  anyloom plan --set stage3.lr=1e-4             what that change would run again, and why
+  anyloom run --set stage3.lr=1e-4              run just that
+  anyloom generate --model runs --image cat.png "What is this?"
+  anyloom sql "select * from leaderboard"       the benchmark history
+  anyloom report --history                      the same as a page: trends, two checkpoints question by question
+  anyloom artifacts why stage3                  what an artifact was made from, down to the source lists
+Every command takes --root DIR (default: runs, or ANYLOOM_ROOT). `anyloom COMMAND --help` says more."""
+
+STAGED = {
+    "data": (("manifest_*", "shards_*", "overlap"), "source lists -> manifests -> WebDataset shards"),
+    "train": (("export",), "the three training stages and the exported model"),
+    "eval": (("eval_*",), "lmms-eval suites and held-out checks"),
+    "history": (("history",), "evaluation results -> history.duckdb; build, import, export, check, annotate"),
+    "report": (("report",), "report.html of a run; history.html of every run, two of them side by side"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    from flows.cli import embed as store
+    from flows.cli import history, report, suites
+    from flows.cli.ask import add_ask, add_pack
+    from flows.cli.train_decoder import add_train_decoder
+    from flows.deployments import stack
+
+    parser = argparse.ArgumentParser(
+        prog="anyloom",
+        description="Train and evaluate any-to-any multimodal LLMs as one DAG of resumable steps.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    where, which, how = _shared_options()
+    run = commands.add_parser("run", parents=[how], help="run a recipe, or the steps named", description="Materialize a recipe. What is done is kept.")
+    run.add_argument("targets", nargs="*", metavar="STEP", help="only these steps and what they need; a trailing * matches by prefix")
+    for name, (targets, what) in STAGED.items():
+        if name == "history":
+            history.add_commands(commands, where, how, what)
+            continue
+        if name == "report":
+            report.add_commands(commands, how, what)
+            continue
+        staged = commands.add_parser(name, parents=[how], help=what, description=f"Same as `anyloom run {' '.join(targets)}`: {what}.")
+        staged.set_defaults(targets=list(targets))
+        if name == "eval":
+            suites.add_prepare(staged)
+    store.add_commands(commands, where, which, how)
+    add_train_decoder(commands, how)
+    stack.add_stack(commands)
+    commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
+    recipes = commands.add_parser("recipes", help="the recipes: parts, licences, what each stage trains, memory; or one as JSON")
+    recipes.add_argument("name", nargs="?")
+    recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+
+    commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
+    commands.add_parser("decoders", help="the known decoder weights: family, licence, commercial use, what they predict, tiny twin")
+
+    artifacts = commands.add_parser("artifacts", parents=[where], help="what exists: list, why NAME, verify, gc", description="Look at and tidy artifacts.")
+    artifacts.add_argument("action", nargs="?", default="list", choices=("list", "why", "verify", "gc"))
+    artifacts.add_argument(
+        "name", nargs="?", help="step, or step/fingerprint; for gc: recipes to keep, comma-separated (default: tiny,smol and what is newest)"
+    )
+    artifacts.add_argument("--yes", action="store_true", help="gc: remove without asking")
+
+    add_ask(commands)
+    add_pack(commands)
+    taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
+    taskdir.add_argument("directory", type=Path)
+    return parser
+
+
+def cmd_run(args: argparse.Namespace) -> int:
+    """run, data, train, eval; report without --history; history without an action; embed build."""
+    from flows.cli.run import run_recipe
+
+    return run_recipe(
+        args.recipe,
+        settings=settings_of(args),
+        overrides=parse_overrides(args.overrides),
+        targets=args.targets or None,
+        force=args.force,
+        lists=parse_pairs(args.lists, "--list", "DATASET=FILE"),
+        weights=parse_pairs(args.weights, "--weights", "MODEL=PATH"),
+    )
+
+
+def cmd_eval(args: argparse.Namespace) -> int:
+    """eval"""
+    from flows.cli import suites
+
+    return suites.main(args) if args.action == "prepare" else cmd_run(args)
+
+
+def cmd_embed(args: argparse.Namespace) -> int:
+    """embed"""
+    from flows.cli import embed as store
+
+    if args.action == "build":
+        return cmd_run(args)
+    return args.handler(args) if args.action == "search" else store.main(args, settings_of(args).root.absolute())
+
+
+def cmd_train_decoder(args: argparse.Namespace) -> int:
+    """train-decoder"""
+    from flows.cli import train_decoder
+
+    return train_decoder.main(args)
+
+
+def cmd_stack(args: argparse.Namespace) -> int:
+    """stack"""
+    from flows.deployments import stack
+
+    return stack.main(args, settings_of(args).root.absolute())
+
+
+def cmd_plan(args: argparse.Namespace) -> int:
+    """plan"""
+    from flows.running.display import Display, table
+    from flows.running.run import recipe_steps
+    from infra.plan import plan
+    from pipelines.dag.own_files import left_out
+    from pipelines.recipes import get_recipe
+
+    settings = settings_of(args)
+    own = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=PATH")
+    steps = recipe_steps(args.recipe, parse_overrides(args.overrides), *own)
+    rows = plan(steps.values(), settings.root.absolute())
+    Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
+    for line in left_out(get_recipe(args.recipe, parse_overrides(args.overrides))):
+        print(f"left out: {line}")
+    print(f"{sum(r.status == 'done' for r in rows)} of {len(rows)} steps done below {settings.root.absolute()}")
+    return 0
+
+
+def cmd_recipes(args: argparse.Namespace) -> int:
+    """recipes"""
+    from infra.fingerprint import to_plain
+    from pipelines.recipes import RECIPES, get_recipe
+
+    if args.name:
+        print(json.dumps(to_plain(get_recipe(args.name, parse_overrides(args.overrides))), indent=1))
+        return 0
+    from flows.cli import catalogues
+
+    print_table(catalogues.RECIPE_HEADER, [catalogues.recipe_row(make()) for make in RECIPES.values()], lines=True)
+    for line in [f"{name:<18} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]:
+        print(line)
+    print(*catalogues.RECIPE_NOTES, sep="\n")
+    return 0
+
+
+def cmd_encoders(args: argparse.Namespace) -> int:
+    """encoders"""
+    from mmcore.encoders.catalogue import CATALOGUE
+
+    header = ("weights, where published, arch", "kinds", "licence", "commercial", "features", "tiny twin")
+    rows = [(f"{e.name}\n  {e.published}\n  {e.arch}", "\n".join(e.kinds), e.licence, e.commercial, e.features, e.tiny) for e in CATALOGUE]
+    print_table(header, rows)
+    print("A twin is random, of the same layout at toy size: --set weights.kind=random --set weights.image=TWIN. Files of your own: --weights image=PATH.")
+    return 0
+
+
+def cmd_decoders(args: argparse.Namespace) -> int:
+    """decoders"""
+    from flows.cli import catalogues
+
+    print_table(catalogues.DECODER_HEADER, catalogues.decoder_rows())
+    print(*catalogues.DECODER_NOTES, sep="\n")
+    return 0
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False) -> None:
+    """A table of plain texts, in which nothing is markup. lines: one between rows."""
+    from rich.markup import escape
+
+    from flows.running.display import Display, table
+
+    made = table("", header, [[escape(cell) for cell in row] for row in rows])
+    made.show_lines = lines
+    for column, name in zip(made.columns, header, strict=True):
+        column.no_wrap = column.no_wrap or name == "trains"
+    Display().console.print(made)
+
+
+def cmd_history(args: argparse.Namespace) -> int:
+    """history"""
+    from flows.cli import history
+
+    return history.main(args, settings_of(args).root.absolute()) if args.action else cmd_run(args)
+
+
+def cmd_report(args: argparse.Namespace) -> int:
+    """report"""
+    from flows.cli import report
+
+    code = 0 if args.history else cmd_run(args)
+    return code or report.write(args, settings_of(args).root.absolute())
+
+
+def cmd_sql(args: argparse.Namespace) -> int:
+    """sql"""
+    from flows.cli import history
+
+    return history.sql(args, settings_of(args).root.absolute())
+
+
+def cmd_artifacts(args: argparse.Namespace) -> int:
+    """artifacts"""
+    from flows.cli import artifacts
+
+    return artifacts.main(args.action, args.name, settings_of(args).root.absolute(), args.yes)
+
+
+def cmd_ask(args: argparse.Namespace) -> int:
+    """generate, chat"""
+    from flows.cli import ask
+
+    return ask.main(args)
+
+
+def cmd_pack(args: argparse.Namespace) -> int:
+    """pack"""
+    from flows.cli.ask import export_directory
+    from pipelines.training.pack import pack
+
+    print(pack(export_directory(args.model), args.out, args.bundle))
+    return 0
+
+
+def cmd_eval_task(args: argparse.Namespace) -> int:
+    """eval-task"""
+    from evals.suites.task_files import write_task_dir
+    from infra.artifact import find
+
+    path, _ = find(settings_of(args).root.absolute(), "eval_vqa")
+    write_task_dir(args.directory.absolute(), path / "task" / "easyvqa_as_vqav2.parquet")
+    print("now: lmms-eval --model anyloom --model_args path=EXPORT --tasks easyvqa_as_vqav2 \\")
+    print(f"       --include_path {args.directory.absolute()} --log_samples --output_path OUT")
+    return 0
+
+
+COMMANDS = dict.fromkeys(STAGED, cmd_run) | {
+    "embed": cmd_embed,
+    "train-decoder": cmd_train_decoder,
+    "stack": cmd_stack,
+    "plan": cmd_plan,
+    "recipes": cmd_recipes,
+    "encoders": cmd_encoders,
+    "decoders": cmd_decoders,
+    "sql": cmd_sql,
+    "artifacts": cmd_artifacts,
+    "generate": cmd_ask,
+    "chat": cmd_ask,
+    "pack": cmd_pack,
+    "eval-task": cmd_eval_task,
+    "run": cmd_run,
+    "eval": cmd_eval,
+    "history": cmd_history,
+    "report": cmd_report,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. A mendable error is one line on stderr and exit code 1; Ctrl-C is 130, SIGTERM 143."""
+    args = build_parser().parse_args(argv)
+    try:
+        with sigterm_raises():
+            return COMMANDS[args.command](args)
+    except (AnyloomError, FileNotFoundError) as error:
+        print(f"anyloom: {one_line(error)}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 130 if isinstance(stop, KeyboardInterrupt) else 143
+        print(MESSAGES[code], file=sys.stderr)
+        return code
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        return unexpected(args, error)
+
+
+def unexpected(args: argparse.Namespace, error: Exception) -> int:
+    """A failure that is nobody's mistake but ours: one line, and the whole traceback in the log."""
+    import traceback
+
+    log = settings_of(args).root.absolute() / "logs" / "errors.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as handle:
+        traceback.print_exception(error, file=handle)
+    print(f"anyloom: {type(error).__name__}: {one_line(error)[:300]}; the traceback is in {log}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Run: carried out of flows/running/run.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flows.running.display import Display
+from flows.running.run import closing_table, make_place, recipe_steps, run_targets, select
+from infra.lock import exclusive
+from infra.logs import quiet
+from infra.plan import DONE, plan
+from infra.settings import Settings
+
+
+def run_recipe(
+    recipe: str,
+    *,
+    settings: Settings,
+    overrides: Mapping[str, Any],
+    targets: Sequence[str] | None,
+    force: Sequence[str],
+    lists: Mapping[str, str] | None = None,
+    weights: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """What `anyloom run` does: nothing at all when everything is done, else the Prefect flow or the plain runner. Returns the exit code."""
+    steps = select(recipe_steps(recipe, overrides, lists, weights), targets)
+    place = make_place(settings)
+    started = time.monotonic()
+    rows = plan(steps, place.root)
+    if not force and all(row.status == DONE for row in rows):
+        closing_table(Display(), [(row.step.name, "done", 0.0, row) for row in rows], place.root, time.monotonic() - started)
+        return 0
+    servers = [name for name, used in (("Prefect", settings.use_prefect), ("Ray", settings.use_ray)) if used]
+    if servers:
+        say(f"starting {' and '.join(servers)}")
+    with exclusive(place.root / "locks" / "run.lock", lambda who: say(f"another run uses {place.root}; waiting for {who}")):
+        if settings.use_prefect:
+            _run_in_prefect(recipe, settings, overrides, targets, force, lists, weights)
+        else:
+            run_targets(recipe, root=settings.root, overrides=overrides, targets=targets, force=force, lists=lists, weights=weights, settings=settings)
+    return 0
+
+
+def _run_in_prefect(
+    recipe: str,
+    settings: Settings,
+    overrides: Mapping[str, Any],
+    targets: Sequence[str] | None,
+    force: Sequence[str],
+    lists: Mapping[str, str] | None,
+    weights: Mapping[str, str] | None,
+) -> None:
+    from flows.running.leftovers import end_orphaned_servers, watch
+    from infra.settings import prefect_environment
+
+    prefect_environment(settings.root.absolute())
+    end_orphaned_servers(settings.root.absolute() / "prefect")
+    watch()
+    quiet(settings.root.absolute() / "logs" / "run.log")
+    from flows.deployments.end_to_end import end_to_end
+
+    end_to_end(
+        recipe=recipe,
+        root=str(settings.root),
+        overrides=dict(overrides),
+        force=list(force),
+        targets=list(targets) if targets else None,
+        lists=dict(lists or {}),
+        weights=dict(weights or {}),
+        threads=settings.threads,
+        use_ray=settings.use_ray,
+    )

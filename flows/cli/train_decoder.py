@@ -1,0 +1,80 @@
+"""anyloom train-decoder: trains the recipe's small picture decoder, judges what it draws, and says how to use it.
+
+Owns the command's options and its closing words. Does not know how images are learned (pipelines.training.image_decoder) or judged (evals.generation.pictures).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from infra.step import AnyloomError
+
+TARGET = "eval_pictures"
+ABOUT = """Train a small text-to-picture model on the recipe's own pictures, and judge what it draws.
+
+It learns easy-VQA's shapes, 3 shapes in 8 colours, in crops of 32 x 32 pixels: a world of 24 concepts, no more. The result is an ordinary diffusers
+pipeline. The work is three cached steps: image_decoder (the training), picture_judge (a classifier of real pictures that the decoder has not seen) and
+eval_pictures (seeded draws in wordings that were never trained on, judged, with every failure in the grids). They need the shards and the text encoder
+of the recipe, which are made first where they are missing. Interrupted, the same command continues from the last checkpoint. One core is used."""
+EXAMPLES = """examples:
+  anyloom train-decoder                                           train and judge with the recipe's settings
+  anyloom train-decoder --set image_decoder.unet.steps=4000       train longer; the autoencoder counts with it, so all of it runs again
+  anyloom train-decoder --set eval_pictures.draws=16              only judge again, with more draws of each concept
+  anyloom plan --recipe smol                                      what is done already
+then, in Python:
+  StableDiffusionPipeline.from_pretrained("...the directory printed at the end...")("a red circle", num_inference_steps=25, guidance_scale=2)"""
+
+
+def add_train_decoder(commands: Any, how: argparse.ArgumentParser) -> None:
+    """Add `train-decoder` to a subparsers action. how: parser with the options of `run`."""
+    commands.add_parser(
+        "train-decoder",
+        parents=[how],
+        help="train the recipe's small picture decoder and judge its pictures",
+        description=ABOUT,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the steps, then print the scores and where everything is. Raises AnyloomError for a recipe without a picture decoder."""
+    from flows.cli.options import parse_overrides, parse_pairs, settings_of
+    from flows.cli.run import run_recipe
+    from flows.running.run import recipe_steps
+    from infra.plan import plan
+    from pipelines.recipes import get_recipe
+
+    overrides, settings = parse_overrides(args.overrides), settings_of(args)
+    given = {"lists": parse_pairs(args.lists, "--list", "DATASET=FILE"), "weights": parse_pairs(args.weights, "--weights", "MODEL=PATH")}
+    steps = recipe_steps(args.recipe, overrides, **given)
+    if TARGET not in steps:
+        why = "is for retrieval only" if get_recipe(args.recipe, overrides).two_tower else "trains no picture decoder"
+        raise AnyloomError(f"train-decoder: recipe {args.recipe} {why}; use --recipe smol")
+    code = run_recipe(args.recipe, settings=settings, overrides=overrides, targets=[TARGET], force=args.force, **given)
+    rows = {row.step.name: row for row in plan([steps[TARGET]], settings.root.absolute())}
+    if code == 0 and rows[TARGET].record is not None:
+        _say(rows)
+    return code
+
+
+def _say(rows: Mapping[str, Any]) -> None:
+    """The scores beside their floors and ceilings, and the paths."""
+    from flows.running.display import Display, table
+
+    result, judge = rows[TARGET].record.result, rows["picture_judge"].record.result
+    conditions = ("new_wording", "trained_wording", "targets", "unrelated", "chance", "real", "real_through_vae")
+    cells = [(name, *(_interval(result[f"{name} judged_right {part}"]) for part in ("shape", "colour", "both"))) for name in conditions]
+    display = Display()
+    display.console.print(table("share judged right, 95 % interval", ("made as", "shape", "colour", "both"), cells))
+    display.say(f"judge: {judge['both'][0]:.3f} of {judge['tested']} real test pictures right (learned from {judge['learned']} others)")
+    display.say(f"copies: {_interval(result['new_wording nearer_than_real all'])} are nearer to a training picture than 5 % of real ones are")
+    display.say(f"grids, failures included: {rows[TARGET].path}")
+    display.say(f"pipeline: {rows['image_decoder'].path / 'pipeline'}")
+
+
+def _interval(values: list[float]) -> str:
+    value, low, high = values
+    return f"{value:.3f}" if low == value == high else f"{value:.3f} [{low:.3f}, {high:.3f}]"

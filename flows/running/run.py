@@ -1,0 +1,156 @@
+"""Running a recipe: plan, run what is missing, print the closing table. Shared by the Prefect flows and the CLI."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.running.display import Display, human_bytes, table
+from flows.running.graph import GraphRun
+from flows.running.runner import run_graph
+from infra.logs import quiet
+from infra.materialize import REUSED, Place
+from infra.plan import PlanRow, plan, topological
+from infra.settings import Settings, load_settings, offline_environment
+from infra.step import AnyloomError, Step
+from infra.storage import Remote
+
+PREPARE_DATA = ("shards_*", "overlap")
+
+EMBED = ("embed_*", "targets*")
+
+EVALUATE = ("history", "report")
+
+
+def recipe_steps(
+    recipe: str, overrides: Mapping[str, Any], lists: Mapping[str, str | Path] | None = None, weights: Mapping[str, str | Path] | None = None
+) -> dict[str, Step]:
+    """Every step of a recipe by name; lists and weights: files of the user's own. Raises AnyloomError for an unknown recipe, override key or dataset."""
+    from pipelines.dag.build import build
+    from pipelines.recipes import get_recipe
+
+    own_lists, own_weights = ({name: Path(path).absolute() for name, path in (given or {}).items()} for given in (lists, weights))
+    return build(get_recipe(recipe, overrides), own_lists, own_weights)
+
+
+def select(steps: Mapping[str, Step], targets: Sequence[str] | None) -> list[Step]:
+    """The steps called `targets` (all when None). A trailing * matches by prefix. Raises AnyloomError listing the names."""
+    if targets is None:
+        return list(steps.values())
+    chosen = []
+    for target in targets:
+        found = [step for name, step in steps.items() if name == target or (target.endswith("*") and name.startswith(target[:-1]))]
+        if not found:
+            raise AnyloomError(f"no step called {target}; the steps are: {', '.join(steps)}")
+        chosen += found
+    return chosen
+
+
+def stage_targets(recipe: str, overrides: Mapping[str, Any] | None, stage: str) -> list[str]:
+    """The steps of a training stage, with the export when it is the recipe's last stage. Raises AnyloomError for a recipe without the stage."""
+    from pipelines.recipes import get_recipe
+    from pipelines.recipes.recipe import stage_steps
+
+    order = stage_steps(get_recipe(recipe, overrides).stages)
+    found = [name for name, kind in order if kind == stage]
+    if not found:
+        raise AnyloomError(f"recipe {recipe} has no {stage}; its stages are: {', '.join(name for name, _ in order)}")
+    return [*found, *(["export"] if order[-1][1] == stage else [])]
+
+
+def make_place(settings: Settings) -> Place:
+    """Local root plus the optional remote mirror."""
+    root = settings.root.absolute()
+    return Place(root=root, remote=Remote(settings.remote, cache=root) if settings.remote else None)
+
+
+def run_targets(
+    recipe: str,
+    *,
+    root: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    targets: Sequence[str] | None = None,
+    force: Sequence[str] = (),
+    lists: Mapping[str, str] | None = None,
+    weights: Mapping[str, str] | None = None,
+    settings: Settings | None = None,
+    display: Display | None = None,
+    finished: Callable[[GraphRun, list[PlanRow]], None] | None = None,
+) -> dict[str, str]:
+    """Materialize targets of a recipe. The rest as in run_steps."""
+    steps = select(recipe_steps(recipe, overrides or {}, lists, weights), targets)
+    return run_steps(steps, settings or load_settings(root=root), force=force, display=display, finished=finished)
+
+
+def run_steps(
+    steps: list[Step],
+    settings: Settings,
+    *,
+    force: Sequence[str] = (),
+    display: Display | None = None,
+    finished: Callable[[GraphRun, list[PlanRow]], None] | None = None,
+) -> dict[str, str]:
+    """Materialize steps, print the closing table, call `finished`. Returns step -> status. Raises the first step's error."""
+    place = make_place(settings)
+    offline_environment()
+    quiet(place.root / "logs" / "run.log")
+    display = display or Display()
+    started = time.monotonic()
+    with display:
+        run = run_graph(steps, place, settings, display, force=frozenset(force))
+    rows = close(display, run, place.root, time.monotonic() - started)
+    if finished is not None:
+        finished(run, rows)
+    return {name: outcome.status for name, outcome in run.outcomes.items()}
+
+
+def close(display: Display, run: GraphRun, root: Path, seconds: float) -> list[PlanRow]:
+    """The closing table of a finished run. Returns the state of its steps."""
+    rows = plan(topological(run.steps), root)
+    by_name = {row.step.name: row for row in rows}
+    closing_table(
+        display,
+        [(name, "done" if o.status == REUSED else o.status, o.seconds if o.status != REUSED else 0.0, by_name[name]) for name, o in run.outcomes.items()],
+        root,
+        seconds,
+    )
+    return rows
+
+
+def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRow]], root: Path, seconds: float) -> None:
+    """step, status, seconds, size; then what was left out and where the report is."""
+    cells = [(name, status, f"{spent:.1f}", human_bytes(row.record.bytes) if row.record else "") for name, status, spent, row in rows]
+    display.console.print(table("", ("step", "status", "seconds", "size"), cells))
+    executed = sum(status not in ("done", "reused") for _, status, _, _ in rows)
+    for name, _, _, row in rows:
+        for thing in row.record.result.get("left_out", []) if row.record else []:
+            display.say(f"left out ({name}): {thing}")
+        if row.record:
+            for line in rows_left_out(name, row.path, row.record.result):
+                display.say(line)
+    display.say(f"{executed} of {len(rows)} steps executed in {seconds:.0f} s; everything is below {root}")
+    report = next((row.path for name, _, _, row in rows if name == "report"), None)
+    if report is not None:
+        command = Path(sys.argv[0]) if Path(sys.argv[0]).name == "anyloom" else Path("anyloom")
+        display.say(f"report: {report / 'report.html'}")
+        display.say(f'ask the history: {command} sql "select * from leaderboard" --root {root}')
+        display.say(f'ask the model: {command} generate --model {root} --image PICTURE "what color is the shape?"')
+
+
+def rows_left_out(name: str, path: Path, result: Mapping[str, Any]) -> list[str]:
+    """What a shards step could not take in, for the user: counts by reason, the first row, where the others are."""
+    count = result.get("quarantined", 0) + result.get("failed", 0)
+    if not count:
+        return []
+    import pyarrow.parquet as pq
+
+    ledger = pq.read_table(path / "ledger.parquet").to_pylist()
+    first = next(line for line in ledger if line["status"] != "written")
+    reasons = ", ".join(f"{reason} {n}" for reason, n in result["reasons"].items())
+    return [
+        f"left out ({name}): {count} of {result['rows']} rows ({reasons}), the first is {first['key']}: {first['detail']}",
+        f"  all of them, with the reason: {path / 'ledger.parquet'}",
+    ]

@@ -1,0 +1,352 @@
+"""Generator: an exported model that answers and streams.
+
+Input: an export directory (anyloom.json, lm/, lora/, tensors.safetensors, encoders/); media as bytes or features; questions.
+Output: Answers, or a stream of TextPiece, SignalBlock and BrokenBlock. Questions about one medium share its encoding, its prefix and, with the caption
+turn, one self-written caption. Refuses to know files outside the export, benchmarks and decoders.
+
+Shape letters: N feature tokens, E encoder width, Q decoder queries, C conditioning width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra.step import AnyloomError
+from infra.storage import read_json
+from mmcore.chat.chat import Chat
+from mmcore.chat.special_tokens import MEDIA, placeholder
+from mmcore.config import model_spec_from_json
+from mmcore.encoders import load_encoder
+from mmcore.encoders.base import Encoder
+from mmcore.inference.choice import LIKELIEST, Sampling
+from mmcore.inference.decoding import PackedCache, Stream, written
+from mmcore.lm.base_weights import language_model
+from mmcore.model.any_model import LORA, TENSORS, AnyModel, check_trained, load_model
+from mmcore.projectors.inputs import num_projected
+from mmcore.types import Answer, BrokenBlock, Event, MediaBatch, Question, SignalBlock, TextPiece
+
+DESCRIPTION, ENCODERS = "anyloom.json", "encoders"
+_ENCODER_DIRS = {"image": "image", "video": "image", "audio": "audio"}
+ROWS = 24
+"""Media whose questions are answered together."""
+QUESTIONS = 16
+"""Questions per row; more about one medium take further rows."""
+TEXTS = 96
+"""Questions about no medium that are answered together: a row each, as they have no prefix to share."""
+CAPTION_TOKENS = 24
+"""Limit of a self-written caption."""
+Feature = tuple[str, np.ndarray]
+"""(modality, features_NE)."""
+
+
+class Generator:
+    """model: in evaluation mode; caption_turn: the default of `answer` and `stream`; encoder_dir: `encoders/` of an export."""
+
+    def __init__(self, model: AnyModel, caption_turn: bool, encoder_dir: Path | None = None, description: dict[str, Any] | None = None):
+        self.model, self.caption_turn, self.description = model, caption_turn, description or {}
+        self._encoder_dir = encoder_dir
+        self._encoders: dict[str, Encoder] = {}
+
+    @classmethod
+    def load(cls, directory: Path, threads: int | None = None, device: str = "cpu", base: Path | None = None) -> Generator:
+        """A Generator from an export directory, on `cpu` or `cuda`. base: the language model's weights, for an export that names them only.
+
+        Raises AnyloomError when it is not one, or the weights are not those that it names, or nothing trained the projector of something it reads.
+        """
+        directory = Path(directory)
+        if not (directory / DESCRIPTION).is_file():
+            raise AnyloomError(f"{directory} is not an exported model: it has no {DESCRIPTION}")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        description = read_json(directory / DESCRIPTION)
+        try:
+            with language_model(directory, base) as lm:
+                model = load_model(model_spec_from_json(description["model"]), lm, (directory,), device)
+            check_trained(model, directory / TENSORS)
+        except ValueError as error:
+            raise AnyloomError(f"{directory}: {error}") from error
+        return cls(model.to(device).eval(), bool(description["caption_turn"]), directory / ENCODERS, description)
+
+    @property
+    def _chat(self) -> Chat:
+        return self.model.chat
+
+    def encode(self, modality: str, data: bytes) -> np.ndarray:
+        """Features [N, E] of one medium's bytes. Raises ValueError for a modality this model cannot read or bytes that are no such medium."""
+        if modality not in self._encoders:
+            spec = dict(self.model.spec.encoders).get(modality)
+            if spec is None or self._encoder_dir is None:
+                raise ValueError(f"this model cannot read {modality}: it reads {', '.join(m for m, _ in self.model.spec.encoders)}")
+            self._encoders[modality] = load_encoder(spec, self._encoder_dir / _ENCODER_DIRS[modality])
+        return self._encoders[modality].encode([data])[0]
+
+    # -- batched answers ----------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        items: Sequence[Question],
+        *,
+        max_new_tokens: int = 16,
+        caption_turn: bool | None = None,
+        complete_blocks: bool = True,
+        sampling: Sampling = LIKELIEST,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """Answers in the order of the items. caption_turn None: as the model was exported. sampling: how they are written; the likeliest tokens unless told.
+
+        complete_blocks: a signal block that the model begins is completed; False shows what it writes by itself, and Answer.broken what went wrong.
+        """
+        helped = self.caption_turn if caption_turn is None else caption_turn
+        answers: list[Answer | None] = [None] * len(items)
+        done = 0
+        for rows in _batches(items):
+            for number, answer in self._answer_rows(items, rows, max_new_tokens, helped, complete_blocks, sampling).items():
+                answers[number] = answer
+            done += sum(map(len, rows))
+            if progress is not None:
+                progress(done, len(items))
+        return [answer for answer in answers if answer is not None]
+
+    @torch.inference_mode()
+    def follow_up(self, items: Sequence[Question], then: Sequence[str], *, max_new_tokens: int = 16, complete_blocks: bool = True) -> list[Answer]:
+        """Answers to what is said `then`, each in a conversation of its own that begins with the question of its item, which the model answers first.
+
+        Each item has a row of its own, whoever shares its medium. complete_blocks: as of `answer`, in both answers; Answer.broken is of the second.
+        """
+        answers = []
+        for start in range(0, len(items), ROWS):
+            answers += self._follow_up_rows(items[start : start + ROWS], then[start : start + ROWS], max_new_tokens, complete_blocks)
+        return answers
+
+    def _follow_up_rows(self, items: Sequence[Question], then: Sequence[str], limit: int, complete: bool) -> list[Answer]:
+        started, features = time.monotonic(), [_feature(item) for item in items]
+        cache, captions = self._prefixes(features, self.caption_turn)
+        first = [
+            self._chat.question_prompt(item.text, opened=self._opened(feature, self.caption_turn), later=feature is not None and self.caption_turn)
+            for item, feature in zip(items, features, strict=True)
+        ]
+        positions = list(cache.lengths)
+        pending: list[list[int]] = [[] for _ in items]
+        for texts in (first, [self._chat.question_prompt(text, opened=False, later=True) for text in then]):
+            read = [[*rest, *ids] for rest, ids in zip(pending, texts, strict=True)]
+            hidden_BTD = cache.extend([[(1, position, ids)] for position, ids in zip(positions, read, strict=True)])
+            starts = [position + len(ids) for position, ids in zip(positions, read, strict=True)]
+            streams = [Stream(row=row, segment=1, position=position) for row, position in enumerate(starts)]
+            last_SD = torch.stack([hidden_BTD[row, len(ids) - 1] for row, ids in enumerate(read)])
+            for _ in written(cache, streams, last_SD, self._chat.end_id, limit, complete):
+                pass
+            positions = [stream.position for stream in streams]
+            pending = [self.unread(stream, start) for stream, start in zip(streams, starts, strict=True)]
+        ms = 1000 * (time.monotonic() - started) / len(items)
+        return [
+            Answer(
+                text=self._chat.decode(stream.tokens).strip(),
+                caption=caption,
+                token_ids=tuple(stream.tokens),
+                num_input_tokens=start,
+                ms=ms,
+                blocks=tuple(stream.blocks),
+                broken=tuple(stream.broken),
+            )
+            for stream, caption, start in zip(streams, captions, starts, strict=True)
+        ]
+
+    def unread(self, stream: Stream, start: int) -> list[int]:
+        """What the model has not read of an answer that began at position `start`, and of what ends it."""
+        ended = bool(stream.tokens) and stream.tokens[-1] == self._chat.end_id
+        return [*stream.tokens[stream.position - start :], *(self._chat.close()[1:] if ended else self._chat.close())]
+
+    @torch.inference_mode()
+    def captions(self, media: Sequence[Feature]) -> list[str]:
+        """What the model says of each (modality, features_NE) when it is asked for a caption: its likeliest words, at most CAPTION_TOKENS."""
+        found: list[str] = []
+        for start in range(0, len(media), ROWS):
+            _, captions = self._prefixes(media[start : start + ROWS], True)
+            found += [caption or "" for caption in captions]
+        return found
+
+    def _answer_rows(
+        self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling
+    ) -> dict[int, Answer]:
+        started = time.monotonic()
+        features = [_feature(items[row[0]]) for row in rows]
+        cache, captions = self._prefixes(features, helped)
+        prompts = [
+            [self._chat.question_prompt(items[i].text, opened=self._opened(feature, helped), later=feature is not None and helped) for i in row]
+            for row, feature in zip(rows, features, strict=True)
+        ]
+        lengths = list(cache.lengths)
+        hidden_BTD = cache.extend([[(number + 1, length, prompt) for number, prompt in enumerate(row)] for row, length in zip(prompts, lengths, strict=True)])
+        streams, last = [], []
+        for b, row in enumerate(prompts):
+            ends = np.cumsum([len(prompt) for prompt in row])
+            last += [hidden_BTD[b, end - 1] for end in ends]
+            streams += [
+                Stream(row=b, segment=number + 1, position=lengths[b] + len(prompt), generator=sampling.generator(rows[b][number]))
+                for number, prompt in enumerate(row)
+            ]
+        for _ in written(cache, streams, torch.stack(last), self._chat.end_id, limit, complete, sampling):
+            pass
+        numbers = [i for row in rows for i in row]
+        inputs = [lengths[b] + len(prompt) for b, row in enumerate(prompts) for prompt in row]
+        ms = 1000 * (time.monotonic() - started) / len(numbers)
+        return {
+            i: Answer(
+                text=self._chat.decode(stream.tokens).strip(),
+                caption=captions[stream.row],
+                token_ids=tuple(stream.tokens),
+                num_input_tokens=count,
+                ms=ms,
+                blocks=tuple(stream.blocks),
+                broken=tuple(stream.broken),
+            )
+            for i, stream, count in zip(numbers, streams, inputs, strict=True)
+        }
+
+    @staticmethod
+    def _opened(feature: Feature | None, helped: bool) -> bool:
+        """True when the prefix has left the user turn open for a question."""
+        return feature is not None and not helped
+
+    def _prefixes(self, features: Sequence[Feature | None], helped: bool) -> tuple[PackedCache, list[str | None]]:
+        """The cache after each row's prefix (media, and a self-written caption turn when helped), and the captions."""
+        cache = PackedCache(self.model, len(features))
+        ids: list[list[int]] = []
+        for feature in features:
+            tokens = 0 if feature is None else num_projected(self.model.spec.input_projector, len(feature[1]))
+            prompt = self._chat.caption_prompt if helped else self._chat.media_prefix
+            ids.append([] if feature is None else prompt(feature[0], tokens))
+        if not any(ids):
+            return cache, [None] * len(ids)
+        hidden_BTD = cache.extend([[(0, 0, row)] for row in ids], _media_batches(features))
+        captions: list[str | None] = [None] * len(ids)
+        if helped:
+            rows = [b for b, row in enumerate(ids) if row]
+            streams = [Stream(row=b, segment=0, position=len(ids[b])) for b in rows]
+            last_SD = torch.stack([hidden_BTD[b, len(ids[b]) - 1] for b in rows])
+            for _ in written(cache, streams, last_SD, self._chat.end_id, CAPTION_TOKENS):
+                pass
+            self._close(cache, streams, [len(ids[b]) for b in rows])
+            for stream in streams:
+                captions[stream.row] = self._chat.decode(stream.tokens).strip()
+        return cache, captions
+
+    def _close(self, cache: PackedCache, streams: Sequence[Stream], starts: Sequence[int]) -> None:
+        """Append what ends each caption turn: what the model has not read of the caption, which began at position `start`, and the end of the turn."""
+        pieces: list[list[tuple[int, int, Sequence[int]]]] = [[] for _ in cache.lengths]
+        for stream, start in zip(streams, starts, strict=True):
+            pieces[stream.row] = [(0, stream.position, self.unread(stream, start))]
+        cache.extend(pieces)
+
+    # -- streaming ----------------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        prompt: str,
+        media: Sequence[tuple[str, bytes]] = (),
+        max_new_tokens: int = 64,
+        sampling: Sampling = LIKELIEST,
+        complete_blocks: bool = True,
+    ) -> Iterator[Event]:
+        """Answer one prompt as it is written: TextPiece by TextPiece, and a SignalBlock when the model draws.
+
+        Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order. complete_blocks: as of `answer`; what
+        went wrong comes as BrokenBlocks at the end.
+        Raises ValueError when placeholders and media do not pair up.
+        """
+        batches: dict[str, MediaBatch] = {}
+        if len(media) == 1 and not names_media(prompt) and self.caption_turn:
+            modality, data = media[0]
+            cache, _ = self._prefixes([(modality, self.encode(modality, data))], True)
+            ids, segment = self._chat.question_prompt(prompt, opened=False, later=True), 1
+        else:
+            cache, segment = PackedCache(self.model, 1), 0
+            ids, batches = self.turn(prompt, media)
+        position = cache.lengths[0]
+        hidden_BTD = cache.extend([[(segment, position, ids)]], batches)
+        stream = Stream(row=0, segment=segment, position=position + len(ids), generator=sampling.generator(0), strict=True)
+        yield from self.events(stream, written(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens, complete_blocks, sampling))
+
+    def turn(self, prompt: str, media: Sequence[tuple[str, bytes]], later: bool = False) -> tuple[list[int], dict[str, MediaBatch]]:
+        """(ids, features) of one user turn up to its answer; later: a turn stands before it. Raises ValueError as `stream` does."""
+        features = [(modality, self.encode(modality, data)) for modality, data in media]
+        counts = [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]
+        return self._chat.media_question(prompt, counts, names_media(prompt), later), _media_batches([features])
+
+    def caption_request(self, modality: str, data: bytes, later: bool) -> tuple[list[int], dict[str, MediaBatch]]:
+        """(ids, features) of a caption turn up to the caption."""
+        feature = (modality, self.encode(modality, data))
+        tokens = num_projected(self.model.spec.input_projector, len(feature[1]))
+        return self._chat.caption_prompt(modality, tokens, later), _media_batches([feature])
+
+    def events(self, stream: Stream, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
+        """Tokens of a stream -> pieces of text, a piece held back while its last character is incomplete; then what was broken."""
+        said = ""
+        text = ""
+        for _, piece in pieces:
+            if isinstance(piece, SignalBlock):
+                yield piece
+                continue
+            text = self._chat.decode(stream.tokens)
+            if not text.endswith("\ufffd") and len(text) > len(said):
+                yield TextPiece(text[len(said) :])
+                said = text
+        if len(text) > len(said):
+            yield TextPiece(text[len(said) :])
+        yield from map(BrokenBlock, stream.broken)
+
+
+def names_media(prompt: str) -> bool:
+    """True when the prompt says by placeholders where its media go."""
+    return any(placeholder(modality) in prompt for modality in MEDIA)
+
+
+def _batches(items: Sequence[Question]) -> list[list[list[int]]]:
+    """Batches of rows of numbers of the items. Those about equal media share a row, at most QUESTIONS of them, in order of first appearance; those about none
+    have rows and batches of their own: beside the long rows of media theirs would be padding for the most part."""
+    texts = [number for number, item in enumerate(items) if item.features_NE is None]
+    by_key: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        if item.features_NE is not None:
+            by_key.setdefault(item.media_key, []).append(number)
+    shared = [numbers[start : start + QUESTIONS] for numbers in by_key.values() for start in range(0, len(numbers), QUESTIONS)]
+    batches = [[[number] for number in texts[start : start + TEXTS]] for start in range(0, len(texts), TEXTS)]
+    return batches + [shared[start : start + ROWS] for start in range(0, len(shared), ROWS)]
+
+
+def _feature(item: Question) -> Feature | None:
+    if item.features_NE is None:
+        return None
+    if item.modality not in MEDIA:
+        raise ValueError(f"question {item.text[:60]!r} has features of the modality {item.modality!r}: use {', '.join(MEDIA)}")
+    return item.modality, item.features_NE
+
+
+def _media_batches(rows: Sequence[Feature | list[Feature] | None]) -> dict[str, MediaBatch]:
+    """Features of packed rows (none, one or several each), by modality, in row order."""
+    flat = [(b, *feature) for b, row in enumerate(rows) if row is not None for feature in (row if isinstance(row, list) else [row])]
+    batches = {}
+    for modality in MEDIA:
+        own = [(b, array) for b, other, array in flat if other == modality]
+        if not own:
+            continue
+        features_BNE = torch.zeros(len(own), max(len(array) for _, array in own), own[0][1].shape[1])
+        for i, (_, array) in enumerate(own):
+            features_BNE[i, : len(array)] = torch.from_numpy(np.asarray(array, np.float32))
+        batches[modality] = MediaBatch(
+            features_BNE=features_BNE,
+            lengths_B=torch.tensor([len(array) for _, array in own]),
+            rows_B=torch.tensor([b for b, _ in own]),
+        )
+    return batches
+
+
+__all__ = ["LORA", "TENSORS", "Answer", "BrokenBlock", "Generator", "Question", "SignalBlock", "TextPiece"]

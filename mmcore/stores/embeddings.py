@@ -1,0 +1,156 @@
+"""EmbeddingSet: reads the features that one embed artifact pins, by sample key.
+
+Owns memory-mapped access to ragged rows of the embedding store. Input: an artifact directory (generation.json, rows.parquet) and the
+stores directory its parts live in; output: zero-padded batches. Refuses to read a part without a committed record or with another digest
+than the artifact pins, and to be taken for another encoder's features. Refuses to know how features are made.
+
+Shape letters: B batch, N feature tokens, E encoder width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.storage import read_json
+from mmcore.config import EncoderSpec
+from mmcore.stores.features import VALUES, FeatureFile, computed_dtype, unpack
+from mmcore.stores.mapped_rows import AVAILABLE, MappedRows, NotInLine
+from mmcore.stores.shards import pinned_entries
+
+PLAN_FIELDS = ("batch", "part_rows")
+"""Fields of an EncoderSpec that say how work is cut, not what is computed: they change features by rounding at most and are no part of a space."""
+ADDED_FIELDS: dict[str, Any] = {"layer": 0, "pad": False}
+"""Fields of a spec that came later, and the value that leaves the features as they were before: spaces made then keep their name."""
+PART_SCHEMA = pa.schema([("media_sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
+"""Rows of a part: media_sha256 addresses the medium (a span of it as `sha256@start-end`) or text; offset and length in tokens of features.npy."""
+ROWS_SCHEMA = pa.schema([("key", pa.string()), ("media_sha256", pa.string()), ("part", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
+"""Rows of an artifact: which part holds a sample's features. part: name of the part's directory."""
+
+
+class EmbeddingSet:
+    """Features of every sample of one artifact; samples that share a medium share the stored rows."""
+
+    def __init__(self, artifact_dir: Path, stores: Path, expect: EncoderSpec | None = None):
+        """expect: the encoder the reader believes made the features.
+
+        Raises ValueError when a part is missing, uncommitted or not the one that was pinned, and when another encoder made them, naming the fields.
+        """
+        artifact_dir, stores = Path(artifact_dir), Path(stores)
+        generation = read_json(artifact_dir / "generation.json")
+        self.modality: str = generation["modality"]
+        self.space: dict[str, Any] = generation["space"]
+        self.spec = EncoderSpec(**self.space["spec"])
+        if expect is not None:
+            refuse_other_encoder(self.space["spec"], expect, artifact_dir)
+        rows = pq.read_table(artifact_dir / "rows.parquet", schema=ROWS_SCHEMA)
+        self._keys: list[str] = rows.column("key").to_pylist()
+        self._row = {key: i for i, key in enumerate(self._keys)}
+        parts = rows.column("part").combine_chunks().dictionary_encode()
+        pinned = {Path(path).name: stores / path for path in pinned_entries(artifact_dir, stores)}
+        self._part, self._paths = parts.indices.to_numpy(), [pinned[name] for name in parts.dictionary.to_pylist()]
+        self._offset, self._length = rows.column("offset").to_numpy(), rows.column("length").to_numpy()
+        self._files: list[FeatureFile | None] = [None] * len(self._paths)
+        length = int(self._length.max(initial=0))
+        in_line = length and not (self._length != length).any() and not (self._offset % length).any()
+        self._item_length = length if in_line and self.spec.dtype != "int8" and AVAILABLE else 0
+        self._items: MappedRows | None = None
+        self._places = np.empty(0, np.int64)
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return self.spec.width
+
+    @property
+    def dtype(self) -> str:
+        """NumPy type that `get` gives and `gather` can give without a conversion."""
+        return computed_dtype(self.spec.dtype)
+
+    def keys(self) -> list[str]:
+        """All keys, sorted."""
+        return list(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._row
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def length(self, key: str) -> int:
+        """N of one sample."""
+        return int(self._length[self._at(key)])
+
+    def parts_of(self, keys: Sequence[str]) -> list[Path]:
+        """Directories of the parts that hold these samples, sorted."""
+        return sorted({self._paths[int(self._part[self._at(key)])] for key in keys})
+
+    def get(self, key: str) -> np.ndarray:
+        """Features [N, E] of one sample: a view of the file for float16 and float32, float32 values for the other stored types."""
+        i = self._at(key)
+        start = int(self._offset[i])
+        return self._file(int(self._part[i])).rows(start, start + int(self._length[i]))
+
+    def gather(self, keys: Sequence[str], dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
+        """(features_BNE of `dtype`, zero-padded to the longest of the batch; lengths_B int64). Raises ValueError for an unknown key."""
+        try:
+            found = itemgetter(*keys)(self._row) if len(keys) > 1 else [self._row[key] for key in keys]
+        except KeyError as error:
+            raise self._unknown(error.args[0]) from None
+        rows_B = np.fromiter(found, np.int64, len(keys))
+        if self._item_length and len(rows_B):
+            try:
+                taken = self._mapped().take(self._places[rows_B])
+                return unpack(taken).astype(dtype, copy=False), np.full(len(rows_B), self._item_length)
+            except NotInLine:
+                self._item_length = 0  # some of the parts are in column order, as sounds once were: item by item from now on
+        lengths_B = self._length[rows_B]
+        features_BNE = np.zeros((len(rows_B), int(lengths_B.max(initial=0)), self.width), dtype)
+        where = zip(features_BNE, self._part[rows_B].tolist(), self._offset[rows_B].tolist(), lengths_B.tolist(), strict=True)
+        for target, part, start, length in where:
+            target[:length] = self._file(part).rows(start, start + length)
+        return features_BNE, lengths_B
+
+    def _mapped(self) -> MappedRows:
+        """All parts as one array of items, for an artifact whose items have one length."""
+        if self._items is None:
+            self._items = MappedRows([path / VALUES for path in self._paths], self._item_length)
+            self._places = self._items.places(self._part, self._offset // self._item_length)
+        return self._items
+
+    def _file(self, part: int) -> FeatureFile:
+        found = self._files[part]
+        if found is None:
+            found = self._files[part] = FeatureFile(self._paths[part])
+        return found
+
+    def _at(self, key: str) -> int:
+        try:
+            return self._row[key]
+        except KeyError:
+            raise self._unknown(key) from None
+
+    def _unknown(self, key: str) -> ValueError:
+        return ValueError(f"no {self.modality} features of '{key}' in this artifact")
+
+
+def space_fields(spec: EncoderSpec) -> dict[str, Any]:
+    """What of a spec decides the features: all but PLAN_FIELDS, and ADDED_FIELDS where they say something."""
+    fields = dataclasses.asdict(spec).items()
+    return {name: value for name, value in fields if name not in PLAN_FIELDS and not (name in ADDED_FIELDS and value == ADDED_FIELDS[name])}
+
+
+def refuse_other_encoder(stored: Mapping[str, Any], expect: EncoderSpec, artifact_dir: Path) -> None:
+    """Raises ValueError naming every field in which the stored features' encoder is not the expected one."""
+    expected = ADDED_FIELDS | space_fields(expect)
+    found = {name: stored.get(name, ADDED_FIELDS.get(name)) for name in expected}
+    differing = [f"{name} is {found[name]!r} there and {expected[name]!r} here" for name in sorted(expected) if found[name] != expected[name]]
+    if differing:
+        raise ValueError(f"{artifact_dir} holds features of another encoder: {'; '.join(differing)}")

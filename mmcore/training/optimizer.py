@@ -1,0 +1,103 @@
+"""AdamW over one flat float32 buffer.
+
+The trained parameters become views of one vector, and their gradients views of another: one optimizer kernel, one all-reduce and
+one norm per step, and a state that is two vectors. Parameters may have a share of the learning rate of their own. Refuses to know what the
+parameters mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from mmcore.config import StageConfig, check_stage
+
+
+class AdamConfig(Protocol):
+    """What AdamW needs to know: a StageConfig, or a FitConfig of mmcore.concepts.config."""
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def betas(self) -> tuple[float, float]: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def clip(self) -> float:
+        """Global gradient norm."""
+        ...
+
+
+def learning_rate(config: StageConfig, step: int) -> float:
+    """Linear warm-up, then decay from the peak to `final_lr` of it at the last step: along a line, or half a cosine wave (Loshchilov & Hutter 2017, arXiv
+    1608.03983, equation 5, one period). step counts from 0. Raises ValueError for an unknown schedule."""
+    check_stage(config)
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    span = max(1, config.steps - 1 - config.warmup_steps)
+    done = min(1.0, (step - config.warmup_steps) / span)
+    fallen = done if config.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+    return config.lr * (1 - (1 - config.final_lr) * fallen)
+
+
+class FlatAdamW:
+    """torch's AdamW on a flat view of named parameters (float32, in the mapping's order).
+
+    shares: name -> factor of the learning rate of that parameter, for those that have another rate than the others.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: AdamConfig, shares: Mapping[str, float] | None = None):
+        wrong = [name for name, parameter in parameters.items() if parameter.dtype != torch.float32]
+        if wrong:
+            raise ValueError(f"trained parameters must be float32, {wrong[0]} is not")
+        self.parameters, self.clip = dict(parameters), config.clip
+        self.flat = torch.nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters.values()]))
+        self.flat.grad = torch.zeros_like(self.flat)
+        self.slices: list[tuple[slice, float]] = []
+        offset = 0
+        for name, parameter in self.parameters.items():
+            end = offset + parameter.numel()
+            if shares and name in shares:
+                self.slices.append((slice(offset, end), shares[name]))
+            parameter.data = self.flat.data[offset:end].view(parameter.shape)
+            parameter.grad = self.flat.grad[offset:end].view(parameter.shape)
+            offset = end
+        self.inner = torch.optim.AdamW([self.flat], lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """The flat gradient; backward passes add to it."""
+        assert self.flat.grad is not None
+        return self.flat.grad
+
+    def step(self, lr: float, divisor: float) -> float:
+        """Divide the gradient, clip its norm, update, and clear it. Returns the norm before clipping. Raises ValueError when it is not finite."""
+        self.gradient.div_(divisor)
+        norm = float(torch.linalg.vector_norm(self.gradient))
+        if not norm < float("inf"):
+            raise ValueError("the gradient is not finite: lower the learning rate of this stage")
+        if self.clip and norm > self.clip:
+            self.gradient.mul_(self.clip / norm)
+        self.inner.param_groups[0]["lr"] = lr
+        before = [self.flat.data[where].clone() for where, _ in self.slices]
+        self.inner.step()
+        for (where, share), old in zip(self.slices, before, strict=True):  # AdamW's whole update, decay included, is proportional to the rate
+            self.flat.data[where] = torch.lerp(old, self.flat.data[where], share)
+        self.gradient.zero_()
+        return norm
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint needs beside the parameters."""
+        return {name: value.detach().clone() for name, value in self.inner.state[self.flat].items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+        """Continue from a checkpoint: parameters by name, and `state()`."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(tensors[name])
+        self.inner.state[self.flat] = {name: value.to(self.flat.device, copy=True) for name, value in state.items()}

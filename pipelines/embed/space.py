@@ -1,0 +1,76 @@
+"""Space: one encoder's place in the embedding store, and what is in it.
+
+Owns the address of a space (encoder, preprocessing, weights, stored type), the addresses of media in it, and the list of committed parts. Input: a
+spec and a weights digest; output: where every medium's rows are. Refuses to know how parts are made (pipelines.embed.worker) and who pins them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from infra.fingerprint import canonical_json, fingerprint, to_plain
+from infra.storage import read_entry, read_json, write_atomic
+from mmcore.config import EncoderSpec
+from mmcore.stores.embeddings import PART_SCHEMA, space_fields
+
+SPACES = "embeddings"
+"""Directory of the spaces below the stores."""
+
+
+class Space:
+    """A directory `embeddings/<hash of the space>` with space.json and parts/."""
+
+    def __init__(self, directory: Path, description: dict[str, Any]):
+        self.directory, self.description = directory, description
+        self.located: dict[str, tuple[str, int, int]] = {}
+        """address -> (part, offset, length). A medium that two builds encoded at the same time counts in the first part by name."""
+        self.records: dict[str, dict[str, Any]] = {}
+        """Committed parts by name -> their record."""
+
+    @classmethod
+    def of(cls, spec: EncoderSpec, weights_digest: str, stores: Path) -> Space:
+        """The space of an encoder with these weights; its description is written when it is new."""
+        description = {"spec": to_plain(space_fields(spec)), "weights": weights_digest}
+        directory = stores / SPACES / fingerprint(description)[:12]
+        if not (directory / "space.json").exists():
+            write_atomic(directory / "space.json", canonical_json(description))
+        return cls(directory, description).refreshed()
+
+    @classmethod
+    def all(cls, stores: Path) -> Iterator[Space]:
+        """Every space of the store, sorted by name."""
+        for path in sorted((stores / SPACES).glob("*/space.json")):
+            yield cls(path.parent, read_json(path)).refreshed()
+
+    def refreshed(self) -> Space:
+        """Read the committed parts that are not known yet; returns itself."""
+        names = sorted(path.name for path in (self.directory / "parts").glob("*") if not path.name.startswith("."))
+        for name in names:
+            record = None if name in self.records else read_entry(self.directory / "parts" / name)
+            if record is not None:
+                self.records[name] = record
+                columns = pq.read_table(self.directory / "parts" / name / "rows.parquet", schema=PART_SCHEMA).to_pydict()
+                for address, offset, length in zip(columns["media_sha256"], columns["offset"], columns["length"], strict=True):
+                    self.located[address] = min(self.located.get(address, (name, offset, length)), (name, offset, length))
+        return self
+
+    def part(self, name: str) -> Path:
+        """Where the part called `name` lives."""
+        return self.directory / "parts" / name
+
+
+def span_address(sha256: str, start_s: float | None, end_s: float | None) -> str:
+    """What a medium, or a span of it in seconds, is called in a space."""
+    if start_s is None and end_s is None:
+        return sha256
+    return f"{sha256}@{start_s or 0.0:.3f}-" + ("" if end_s is None else f"{end_s:.3f}")
+
+
+def text_sha256(text: str) -> str:
+    """The address of a text's features."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,96 @@
+"""Embed tracks: the sound of every clip in the shards -> features in the embedding store, beside those of its pictures.
+
+Owns the question which clips have a sound that can be read. Input: artifact `weights` of the sound encoder and every `shards_*`; output: an artifact like
+that of pipelines.embed, its rows keyed by the clips' sample keys, and left_out.parquet. A clip without a sound track, or whose track cannot be decoded
+in the clip's span, has no row and stands in left_out.parquet: silent clips are common and no error. Refuses to know how the store is filled (pipelines.embed)
+and what the features are for: mmcore.stores.embeddings opens the artifact like any other, and training does not read it yet.
+
+The space is that of the sounds (same encoder, same weights). A clip is addressed there by its own bytes, as a sound file would be, so nothing can be mixed
+up: in one space the same bytes and span mean the same sound.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from infra.step import StepContext
+from infra.storage import read_json, write_atomic, write_parquet
+from mmcore.encoders import MODALITY_OF
+from mmcore.media.decode import MediaError, NoTrackError, decode_audio
+from mmcore.stores.shards import ShardSet
+from pipelines.embed.config import EmbedConfig
+from pipelines.embed.fill import _embed
+from pipelines.embed.space import span_address
+from pipelines.embed.worker import Item
+
+LEFT_OUT_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+"""reason: no_track, or the MediaError's."""
+NO_TRACK = "no_track"
+PROBE_HZ = 16_000
+AT_ONCE = 8
+"""Clips held in memory, per thread."""
+
+Verdict = tuple[str, str]
+"""(reason, detail) why a clip is left out; both empty for one with a sound."""
+
+
+def run(ctx: StepContext) -> Mapping[str, Any]:
+    """Features of the sound of every clip of the config's splits. Returns counts: those of pipelines.embed, and how many clips are left out and why."""
+    config: EmbedConfig = ctx.config
+    if MODALITY_OF[config.spec.kind] != "audio":
+        raise ValueError(f"the sound of clips needs an encoder of sounds, got {config.spec.kind}")
+    keys: dict[str, str] = {}
+    items: dict[str, Item] = {}
+    for name in sorted(name for name in ctx.inputs if name.startswith("shards_")):
+        generation = ctx.inputs[name].path
+        index = ShardSet(generation, ctx.stores).index
+        columns = (index.column(column).to_pylist() for column in ("key", "split", "modality", "media_sha256", "start_s", "end_s"))
+        for key, split, modality, sha256, start_s, end_s in zip(*columns, strict=True):
+            if split in config.splits and modality == "video" and sha256:
+                keys[key] = address = span_address(sha256, start_s, end_s)
+                items.setdefault(address, Item(address=address, generation=str(generation), value=key, start_s=start_s or 0.0, end_s=end_s))
+    verdicts = _listen(items, config.spec.max_seconds, ctx)
+    left_out = [{"key": key, "reason": verdicts[address][0], "detail": verdicts[address][1]} for key, address in sorted(keys.items()) if verdicts[address][0]]
+    write_parquet(pa.Table.from_pylist(left_out, LEFT_OUT_SCHEMA), ctx.output / "left_out.parquet")
+    sounding = {address: item for address, item in items.items() if not verdicts[address][0]}
+    counts = _embed(config.spec, "audio", {key: address for key, address in keys.items() if address in sounding}, sounding, ctx)
+    silent = sum(row["reason"] == NO_TRACK for row in left_out)
+    return {**counts, "clips": len(keys), "without_track": silent, "undecodable_track": len(left_out) - silent}
+
+
+def _listen(items: Mapping[str, Item], max_seconds: float, ctx: StepContext) -> dict[str, Verdict]:
+    """address -> Verdict. What was found is kept in ctx.work, so a killed run does not listen again."""
+    saved = ctx.work / "tracks.json"
+    if saved.exists():
+        found: dict[str, Verdict] = {address: (reason, detail) for address, (reason, detail) in read_json(saved).items()}
+        if set(found) == set(items):
+            return found
+    shards = {generation: ShardSet(Path(generation), ctx.stores) for generation in sorted({item.generation for item in items.values()})}
+    ordered, threads = [items[address] for address in sorted(items)], max(1, ctx.resources.threads)
+    found = {}
+    with ThreadPoolExecutor(threads, "listen") as pool:
+        for start in range(0, len(ordered), AT_ONCE * threads):
+            some = ordered[start : start + AT_ONCE * threads]
+            media = [shards[item.generation].media(item.value) for item in some]
+            found |= dict(zip((item.address for item in some), pool.map(partial(_verdict, max_seconds=max_seconds), some, media), strict=True))
+            ctx.progress(0, len(ordered), f"listening: {len(found)} of {len(ordered)}")
+    write_atomic(saved, json.dumps(found))
+    return found
+
+
+def _verdict(item: Item, data: bytes, max_seconds: float) -> Verdict:
+    """Opens the container; where it tells of a track, decodes what an encoder will want of it, so that it cannot fail there."""
+    try:
+        decode_audio(data, PROBE_HZ, max_seconds, item.start_s, item.end_s)
+    except NoTrackError:
+        return NO_TRACK, ""
+    except MediaError as error:
+        return error.reason, error.detail
+    return "", ""

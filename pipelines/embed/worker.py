@@ -1,0 +1,235 @@
+"""Worker of the embedding store: one part after the other, each committed on its own.
+
+Owns the loop read -> decode -> encode -> commit. On a CPU every torch call of an encoder uses one thread, and a part's batches are fixed by its task, so
+the bytes are the same with one worker or many, with Ray or without. When memory runs out the batch is halved, for the rest of this worker's life, and
+the part's record says so. Refuses to know which parts are needed and how many workers there are (pipelines.embed.pool).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import io
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from infra.settings import offline_environment
+from infra.step import AnyloomError
+from infra.storage import commit_entry, disk_errors, write_atomic, write_parquet
+from mmcore.config import EncoderSpec
+from mmcore.media.decode import MediaError
+from mmcore.stores.embeddings import PART_SCHEMA
+from mmcore.stores.features import pack, relative_error
+from mmcore.stores.shards import ShardSet
+
+AHEAD = 2
+"""Batches read (beside a GPU: and decoded) ahead of the encoder."""
+RECORDED = ("torch", "timm", "transformers", "diffusers", "av", "pillow", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One thing to encode: a sample's medium, or a text."""
+
+    address: str
+    """Name in the store: the medium's sha256 (with its span), or the text's."""
+    generation: str = ""
+    """Directory of the shards artifact that holds the medium; "" for a text."""
+    value: str = ""
+    """Sample key, or the text itself."""
+    start_s: float = 0.0
+    end_s: float | None = None
+    """Span of the medium in seconds; None: to its end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartTask:
+    """One part to encode; plain values, so that it can travel to another process."""
+
+    items: tuple[Item, ...]
+    entry: Path
+    staging: Path
+    """Scratch directory of this part on the same file system."""
+    batch: int
+    """Items per encoder call, as planned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartDone:
+    """What a worker says about a part it has committed."""
+
+    items: int
+    encode_s: float
+    """Seconds inside the encoder."""
+    batch: int
+    """Items per encoder call, after any halving."""
+    workers: int = 1
+    """Workers of the pool it belongs to."""
+
+
+class PartBuilder:
+    """One encoder copy that turns tasks into committed parts. Not for use by several threads at once."""
+
+    def __init__(self, spec: EncoderSpec, weights_dir: Path, stores: Path, device: str = "cpu", decoders: int = 1):
+        """device: `cpu` or `cuda:<n>`; decoders: threads that work ahead of the encoder. Beside a GPU they read and decode; on a CPU, where decoding would take
+        turns with the encoder for the same core, they read only."""
+        offline_environment()
+        keep_freed_memory()
+        import torch
+
+        from mmcore.encoders import load_encoder
+
+        torch.set_num_threads(1)
+        self._encoder = load_encoder(spec, weights_dir, device)
+        self._spec, self._stores, self._device, self._decoders = spec, stores, device, decoders
+        self._decodes_ahead = device != "cpu"
+        self._shards: dict[str, ShardSet] = {}
+        self._batch = sys.maxsize
+        """Largest batch that has not run out of memory."""
+        self._encode_s = 0.0
+
+    def build(self, task: PartTask) -> PartDone:
+        """Encode and commit one part. Raises AnyloomError when an item cannot be decoded, one item needs more memory than there is, or the disk is full."""
+        import torch
+
+        torch.set_num_threads(1)  # the setting belongs to the thread that computes
+        self._batch, self._encode_s = min(self._batch, task.batch), 0.0
+        features = self._encode(task)
+        shutil.rmtree(task.staging, ignore_errors=True)
+        try:
+            with disk_errors(task.entry):
+                task.staging.mkdir(parents=True)
+                error = self._write(task, features)
+                record = {"items": len(features), "libraries": library_versions(), "device": self._device.partition(":")[0], "relative_error": error}
+                commit_entry(task.entry, task.staging, {**record, "batch": self._batch, "planned_batch": task.batch})
+        finally:
+            shutil.rmtree(task.staging, ignore_errors=True)
+        return PartDone(items=len(features), encode_s=self._encode_s, batch=self._batch)
+
+    def _encode(self, task: PartTask) -> list[np.ndarray]:
+        """Features [N_i, E] of every item; the threads stay AHEAD batches before the encoder."""
+        for generation in sorted({item.generation for item in task.items} - {"", *self._shards}):
+            self._shards[generation] = ShardSet(Path(generation), self._stores)
+        batches = iter([task.items[start : start + task.batch] for start in range(0, len(task.items), task.batch)])
+        features: list[np.ndarray] = []
+        waiting: deque[tuple[Sequence[Item], list[Future[Any]]]] = deque()
+        with ThreadPoolExecutor(self._decoders, "decode") as pool:
+            try:
+                for batch in islice(batches, AHEAD):
+                    waiting.append((batch, self._start(pool, batch)))
+                while waiting:
+                    prepared = self._prepared(*waiting.popleft())
+                    for batch in islice(batches, 1):
+                        waiting.append((batch, self._start(pool, batch)))
+                    features += self._forward(prepared)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        return features
+
+    def _start(self, pool: ThreadPoolExecutor, batch: Sequence[Item]) -> list[Future[Any]]:
+        """What runs ahead: on a CPU the reading of the whole batch, beside a GPU the reading and decoding of each item."""
+        if self._decodes_ahead:
+            return [pool.submit(lambda item: self._prepare(item, self._read(item)), item) for item in batch]
+        return [pool.submit(lambda: [self._read(item) for item in batch])]
+
+    def _prepared(self, batch: Sequence[Item], started: Sequence[Future[Any]]) -> list[Any]:
+        """The items of a batch as the encoder takes them."""
+        if self._decodes_ahead:
+            return [future.result() for future in started]
+        return [self._prepare(item, data) for item, data in zip(batch, started[0].result(), strict=True)]
+
+    def _forward(self, prepared: Sequence[Any]) -> list[np.ndarray]:
+        """Features of prepared items, the batch halved as long as memory does not suffice."""
+        features: list[np.ndarray] = []
+        started = time.monotonic()
+        while len(features) < len(prepared):
+            try:
+                features += self._encoder.forward(prepared[len(features) : len(features) + self._batch])
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if self._batch == 1:
+                    raise AnyloomError(f"one item of {self._spec.kind} {self._spec.arch} needs more memory than {self._device} has: {error}") from error
+                self._batch = max(1, min(self._batch, len(prepared)) // 2)
+            else:
+                continue
+            free_device_memory()
+        self._encode_s += time.monotonic() - started
+        return features
+
+    def _read(self, item: Item) -> bytes:
+        return self._shards[item.generation].media(item.value) if item.generation else item.value.encode()
+
+    def _prepare(self, item: Item, data: bytes) -> Any:
+        if not item.generation:
+            return self._encoder.prepare(data)
+        try:
+            return self._encoder.prepare(data, item.start_s, item.end_s)
+        except MediaError as error:
+            raise AnyloomError(
+                f"sample {item.value} cannot be decoded ({error}), though its shard took it in: run the shards step again with --force"
+            ) from error
+
+    def _write(self, task: PartTask, features: list[np.ndarray]) -> float:
+        """The feature files [all tokens, E] and rows.parquet. Returns the relative error of the stored type."""
+        lengths = np.array([len(rows) for rows in features], np.int64)
+        together = np.concatenate(features)
+        if together.shape[1] != self._spec.width:
+            raise ValueError(f"encoder {self._spec.arch} gave features of shape {together.shape}, the spec says {self._spec.width} channels")
+        files = pack(together, self._spec.dtype)
+        for name, array in files.items():
+            buffer = io.BytesIO()
+            np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)  # row after row, also when the encoder gave columns
+            write_atomic(task.staging / name, buffer.getvalue())
+        columns = {"media_sha256": [item.address for item in task.items], "offset": np.cumsum(lengths) - lengths, "length": lengths}
+        write_parquet(pa.table(columns, schema=PART_SCHEMA), task.staging / "rows.parquet")
+        return relative_error(together, files)
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of what decides the features."""
+    return {name: importlib.metadata.version(name) for name in RECORDED}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for what torch and Python raise when a device or the host has no memory left."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def free_device_memory() -> None:
+    """Give cached blocks back before the next, smaller try."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks instead of giving them back to the kernel at once.
+
+    Activations are tens of megabytes, so by default every layer maps fresh zeroed pages: half of the time of a small convolutional encoder.
+    Changes no values. Does nothing where the C library has no mallopt.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
+        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_arena_max, 1)  # arenas of further threads are limited to 64 MB

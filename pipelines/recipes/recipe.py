@@ -1,0 +1,299 @@
+"""Recipe: the named set of every decision that changes numbers. Reading one shows the whole experiment.
+
+A recipe is a function returning a complete Recipe; variants go through dataclasses.replace or `--set key=value`. Owns the dataclass and the
+overrides; refuses to know paths, threads or how anything is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evals.config import (
+    CaptioningEvalConfig,
+    DrawingEvalConfig,
+    EvalConfig,
+    GenerationEvalConfig,
+    JudgeConfig,
+    PicturesEvalConfig,
+    PopeEvalConfig,
+    RetrievalEvalConfig,
+    SpeakingEvalConfig,
+    SuiteConfig,
+)
+from infra.step import AnyloomError
+from mmcore.chat.templates import chat_template
+from mmcore.concepts.config import ImageDecoderConfig
+from mmcore.config import (
+    MODALITIES,
+    EncoderSpec,
+    InputProjectorSpec,
+    LoraSpec,
+    ModelSpec,
+    OutputProjectorSpec,
+    SpecialTokens,
+    StageConfig,
+    TowerShape,
+    check_model,
+)
+from mmcore.training.stages import STAGES
+from pipelines.demo.config import QUESTIONS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """One source list."""
+
+    name: str
+    """Also the `source` in keys, shards and reports."""
+    group: str
+    """Format of the list: cc3m, webvid, audiocaps or instruct."""
+    split: str
+    """train, heldout or test."""
+    licence: str
+    """Of the media."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Names of the frozen parts. kind: `pretrained` (from the demo's packages), `random` (toy size, from a seed, without any download) or `own` (files of
+    the user's, given with --weights; the names only say which)."""
+
+    kind: str = "pretrained"
+    lm: str = "SmolLM2-135M-Instruct"
+    image: str = "tf_efficientnet_lite0"
+    audio: str = "whisper-tiny.en"
+    text: str = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retrieval:
+    """Two towers on the stored features, in place of the language model and its stages."""
+
+    text: EncoderSpec
+    """Encoder of the captions, one vector each."""
+    shape: TowerShape = TowerShape()
+    stage: StageConfig
+    """Training; the stage is called `two_tower`."""
+    evaluation: RetrievalEvalConfig = RetrievalEvalConfig()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that decides the numbers of a run, from source lists to scores."""
+
+    name: str
+    lists: str
+    """`smol`: lists written from the demo's packages; `tiny`: generated; `own`: every list is a file of the user's, given with --list."""
+    questions_are: str = "easy-vqa"
+    """What the evaluation's questions really are; the report says so beside the score."""
+    weights: Weights = Weights()
+    datasets: tuple[Dataset, ...]
+    heldout: float = 0.2
+    """smol lists: share of the groups of stamps (pictures, clips, sounds) kept out of training."""
+    clips: int = 400
+    """smol lists: video clips rendered from stamps."""
+    easyvqa_pictures: int = 4000
+    """smol lists: easy-VQA training pictures that are taken, with all their questions (of 4,000)."""
+    samples_per_shard: int = 500
+    near_duplicate_bits: int = 2
+    """Pictures whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""
+    image: EncoderSpec
+    video: EncoderSpec | None
+    """None: the model reads no clips."""
+    audio: EncoderSpec | None
+    """None: the model reads no sounds."""
+    video_audio: bool = False
+    """Also encode the sound of the clips, with the encoder of sounds (step embed_video_audio). Nothing is trained on it yet."""
+    latents: EncoderSpec | None = None
+    """Also keep a picture decoder's latents of the captioned pictures (kind vae_image, step embed_latents), for denoising losses; by the autoencoder of the
+    recipe's decoder where it has one. None: not kept."""
+    latents_video: EncoderSpec | None = None
+    """The same for clips (kind vae_video), by the autoencoder of the decoder of clips."""
+    latents_audio: EncoderSpec | None = None
+    """The same for sounds (kind vae_audio), by the autoencoder of the decoder of sounds."""
+    lm_dtype: str = "bfloat16"
+    quantize: str = ""
+    """Frozen linear layers of the LM in `4bit` or `8bit` (bitsandbytes, CUDA only); "": in lm_dtype."""
+    chat: str = "chatml"
+    """Chat template of the LM: chatml, vicuna_v1, llama3 or plain."""
+    input_projector: InputProjectorSpec = InputProjectorSpec()
+    output_projector: OutputProjectorSpec = OutputProjectorSpec()
+    """Of every modality that `output_projectors` does not name."""
+    output_projectors: tuple[tuple[str, OutputProjectorSpec], ...] = ()
+    """(modality, spec) of the modalities whose decoder wants another conditioning."""
+    tokens: SpecialTokens = SpecialTokens()
+    lora: LoraSpec = LoraSpec()
+    stages: tuple[str, ...] = ("stage1", "stage2", "stage3")
+    """Order of training; each stage reads those before it. A stage that is named again goes on from where it was: its second step is called stage2_2."""
+    stage1: StageConfig
+    stage2: StageConfig
+    stage3: StageConfig
+    evaluation: EvalConfig = EvalConfig()
+    suites: tuple[str, ...] = ()
+    """Suites of lmms-eval tasks that are run besides (evals.suites.catalogue); one that is prepared from official data is given with --list <suite>=FILE."""
+    suite: SuiteConfig = SuiteConfig()
+    """How the tasks of all suites are asked; used with suites, or with prepared ones, only."""
+    query: EncoderSpec | None = None
+    """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
+    query_weights: str = ""
+    """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
+    requests: int = 1
+    """Most ways in which stage 2 asks for a caption, no more than it has samples and instructions that ask for it; with more than 1 these are read."""
+    first_requests: int = 0
+    """The same of a stage 2 that another one follows; 0: as many. The second goes on from it, on states of the same captions asked for in all ways."""
+    first_steps: int = 0
+    """Steps of a stage 2 that another one follows; 0: as many as stage2 says."""
+    restate: bool = False
+    """smol lists: the answer to a request says what is asked for before it gives it ("a red circle" and then the picture). Its words stand between the
+    request, however worded, and the signal tokens, whose states then depend on little else."""
+    decoders: tuple[tuple[str, str], ...] = ()
+    """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder; `voice`: the speaking voice of the demo's assets; a
+    published name of mmcore.decoders.catalogue (give its directory with --weights decoder_<modality>=DIR); or, in a recipe of kind random, a toy of
+    pipelines.toys.decoders. All but the first also give stage 2 its caption targets. A modality without a decoder gives its conditioning only."""
+    image_decoder: ImageDecoderConfig | None = None
+    """Not None: a small picture decoder is trained on the recipe's own pictures (step image_decoder) and judged (eval_pictures)."""
+    picture_judge: JudgeConfig = JudgeConfig()
+    """Classifier of the decoder's pictures; used with image_decoder only."""
+    eval_pictures: PicturesEvalConfig = PicturesEvalConfig()
+    """Draws that are judged; used with image_decoder only."""
+    eval_drawing: DrawingEvalConfig = DrawingEvalConfig()
+    """Requests to the whole model; used with image_decoder among the decoders only."""
+    eval_speaking: SpeakingEvalConfig = SpeakingEvalConfig()
+    """Requests for sounds; used with the voice among the decoders only."""
+    generation: bool = False
+    """Also judge media that are asked for by held-out captions, the model's own captions, and what it says of things that are not there (eval_generation,
+    eval_captioning, eval_objects_as_pope)."""
+    eval_generation: GenerationEvalConfig = GenerationEvalConfig()
+    """Media that are asked for; used with decoders only. Datasets, concepts and query are filled in from the recipe."""
+    eval_captioning: CaptioningEvalConfig = CaptioningEvalConfig()
+    """Captions of held-out media, and the objects in them."""
+    eval_objects_as_pope: PopeEvalConfig = PopeEvalConfig()
+    """Yes/no questions about objects that are, or are not, in a picture."""
+    two_tower: Retrieval | None = None
+    """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
+
+
+def stage_steps(stages: Sequence[str]) -> list[tuple[str, str]]:
+    """(name of its step, stage) of a recipe's stages, in order: the second stage2 is the step stage2_2."""
+    return [(stage if not (before := stages[:place].count(stage)) else f"{stage}_{before + 1}", stage) for place, stage in enumerate(stages)]
+
+
+def is_last(stages: Sequence[str], name: str) -> bool:
+    """Whether no later step trains the stage of the step `name` again."""
+    steps = stage_steps(stages)
+    return name == [step for step, stage in steps if stage == dict(steps)[name]][-1]
+
+
+def stage_config(recipe: Recipe, name: str) -> StageConfig:
+    """The settings of the step `name` of a stage."""
+    stage = dict(stage_steps(recipe.stages))[name]
+    config: StageConfig = getattr(recipe, stage)
+    first = stage == "stage2" and recipe.first_steps and not is_last(recipe.stages, name)
+    return dataclasses.replace(config, steps=recipe.first_steps) if first else config
+
+
+def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """`recipe` with dotted keys replaced, e.g. {"stage3.lr": 1e-4}.
+
+    Raises AnyloomError for an unknown key (naming the closest ones), a value of the wrong type, an unknown stage and one with no steps, batch or rate.
+    """
+    for key, value in overrides.items():
+        recipe = _replace(recipe, key.split("."), value, key, recipe)
+    if overrides:
+        _check_stages(recipe)
+    return recipe
+
+
+def _check_stages(recipe: Recipe) -> None:
+    """Raise AnyloomError for a stage that there is not, or one that cannot be trained as it says."""
+    for stage in recipe.stages:
+        if stage not in STAGES:
+            raise AnyloomError(f"--set stages: there is no {stage}; a recipe's stages are taken from {', '.join(STAGES)}")
+        config: StageConfig = getattr(recipe, stage)
+        for name in ("steps", "batch", "lr", "checkpoint_every"):
+            if not getattr(config, name) > 0:
+                raise AnyloomError(f"--set {stage}.{name}: {getattr(config, name)} is not above 0")
+
+
+def keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that --set accepts."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from keys(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _replace(config: Any, parts: list[str], value: Any, key: str, whole: Recipe) -> Any:
+    names = {field.name for field in dataclasses.fields(config)}
+    if parts[0] not in names or (len(parts) > 1) != dataclasses.is_dataclass(getattr(config, parts[0])):
+        known = list(keys(whole))
+        close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known[:6]
+        raise AnyloomError(f"--set {key}: no such key; close ones: {', '.join(close)} (all: anyloom recipes {whole.name})")
+    if key == "name":
+        raise AnyloomError("--set name: a recipe's name is fixed; choose one with --recipe")
+    old = getattr(config, parts[0])
+    new = _replace(old, parts[1:], value, key, whole) if len(parts) > 1 else _coerce(old, value, key)
+    return dataclasses.replace(config, **{parts[0]: new})
+
+
+def _coerce(old: Any, value: Any, key: str) -> Any:
+    """`value` in the type of `old`. Raises AnyloomError saying what is expected."""
+    if isinstance(old, bool) or isinstance(value, bool):
+        fits = isinstance(old, bool) and isinstance(value, bool)
+    elif isinstance(old, float):
+        fits = isinstance(value, (int, float))
+        value = float(value) if fits else value
+    elif isinstance(old, tuple):
+        fits = isinstance(value, list)
+        value = _tuples(value) if fits else value
+    else:
+        fits = isinstance(value, type(old))
+    if not fits:
+        raise AnyloomError(f"--set {key}={value}: expected {type(old).__name__} like {old!r}")
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def model_spec(recipe: Recipe) -> ModelSpec:
+    """The model a recipe trains. Raises AnyloomError for one that cannot be built."""
+    spec = ModelSpec(
+        dtype=recipe.lm_dtype,
+        quantize=recipe.quantize,
+        chat=recipe.chat,
+        encoders=_encoders(recipe),
+        input_projector=recipe.input_projector,
+        output_projector=recipe.output_projector,
+        output_projectors=recipe.output_projectors,
+        tokens=recipe.tokens,
+        lora=recipe.lora,
+    )
+    try:
+        check_model(spec)
+        chat_template(spec.chat)
+    except ValueError as error:
+        raise AnyloomError(f"recipe {recipe.name}: {error}") from error
+    return spec
+
+
+def _encoders(recipe: Recipe) -> tuple[tuple[str, EncoderSpec], ...]:
+    """(modality, encoder) of the media that the recipe's model reads."""
+    return tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:] if getattr(recipe, modality) is not None)
+
+
+def asked_about(recipe: Recipe, modality: str) -> list[str]:
+    """Datasets of the recipe with questions about clips or sounds."""
+    return [dataset.name for dataset in recipe.datasets if dataset.name in QUESTIONS.get(modality, ())]
+
+
+def states_of(stage2: str) -> str:
+    """The step with the states that a step of stage 2 trains on: stage2_2 has states_2."""
+    return stage2.replace("stage2", "states")

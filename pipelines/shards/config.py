@@ -1,0 +1,73 @@
+"""Configs of the manifest and overlap steps, apart from their code so that planning loads no library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GROUP_MODALITY = {"cc3m": "image", "webvid": "video", "audiocaps": "audio"}
+"""Caption groups -> the modality their captions describe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardsConfig:
+    """How a manifest is cut into shards."""
+
+    samples_per_shard: int = 500
+    """Manifest rows per shard, by row number."""
+    max_media_bytes: int = 256 * 2**20
+    """Larger media are refused (too_large), in bytes."""
+    fetch_timeout_s: float = 30.0
+    """Total time of one download attempt, in seconds."""
+    fetch_attempts: int = 3
+    """Tries of a download that may pass another time (timeout, dns, http_5xx)."""
+    allow_private_addresses: bool = False
+    """Also download from private and loopback addresses (an intranet mirror)."""
+
+
+FORMATS = ("cc3m", "webvid", "audiocaps", "instruct")
+
+SPLITS = ("train", "heldout", "test")
+
+DEFAULT_TEMPLATES = {"audiocaps": "media/audio/{youtube_id}.ogg"}
+"""Where a format that names no files keeps them when a dataset says nothing else (the lists of smol and tiny do so)."""
+
+DATASET_TEMPLATES = {"spoken_train": "media/spoken/{youtube_id}.wav"}
+"""Datasets of the demo that keep them elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSpec:
+    """One list file = one source."""
+
+    name: str
+    """The `source` of its samples; letters, digits and _ only, because it names keys, folders and files."""
+    format: str
+    """cc3m, webvid, audiocaps or instruct."""
+    path: str
+    """List file below the list root. A source of the step with the dataset's name takes its place."""
+    split: str
+    """train, heldout or test: all rows of the list."""
+    licence: str
+    media_template: str = ""
+    """See ReadOptions.media_template; "": DEFAULT_TEMPLATES of the format, else the list's own uri column."""
+    span_s: float = 0.0
+    """See ReadOptions.span_s."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManifestConfig:
+    """The datasets of one group."""
+
+    datasets: tuple[DatasetSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OverlapConfig:
+    """When two pictures count as the same."""
+
+    max_bits: int = 2
+    """Near-duplicate: 64-bit difference hashes at most this many bits apart ..."""
+    max_colour: int = 24
+    """... and no cell of an 8 x 8 grid whose mean red, green or blue differs by more than this (0-255)."""
+    pairs_per_sample: int = 5
+    """Pairs listed per held-out sample and training dataset (lowest keys first); all are counted."""

@@ -1,0 +1,118 @@
+"""Manifest: source lists -> one Parquet table of samples.
+
+Owns the columns, the keys and their order. Input: the `lists` artifact (or list files from outside, as sources of the step); output:
+`manifest.parquet`, sorted by (source, row). Refuses to open any medium: the shards step does. No row is dropped: a record without text
+stays, with empty texts and conversations, and becomes a ledger row.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.step import AnyloomError, StepContext
+from pipelines.readers.rows import ReadOptions, Row
+from pipelines.shards.config import DEFAULT_TEMPLATES, FORMATS, SPLITS, DatasetSpec, ManifestConfig
+
+MEDIA = pa.struct(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("modality", pa.string()),
+        ("media", pa.list_(MEDIA)),
+        ("texts", pa.list_(pa.string())),
+        ("conversations", pa.string()),
+        ("licence", pa.string()),
+    ]
+)
+BATCH_ROWS = 10_000
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    """Read every list. Returns rows per dataset, and how many rows have no text. Raises AnyloomError when a
+    list of the user's own (a source of the step) is an empty file."""
+    config: ManifestConfig = ctx.config
+    specs = sorted(config.datasets, key=lambda spec: spec.name)
+    for spec in specs:
+        _check(spec, [other.name for other in specs])
+    rows, without_text = {}, 0
+    with pq.ParquetWriter(ctx.output / "manifest.parquet", SCHEMA, compression="zstd") as writer:
+        for done, spec in enumerate(specs):
+            count = 0
+            for batch in _batches(spec, _list_file(ctx, spec)):
+                writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
+                count += len(batch)
+                without_text += sum(not row["texts"] and row["conversations"] == "[]" for row in batch)
+                ctx.progress(done, len(specs), f"{spec.name}: {count} rows")
+            if not count and spec.name in ctx.sources and not ctx.sources[spec.name].read_bytes().strip():
+                raise AnyloomError(f"{ctx.sources[spec.name]}: the list of dataset '{spec.name}' is an empty file; give a list with rows")
+            rows[spec.name] = count
+    ctx.progress(len(specs), len(specs), "done")
+    return {"rows": rows, "total": sum(rows.values()), "without_text": without_text}
+
+
+def sample_key(source: str, row: int) -> str:
+    """The stable id of a sample: its source and its record number in the list, from 0."""
+    return f"{source}-{row:06d}"
+
+
+def _check(spec: DatasetSpec, names: list[str]) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_]+", spec.name):
+        raise AnyloomError(f"dataset name '{spec.name}': use letters, digits and _ only")
+    if names.count(spec.name) > 1:
+        raise AnyloomError(f"dataset '{spec.name}' is listed {names.count(spec.name)} times; names must differ")
+    for field, value, allowed in (("format", spec.format, FORMATS), ("split", spec.split, SPLITS)):
+        if value not in allowed:
+            raise AnyloomError(f"dataset '{spec.name}': {field} is '{value}', expected one of {', '.join(allowed)}")
+
+
+def _list_file(ctx: StepContext, spec: DatasetSpec) -> Path:
+    if spec.name in ctx.sources:
+        return ctx.sources[spec.name]
+    if "lists" not in ctx.inputs:
+        raise AnyloomError(f"dataset '{spec.name}': no lists artifact and no source file; give the step one of them")
+    return ctx.inputs["lists"].path / spec.path
+
+
+def _batches(spec: DatasetSpec, path: Path) -> Iterator[list[dict[str, Any]]]:
+    """Manifest rows of one list in its order, BATCH_ROWS at a time."""
+    reader = importlib.import_module(f"pipelines.readers.{spec.format}")
+    options = ReadOptions(media_template=spec.media_template or DEFAULT_TEMPLATES.get(spec.format, ""), span_s=spec.span_s)
+    batch: list[dict[str, Any]] = []
+    for number, row in enumerate(reader.read(path, options)):
+        batch.append(_as_record(spec, number, row))
+        if len(batch) == BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _as_record(spec: DatasetSpec, number: int, row: Row) -> dict[str, Any]:
+    return {
+        "key": sample_key(spec.name, number),
+        "source": spec.name,
+        "split": spec.split,
+        "modality": row.modality,
+        "media": [{"role": m.role, "modality": m.modality, "uri": m.uri, "start_s": m.start_s, "end_s": m.end_s} for m in row.media],
+        "texts": list(row.texts),
+        "licence": spec.licence,
+        "conversations": json.dumps([{"from": who, "value": value} for who, value in row.conversations], ensure_ascii=False),
+    }

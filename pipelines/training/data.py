@@ -1,0 +1,150 @@
+"""From artifacts to training data: which samples a stage's mixture means, and where their features are.
+
+Owns the reading of shard generations, embeddings, targets and earlier stages for the training steps. A dataset that is not a training
+split is refused. Flagged duplicates are left out. Refuses to know models and losses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.step import AnyloomError, Artifact
+from infra.storage import read_json
+from mmcore.chat.special_tokens import MEDIA
+from mmcore.config import EncoderSpec, StageConfig
+from mmcore.stores.shards import ShardSet
+from mmcore.types import Sample
+from pipelines.embed.config import LATENTS, TARGETS
+from pipelines.shards.config import GROUP_MODALITY
+
+STAGE_RECORD = "stage.json"
+
+
+def earlier_stages(inputs: Mapping[str, Artifact]) -> list[str]:
+    """Names of the inputs that are stages, in the order they were trained in."""
+    names = [name for name in inputs if name.startswith("stage")]
+    after = {name: list(read_json(inputs[name].path / STAGE_RECORD)["after"]) for name in names}
+    return sorted(names, key=lambda name: (len(after[name]), name))
+
+
+def shard_sets(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, ShardSet]:
+    """group -> its shards, for every `shards_<group>` input."""
+    return {name.removeprefix("shards_"): ShardSet(artifact.path, stores) for name, artifact in sorted(inputs.items()) if name.startswith("shards_")}
+
+
+def _pairs(meta: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    turns = meta["conversations"]
+    turns = json.loads(turns) if isinstance(turns, str) else turns
+    speakers = [turn["from"] for turn in turns]
+    if speakers != ["human", "gpt"] * (len(turns) // 2):
+        raise AnyloomError(f"sample {meta['key']}: its conversation must alternate human and gpt, it has {', '.join(speakers)}")
+    return tuple((turns[i]["value"], turns[i + 1]["value"]) for i in range(0, len(turns), 2))
+
+
+def to_sample(meta: Mapping[str, Any], media_sha256: str) -> Sample:
+    """A sample from its key.json."""
+    return Sample(
+        key=meta["key"], source=meta["source"], modality=meta["modality"], texts=tuple(meta["texts"]), conversations=_pairs(meta), media_sha256=media_sha256
+    )
+
+
+def _check_one_medium(meta: Mapping[str, Any]) -> None:
+    """Raises AnyloomError for a sample with several input media, of which a row would hold the first only."""
+    inputs = sum(medium["role"] == "input" for medium in meta["media"])
+    if inputs > 1:
+        raise AnyloomError(f"sample {meta['key']} has {inputs} input media, a training row takes one: split the record or leave it out")
+
+
+def dataset_samples(shards: Mapping[str, ShardSet], names: Iterable[str]) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+    """(dataset -> its samples, dataset -> its group) of training datasets, in stored order, duplicates left out.
+
+    Raises AnyloomError for a dataset that is nowhere, or whose split is not train, and for a sample that a row cannot hold.
+    """
+    samples: dict[str, list[Sample]] = {}
+    groups: dict[str, str] = {}
+    for name in names:
+        for group, shard_set in shards.items():
+            keys = shard_set.keys(source=name)
+            if not keys:
+                continue
+            metas = shard_set.metas(keys)
+            for meta in metas:
+                _check_one_medium(meta)
+            found = [to_sample(meta, shard_set.media_sha(meta["key"])) for meta in metas]
+            splits = sorted({str(meta["split"]) for meta in metas})
+            if splits != ["train"]:
+                raise AnyloomError(f"the mixture names {name}, whose split is {', '.join(splits)}: only train splits may be trained on")
+            samples[name], groups[name] = found, group
+        if name not in samples:
+            raise AnyloomError(f"the mixture names {name}, which is in none of this step's shards ({', '.join(sorted(shards)) or 'none'})")
+    return samples, groups
+
+
+def true_captions(shards: Mapping[str, ShardSet]) -> dict[str, str]:
+    """media sha256 -> its first caption, over the training splits of the caption groups; the lowest key wins."""
+    found: dict[str, str] = {}
+    for group in GROUP_MODALITY:
+        if group in shards:
+            shard_set = shards[group]
+            keys = shard_set.keys(split="train")
+            for meta in shard_set.metas(keys):
+                sha = shard_set.media_sha(meta["key"])
+                if sha and meta["texts"]:
+                    found.setdefault(sha, meta["texts"][0])
+    return found
+
+
+def feature_weights(inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """modality -> digest of the encoder weights behind its features, for every `embed_<modality>` input."""
+    return {m: str(read_json(inputs[f"embed_{m}"].path / "generation.json")["space"]["weights"]) for m in MEDIA if f"embed_{m}" in inputs}
+
+
+def feature_sources(inputs: Mapping[str, Artifact], stores: Path, encoders: Mapping[str, EncoderSpec]) -> dict[str, Any]:
+    """modality -> EmbeddingSet, for every `embed_<modality>` input.
+
+    Raises ValueError when another encoder than the model's made one of them, AnyloomError when the same encoder did with other weights than an earlier
+    stage read.
+    """
+    from mmcore.stores.embeddings import EmbeddingSet
+
+    found = {m: EmbeddingSet(inputs[f"embed_{m}"].path, stores, encoders.get(m)) for m in MEDIA if f"embed_{m}" in inputs}
+    for name in earlier_stages(inputs):
+        read = read_json(inputs[name].path / STAGE_RECORD).get("features", {})
+        for modality, rows in found.items():
+            weights = rows.space["weights"]
+            if read.get(modality, weights) != weights:
+                remedy = f"run embed_{modality} again with the weights of {name}, or {name} with these features"
+                raise AnyloomError(f"embed_{modality} was made with other encoder weights than the features that {name} read: {remedy}")
+    return found
+
+
+def target_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, Any]:
+    """modality -> caption targets, for every input that holds some."""
+    from mmcore.stores.embeddings import EmbeddingSet
+
+    return {modality: EmbeddingSet(inputs[name].path, stores) for modality, name in TARGETS.items() if name in inputs}
+
+
+def generation_losses(inputs: Mapping[str, Artifact], stores: Path, config: StageConfig, device: str = "cpu") -> dict[str, Any]:
+    """modality -> GenerationLoss, for every `decoder_<modality>` input with its latents.
+
+    Raises AnyloomError when the latents were made by another autoencoder than the decoder's, ValueError when they do not fit the decoder.
+    """
+    from mmcore.decoders import load_decoder
+    from mmcore.stores.embeddings import EmbeddingSet
+    from mmcore.stores.latents import LatentSet
+    from mmcore.training.generation_loss import GenerationLoss
+
+    found = {}
+    for modality, name in LATENTS.items():
+        if f"decoder_{modality}" not in inputs or name not in inputs:
+            continue
+        artifact, rows = inputs[f"decoder_{modality}"], EmbeddingSet(inputs[name].path, stores)
+        if rows.space["weights"] != artifact.digest:
+            raise AnyloomError(f"{name} was made by another autoencoder than that of {artifact.name}: run {name} again from this decoder")
+        decoder = load_decoder(artifact.path / "pipeline", device)
+        found[modality] = GenerationLoss(decoder, LatentSet(rows, decoder.contract, rows.spec), config)
+    return found

@@ -1,0 +1,280 @@
+"""The training step: one stage, in process or under Ray Train, with the same bytes.
+
+Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2; with a denoising loss also
+decoders and latents; stage 1 with generation losses takes these too); features, caption vectors and shards (two_tower).
+Output: tensors.safetensors (and lora/), losses.parquet, stage.json. Our own checkpoints in the work directory are the truth: a worker that
+dies is started again and goes on from them. Bytes hold for one machine, thread count and number of workers; others change rounding only.
+Ray only starts the workers: it stores nothing that is read again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from infra.progress import FileProgress, relay
+from infra.step import AnyloomError, Progress, StepContext
+from infra.storage import read_json, write_atomic
+from mmcore.runtime.devices import device_for
+from pipelines.shards.config import GROUP_MODALITY
+from pipelines.training.config import NEEDS_STAGE2, TrainConfig
+from pipelines.training.data import (
+    STAGE_RECORD,
+    dataset_samples,
+    earlier_stages,
+    feature_sources,
+    feature_weights,
+    generation_losses,
+    shard_sets,
+    target_sources,
+    true_captions,
+)
+from pipelines.training.states import run_states
+
+__all__ = ["run", "run_states"]
+MAX_FAILURES = 2
+"""Restarts of a Ray Train run before its error reaches the user."""
+_FIT_TOKENS = 65536
+
+
+def _fit_input_projectors(model: Any, data: Any, modalities: list[str]) -> None:
+    """Standardise each modality's features over the stage's training samples, in key order."""
+    for modality in modalities:
+        keys = sorted({sample.key for samples in data.samples.values() for sample in samples if sample.modality == modality})
+        source = data.features.get(modality)
+        if keys and source is not None:
+            model.input_projectors[modality].fit(_feature_chunks(source, keys))
+
+
+def _feature_chunks(source: Any, keys: list[str], rows: int = 256) -> Iterator[Any]:
+    """Feature tokens [n, E] of keys, evenly thinned out to about _FIT_TOKENS tokens."""
+    _, lengths = source.gather(keys[:1])
+    stride = max(1, len(keys) * max(1, int(lengths[0])) // _FIT_TOKENS)
+    kept = keys[::stride]
+    for start in range(0, len(kept), rows):
+        features_BNE, lengths_B = source.gather(kept[start : start + rows])
+        for features_NE, length in zip(features_BNE, lengths_B.tolist(), strict=True):
+            yield features_NE[:length]
+
+
+def _chat_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
+    """(AnyModel, ChatData) of a stage on rows."""
+    from mmcore.model.any_model import load_model
+    from mmcore.training.rows import ChatData
+    from mmcore.training.stages import stage_spec
+
+    spec = stage_spec(config.stage.stage)
+    model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages, device)
+    if spec.lora:
+        model.add_lora()
+    shards = shard_sets(ctx.inputs, ctx.stores)
+    samples, groups = dataset_samples(shards, [name for name, _ in config.stage.mixture])
+    captions = true_captions(shards) if config.stage.caption_turn else {}
+    features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
+    wanted = config.stage.generation_loss and "generation_loss" in spec.losses
+    generation = _caption_generation(config, ctx, device, model, samples, groups, stages) if wanted else None
+    data = ChatData(config.stage, model.chat, samples, features, config.model.input_projector, captions, generation)
+    if spec.saves:
+        _fit_input_projectors(model, data, [modality for modality, _ in config.model.encoders])
+    return model, data
+
+
+def _caption_generation(
+    config: TrainConfig, ctx: StepContext, device: str, model: Any, samples: dict[str, list[Any]], groups: dict[str, str], stages: tuple[Path, ...]
+) -> Any:
+    """CaptionGeneration of the stage's captions whose targets are given. Raises AnyloomError where no earlier stage trained output projectors."""
+    from mmcore.training.caption_generation import CaptionGeneration
+
+    if not any(read_json(path / STAGE_RECORD)["stage"] == "stage2" for path in stages):
+        raise AnyloomError(f"{ctx.name}: {NEEDS_STAGE2}")
+    targets = target_sources(ctx.inputs, ctx.stores)
+    captions: dict[str, list[str]] = {}
+    for name, rows in samples.items():
+        if GROUP_MODALITY.get(groups[name]) in targets:
+            captions.setdefault(GROUP_MODALITY[groups[name]], []).extend(text for sample in rows for text in sample.texts)
+    return CaptionGeneration(config.stage, model, captions, targets, generation_losses(ctx.inputs, ctx.stores, config.stage, device))
+
+
+def _signal_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
+    """(SignalSide, SignalData) of a stage on states. The output projectors go on from an earlier one, where there is one; the token rows are the states'."""
+    from mmcore.model.any_model import TENSORS, load_tensors
+    from mmcore.training.signals import SignalSide, StateSet
+    from mmcore.training.states import SignalData
+
+    states = StateSet(ctx.inputs["states"].path)
+    side = SignalSide(config.model, states)
+    for stage in stages:
+        load_tensors(side, stage / TENSORS, only="output_projectors.")
+    samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
+    modalities = {name: GROUP_MODALITY.get(group, "text") for name, group in groups.items()}
+    denoised = generation_losses(ctx.inputs, ctx.stores, config.stage, device)
+    return side, SignalData(config.stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores), denoised)
+
+
+def _train(ctx: StepContext, threads: int, device: str, collective: Any, progress: Progress) -> dict[str, Any]:
+    """One rank's whole work; rank 0 writes the output. Mendable errors become AnyloomError."""
+    import torch
+
+    from mmcore.training.stages import stage_spec
+    from pipelines.training.loop import run_stage
+    from pipelines.training.two_tower import two_tower_stage
+
+    torch.set_num_threads(threads)
+    config: TrainConfig = ctx.config
+    names = [name for name in earlier_stages(ctx.inputs) if name != ctx.name]
+    stages = tuple(ctx.inputs[name].path for name in names)
+    try:
+        batch = stage_spec(config.stage.stage).batch
+        if batch == "states":
+            model, data = _signal_stage(config, ctx, device, stages)
+        elif batch == "pairs":
+            model, data = two_tower_stage(config, ctx, collective)
+        else:
+            model, data = _chat_stage(config, ctx, device, stages)
+        model.to(device)
+        trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)
+    except ValueError as error:
+        raise AnyloomError(f"{ctx.name}: {error}") from error
+    if collective.rank == 0:
+        _write(ctx, model, trained, log, seconds, names)
+    return {
+        "stage": config.stage.stage,
+        "steps": config.stage.steps,
+        "trained_parameters": sum(p.numel() for p in trained.values()),
+        **{f"final_{name}": value for name, value in log.tail_means().items()},
+    }
+
+
+def _write(ctx: StepContext, model: Any, trained: dict[str, Any], log: Any, seconds: float, after: list[str]) -> None:
+    from safetensors.torch import save
+
+    from mmcore.lm.lora import save_lora
+    from mmcore.model.any_model import LORA, TENSORS
+    from mmcore.training.stages import saved_tensors
+
+    config: TrainConfig = ctx.config
+    tensors = saved_tensors(model, config.stage, trained)
+    write_atomic(ctx.output / TENSORS, save({name: value.contiguous() for name, value in tensors.items()}))
+    if any(".lora_" in name for name in trained):
+        save_lora(model.lm.base, config.model.lora, ctx.output / LORA)
+    log.write(ctx.output / "losses.parquet")
+    described = {"config": asdict(config.stage), "model": asdict(config.model), "features": feature_weights(ctx.inputs)}
+    record = {"stage": config.stage.stage, "after": after} | described
+    write_atomic(ctx.output / STAGE_RECORD, json.dumps(record, sort_keys=True, indent=1))
+    lm_dtype = getattr(getattr(model, "lm", None), "dtype", None)  # of a stage that runs the language model
+    computed_in = {"lm_dtype": str(lm_dtype).removeprefix("torch.")} if lm_dtype else {}
+    timing = {"steps_s": round(seconds, 3), "steps": config.stage.steps, "tokens": sum(row[3] for row in log.rows)} | computed_in
+    write_atomic(ctx.output / "info" / "timing.json", json.dumps(timing, sort_keys=True))
+
+
+@contextmanager
+def _relaying(path: Path, progress: Progress) -> Iterator[None]:
+    """Pass the progress file on to `progress` while the body runs."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(0.5):
+            relay(path, progress)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        relay(path, progress)
+
+
+def _silent(done: float, total: float, note: str = "") -> None:
+    """The Progress of ranks other than 0."""
+
+
+def _worker_device(gpus: int) -> str:
+    """This rank's device. Raises AnyloomError when it should be a GPU and torch sees none."""
+    import torch
+    from ray.train.torch import get_device
+
+    if device_for(gpus) == "cpu":
+        return "cpu"
+    device = get_device()
+    torch.cuda.set_device(device)
+    return str(device)
+
+
+def _worker(parcel: dict[str, Any]) -> None:
+    """What each Ray Train worker runs. A mendable error is left in a file for the driver, and no restart tries it again."""
+    import torch
+
+    from infra.settings import thread_environment
+    from pipelines.training.loop import Collective, TorchCollective
+
+    ctx: StepContext = parcel["ctx"]
+    if (ctx.work / "error.json").exists():
+        return
+    thread_environment(parcel["threads"])
+    collective = TorchCollective() if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1 else Collective()
+    progress = FileProgress(ctx.work / "progress.json") if collective.rank == 0 else _silent
+    try:
+        result = _train(ctx, parcel["threads"], _worker_device(parcel["gpus"]), collective, progress)
+    except AnyloomError as error:
+        write_atomic(ctx.work / "error.json", json.dumps(str(error)))
+        if collective.world > 1:
+            raise  # the other ranks wait for this one: let Ray stop them
+        return
+    if collective.rank == 0:
+        write_atomic(ctx.work / "result.json", json.dumps(result))
+
+
+def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        """Without Ray Train's detached janitor of placement groups: it asks Ray's dashboard whether the run is alive, so that on a cluster without one it
+        stays for ever after a run that was cancelled or killed. The group is not detached and ends with the run anyway."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [one for one in super()._create_default_callbacks() if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+    for leftover in ("ray", "error.json", "result.json", "progress.json"):
+        path = ctx.work / leftover
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    gpus = ctx.resources.gpus
+    parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads, "gpus": gpus}
+    trainer = Trainer(
+        _worker,
+        train_loop_config=parcel,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": threads, **({"GPU": 1} if gpus else {})}),
+        run_config=RunConfig(name=ctx.name, storage_path=str(ctx.work / "ray"), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
+    )
+    failure = None
+    try:
+        with _relaying(ctx.work / "progress.json", ctx.progress):
+            trainer.fit()
+    except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
+        failure = error
+    if (ctx.work / "error.json").exists():
+        raise AnyloomError(json.loads((ctx.work / "error.json").read_text()))
+    if failure is not None:
+        cause = str(failure).strip().splitlines()
+        raise AnyloomError(f"{ctx.name}: the training workers failed {MAX_FAILURES + 1} times: {cause[-1] if cause else failure!r}") from failure
+    result: dict[str, Any] = json.loads((ctx.work / "result.json").read_text())
+    return result
+
+
+def run(ctx: StepContext) -> dict[str, Any]:
+    """Entry of the step."""
+    if not ctx.resources.use_ray:
+        from pipelines.training.loop import Collective
+
+        return _train(ctx, max(1, ctx.resources.threads), device_for(ctx.resources.gpus), Collective(), ctx.progress)
+    workers = max(1, ctx.resources.gpus or ctx.resources.workers)
+    return _run_on_ray(ctx, workers, max(1, ctx.resources.threads // workers))

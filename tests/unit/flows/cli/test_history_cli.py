@@ -1,0 +1,106 @@
+"""anyloom history and anyloom sql, as typed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from toy_history import append, rows
+
+from evals.history.tables import file_of
+from flows.cli.main import build_parser, main
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "lmms_eval"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    append(tmp_path / "stores", rows("a", [1.0, 0.0]), rows("b", [1.0, 1.0], night=1))
+    return tmp_path
+
+
+@pytest.fixture
+def anyloom(root: Path, capsys: pytest.CaptureFixture[str]):
+    def run(*arguments: object, expect: int = 0) -> str:
+        code = main([*map(str, arguments), "--root", str(root)])
+        shown = capsys.readouterr()
+        assert code == expect, shown
+        return shown.out + shown.err
+
+    return run
+
+
+def test_history_without_an_action_is_the_recipe_s_step():
+    args = build_parser().parse_args(["history", "--recipe", "tiny", "--no-ray"])
+    assert (args.command, args.action, args.targets, args.recipe, args.use_ray) == ("history", None, ["history"], "tiny", False)
+
+
+@pytest.mark.parametrize("words", [["history", "--root", "x", "check"], ["history", "check", "--root", "x"]])
+def test_the_root_may_stand_before_or_after_the_action(words):
+    assert build_parser().parse_args(words).root == Path("x")
+
+
+def test_build_is_free_of_steps_and_says_how_many_runs(anyloom, root):
+    (root / "history.duckdb").unlink()
+    assert "2 runs in" in anyloom("history", "build") and not (root / "artifacts").exists()
+    assert "2 runs in" in anyloom("history", "build", "--fresh")
+
+
+def test_check_says_each_problem_and_exits_1(anyloom, root):
+    assert anyloom("history", "check") == "11 files, 21 rows, 0 problems\n"
+    file_of(root / "stores", "sample", "a").unlink()
+    said = anyloom("history", "check", expect=1).splitlines()
+    assert len(said) == 2 and said[0].startswith("lost: ") and said[1].endswith(" 1 problems")
+
+
+def test_import_twice_then_query(anyloom):
+    first, again = (anyloom("history", "import", GOLDEN, "--harness-version", "0.7.3") for _ in range(2))
+    assert first.startswith("added") and again.startswith("there")
+    assert json.loads(anyloom("sql", "select count(*) as n from run where source = 'lmms-eval'", "--json")) == {"n": 1}
+    assert "--harness-version" in anyloom("history", "import", GOLDEN, expect=1)
+
+
+def test_annotate_then_trend(anyloom):
+    anyloom("history", "annotate", "new pictures", "--at", "2026-11-01T12:00", "--task", "easyvqa_as_vqav2", "--author", "me")
+    lines = anyloom("sql", "select run_id, segment from trend order by time", "--format", "json").splitlines()
+    assert [json.loads(line) for line in lines] == [{"run_id": "a", "segment": 0}, {"run_id": "b", "segment": 1}]
+    assert "--at yesterday" in anyloom("history", "annotate", "x", "--at", "yesterday", expect=1)
+
+
+def test_export(anyloom, tmp_path):
+    said = anyloom("history", "export", tmp_path / "out", "--format", "csv", "--table", "run", "--table", "leaderboard")
+    assert "2 rows" in said and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["leaderboard.csv", "run.csv"]
+
+
+def test_formats_of_sql(anyloom):
+    sql = "select run_id, accuracy, 'a,b' as \"x\", null as y from leaderboard order by run_id"
+    found = list(csv.reader(io.StringIO(anyloom("sql", sql, "--format", "csv"))))
+    assert found == [["run_id", "accuracy", "x", "y"], ["a", "0.5", "a,b", ""], ["b", "1.0", "a,b", ""]]
+    shown = anyloom("sql", sql)
+    assert shown.endswith("2 rows\n") and "accuracy" in shown and "0.5" in shown
+    assert anyloom("sql", sql, "--json") == anyloom("sql", sql, "--format", "json")
+
+
+def test_sql_cannot_write(anyloom):
+    assert "query failed" in anyloom("sql", "delete from run", expect=1)
+
+
+def test_compare_writes_the_paired_difference_of_two_runs_once(root: Path, anyloom):
+    def stored() -> list[str]:
+        return anyloom("sql", "select run_a, run_b, delta, n_paired from comparison where subgroup = 'all' order by all", "--format", "csv").splitlines()[1:]
+
+    assert stored() == []
+    anyloom("history", "compare", "a", "b")
+    once = stored()
+    assert once and all(line.startswith("a,b,0.5,2") for line in once)
+    anyloom("history", "compare", "a", "b")
+    assert stored() == once
+    assert anyloom("history", "check").endswith("0 problems\n")
+
+
+def test_compare_names_what_it_cannot_find(anyloom):
+    assert "run zzz: no runs are called that; there are " in anyloom("history", "compare", "a", "zzz", expect=1)
+    assert "named twice" in anyloom("history", "compare", "a", "a", expect=1)

@@ -1,0 +1,161 @@
+"""Recipes and their overrides: golden files, clear errors, and which steps a change reaches."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.fingerprint import to_plain
+from infra.plan import topological
+from infra.step import AnyloomError
+from pipelines.dag.build import build
+from pipelines.dag.evaluation import together
+from pipelines.dag.own_files import needs_files
+from pipelines.recipes import RECIPES, get_recipe
+from pipelines.recipes.recipe import keys
+
+GOLDEN = Path(__file__).resolve().parents[3] / "golden"
+
+
+def resolved():
+    spec = importlib.util.spec_from_file_location("rewrite", GOLDEN / "rewrite.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.resolved()
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_resolved_recipe_is_the_golden_one(name):
+    assert resolved()[name] == (GOLDEN / "recipes" / f"{name}.json").read_text(), "run `make golden` and review the diff"
+
+
+def test_a_plain_name_is_for_official_data_and_no_evaluation_takes_anothers_place(tmp_path):
+    record = tmp_path / "full.json"
+    record.write_text("{}")
+    steps = build(get_recipe("tiny"), {"full": record})
+    assert steps["eval_pope"].run == "evals.suites.run:run" and steps["eval_objects_as_pope"].run == "evals.questions.objects_as_pope:run"
+    assert {"eval_pope", "eval_objects_as_pope"} <= set(steps["history"].inputs)
+    official, made = steps["eval_pope"], replace(steps["eval_objects_as_pope"], name="eval_pope")
+    assert together({"eval_pope": official}, {"eval_pope": official}) == {"eval_pope": official}
+    with pytest.raises(AnyloomError, match=r"two evaluations are called eval_pope \(evals.suites.run:run and evals.questions.objects_as_pope:run\)"):
+        together({"eval_pope": official}, {"eval_pope": made})
+
+
+def test_overrides_reach_the_field_and_only_it():
+    before, after = to_plain(get_recipe("tiny")), to_plain(get_recipe("tiny", {"stage3.lr": 1e-4}))
+    assert after["stage3"].pop("lr") == 1e-4 and before["stage3"].pop("lr") != 1e-4
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("stage3.lrr", 1, r"stage3\.lrr: no such key; close ones: .*stage3\.lr"),
+        ("stage3", 1, r"stage3: no such key"),
+        ("nothing", 1, r"nothing: no such key"),
+        ("stage3.lr.x", 1, r"no such key"),
+        ("stage3.steps", "many", r"stage3\.steps=many: expected int like"),
+        ("stage3.caption_turn", 1, r"expected bool"),
+        ("stages", "stage1", r"expected tuple"),
+        ("name", "x", r"a recipe's name is fixed"),
+    ],
+)
+def test_wrong_overrides_are_one_clear_line(key, value, message):
+    with pytest.raises(AnyloomError, match=message) as caught:
+        get_recipe("tiny", {key: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("stage3.schedule", "step", r"recipe tiny: stage3\.schedule 'step' is unknown: use linear or cosine"),
+        ("image.pad", True, r"tiny, encoder of image: timm_image pads no pictures: set pad to false \(true: for hf_image, imagebind_image\)"),
+    ],
+)
+def test_values_that_nothing_can_follow_are_one_line_while_planning(key, value, message):
+    with pytest.raises(AnyloomError, match=message):
+        build(get_recipe("tiny", {key: value}))
+
+
+def test_unknown_recipe_names_those_there_are():
+    with pytest.raises(AnyloomError, match="no recipe called smoll; there are: tiny, tiny_nextgpt, smol"):
+        get_recipe("smoll")
+
+
+def test_every_key_that_is_offered_is_accepted():
+    recipe = get_recipe("tiny")
+    for key in keys(recipe):
+        value = json.loads(json.dumps(to_plain(recipe)))
+        for part in key.split("."):
+            value = value[part]
+        if key != "name":
+            assert to_plain(get_recipe("tiny", {key: value})) == to_plain(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tiny_nextgpt", {"video.sampling": "scenes"}, "encoder of video: imagebind_video has no sampling 'scenes'"),
+        ("tiny", {"video.tiles": 4}, "encoder of video: timm_video encodes no pictures"),
+        ("tiny", {"image.tiles": 1}, "encoder of image: timm_image with tiles 1"),
+        ("tiny", {"lora.mode": "each"}, r"recipe tiny: lora\.mode 'each' is unknown: use shared or per_modality"),
+        ("tiny", {"quantize": "3bit"}, "recipe tiny: quantize '3bit' is unknown: use 4bit, 8bit or nothing"),
+        ("tiny", {"chat": "alpaca"}, "recipe tiny: chat template 'alpaca' is unknown; there are: chatml, vicuna_v1"),
+        ("tiny", {"tokens.audio": -1}, r"recipe tiny: tokens\.audio is -1"),
+    ],
+)
+def test_an_encoder_that_cannot_do_it_is_named_before_anything_runs(name, change, message):
+    with pytest.raises(AnyloomError, match=message):
+        build(get_recipe(name, change))
+
+
+def test_the_sound_of_clips_is_a_step_only_when_asked_for():
+    assert "embed_video_audio" not in build(get_recipe("tiny"))
+    steps = build(get_recipe("tiny", {"video_audio": True}))
+    assert steps["embed_video_audio"].config == steps["embed_audio"].config
+    assert set(steps["embed_video_audio"].inputs) == {"weights", "shards_webvid"}
+
+
+@pytest.mark.parametrize("name", [name for name, make in RECIPES.items() if not needs_files(make())])
+def test_the_graph_is_whole(name):
+    steps = build(get_recipe(name))
+    assert {step.name for step in topological(steps.values())} == set(steps)
+    towers = {"embed_text", "two_tower", "eval_retrieval", "overlap", "targets"}
+    stages = {"stage1", "stage2", "stage3", "export", "eval_vqa", "history", "report"}
+    expected, absent = (towers, stages) if get_recipe(name).two_tower else (stages, towers - {"overlap", "targets"})
+    assert expected <= set(steps) and not absent & set(steps)
+
+
+def test_the_two_towers_stand_on_the_steps_of_smol():
+    from infra.plan import identity
+
+    smol, towers = build(get_recipe("smol")), build(get_recipe("clip_two_tower"))
+    shared = set(smol) & set(towers)
+    assert set(towers) - shared == {"embed_text", "two_tower", "eval_retrieval"} and {"embed_image", "embed_video", "embed_audio", "shards_cc3m"} <= shared
+    for name in shared:
+        digests = dict.fromkeys(smol[name].inputs, "d")
+        assert identity(smol[name], digests) == identity(towers[name], digests)
+        assert {key: step.name for key, step in smol[name].inputs.items()} == {key: step.name for key, step in towers[name].inputs.items()}
+
+
+def test_stage_order_is_the_recipes_list():
+    one = build(get_recipe("tiny", {"stages": ["stage1", "stage3", "stage2"]}))
+    assert {"stage1", "stage3"} <= set(one["stage2"].inputs) and "stage2" not in one["stage3"].inputs
+    other = build(get_recipe("tiny"))
+    assert "stage3" not in other["stage2"].inputs and {"stage1", "stage2"} <= set(other["stage3"].inputs)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("stages", ["stage1", "stage9"], "--set stages: there is no stage9; a recipe's stages are taken from stage1, stage2, stage3"),
+        ("stage3.lr", -1.0, "--set stage3.lr: -1.0 is not above 0"),
+        ("stage1.steps", 0, "--set stage1.steps: 0 is not above 0"),
+    ],
+)
+def test_a_stage_that_cannot_be_trained_is_refused_before_anything_runs(key, value, told):
+    with pytest.raises(AnyloomError, match=told):
+        get_recipe("tiny", {key: value})
