@@ -257,5 +257,6 @@ def test_scores_of_a_reused_history_need_no_database(tmp_path: Path) -> None:
 
 def test_no_progress_bar_among_the_rows(tmp_path: Path) -> None:
     _writer(str(tmp_path / "stores"), 0, 1)
-    code = "import sys, pathlib; from evals.history.database import query as q; print(q(pathlib.Path(sys.argv[1]), \"SELECT current_setting('enable_progress_bar')\"))"
+    ask = "SELECT current_setting('enable_progress_bar')"
+    code = f'import sys, pathlib; from evals.history.database import query; print(query(pathlib.Path(sys.argv[1]), "{ask}"))'
     assert "[(False,)]" in subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "history.duckdb")], text=True)
