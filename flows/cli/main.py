@@ -137,7 +137,7 @@ def cmd_plan(args: argparse.Namespace) -> int:
     from flows.running.display import Display, table
     from flows.running.run import recipe_steps
     from infra.plan import plan
-    from pipelines.dag.own_files import left_out
+    from pipelines.dag.given import left_out
     from pipelines.recipes import get_recipe
 
     settings = settings_of(args)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from mmcore.config import StageConfig
+from mmcore.config import StatesStage
 from mmcore.model.any_model import signal_rows
 from mmcore.training.batching import Schedule, deal, share
 from mmcore.training.drawn import FeatureSource
@@ -42,7 +42,7 @@ class SignalData:
 
     def __init__(
         self,
-        config: StageConfig,
+        config: StatesStage,
         side: SignalSide,
         samples: Mapping[str, Sequence[Sample]],
         modalities: Mapping[str, str],
