@@ -51,9 +51,9 @@ class Shape:
         return f"a {self.colour} {self.shape}"
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[TinyListsConfig]) -> dict[str, Any]:
     """Write all lists. Returns rows per dataset; nothing is ever left out."""
-    config: TinyListsConfig = ctx.config
+    config = ctx.config
     counts: dict[str, int] = {}
     train = _pictures(ctx.output, "easyvqa/train", config.easyvqa_train, config)
     test = _pictures(ctx.output, "easyvqa/test", config.easyvqa_test, config)

@@ -14,9 +14,9 @@ from pipelines.embed.space import span_address
 from pipelines.embed.worker import Item
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
     """Features of every sample of the config's splits whose input medium has the encoder's modality. Returns counts."""
-    config: EmbedConfig = ctx.config
+    config = ctx.config
     modality = MODALITY_OF[config.spec.kind]
     keys: dict[str, str] = {}
     items: dict[str, Item] = {}

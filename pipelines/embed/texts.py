@@ -17,9 +17,9 @@ from pipelines.embed.space import text_sha256
 from pipelines.embed.worker import Item
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
     """Vectors of every distinct caption of the config's splits and sources, keyed `text:<sha256>`. Returns counts. Raises AnyloomError when there is none."""
-    config: EmbedConfig = ctx.config
+    config = ctx.config
     captions: set[str] = set()
     for name in sorted(name for name in ctx.inputs if name.startswith("shards_")):
         shards = ShardSet(ctx.inputs[name].path, ctx.stores)

@@ -41,9 +41,9 @@ Verdict = tuple[str, str]
 """(reason, detail) why a clip is left out; both empty for one with a sound."""
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
     """Features of the sound of every clip of the config's splits. Returns counts: those of pipelines.embed, and how many clips are left out and why."""
-    config: EmbedConfig = ctx.config
+    config = ctx.config
     if MODALITY_OF[config.spec.kind] != "audio":
         raise ValueError(f"the sound of clips needs an encoder of sounds, got {config.spec.kind}")
     keys: dict[str, str] = {}
@@ -65,7 +65,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     return {**counts, "clips": len(keys), "without_track": silent, "undecodable_track": len(left_out) - silent}
 
 
-def _listen(items: Mapping[str, Item], max_seconds: float, ctx: StepContext) -> dict[str, Verdict]:
+def _listen(items: Mapping[str, Item], max_seconds: float, ctx: StepContext[EmbedConfig]) -> dict[str, Verdict]:
     """address -> Verdict. What was found is kept in ctx.work, so a killed run does not listen again."""
     saved = ctx.work / "tracks.json"
     if saved.exists():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipelines.training.loop import Collective
 
 
-def two_tower_stage(config: TrainConfig, ctx: StepContext, collective: Collective) -> tuple[TwoTower, TwoTowerData]:
+def two_tower_stage(config: TrainConfig, ctx: StepContext[TrainConfig], collective: Collective) -> tuple[TwoTower, TwoTowerData]:
     """The fresh model, its towers standardised on the training samples, and its data. Raises ValueError when another encoder made the features."""
     from mmcore.stores.embeddings import EmbeddingSet
     from mmcore.two_tower.model import TwoTower

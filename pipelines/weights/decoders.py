@@ -23,12 +23,12 @@ from pipelines.weights.given_files import decoder_parts
 from pipelines.weights.writing import CONTRACT, PIPELINE, RANDOM_LICENCE, TRACES
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[DecoderConfig]) -> dict[str, Any]:
     """Entry of the step. Raises AnyloomError when the decoder is of another modality or family than its name says, or cannot be opened."""
     import torch
     from transformers.utils import logging as transformers_logging
 
-    config: DecoderConfig = ctx.config
+    config = ctx.config
     if config.kind == "given" and not ctx.sources:
         entry = known(config.name)
         licence = f" ({entry.licence})" if entry else ""
@@ -71,7 +71,7 @@ def _make(config: DecoderConfig, directory: Path) -> None:
                 write_json(path, {key: value for key, value in values.items() if key not in TRACES})
 
 
-def _take(ctx: StepContext, directory: Path) -> None:
+def _take(ctx: StepContext[DecoderConfig], directory: Path) -> None:
     """Copy the given files; parts that no decoder opens are taken out of the index."""
     from safetensors import SafetensorError, safe_open
 
