@@ -112,7 +112,8 @@ def _captions(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item]) -> 
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
-    journal, generator, shards = Journal(ctx.work / "captions.jsonl"), None, {}
+    journal, generator = Journal(ctx.work / "captions.jsonl"), None
+    shards: dict[str, ShardSet] = {}
     for batch in journal.missing(items, config.chunk):
         generator = generator or Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
         features = []
@@ -239,7 +240,7 @@ def _vocabularies(ctx: StepContext[CaptioningEvalConfig]) -> dict[str, tuple[str
 
     config = ctx.config
     pictures = [dataset for modality, dataset in config.datasets if modality == "image"]
-    found = {config.asked_source: EASYVQA_WORDS} if config.asked_source else {}
+    found: dict[str, tuple[str, ...]] = {config.asked_source: EASYVQA_WORDS} if config.asked_source else {}
     if pictures:
         shards = ShardSet(ctx.inputs[SHARDS["image"]].path, ctx.stores)
         texts = [text for name in config.vocabulary for meta in shards.metas(sorted(shards.keys(source=name))) for text in meta["texts"]]

@@ -116,13 +116,14 @@ def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answe
     config = ctx.config
     chosen = [i for i, prompt in enumerate(prompts) if prompt.condition in JUDGED]
     blocks = {i: [block for block in answers[i].blocks if block.modality == MODALITY] for i in chosen}
-    drawer, made = Drawer(ctx.inputs["export"].path, device_for(ctx.resources.gpus)), {}
+    drawer = Drawer(ctx.inputs["export"].path, device_for(ctx.resources.gpus))
+    made: dict[int, np.ndarray] = {}
     ready = [i for i in chosen if blocks[i]]
     for start in range(0, len(ready), config.batch):
-        rows = ready[start : start + config.batch]
-        media = drawer.draw([blocks[i][0] for i in rows], [config.seed + i for i in rows])
-        made |= {i: medium.data for i, medium in zip(rows, media, strict=True)}
-        ctx.progress(start + len(rows), len(ready), "pictures drawn")
+        chunk = ready[start : start + config.batch]
+        media = drawer.draw([blocks[i][0] for i in chunk], [config.seed + i for i in chunk])
+        made |= {i: medium.data for i, medium in zip(chunk, media, strict=True)}
+        ctx.progress(start + len(chunk), len(ready), "pictures drawn")
     side = next(iter(made.values())).shape[0] if made else 32
     pixels = np.stack([made.get(i, np.full((side, side, 3), 255, np.uint8)) for i in chosen]).transpose(0, 3, 1, 2)
     judge = load_judge(ctx.inputs["picture_judge"].path)
@@ -130,7 +131,7 @@ def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answe
     concepts = np.array([prompts[i].concept for i in chosen])
     there = np.array([float(i in made) for i in chosen])
     scores = {part: values * there for part, values in right(concepts, *seen).items()}
-    other = {}
+    other: dict[int, int] = {}
     for name in JUDGED:
         places = [k for k, i in enumerate(chosen) if prompts[i].condition == name]
         order = derangement([(str(concepts[k]),) for k in places], config.seed)

@@ -92,7 +92,8 @@ def answered(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig], generator
     from mmcore.types import Question
 
     shards, limit = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), ctx.config.max_new_tokens
-    items, answers = [], {}
+    items: list[Question] = []
+    answers: dict[int, Answer] = {}
     for prompt in prompts:
         shown: dict[str, Any] = {}
         if prompt.media_key:

@@ -123,7 +123,8 @@ def _heard(ctx: StepContext[SpeakingEvalConfig], sounds: Mapping[Place, bytes]) 
     from mmcore.concepts.speech_judge import SpeechJudge
 
     config = ctx.config
-    judge, places, heard = SpeechJudge(ctx.inputs["speech_judge"].path, config.heard_s), list(sounds), {}
+    judge, places = SpeechJudge(ctx.inputs["speech_judge"].path, config.heard_s), list(sounds)
+    heard: dict[Place, str] = {}
     for start in range(0, len(places), config.batch):
         rows = places[start : start + config.batch]
         heard |= dict(zip(rows, judge.hear([sounds[place] for place in rows]), strict=True))

@@ -141,8 +141,7 @@ def answers_of(task: SuiteTask, docs: Sequence[Doc], results: Mapping[str, Any],
     if [sample["doc_id"] for sample in samples] != [doc.row for doc in docs]:
         raise AnyloomError(f"lmms-eval scored {len(samples)} documents, not the {len(docs)} that were asked: remove the work directory")
     told = results["results"][task.lmms_task]
-    numbers = {key.split(",")[0]: value for key, value in told.items() if "," in key and "_stderr" not in key and isinstance(value, Real)}
-    numbers = {metric: float(value) for metric, value in numbers.items()}
+    numbers = {key.split(",")[0]: float(value) for key, value in told.items() if "," in key and "_stderr" not in key and isinstance(value, Real)}
     if task.headline not in numbers:
         raise AnyloomError(f"lmms-eval gave no {task.headline} for {task.lmms_task}, but {', '.join(sorted(numbers)) or 'nothing'}")
     predictions = [str(sample["filtered_resps"][0]) for sample in samples]
