@@ -89,7 +89,7 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     generated = caption_generation_inputs(recipe, steps, decoders) if "stage1" in recipe.stages else {}
     trained = _add_stages(recipe, steps, embeddings, captions, shards.get("instruct"), signals, generated)
     steps |= image_decoder
-    weights = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
+    weights: dict[str, Step] = {name: steps[name] for name in ("weights_lm", "weights_image", "weights_audio") if name in steps}
     steps["export"] = _export("export", recipe, weights, trained, decoders)
     if lists is not None and "targets" in steps:  # what is evaluated so far is known of the lists that are made here
         if image_decoder:

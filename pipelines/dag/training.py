@@ -56,6 +56,7 @@ def _add_stages(
             raise AnyloomError(f"recipe {recipe.name}: {error}") from error
         inputs = {"weights_lm": steps["weights_lm"], **trained}
         if stage == "stage2":
+            assert signals is not None  # build makes them where there is such a stage
             read = {**inputs, **signals.captions, **({"shards_instruct": instruct, **embeddings} if recipe.requests > 1 and instruct is not None else {})}
             steps[states_of(name)] = states(recipe, spec, states_of(name), name, read)
             inputs |= {"states": steps[states_of(name)], **signals.targets, **signals.captions, **signals.denoised}

@@ -41,9 +41,8 @@ def run(ctx: StepContext[AssetsConfig]) -> dict[str, Any]:
     pictures = take_tree(config.easy_vqa, ctx.output)
     ctx.progress(total - 2, total, "stamps (Debian package, 161 MB)")
     stamps, reason = _stamps(ctx, config)
-    described = [
-        {"file": f.target, "package": f.package, "version": f.version, "sha256": f.sha256, "licence": f.licence} for f in (*config.files, config.easy_vqa)
-    ]
+    taken: list[PackageFile | PackageTree] = [*config.files, config.easy_vqa]
+    described = [{"file": f.target, "package": f.package, "version": f.version, "sha256": f.sha256, "licence": f.licence} for f in taken]
     if stamps:
         deb = config.stamps
         described.append({"file": "stamps", "package": deb.package, "version": deb.version, "sha256": deb.sha256, "licence": deb.licence})

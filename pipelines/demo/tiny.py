@@ -121,6 +121,7 @@ def tone(pitch_hz: float, shape: str, seconds: float) -> bytes:
     out = io.BytesIO()
     with av.open(out, "w", format="ogg", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("flac", rate=SOUND_HZ, layout="mono")
+        assert isinstance(stream, av.AudioStream)
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             if packet.size:  # FLAC's last packet only repeats the header, which Ogg cannot hold
                 container.mux(packet)

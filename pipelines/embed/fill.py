@@ -97,7 +97,7 @@ def _tasks(plan: Mapping[str, Any], items: Mapping[str, Item], space: Space, wor
 
 def _write_artifact(space: Space, modality: str, keys: Mapping[str, str], ctx: StepContext[object]) -> Mapping[str, Any]:
     """generation.json and rows.parquet (sorted by key), from what the store holds now. Returns the counts."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for key, address in sorted(keys.items()):
         if address not in space.located:
             raise AnyloomError(f"the features of {key} vanished from {space.directory} while the step ran: run the same command again")

@@ -137,7 +137,7 @@ def nextgpt_7b_legacy() -> Recipe:
     recipe = nextgpt_7b()
     legacy = OutputProjectorSpec(kind="nextgpt_legacy", width=512, layers=4, heads=4, ffn=2048, queries=77, out=1024)
     # [old] dsconfig: Adam (0.9, 0.95), weight decay 1e-3, clip 1.0, warm-up 10 %, WarmupDecayLR (a line to 0)
-    old = {"betas": (0.9, 0.95), "weight_decay": 1e-3, "clip": 1.0, "schedule": "linear", "final_lr": 0.0}
+    old: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 1e-3, "clip": 1.0, "schedule": "linear", "final_lr": 0.0}
     return replace(
         recipe,
         name="nextgpt_7b_legacy",

@@ -65,11 +65,11 @@ def run(ctx: StepContext[ImageDecoderConfig]) -> dict[str, Any]:
     }
 
 
-def _part(progress: Progress, before: int, total: int, name: str) -> Progress:
+def _part(progress: Progress, before: int, of_all: int, name: str) -> Progress:
     """Progress of one fit as a part of the step's."""
 
-    def report(done: float, _: float, note: str = "") -> None:
-        progress(before + done, total, f"{name}: {note}")
+    def report(done: float, total: float, note: str = "") -> None:
+        progress(before + done, of_all, f"{name}: {note}")
 
     return report
 

@@ -21,6 +21,7 @@ from typing import Any
 from infra.progress import FileProgress, relay
 from infra.step import AnyloomError, Progress, StepContext
 from infra.storage import read_json, write_atomic
+from mmcore.config import ModelSpec
 from mmcore.runtime.devices import device_for
 from pipelines.shards.config import GROUP_MODALITY
 from pipelines.training.config import NEEDS_STAGE2, TrainConfig
@@ -69,6 +70,7 @@ def _chat_stage(config: TrainConfig, ctx: StepContext[TrainConfig], device: str,
     from mmcore.training.rows import ChatData
     from mmcore.training.stages import stage_spec
 
+    assert isinstance(config.model, ModelSpec)
     spec = stage_spec(config.stage.stage)
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages, device)
     if spec.lora:
@@ -107,6 +109,7 @@ def _signal_stage(config: TrainConfig, ctx: StepContext[TrainConfig], device: st
     from mmcore.training.signals import SignalSide, StateSet
     from mmcore.training.states import SignalData
 
+    assert isinstance(config.model, ModelSpec)
     states = StateSet(ctx.inputs["states"].path)
     side = SignalSide(config.model, states)
     for stage in stages:
@@ -161,7 +164,7 @@ def _write(ctx: StepContext[TrainConfig], model: Any, trained: dict[str, Any], l
     config = ctx.config
     tensors = saved_tensors(model, config.stage, trained)
     write_atomic(ctx.output / TENSORS, save({name: value.contiguous() for name, value in tensors.items()}))
-    if any(".lora_" in name for name in trained):
+    if isinstance(config.model, ModelSpec) and any(".lora_" in name for name in trained):
         save_lora(model.lm.base, config.model.lora, ctx.output / LORA)
     log.write(ctx.output / "losses.parquet")
     described = {"config": asdict(config.stage), "model": asdict(config.model), "features": feature_weights(ctx.inputs)}
@@ -242,7 +245,8 @@ def _run_on_ray(ctx: StepContext[TrainConfig], workers: int, threads: int) -> di
         stays for ever after a run that was cancelled or killed. The group is not detached and ends with the run anyway."""
 
         def _create_default_callbacks(self) -> list[Any]:
-            return [one for one in super()._create_default_callbacks() if type(one).__name__ != "PlacementGroupCleanerCallback"]
+            found = super()._create_default_callbacks()  # type: ignore[misc]  # Ray chooses the class behind TorchTrainer when it is imported
+            return [one for one in found if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
     for leftover in ("ray", "error.json", "result.json", "progress.json"):
         path = ctx.work / leftover

@@ -31,10 +31,9 @@ def run(ctx: StepContext[DecoderConfig]) -> dict[str, Any]:
     config = ctx.config
     if config.kind == "given" and not ctx.sources:
         entry = known(config.name)
-        licence = f" ({entry.licence})" if entry else ""
+        terms = f" ({entry.licence})" if entry else ""
         raise AnyloomError(
-            f"{ctx.name}: the decoder {config.name}{licence} is not downloaded for you; give its diffusers directory with "
-            f"--weights decoder_{config.modality}=DIR"
+            f"{ctx.name}: the decoder {config.name}{terms} is not downloaded for you; give its diffusers directory with --weights decoder_{config.modality}=DIR"
         )
     load_libraries()
     transformers_logging.disable_progress_bar()

@@ -51,7 +51,7 @@ def run_image(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
     if config.arch not in timm.list_models():
         raise AnyloomError(f"weights: timm has no architecture '{config.arch}'; see timm.list_models()")
     if config.kind == "pretrained":
-        model = timm.create_model(config.arch)
+        model: Any = timm.create_model(config.arch)
         model.load_state_dict(renamed_in_order(_load_pth(_asset(ctx, "efficientnet_lite0.pth")), model.state_dict()), strict=True)
     else:
         from mmcore.runtime.seeding import seeded
