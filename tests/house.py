@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.metadata
 import re
 import subprocess
@@ -49,6 +50,27 @@ def places() -> Iterator[str]:
                 yield f"{name}:{node.lineno}: a stub"
 
 
+def circles() -> Iterator[str]:
+    """No file imports itself by way of others; imports inside functions and those for types only count."""
+    import grimp
+
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    for circle in circles_of({module: set(graph.find_modules_directly_imported_by(module)) for module in graph.modules}):
+        yield f"a circle of imports: {' -> '.join(circle)}"
+
+
+def circles_of(imports: dict[str, set[str]]) -> Iterator[list[str]]:
+    """The circles, each from a module to itself, until cutting one import of each leaves none."""
+    while True:
+        try:
+            graphlib.TopologicalSorter(imports).prepare()
+            return
+        except graphlib.CycleError as error:
+            circle = list(reversed(error.args[1]))
+            imports = {**imports, circle[0]: imports[circle[0]] - {circle[1]}}
+            yield circle
+
+
 def names() -> Iterator[str]:
     """No installed package brings a top-level name of ours."""
     owners = importlib.metadata.packages_distributions()
@@ -87,7 +109,7 @@ def leaks() -> Iterator[str]:
 
 def main() -> int:
     """Print every breach."""
-    breaches = [breach for rule in (places, names, licences, leaks) for breach in rule()]
+    breaches = [breach for rule in (places, circles, names, licences, leaks) for breach in rule()]
     print("\n".join(breaches) or f"house rules: {sum(1 for _ in sources())} modules, no breach")
     return int(bool(breaches))
 
