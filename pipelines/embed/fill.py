@@ -33,7 +33,7 @@ FEWEST_PARTS = 16
 """A build has about this many parts at least, so that workers end at nearly the same time."""
 
 
-def _embed(spec: EncoderSpec, modality: str, keys: Mapping[str, str], items: Mapping[str, Item], ctx: StepContext[object]) -> Mapping[str, Any]:
+def embed_items(spec: EncoderSpec, modality: str, keys: Mapping[str, str], items: Mapping[str, Item], ctx: StepContext[object]) -> Mapping[str, Any]:
     """Fill the store, then write the artifact. keys: sample key -> address; items: address -> what to encode."""
     computed_dtype(spec.dtype)  # a wrong type is refused before hours of work
     space = Space.of(spec, ctx.inputs["weights"].digest, ctx.stores)

@@ -26,7 +26,7 @@ from mmcore.encoders import MODALITY_OF
 from mmcore.media.decode import MediaError, NoTrackError, decode_audio
 from mmcore.stores.shards import ShardSet
 from pipelines.embed.config import EmbedConfig
-from pipelines.embed.fill import _embed
+from pipelines.embed.fill import embed_items
 from pipelines.embed.space import span_address
 from pipelines.embed.worker import Item
 
@@ -60,7 +60,7 @@ def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
     left_out = [{"key": key, "reason": verdicts[address][0], "detail": verdicts[address][1]} for key, address in sorted(keys.items()) if verdicts[address][0]]
     write_parquet(pa.Table.from_pylist(left_out, LEFT_OUT_SCHEMA), ctx.output / "left_out.parquet")
     sounding = {address: item for address, item in items.items() if not verdicts[address][0]}
-    counts = _embed(config.spec, "audio", {key: address for key, address in keys.items() if address in sounding}, sounding, ctx)
+    counts = embed_items(config.spec, "audio", {key: address for key, address in keys.items() if address in sounding}, sounding, ctx)
     silent = sum(row["reason"] == NO_TRACK for row in left_out)
     return {**counts, "clips": len(keys), "without_track": silent, "undecodable_track": len(left_out) - silent}
 
