@@ -355,7 +355,7 @@ def _quiet() -> Iterator[None]:
     import lmms_eval.api.task
     import lmms_eval.evaluator
 
-    class Silent(lmms_eval.evaluator.tqdm):  # type: ignore[misc, name-defined]
+    class Silent(lmms_eval.evaluator.tqdm):
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **{**options, "disable": True})
 

@@ -125,7 +125,7 @@ class GraphRun:
         a long step before them leaves. More of them at once would only take turns, and the caches with them."""
         return step.background and step.isolate and self.settings.use_ray and not (step.gpus and self.gpus)
 
-    def call(self, step: Step, context: StepContext) -> Mapping[str, Any]:
+    def call(self, step: Step, context: StepContext[Any]) -> Mapping[str, Any]:
         """Run the step's function: as a Ray task of its own, or in this process."""
         if not (self.settings.use_ray and step.isolate):
             return call_in_process(step, context)
@@ -146,7 +146,7 @@ class GraphRun:
             path.unlink(missing_ok=True)
 
 
-def _remote_call(step: Step, context: StepContext) -> Mapping[str, Any]:
+def _remote_call(step: Step, context: StepContext[Any]) -> Mapping[str, Any]:
     from infra.logs import quiet
     from infra.settings import offline_environment
 

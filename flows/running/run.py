@@ -128,7 +128,7 @@ def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRo
     for name, _, _, row in rows:
         for thing in row.record.result.get("left_out", []) if row.record else []:
             display.say(f"left out ({name}): {thing}")
-        if row.record:
+        if row.record and row.path:
             for line in rows_left_out(name, row.path, row.record.result):
                 display.say(line)
     display.say(f"{executed} of {len(rows)} steps executed in {seconds:.0f} s; everything is below {root}")

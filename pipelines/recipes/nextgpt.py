@@ -138,7 +138,7 @@ def nextgpt_7b_legacy() -> Recipe:
     recipe = nextgpt_7b()
     legacy = OutputProjectorSpec(kind="nextgpt_legacy", width=512, layers=4, heads=4, ffn=2048, queries=77, out=1024)
     # [old] dsconfig: Adam (0.9, 0.95), weight decay 1e-3, clip 1.0, warm-up 10 %, WarmupDecayLR (a line to 0)
-    old = {"betas": (0.9, 0.95), "weight_decay": 1e-3, "clip": 1.0, "schedule": "linear", "final_lr": 0.0}
+    old: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 1e-3, "clip": 1.0, "schedule": "linear", "final_lr": 0.0}
     # [old] stage_1.yaml; [author] batch 18, 40 thousand pairs
     recipe = change_stage(recipe, "stage1", **old, lr=4e-4, batch=18, steps=2222, warmup_steps=222)
     # [old] stage_3.yaml: freeze_* all false, one rate for LoRA and projectors; [author] batch 4, 250 thousand samples

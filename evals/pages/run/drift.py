@@ -29,8 +29,8 @@ def drift_section(page: RunPage, artifact: Artifact) -> str:
             ]
         )
     moved = [at[metric, "after - before"] for metric in ("alignment_error", "signal_nll")]
-    error, nll = (signed(m["value"], m["ci_lo"], m["ci_hi"], digits=3) for m in moved)
-    rows.append(["drift: after minus before (paired)", error, "", nll])
+    errors, nlls = (signed(m["value"], m["ci_lo"], m["ci_hi"], digits=3) for m in moved)
+    rows.append(["drift: after minus before (paired)", errors, "", nlls])
     return section(
         "Drift: does stage 3 undo stage 2?",
         paragraph(

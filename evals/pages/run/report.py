@@ -30,9 +30,9 @@ from infra.storage import read_json, write_atomic
 STAGES = {"stage1": "input projectors", "stage2": "output projectors", "stage3": "LoRA instruction tuning"}
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[ReportConfig]) -> Mapping[str, Any]:
     """Step entry: write report.html from whatever inputs there are."""
-    config: ReportConfig = ctx.config
+    config = ctx.config
     inputs = ctx.inputs
     records = lineage(inputs)
     page = RunPage(config=config, inputs=inputs)
