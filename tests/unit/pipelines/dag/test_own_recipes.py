@@ -24,7 +24,7 @@ from pipelines.dag.build import build
 from pipelines.embed.config import LATENTS, TARGETS
 from pipelines.recipes import RECIPES, get_recipe
 from pipelines.recipes.nextgpt import LEGACY_DECODERS, NEXTGPT_DECODERS
-from pipelines.recipes.recipe import model_spec, with_overrides
+from pipelines.recipes.recipe import Dataset, model_spec, with_overrides
 
 FULL = ("nextgpt_7b", "nextgpt_7b_legacy", "llava15_7b")
 
@@ -225,3 +225,26 @@ def test_both_tables_are_printed_without_loading_a_model_library():
         done = subprocess.run([sys.executable, "-c", probe.format(command)], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert all(word in done.stdout for word in words)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_prepared_suite_is_planned_with_its_history_and_report(name, tmp_path):
+    recipe = get_recipe(name)
+    lists, weights = files(tmp_path / "given", recipe)
+    (tmp_path / "core.json").write_text("{}")
+    tasks = {"eval_vqav2_val", "eval_textvqa_val", "eval_mmbench_en_dev_static"}
+    plain, judged = build(recipe, lists, weights), build(recipe, {**lists, "core": tmp_path / "core.json"}, weights)
+    assert set(judged) - set(plain) == tasks | {"history", "report"}
+    assert all(judged[task].inputs == {"export": judged["export"]} and judged[task].sources == {"suite": tmp_path / "core.json"} for task in tasks)
+    assert set(judged["history"].inputs) == {*tasks, "export", *judged["export"].config.stages} and tasks <= set(judged["report"].inputs)
+
+
+def test_a_held_out_list_of_captions_brings_its_evaluations(tmp_path):
+    """What a recipe is asked comes from its datasets' splits, not from where the lists come from."""
+    recipe = get_recipe("nextgpt_7b")
+    heldout = Dataset(name="my_photos", group="cc3m", split="heldout", licence="mine")
+    lists, weights = files(tmp_path / "given", recipe)
+    (tmp_path / "mine.tsv").write_text("")
+    steps = build(replace(recipe, datasets=(*recipe.datasets, heldout)), {**lists, "my_photos": tmp_path / "mine.tsv"}, weights)
+    assert steps["eval_captions"].config.datasets == (("image", "my_photos"),) and "eval_vqa" not in steps
+    assert steps["eval_alignment"].config.heldout_datasets == ("my_photos",) and {"history", "report"} <= set(steps)
