@@ -1,4 +1,8 @@
-"""Alignment: carried out of evals/captions/captions.py."""
+"""The eval_alignment step: how near the conditioning of stage 2 comes to the text encoder's own, on held-out captions.
+
+Owns the error, its floors (mean of the training targets, another caption's conditioning) and their paired differences. Input: cached states, stage 2, caption
+targets, shards. Output: samples.parquet and metrics.parquet. Raises KeyError for a caption without states or targets.
+"""
 
 from __future__ import annotations
 

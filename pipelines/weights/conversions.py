@@ -1,4 +1,8 @@
-"""Conversions: carried out of pipelines/weights/parts.py."""
+"""Conversions: models from the file formats of the assets (GGUF, CTranslate2, .pth).
+
+Owns the mapping of their tensors onto stock classes. Input: one file, or a state dict. Output: a model, with its tokenizer where the file has
+one. Raises AnyloomError when a tensor finds no place, or the file lacks what the model needs.
+"""
 
 from __future__ import annotations
 
