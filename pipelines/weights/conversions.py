@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from infra.step import AnyloomError
 from mmcore.runtime.building import building
+from pipelines.weights.ct2 import read_model, whisper_encoder
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +44,6 @@ def whisper_encoder_from_ct2(path: Path) -> PreTrainedModel:
     import torch
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    from pipelines.weights.ct2 import read_model, whisper_encoder
 
     variables = read_model(path)
     state = {name: torch.from_numpy(value) for name, value in whisper_encoder(variables).items()}
