@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmcore.types import Medium
+
 BLANK = "blank"
 SECONDS, FRAMES_HZ, SIDE, SOUND_HZ = 1.5, 12, 224, 16_000
 """Of clips and sounds; frames per second; pixels; samples per second."""
@@ -20,7 +22,6 @@ def blank_medium(modality: str, work: Path) -> bytes:
     from PIL import Image
 
     from mmcore.media.encode import write_media
-    from mmcore.types import Medium
 
     if modality == "image":
         buffer = io.BytesIO()

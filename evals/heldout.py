@@ -1,4 +1,8 @@
-"""Heldout: carried out of evals/captions/captions.py, evals/captions/retrieval.py."""
+"""Held-out media: the distinct media of datasets, each with all its captions.
+
+Owns which shards hold which modality. Input: a ShardSet and names of datasets. Output: Media, in the order of their first keys. Raises ValueError
+where the shards do.
+"""
 
 from __future__ import annotations
 

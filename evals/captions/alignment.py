@@ -1,4 +1,8 @@
-"""Alignment: carried out of evals/captions/captions.py."""
+"""The eval_alignment step: how near the conditioning of stage 2 comes to the text encoder's own, on held-out captions.
+
+Owns the error, its floors (mean of the training targets, another caption's conditioning) and their paired differences. Input: cached states, stage 2, caption
+targets, shards. Output: samples.parquet and metrics.parquet. Raises KeyError for a caption without states or targets.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from evals.config import AlignmentEvalConfig
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import ALIGNMENT_SAMPLES, METRICS, metric_row, write_table
 from infra.step import StepContext
+from mmcore.config import output_spec
+from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.shards import ShardSet
 
 
 def run_alignment(ctx: StepContext[AlignmentEvalConfig]) -> Mapping[str, Any]:
@@ -39,7 +46,6 @@ def run_alignment(ctx: StepContext[AlignmentEvalConfig]) -> Mapping[str, Any]:
 
 def caption_texts(ctx: StepContext[object], datasets: Sequence[str]) -> set[str]:
     """Every distinct caption of the datasets, from shards_cc3m."""
-    from mmcore.stores.shards import ShardSet
 
     shards = ShardSet(ctx.inputs["shards_cc3m"].path, ctx.stores)
     return {text for name in datasets for meta in shards.metas(shards.keys(source=name)) for text in meta["texts"]}
@@ -49,9 +55,7 @@ def _alignment_errors(ctx: StepContext[AlignmentEvalConfig], train: list[str], c
     """Per caption: its error, the mean predictor's error and the error of another caption's conditioning."""
     import torch
 
-    from mmcore.config import output_spec
     from mmcore.model.any_model import TENSORS, load_tensors
-    from mmcore.stores.embeddings import EmbeddingSet
     from mmcore.training.losses import alignment
     from mmcore.training.signals import SignalSide, StateSet, caption_key
     from mmcore.training.targets import fit_targets, padded_targets

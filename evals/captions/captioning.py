@@ -27,6 +27,9 @@ from evals.statistics.jackknife import MIN_GROUPS, jackknife_interval
 from evals.tables import BOOTSTRAP, CAPTIONED, DETAILS, JACKKNIFE, METRICS, detail, metric_row, set_digest, shown_values, write_table
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import AnyloomError, StepContext
+from mmcore.concepts.shapes import CONCEPTS, asked_concepts
+from mmcore.runtime.devices import device_for
+from mmcore.stores.shards import ShardSet
 
 REVISION = 1
 """Of what the scores mean; goes into the history's fingerprint."""
@@ -72,8 +75,6 @@ def run(ctx: StepContext[CaptioningEvalConfig]) -> Mapping[str, Any]:
 
 def items_of(ctx: StepContext[CaptioningEvalConfig]) -> list[Item]:
     """The media of every dataset, each once, a seeded draw of at most config.limit; by key."""
-    from mmcore.concepts.shapes import CONCEPTS, asked_concepts
-    from mmcore.stores.shards import ShardSet
 
     config = ctx.config
     items: list[Item] = []
@@ -107,8 +108,6 @@ def _captions(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item]) -> 
     import torch
 
     from mmcore.inference.generator import Generator
-    from mmcore.runtime.devices import device_for
-    from mmcore.stores.shards import ShardSet
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
@@ -236,7 +235,6 @@ def _digest(samples: Sequence[Mapping[str, Any]]) -> str:
 
 def _vocabularies(ctx: StepContext[CaptioningEvalConfig]) -> dict[str, tuple[str, ...]]:
     """Dataset of pictures -> its object words. Raises AnyloomError for captions without any."""
-    from mmcore.stores.shards import ShardSet
 
     config = ctx.config
     pictures = [dataset for modality, dataset in config.datasets if modality == "image"]

@@ -19,6 +19,10 @@ from evals.journal import Journal
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import CAPTION_SAMPLES, METRICS, metric_row, write_table
 from infra.step import AnyloomError, StepContext
+from mmcore.encoders import load_encoder
+from mmcore.runtime.devices import device_for
+from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.shards import ShardSet
 
 
 def run(ctx: StepContext[CaptionEvalConfig]) -> Mapping[str, Any]:
@@ -26,7 +30,6 @@ def run(ctx: StepContext[CaptionEvalConfig]) -> Mapping[str, Any]:
 
     A killed run continues after the last scored batch.
     """
-    from mmcore.stores.embeddings import EmbeddingSet
 
     config = ctx.config
     pairs = [(modality, row) for modality, dataset in config.datasets for row in pair_up(ctx, modality, dataset)]
@@ -58,7 +61,6 @@ def pair_up(ctx: StepContext[CaptionEvalConfig], modality: str, dataset: str) ->
     Flagged duplicates are left out. Returns the columns of CAPTION_SAMPLES that are known before scoring; [] for a dataset that has
     no sample. Raises AnyloomError when the samples cannot be paired.
     """
-    from mmcore.stores.shards import ShardSet
 
     config = ctx.config
     shards = ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores)
@@ -84,7 +86,6 @@ def _load_model(ctx: StepContext[CaptionEvalConfig]) -> Any:
     import torch
 
     from mmcore.model.any_model import load_model
-    from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     device = device_for(ctx.resources.gpus)
@@ -93,7 +94,6 @@ def _load_model(ctx: StepContext[CaptionEvalConfig]) -> Any:
 
 def _blank(ctx: StepContext[CaptionEvalConfig], modality: str, encoder: Any) -> np.ndarray:
     """features_NE of a blank medium, as the stored ones were made."""
-    from mmcore.encoders import load_encoder
 
     weights = ctx.inputs["weights_audio" if modality == "audio" else "weights_image"]
     return np.asarray(load_encoder(encoder, weights.path).encode([blank_medium(modality, ctx.work)])[0], np.float32)
@@ -146,7 +146,6 @@ def caption_metrics(modality: str, samples: Sequence[dict[str, Any]], config: Ca
 
 def _seen(ctx: StepContext[CaptionEvalConfig], modality: str, samples: Sequence[dict[str, Any]]) -> int:
     """Held-out samples whose caption text also stands in a training sample."""
-    from mmcore.stores.shards import ShardSet
 
     shards = ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores)
     texts = {text for meta in shards.metas(shards.keys(split="train")) for text in meta["texts"]}

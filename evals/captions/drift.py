@@ -18,6 +18,9 @@ from evals.config import AlignmentEvalConfig, DriftEvalConfig
 from evals.statistics.intervals import mean_interval, paired_interval
 from evals.tables import DRIFT_SAMPLES, METRICS, metric_row, write_table
 from infra.step import StepContext
+from mmcore.chat.asking import plain
+from mmcore.config import output_spec
+from mmcore.stores.embeddings import EmbeddingSet
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +46,6 @@ def _samples(ctx: StepContext[DriftEvalConfig], train: list[str], captions: list
     """Rows of DRIFT_SAMPLES."""
     import torch
 
-    from mmcore.config import output_spec
-    from mmcore.stores.embeddings import EmbeddingSet
     from mmcore.training.losses import alignment
     from mmcore.training.targets import fit_targets, padded_targets
 
@@ -92,7 +93,6 @@ def _before(ctx: StepContext[DriftEvalConfig]) -> Signals:
 
 def _after(ctx: StepContext[DriftEvalConfig]) -> Signals:
     """Through the model after stage 3, with the rows that stage 3 left."""
-    from mmcore.chat.asking import plain
     from mmcore.model.any_model import load_model
     from mmcore.training.losses import signal_nll
     from mmcore.training.signals import compute_states

@@ -21,6 +21,8 @@ from evals.heldout import SHARDS, Media, distinct_media
 from evals.statistics.intervals import mean_interval, paired_interval
 from evals.tables import METRICS, RETRIEVAL_SAMPLES, metric_row, write_table
 from infra.step import AnyloomError, StepContext
+from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.shards import ShardSet
 
 DIRECTIONS = ("media_to_text", "text_to_media")
 
@@ -78,8 +80,6 @@ def category(uri: str, folder: int) -> str:
 
 def _retrieval(ctx: StepContext[RetrievalEvalConfig], model: Any, modality: str, dataset: str) -> list[dict[str, Any]]:
     """Rows of RETRIEVAL_SAMPLES of both directions; [] for a dataset with fewer than two media or captions."""
-    from mmcore.stores.embeddings import EmbeddingSet
-    from mmcore.stores.shards import ShardSet
     from mmcore.training.signals import target_key
 
     config = ctx.config
@@ -150,8 +150,6 @@ def caption_groups(media: Media) -> list[str]:
 
 def _neighbours(ctx: StepContext[RetrievalEvalConfig], modality: str, datasets: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of METRICS: share of the media whose nearest others (cosine of the mean stored token) hold their category, against random others."""
-    from mmcore.stores.embeddings import EmbeddingSet
-    from mmcore.stores.shards import ShardSet
 
     config = ctx.config
     media = distinct_media(ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores), datasets)
@@ -200,7 +198,6 @@ def neighbour_hits(vectors_ME: np.ndarray, names: Sequence[str], count: int) -> 
 
 def _seen(ctx: StepContext[RetrievalEvalConfig], modality: str, samples: Sequence[dict[str, Any]]) -> int:
     """Held-out captions whose text also stands in a training sample."""
-    from mmcore.stores.shards import ShardSet
 
     shards = ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores)
     texts = {text for meta in shards.metas(shards.keys(split="train")) for text in meta["texts"]}

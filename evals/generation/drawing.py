@@ -39,6 +39,10 @@ from evals.statistics.intervals import Interval, derangement, mean_interval, pai
 from evals.tables import DRAWING_REPLIES, DRAWING_SAMPLES, METRICS, metric_row, write_table
 from infra.step import StepContext
 from infra.storage import write_atomic
+from mmcore.chat.wordings import REQUESTS
+from mmcore.concepts.shapes import COLOURS, CONCEPTS, SHAPES
+from mmcore.runtime.devices import device_for
+from mmcore.stores.shards import ShardSet
 
 if TYPE_CHECKING:
     from mmcore.types import Answer
@@ -52,7 +56,6 @@ def run(ctx: StepContext[DrawingEvalConfig]) -> Mapping[str, Any]:
     import torch
 
     from mmcore.inference.generator import Generator
-    from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
@@ -76,7 +79,6 @@ def run(ctx: StepContext[DrawingEvalConfig]) -> Mapping[str, Any]:
 
 def prompts_of(ctx: StepContext[DrawingEvalConfig]) -> list[Prompt]:
     """Every prompt, in order."""
-    from mmcore.chat.wordings import REQUESTS
 
     config = ctx.config
     found: list[Prompt] = []
@@ -90,7 +92,6 @@ def prompts_of(ctx: StepContext[DrawingEvalConfig]) -> list[Prompt]:
 
 def _other_captions(ctx: StepContext[DrawingEvalConfig]) -> list[str]:
     """A seeded draw of held-out captions of few words, as they stand in a sentence."""
-    from mmcore.stores.shards import ShardSet
 
     config = ctx.config
     shards = ShardSet(ctx.inputs["shards_cc3m"].path, ctx.stores)
@@ -109,9 +110,7 @@ def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answe
     import torch
 
     from mmcore.concepts.shape_judge import judged, load_judge
-    from mmcore.concepts.shapes import COLOURS, CONCEPTS, SHAPES
     from mmcore.inference.drawer import Drawer
-    from mmcore.runtime.devices import device_for
 
     config = ctx.config
     chosen = [i for i, prompt in enumerate(prompts) if prompt.condition in JUDGED]
@@ -156,7 +155,6 @@ def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answe
 
 def _grid(name: str, samples: Sequence[Mapping[str, Any]], pixels: np.ndarray) -> bytes:
     """A row for each colour, the draws of its three shapes side by side."""
-    from mmcore.concepts.shapes import COLOURS, CONCEPTS, SHAPES
 
     rows = [k for k, sample in enumerate(samples) if sample["made_as"] == name]
     draws = len(rows) // len(CONCEPTS)
@@ -169,7 +167,6 @@ def _grid(name: str, samples: Sequence[Mapping[str, Any]], pixels: np.ndarray) -
 
 def picture_metrics(config: DrawingEvalConfig, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """judged_right by part: each condition, the same pictures against another request's concept, the paired difference, and exact chance."""
-    from mmcore.concepts.shapes import COLOURS, CONCEPTS, SHAPES
 
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     rows = []

@@ -18,6 +18,8 @@ import numpy as np
 
 from infra.storage import digest_tree
 from mmcore.config import EncoderSpec
+from mmcore.encoders import load_encoder
+from mmcore.media.encode import wav
 
 FOLDERS = {"image": "image", "video": "image", "audio": "audio"}
 """Modality -> folder of the weights in an export."""
@@ -44,7 +46,6 @@ class Extractor:
 
     @cached_property
     def _encoder(self) -> Any:
-        from mmcore.encoders import load_encoder
 
         return load_encoder(self.spec, self._weights, self._device)
 
@@ -68,7 +69,6 @@ def scrambled(modality: str, data: bytes, seed: int, frames: int) -> bytes | lis
     draws = np.random.default_rng(seed)
     if modality == "audio":
         from mmcore.media.decode import decode_waveform
-        from mmcore.media.encode import wav
 
         samples, hz = decode_waveform(data, 60.0)
         return wav(draws.permutation(samples), hz)
@@ -110,7 +110,6 @@ class SharedSpace:
     """Cosines between media and sentences. query, query_weights: the sentences' encoder; media, media_weights: of one modality, which shares its space."""
 
     def __init__(self, query: EncoderSpec, query_weights: Path, media: EncoderSpec, media_weights: Path, device: str = "cpu"):
-        from mmcore.encoders import load_encoder
 
         self._query, self._media = load_encoder(query, query_weights, device), load_encoder(media, media_weights, device)
 

@@ -16,6 +16,7 @@ from evals.config import JudgeConfig
 from evals.statistics.intervals import wilson
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_atomic
+from mmcore.stores.shards import ShardSet
 
 if TYPE_CHECKING:
     from mmcore.concepts.shapes import Crops
@@ -30,7 +31,6 @@ def run(ctx: StepContext[JudgeConfig]) -> Mapping[str, Any]:
 
     from mmcore.concepts.shape_judge import TENSORS, fit_judge, judged
     from mmcore.concepts.shapes import asked_crops
-    from mmcore.stores.shards import ShardSet
 
     torch.set_num_threads(1)
     config = ctx.config

@@ -24,6 +24,8 @@ from evals.statistics.intervals import Interval, mean_interval, paired_interval
 from evals.tables import METRICS, PICTURE_SAMPLES, metric_row, write_table
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, write_atomic
+from mmcore.concepts.shapes import COLOURS, CONCEPTS, NEW_WORDINGS, SHAPES, WORDINGS, asked_crops, captioned_crops
+from mmcore.stores.shards import ShardSet
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +56,6 @@ def run(ctx: StepContext[PicturesEvalConfig]) -> Mapping[str, Any]:
 
     from mmcore.concepts.latent_diffusion import decode, encode, load_pipeline
     from mmcore.concepts.shape_judge import judged, load_judge
-    from mmcore.concepts.shapes import asked_crops, captioned_crops
-    from mmcore.stores.shards import ShardSet
 
     torch.set_num_threads(1)
     config = ctx.config
@@ -93,7 +93,6 @@ def run(ctx: StepContext[PicturesEvalConfig]) -> Mapping[str, Any]:
 
 def prompts_of(condition: str, draws: int, seed: int) -> tuple[list[str], np.ndarray]:
     """(prompts, the concepts they are judged against), `draws` of every concept; a wording is drawn for each prompt, evenly over the wordings."""
-    from mmcore.concepts.shapes import CONCEPTS, NEW_WORDINGS, WORDINGS
 
     numbers = np.repeat(np.arange(len(CONCEPTS)), draws)
     wordings = {"new_wording": NEW_WORDINGS, "trained_wording": WORDINGS, "targets": WORDINGS[:1], "unrelated": (UNRELATED,)}[condition]
@@ -128,7 +127,6 @@ def _draw(ctx: StepContext[PicturesEvalConfig], pipeline: Any, condition: str, b
 
 def _samples(name: str, drawn: Drawn, seen: tuple[np.ndarray, np.ndarray], train: Crops) -> list[dict[str, Any]]:
     """Rows of PICTURE_SAMPLES."""
-    from mmcore.concepts.shapes import COLOURS, CONCEPTS, SHAPES
 
     scores = right(drawn.concepts, *seen)
     rows_N, rmse_N = nearest(drawn.pixels, train)
@@ -166,7 +164,6 @@ def nearest(pixels: torch.Tensor, train: Crops) -> tuple[np.ndarray, np.ndarray]
 
 def _metrics(config: PicturesEvalConfig, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Shares of each condition, their paired difference to the control, and exact chance."""
-    from mmcore.concepts.shapes import COLOURS, CONCEPTS, SHAPES
 
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     rows = []
@@ -223,7 +220,6 @@ def _bytes(pixels: torch.Tensor) -> np.ndarray:
 
 def _grid(drawn: Drawn, samples: Sequence[Mapping[str, Any]], draws: int) -> bytes:
     """A row for each colour, the draws of its three shapes side by side; the order of CONCEPTS."""
-    from mmcore.concepts.shapes import COLOURS, SHAPES
 
     labels = [(number * draws, shape) for number, shape in enumerate(SHAPES)]
     return grid_png(_bytes(drawn.pixels), [row["both"] == 1 for row in samples], len(SHAPES) * draws, COLOURS, labels)

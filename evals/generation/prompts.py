@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +19,7 @@ from evals.generation.requests import concept_requests
 from evals.generation.speaking_prompts import NEW_REQUESTS as SPEAK_CONCEPTS
 from evals.heldout import SHARDS, distinct_media
 from infra.step import StepContext
-
-if TYPE_CHECKING:
-    from mmcore.stores.shards import ShardSet
+from mmcore.stores.shards import ShardSet
 
 HELD_OUT, CONCEPTS_SUITE = "held_out", "concepts"
 WORDINGS = {
@@ -102,7 +99,6 @@ def _captions(shards: ShardSet, dataset: str, config: GenerationEvalConfig) -> l
 
 
 def _shards(ctx: StepContext[GenerationEvalConfig], modality: str) -> ShardSet:
-    from mmcore.stores.shards import ShardSet
 
     return ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores)
 
@@ -132,7 +128,6 @@ def _crops(ctx: StepContext[GenerationEvalConfig], dataset: str, side: int) -> t
     from PIL import Image
 
     from mmcore.concepts.shapes import CONCEPTS, asked_crops
-    from mmcore.stores.shards import ShardSet
 
     config = ctx.config
     crops = asked_crops(ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), dataset, side)

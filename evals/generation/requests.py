@@ -16,6 +16,8 @@ from evals.config import DrawingEvalConfig, SpeakingEvalConfig
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
 from infra.step import StepContext
+from mmcore.stores.shards import ShardSet
+from mmcore.types import Question
 
 if TYPE_CHECKING:
     from mmcore.types import Answer
@@ -63,8 +65,6 @@ def picture_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig]) 
     """The first question of each of a seeded draw (config.questions, seed) of the test pictures of config.questions_source."""
     import json
 
-    from mmcore.stores.shards import ShardSet
-
     shards = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores)
     keys = sorted(shards.keys(source=ctx.config.questions_source))
     picks = np.random.default_rng(ctx.config.seed).permutation(len(keys))[: ctx.config.questions]
@@ -88,8 +88,6 @@ def answered(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig], generator
 
     Blocks are not completed. Texts that begin a conversation, and those after a question, config.chunk together.
     """
-    from mmcore.stores.shards import ShardSet
-    from mmcore.types import Question
 
     shards, limit = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), ctx.config.max_new_tokens
     items: list[Question] = []

@@ -20,11 +20,15 @@ import numpy as np
 from evals.config import ASKED, GenerationEvalConfig
 from evals.generation.distance_rows import Vectors, distance_rows
 from evals.generation.extractors import FOLDERS, Extractor, SharedSpace, scrambled, shares_space
+from evals.generation.picture_judge import right
 from evals.generation.prompts import CONCEPTS_SUITE, Reference, Request, references_of
+from evals.generation.speaking import right_words
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import BOOTSTRAP, JACKKNIFE, detail, metric_row, set_digest
 from infra.step import AnyloomError, StepContext
 from infra.storage import digest_tree, read_json
+from mmcore.config import model_spec_from_json
+from mmcore.runtime.devices import device_for
 
 Rows = list[dict[str, Any]]
 
@@ -67,7 +71,6 @@ class Group:
 
 def scored(ctx: StepContext[GenerationEvalConfig], requests: Sequence[Request], samples: Rows) -> Scored:
     """Every score there can be. The files of the samples are in ctx.output."""
-    from mmcore.config import model_spec_from_json
     from mmcore.inference.generator import DESCRIPTION
 
     found = Scored(samples=samples)
@@ -135,7 +138,6 @@ def _pictures_right(ctx: StepContext[GenerationEvalConfig], group: Group, others
     """Fill in seen, right and right_of_other of the made pictures."""
     import torch
 
-    from evals.generation.picture_judge import right
     from mmcore.concepts.shape_judge import judged, load_judge
     from mmcore.concepts.shapes import COLOURS, SHAPES
     from mmcore.media.decode import decode_image
@@ -154,7 +156,6 @@ def _pictures_right(ctx: StepContext[GenerationEvalConfig], group: Group, others
 
 def _sounds_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
     """The same of the made sounds, from what is heard in them."""
-    from evals.generation.speaking import right_words
     from mmcore.concepts.speech_judge import SpeechJudge
 
     config = ctx.config
@@ -173,7 +174,6 @@ def _sounds_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: 
 
 def _compared(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group, encoders: Mapping[str, Any]) -> None:
     """CLIPScore and distances of the made media, against real ones."""
-    from mmcore.runtime.devices import device_for
 
     config, made, what = ctx.config, group.made, f"{group.condition} %s {group.modality}"
     if not made:

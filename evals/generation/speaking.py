@@ -29,6 +29,10 @@ from evals.statistics.intervals import derangement, mean_interval, paired_interv
 from evals.tables import METRICS, SPEAKING_REPLIES, SPEAKING_SAMPLES, metric_row, write_table
 from infra.step import StepContext
 from infra.storage import write_atomic
+from mmcore.chat.wordings import REQUESTS
+from mmcore.decoders import load_decoder
+from mmcore.media.encode import wav
+from mmcore.runtime.devices import device_for
 
 if TYPE_CHECKING:
     from mmcore.types import Answer
@@ -46,7 +50,6 @@ def run(ctx: StepContext[SpeakingEvalConfig]) -> Mapping[str, Any]:
     import torch
 
     from mmcore.inference.generator import Generator
-    from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
@@ -71,7 +74,6 @@ def run(ctx: StepContext[SpeakingEvalConfig]) -> Mapping[str, Any]:
 
 def prompts_of(ctx: StepContext[SpeakingEvalConfig]) -> list[Prompt]:
     """Every prompt, in order."""
-    from mmcore.chat.wordings import REQUESTS
 
     config = ctx.config
     trained = tuple(wording.format('the words "a {c} {s}"') for wording in REQUESTS[MODALITY])
@@ -95,11 +97,9 @@ Place = tuple[str, int]
 def _sounds(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[Place, bytes]:
     """The .wav of every request that got a sound, then of every concept as the voice itself says it."""
     from mmcore.concepts.shapes import CONCEPTS
-    from mmcore.decoders import load_decoder
     from mmcore.decoders.sampling import generate
     from mmcore.decoders.texts import encode_texts
     from mmcore.inference.drawer import Drawer
-    from mmcore.media.encode import wav
 
     config = ctx.config
     drawer = Drawer(ctx.inputs["export"].path)

@@ -1,4 +1,8 @@
-"""Conditions: carried out of evals/questions/vqa.py."""
+"""Conditions: under which an export is asked, and what each shows the model.
+
+Owns the meaning of a condition: the picture it shows and whether a caption turn comes first. Input: the export of a step's context. Output: the
+conditions that apply, in their order. Raises AnyloomError for an unknown one, or when none is left.
+"""
 
 from __future__ import annotations
 

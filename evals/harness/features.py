@@ -18,6 +18,8 @@ import numpy as np
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import AnyloomError
 from infra.storage import digest_tree, read_json, write_atomic
+from mmcore.config import model_spec_from_json
+from mmcore.stores.embeddings import EmbeddingSet, space_fields
 
 if TYPE_CHECKING:
     from mmcore.config import EncoderSpec
@@ -35,7 +37,6 @@ class FeatureSource(Protocol):
 
 def exported_encoder(export: Path, modality: str = "image") -> tuple[EncoderSpec, str]:
     """(spec, digest of the weights) of an export's encoder. Raises AnyloomError when the export reads no such media."""
-    from mmcore.config import model_spec_from_json
 
     spec = dict(model_spec_from_json(read_json(export / "anyloom.json")["model"]).encoders).get(modality)
     folder = export / "encoders" / ("image" if modality == "video" else modality)
@@ -53,8 +54,6 @@ class StoredFeatures:
     def __init__(self, artifact: Path, stores: Path, export: Path, modality: str = "image", aliases: Mapping[str, str] | None = None):
         """Raises AnyloomError when another encoder, or the same with other weights, made them."""
         import pyarrow.parquet as pq
-
-        from mmcore.stores.embeddings import EmbeddingSet
 
         spec, weights = exported_encoder(export, modality)
         try:
@@ -82,7 +81,6 @@ class KeptFeatures:
     """Features that evaluations encoded, kept for the next ones: one immutable file per batch in a directory per encoder and weights."""
 
     def __init__(self, stores: Path, spec: Any, weights: str):
-        from mmcore.stores.embeddings import space_fields
 
         identity = {"spec": to_plain(space_fields(spec)), "weights": weights, "calls": "one picture each"}
         self.directory = stores / "eval_features" / fingerprint(identity)[:12]

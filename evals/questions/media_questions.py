@@ -27,6 +27,8 @@ from evals.harness.conditions import CAPTION_TURN, PICTURES, conditions_of
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import METRICS, VQA_SAMPLES, metric_row, write_table
 from infra.step import AnyloomError, StepContext
+from mmcore.runtime.devices import device_for
+from mmcore.types import Question
 
 if TYPE_CHECKING:
     from mmcore.inference.generator import Generator
@@ -58,7 +60,6 @@ def run(ctx: StepContext[MediaQuestionsEvalConfig]) -> Mapping[str, Any]:
     import torch
 
     from mmcore.inference.generator import Generator
-    from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
@@ -145,7 +146,6 @@ def _ask(
     ctx: StepContext[MediaQuestionsEvalConfig], features: _Features, questions: Sequence[MediaQuestion], condition: str, begun: float, conditions: int
 ) -> list[dict[str, Any]]:
     """Rows of VQA_SAMPLES of one condition, in the order of the questions."""
-    from mmcore.types import Question
 
     config = ctx.config
     shown = shown_media(questions, PICTURES[condition], config.seed)

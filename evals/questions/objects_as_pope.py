@@ -28,6 +28,10 @@ from evals.statistics.intervals import Interval, mean_interval, paired_interval,
 from evals.tables import BOOTSTRAP, DETAILS, METRICS, VQA_SAMPLES, detail, metric_row, set_digest, shown_values, write_table
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import StepContext
+from mmcore.concepts.shapes import CONCEPTS, asked_concepts
+from mmcore.runtime.devices import device_for
+from mmcore.stores.shards import ShardSet
+from mmcore.types import Question
 
 if TYPE_CHECKING:
     from mmcore.inference.generator import Generator
@@ -58,8 +62,6 @@ def run(ctx: StepContext[PopeEvalConfig]) -> Mapping[str, Any]:
 
 def questions_of(ctx: StepContext[PopeEvalConfig]) -> list[PopeQuestion]:
     """The questions of every task."""
-    from mmcore.concepts.shapes import CONCEPTS, asked_concepts
-    from mmcore.stores.shards import ShardSet
 
     config = ctx.config
     sets: list[tuple[str, list[Shown]]] = []
@@ -90,7 +92,6 @@ def _answered(ctx: StepContext[PopeEvalConfig], questions: Sequence[PopeQuestion
     import torch
 
     from mmcore.inference.generator import Generator
-    from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
@@ -108,8 +109,6 @@ def _answered(ctx: StepContext[PopeEvalConfig], questions: Sequence[PopeQuestion
 
 def _items(ctx: StepContext[PopeEvalConfig], generator: Generator, batch: Sequence[PopeQuestion], condition: str, features: dict[str, np.ndarray]) -> list[Any]:
     """mmcore.types.Question of each, about its own or a white picture. features: of the pictures so far, by digest."""
-    from mmcore.stores.shards import ShardSet
-    from mmcore.types import Question
 
     config = ctx.config
     names = {"shards_instruct", "shards_cc3m"} & set(ctx.inputs)

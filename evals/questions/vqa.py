@@ -20,6 +20,7 @@ from evals.tables import METRICS, VQA_SAMPLES, score_rows, write_table
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError, StepContext
 from infra.storage import sha256_file, write_atomic
+from mmcore.runtime.devices import device_for
 
 TEST_LIST, TRAIN_LIST = "instruct/easyvqa_test.json", "instruct/easyvqa_train.json"
 
@@ -57,7 +58,6 @@ def _ask(ctx: StepContext[EvalConfig], config: EvalConfig, conditions: list[str]
     total = len(conditions)
     ctx.progress(0, total, "loading lmms-eval and the model")
     from evals.harness.adapter import AnyloomLmms, run_lmms
-    from mmcore.runtime.devices import device_for
 
     export = ctx.inputs["export"]
     model = AnyloomLmms(

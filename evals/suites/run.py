@@ -19,6 +19,7 @@ from typing import Any
 
 from evals.config import SuiteConfig
 from evals.harness.conditions import CAPTION_TURN, PICTURES, conditions_of
+from evals.harness.features import StoredFeatures
 from evals.suites.catalogue import SuiteTask, suite_task
 from evals.suites.data import prepared_files
 from evals.suites.hub_parquet import take_rows
@@ -33,6 +34,7 @@ from infra.lock import exclusive
 from infra.settings import judge_environment, offline_environment
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, sha256_file, write_atomic
+from mmcore.runtime.devices import device_for
 
 
 def run(ctx: StepContext[SuiteConfig]) -> Mapping[str, Any]:
@@ -98,8 +100,6 @@ def _ask(
     torch.set_num_threads(max(1, ctx.resources.threads))
     ctx.progress(0, len(conditions), "loading lmms-eval and the model")
     from evals.harness.adapter import AnyloomLmms, run_lmms
-    from evals.harness.features import StoredFeatures
-    from mmcore.runtime.devices import device_for
 
     write_atomic(ctx.work / "task" / f"{task.lmms_task}.yaml", task_yaml(task, f"{task.lmms_task}.parquet", cache_dir=ctx.work / "datasets"))
     export, embeddings = ctx.inputs["export"], ctx.inputs.get("embed_image")

@@ -1,4 +1,8 @@
-"""Options: carried out of flows/cli/main.py."""
+"""Options: the options that the commands share, and how their values are read.
+
+Owns `--root`, `--recipe`, `--set` and their like. Input: arguments. Output: parent parsers, dicts of overrides and files, Settings. Raises AnyloomError for a
+value that is not written as key=value.
+"""
 
 from __future__ import annotations
 

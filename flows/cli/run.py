@@ -1,4 +1,8 @@
-"""Run: carried out of flows/running/run.py."""
+"""Run: what `anyloom run` and its staged commands do.
+
+Owns the choice between nothing to do, the Prefect flow and the plain runner, and the lock on the root. Input: recipe, settings, overrides and files of the
+user's. Output: artifacts below the root, a closing table, the exit code. Raises AnyloomError for what cannot be planned or fails.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Runner: carried out of flows/running/graph.py."""
+"""Runner: a graph of steps, as threads of this process or as task runs of a Prefect flow.
+
+Owns what waits for what. Input: steps, the place of their artifacts, settings and a display. Output: a GraphRun with every outcome. Raises AnyloomError for a
+forced step that is not there, else the first error of a step, after what was running has ended.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Rows: carried out of mmcore/chat/chat.py."""
+"""Rows: token rows as they are put together, segment by segment.
+
+Owns where targets, weights and groups stand. Input: token ids. Output: a TokenRow, and the Turns of a conversation. Raises ValueError for a target that nothing
+predicts.
+"""
 
 from __future__ import annotations
 

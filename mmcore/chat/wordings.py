@@ -1,4 +1,7 @@
-"""Wordings: carried out of mmcore/chat/chat.py."""
+"""Wordings: the sentences in which users ask for a description or for a medium.
+
+Owns the texts only. Input: nothing. Output: DESCRIBE and REQUESTS, by modality. Raises nothing.
+"""
 
 from __future__ import annotations
 

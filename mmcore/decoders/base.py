@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from infra.step import AnyloomError
+from mmcore.decoders import texts
 from mmcore.decoders.contract import DecoderContract, Stream
 from mmcore.decoders.libraries import load_libraries
 from mmcore.decoders.opening import open_weights
@@ -155,8 +156,6 @@ class Decoder:
         Read from the directory's empty.safetensors; without that file the text encoder is opened once, and let go. Raises AnyloomError when neither is there.
         """
         if self._empty is None:
-            from mmcore.decoders import texts
-
             self._empty = self.condition(*texts.read_empty(self.directory, self.contract, str(self.device)))
         return self._empty.repeat(count)
 

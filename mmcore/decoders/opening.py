@@ -1,4 +1,8 @@
-"""Opening: carried out of mmcore/decoders/base.py."""
+"""Opening: a decoder's networks from their directories, frozen and complete.
+
+Input: a class of diffusers or transformers and a folder. Output: the model on its device. Raises AnyloomError when the folder is missing, holds no
+safetensors or lacks a tensor.
+"""
 
 from __future__ import annotations
 

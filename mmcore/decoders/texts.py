@@ -21,6 +21,7 @@ from infra.storage import read_json
 from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, INDEX, STABLE_DIFFUSION, TEXT_TO_VIDEO, VOICE, DecoderContract, read_contract
 from mmcore.decoders.libraries import load_libraries
 from mmcore.decoders.opening import EMPTY, open_weights
+from mmcore.decoders.speech.text import VoiceText
 
 Encoded = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]
 """(float32 [B, Q, C] per stream, int64 mask [B, Q] or None per stream)."""
@@ -162,7 +163,6 @@ def _audioldm2(side: TextSide, texts: list[str]) -> Encoded:
 
 def _voice(side: TextSide, texts: list[str]) -> Encoded:
     """Latent frames in which the voice says the texts' spoken words."""
-    from mmcore.decoders.speech.text import VoiceText
 
     return (torch.from_numpy(side.front(VoiceText, "text_encoder").encode(texts)),), (None,)
 

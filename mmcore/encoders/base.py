@@ -1,4 +1,8 @@
-"""Base: carried out of mmcore/encoders/__init__.py."""
+"""The base of the encoders: what every frozen encoder can do, and the half that they share.
+
+Owns the cutting into batches, the device and the precision. Input: an EncoderSpec and media bytes. Output: arrays, one per item. Raises MediaError for what
+cannot be decoded, ValueError for an unknown device or precision.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from infra.step import AnyloomError
 from infra.storage import read_json
 from mmcore.decoders import load_decoder
 from mmcore.decoders.projected import streams_of
+from mmcore.decoders.sampling import SamplingOptions, generate
 from mmcore.inference.generator import DESCRIPTION
 from mmcore.types import SignalBlock
 
@@ -43,8 +44,6 @@ class Drawer:
         Raises AnyloomError when the export has no decoder for it, or the conditioning is not what the decoder takes.
         """
         import torch
-
-        from mmcore.decoders.sampling import SamplingOptions, generate
 
         if not blocks:
             return []

@@ -1,4 +1,7 @@
-"""Protocol: carried out of mmcore/lm/language_model.py."""
+"""The protocol of a language model: all that the rest of this package asks of one.
+
+Input: token ids and media embeddings. Output: states and logits. Raises ValueError, as its members say. mmcore.lm.language_model has the implementation.
+"""
 
 from __future__ import annotations
 

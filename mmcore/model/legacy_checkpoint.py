@@ -26,6 +26,7 @@ from infra.step import AnyloomError
 from infra.storage import new_staging, publish_dir, write_atomic
 from mmcore.chat.special_tokens import MEDIA
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, output_spec
+from mmcore.lm.language_model import load_tokenizer, own_code_refused
 from mmcore.lm.lora import attach_lora, lora_parameters, save_lora
 from mmcore.model.any_model import LORA, TENSORS
 from mmcore.runtime.building import building
@@ -201,8 +202,6 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 def _base(directory: Path) -> tuple[Any, Any, LmShape]:
     """(LM, tokenizer with the wrapper tokens, sizes) of a transformers directory. Raises AnyloomError for one that cannot carry the checkpoint."""
     from transformers import AutoModelForCausalLM
-
-    from mmcore.lm.language_model import load_tokenizer, own_code_refused
 
     try:
         with own_code_refused(directory):

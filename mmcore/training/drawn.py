@@ -1,4 +1,8 @@
-"""Drawn: carried out of mmcore/training/rows.py."""
+"""Drawn: samples in their place of a training step, and the features of their media.
+
+Input: stored features by modality, and (modality, key) of rows. Output: padded arrays with lengths, and the rows they belong to. Raises ValueError for a
+modality without features.
+"""
 
 from __future__ import annotations
 

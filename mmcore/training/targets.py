@@ -1,4 +1,8 @@
-"""Targets: carried out of mmcore/training/states.py."""
+"""Targets: what the output projectors aim at, as tensors.
+
+Owns the padding of targets and the statistics that their loss is scaled by. Input: stored caption features. Output: [B, Q, C] tensors, mean, spread and the
+error of the mean. Raises KeyError for a caption without features.
+"""
 
 from __future__ import annotations
 

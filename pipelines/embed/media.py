@@ -1,4 +1,8 @@
-"""Media: carried out of pipelines/embed/fill.py."""
+"""Media: the steps that embed pictures, clips and sounds with a frozen encoder.
+
+Owns which samples are embedded and under which address. Input: shards and the encoder's weights. Output: the artifact of pipelines.embed.fill, keyed by
+sample. Raises AnyloomError as that does.
+"""
 
 from __future__ import annotations
 

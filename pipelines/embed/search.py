@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from evals.captions.retrieval import mean_vectors, tower_vectors
 from evals.pages.gallery import Shown
 from infra.step import AnyloomError, Artifact
 from mmcore.config import EncoderSpec
-
-if TYPE_CHECKING:
-    from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.encoders import load_encoder
+from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.shards import ShardSet
+from pipelines.embed.space import span_address
 
 BATCH = 256
 """Media per call of a tower."""
@@ -43,7 +45,6 @@ class SearchSpace(Protocol):
 
 def _encoded(spec: EncoderSpec, weights: Path, text: str) -> np.ndarray:
     """Features [N, E] float32 of a text, rounded as the store rounds them. Raises AnyloomError when the weights do not fit."""
-    from mmcore.encoders import load_encoder
 
     try:
         return load_encoder(spec, weights).encode([text.encode()])[0].astype(np.float32)
@@ -75,7 +76,6 @@ class TowerSpace:
 
     def media(self, modality: str, source: EmbeddingSet, keys: Sequence[str]) -> np.ndarray:
         """See SearchSpace."""
-        from evals.captions.retrieval import tower_vectors
 
         return tower_vectors(self._model, modality, source, keys, BATCH)
 
@@ -97,7 +97,6 @@ class SharedSpace:
 
     def media(self, modality: str, source: EmbeddingSet, keys: Sequence[str]) -> np.ndarray:
         """See SearchSpace."""
-        from evals.captions.retrieval import mean_vectors
 
         if source.width != self._text.width:
             raise AnyloomError(f"search: {modality} vectors have width {source.width}, the query's {self._text.width}: they are of different models")
@@ -114,9 +113,6 @@ def nearest_media(query: str, top: int, space: SearchSpace, artifacts: Mapping[s
 
     artifacts: every embed_<modality> and shards_*, by step name. Equal scores stand in the order of their keys.
     """
-    from mmcore.stores.embeddings import EmbeddingSet
-    from mmcore.stores.shards import ShardSet
-    from pipelines.embed.space import span_address
 
     query_W = space.query(query)
     where: dict[str, tuple[ShardSet, tuple[str, float | None, float | None]]] = {}

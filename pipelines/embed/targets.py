@@ -1,4 +1,7 @@
-"""Targets: carried out of pipelines/embed/fill.py."""
+"""Targets: the step that embeds every distinct caption of shards_cc3m with the text encoder that the output projectors aim at.
+
+Input: shards and the encoder's weights. Output: the artifact of pipelines.embed.fill, keyed `text:<sha256>`. Raises AnyloomError as that does.
+"""
 
 from __future__ import annotations
 

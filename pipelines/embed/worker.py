@@ -29,6 +29,7 @@ from infra.settings import offline_environment
 from infra.step import AnyloomError
 from infra.storage import commit_entry, disk_errors, write_atomic, write_parquet
 from mmcore.config import EncoderSpec
+from mmcore.encoders import load_encoder
 from mmcore.media.decode import MediaError
 from mmcore.stores.embeddings import PART_SCHEMA
 from mmcore.stores.features import pack, relative_error
@@ -88,8 +89,6 @@ class PartBuilder:
         offline_environment()
         keep_freed_memory()
         import torch
-
-        from mmcore.encoders import load_encoder
 
         torch.set_num_threads(1)
         self._encoder = load_encoder(spec, weights_dir, device)

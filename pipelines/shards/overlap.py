@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,9 @@ from PIL import Image
 
 from infra.step import StepContext
 from infra.storage import write_atomic
+from mmcore.media.decode import decode_image
+from mmcore.stores.shards import ShardSet
 from pipelines.shards.config import OverlapConfig
-
-if TYPE_CHECKING:
-    from mmcore.stores.shards import ShardSet
 
 PAIR_SCHEMA = pa.schema([("heldout_key", pa.string()), ("train_key", pa.string()), ("kind", pa.string()), ("bits", pa.int32())])
 """kind: exact or near; bits: distance of the two hashes."""
@@ -59,7 +58,6 @@ class Prints:
 
 def run(ctx: StepContext[OverlapConfig]) -> dict[str, Any]:
     """Compare every training dataset with every heldout or test dataset. Returns {"pairs": [counts]}."""
-    from mmcore.stores.shards import ShardSet
 
     config = ctx.config
     sets = [ShardSet(ctx.inputs[name].path, ctx.stores) for name in sorted(ctx.inputs)]
@@ -127,7 +125,6 @@ def _datasets(sets: list[ShardSet]) -> tuple[list[Pictures], list[Pictures], dic
 
 def _fingerprints(ctx: StepContext[OverlapConfig], sets: list[ShardSet], first_seen: dict[str, tuple[int, str]]) -> Prints:
     """Decode every distinct picture once, in the order of first_seen (the media numbers)."""
-    from mmcore.media.decode import decode_image
 
     hashes = np.zeros(len(first_seen), dtype=np.uint64)
     colours = np.zeros((len(first_seen), GRID * GRID * 3), dtype=np.uint8)

@@ -1,4 +1,8 @@
-"""Blocks: carried out of pipelines/toys/decoders.py."""
+"""Blocks: the parts that several toy decoders share.
+
+Owns the toy text encoder, the toy sound side (VAE and vocoder) and the sizes of the 2D networks. Input: a seed. Output: random models, the same ones each
+time. Raises nothing of its own.
+"""
 
 from __future__ import annotations
 

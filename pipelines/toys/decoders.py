@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmcore.decoders.contract import read_contract
+from mmcore.decoders.texts import write_empty
 from mmcore.runtime.seeding import seeded
+from pipelines.toys import retired as weights_deprecated
 from pipelines.toys.blocks import BLOCKS_2D, SCALED, clip_text, sound_side
 from pipelines.toys.joint import BODY, WIDTH, tiny_clap
 from pipelines.toys.parts import tiny_vae
@@ -125,7 +128,6 @@ def _deprecated(name: str) -> Callable[[int], Any]:
     """A maker of pipelines.toys.retired, imported when it is called: that diffusers drops its classes breaks that file only."""
 
     def make(seed: int) -> Any:
-        from pipelines.toys import retired as weights_deprecated
 
         return getattr(weights_deprecated, name)(seed)
 
@@ -147,8 +149,6 @@ DECODERS: dict[str, Callable[[int], Any]] = {
 
 def save_decoder(pipeline: Any, directory: Path) -> Path:
     """Write a pipeline in the standard directory format, safetensors only, with its empty conditioning (for guidance) beside the weights."""
-    from mmcore.decoders.contract import read_contract
-    from mmcore.decoders.texts import write_empty
 
     pipeline.save_pretrained(directory, safe_serialization=True)
     if read_contract(directory).denoises:

@@ -15,6 +15,8 @@ from infra.step import AnyloomError, Artifact
 from infra.storage import read_json
 from mmcore.chat.special_tokens import MEDIA
 from mmcore.config import EncoderSpec, RowsStage, StatesStage
+from mmcore.decoders import load_decoder
+from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Sample
 from pipelines.embed.config import LATENTS, TARGETS
@@ -108,7 +110,6 @@ def feature_sources(inputs: Mapping[str, Artifact], stores: Path, encoders: Mapp
     Raises ValueError when another encoder than the model's made one of them, AnyloomError when the same encoder did with other weights than an earlier
     stage read.
     """
-    from mmcore.stores.embeddings import EmbeddingSet
 
     found = {m: EmbeddingSet(inputs[f"embed_{m}"].path, stores, encoders.get(m)) for m in MEDIA if f"embed_{m}" in inputs}
     for name in earlier_stages(inputs):
@@ -123,7 +124,6 @@ def feature_sources(inputs: Mapping[str, Artifact], stores: Path, encoders: Mapp
 
 def target_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, Any]:
     """modality -> caption targets, for every input that holds some."""
-    from mmcore.stores.embeddings import EmbeddingSet
 
     return {modality: EmbeddingSet(inputs[name].path, stores) for modality, name in TARGETS.items() if name in inputs}
 
@@ -133,8 +133,6 @@ def generation_losses(inputs: Mapping[str, Artifact], stores: Path, config: Rows
 
     Raises AnyloomError when the latents were made by another autoencoder than the decoder's, ValueError when they do not fit the decoder.
     """
-    from mmcore.decoders import load_decoder
-    from mmcore.stores.embeddings import EmbeddingSet
     from mmcore.stores.latents import LatentSet
     from mmcore.training.generation_loss import GenerationLoss
 

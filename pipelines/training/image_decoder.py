@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from infra.step import AnyloomError, Progress, StepContext
 from infra.storage import link, sha256_file, write_atomic
 from mmcore.concepts.config import ImageDecoderConfig
+from mmcore.stores.shards import ShardSet
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,6 @@ def run(ctx: StepContext[ImageDecoderConfig]) -> dict[str, Any]:
     from mmcore.concepts.latent_diffusion import build_unet, build_vae, load_text_parts, save_pipeline
     from mmcore.concepts.shapes import captioned_crops
     from mmcore.decoders.texts import write_empty
-    from mmcore.stores.shards import ShardSet
 
     torch.set_num_threads(1)
     config = ctx.config

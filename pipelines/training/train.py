@@ -19,10 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from infra.progress import FileProgress, relay
+from infra.settings import thread_environment
 from infra.step import AnyloomError, Progress, StepContext
 from infra.storage import read_json, write_atomic
 from mmcore.config import ModelSpec, RowsStage, StatesStage
+from mmcore.lm.lora import save_lora
+from mmcore.model.any_model import LORA, TENSORS, load_model, load_tensors
 from mmcore.runtime.devices import device_for
+from mmcore.training.caption_generation import CaptionGeneration
+from mmcore.training.rows import ChatData
+from mmcore.training.signals import SignalSide, StateSet
+from mmcore.training.stages import saved_tensors, stage_spec
+from mmcore.training.states import SignalData
 from pipelines.shards.config import GROUP_MODALITY
 from pipelines.training.config import NEEDS_OUTPUT_PROJECTORS, TrainConfig
 from pipelines.training.data import (
@@ -36,7 +44,9 @@ from pipelines.training.data import (
     target_sources,
     true_captions,
 )
+from pipelines.training.loop import Collective, TorchCollective, run_stage
 from pipelines.training.states import run_states
+from pipelines.training.two_tower import two_tower_stage
 
 __all__ = ["run", "run_states"]
 MAX_FAILURES = 2
@@ -66,9 +76,6 @@ def _feature_chunks(source: Any, keys: list[str], rows: int = 256) -> Iterator[A
 
 def _chat_stage(config: TrainConfig, stage: RowsStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
     """(AnyModel, ChatData) of a stage on rows."""
-    from mmcore.model.any_model import load_model
-    from mmcore.training.rows import ChatData
-    from mmcore.training.stages import stage_spec
 
     assert isinstance(config.model, ModelSpec)
     spec = stage_spec(stage.stage)
@@ -90,7 +97,6 @@ def _caption_generation(
     stage: RowsStage, ctx: StepContext[TrainConfig], device: str, model: Any, samples: dict[str, list[Any]], groups: dict[str, str], stages: tuple[Path, ...]
 ) -> Any:
     """CaptionGeneration of the stage's captions whose targets are given. Raises AnyloomError where no earlier stage trained output projectors."""
-    from mmcore.training.caption_generation import CaptionGeneration
 
     if not any(read_json(path / STAGE_RECORD)["stage"] == "stage2" for path in stages):
         raise AnyloomError(f"{ctx.name}: {NEEDS_OUTPUT_PROJECTORS}")
@@ -104,9 +110,6 @@ def _caption_generation(
 
 def _signal_stage(config: TrainConfig, stage: StatesStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
     """(SignalSide, SignalData) of a stage on states. The output projectors go on from an earlier one, where there is one; the token rows are the states'."""
-    from mmcore.model.any_model import TENSORS, load_tensors
-    from mmcore.training.signals import SignalSide, StateSet
-    from mmcore.training.states import SignalData
 
     assert isinstance(config.model, ModelSpec)
     states = StateSet(ctx.inputs["states"].path)
@@ -122,9 +125,6 @@ def _signal_stage(config: TrainConfig, stage: StatesStage, ctx: StepContext[Trai
 def _train(ctx: StepContext[TrainConfig], threads: int, device: str, collective: Any, progress: Progress) -> dict[str, Any]:
     """One rank's whole work; rank 0 writes the output. Mendable errors become AnyloomError."""
     import torch
-
-    from pipelines.training.loop import run_stage
-    from pipelines.training.two_tower import two_tower_stage
 
     torch.set_num_threads(threads)
     config = ctx.config
@@ -153,10 +153,6 @@ def _train(ctx: StepContext[TrainConfig], threads: int, device: str, collective:
 
 def _write(ctx: StepContext[TrainConfig], model: Any, trained: dict[str, Any], log: Any, seconds: float, after: list[str]) -> None:
     from safetensors.torch import save
-
-    from mmcore.lm.lora import save_lora
-    from mmcore.model.any_model import LORA, TENSORS
-    from mmcore.training.stages import saved_tensors
 
     config = ctx.config
     tensors = saved_tensors(model, config.stage, trained)
@@ -211,9 +207,6 @@ def _worker_device(gpus: int) -> str:
 def _worker(parcel: dict[str, Any]) -> None:
     """What each Ray Train worker runs. A mendable error is left in a file for the driver, and no restart tries it again."""
     import torch
-
-    from infra.settings import thread_environment
-    from pipelines.training.loop import Collective, TorchCollective
 
     ctx: StepContext[TrainConfig] = parcel["ctx"]
     if (ctx.work / "error.json").exists():
@@ -274,8 +267,6 @@ def _run_on_ray(ctx: StepContext[TrainConfig], workers: int, threads: int) -> di
 def run(ctx: StepContext[TrainConfig]) -> dict[str, Any]:
     """Entry of the step."""
     if not ctx.resources.use_ray:
-        from pipelines.training.loop import Collective
-
         return _train(ctx, max(1, ctx.resources.threads), device_for(ctx.resources.gpus), Collective(), ctx.progress)
     workers = max(1, ctx.resources.gpus or ctx.resources.workers)
     return _run_on_ray(ctx, workers, max(1, ctx.resources.threads // workers))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from infra.step import StepContext
 from mmcore.config import PairsStage, TwoTowerSpec
+from mmcore.stores.embeddings import EmbeddingSet
 from pipelines.training.config import TrainConfig
 from pipelines.training.data import dataset_samples, feature_sources, shard_sets
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 def two_tower_stage(config: TrainConfig, ctx: StepContext[TrainConfig], collective: Collective) -> tuple[TwoTower, TwoTowerData]:
     """The fresh model, its towers standardised on the training samples, and its data. Raises ValueError when another encoder made the features."""
-    from mmcore.stores.embeddings import EmbeddingSet
     from mmcore.two_tower.model import TwoTower
     from mmcore.two_tower.pairs import TwoTowerData
 

@@ -1,4 +1,8 @@
-"""Conversions: carried out of pipelines/weights/parts.py."""
+"""Conversions: models from the file formats of the assets (GGUF, CTranslate2, .pth).
+
+Owns the mapping of their tensors onto stock classes. Input: one file, or a state dict. Output: a model, with its tokenizer where the file has
+one. Raises AnyloomError when a tensor finds no place, or the file lacks what the model needs.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from infra.step import AnyloomError
 from mmcore.runtime.building import building
+from pipelines.weights.ct2 import read_model, whisper_encoder
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +44,6 @@ def whisper_encoder_from_ct2(path: Path) -> PreTrainedModel:
     import torch
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    from pipelines.weights.ct2 import read_model, whisper_encoder
 
     variables = read_model(path)
     state = {name: torch.from_numpy(value) for name, value in whisper_encoder(variables).items()}

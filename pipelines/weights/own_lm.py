@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, write_json
+from mmcore.chat.chat import Chat
+from mmcore.chat.special_tokens import TokenTable
+from mmcore.config import SpecialTokens
 from mmcore.lm.catalogue import known_lm
+from mmcore.lm.families import check_family, lora_targets
 from pipelines.weights.config import LmConfig
 
 if TYPE_CHECKING:
@@ -62,10 +66,6 @@ def _prove(given: Path, folder: Path, config: LmConfig, weights: list[Path]) -> 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from mmcore.chat.chat import Chat
-    from mmcore.chat.special_tokens import TokenTable
-    from mmcore.config import SpecialTokens
-    from mmcore.lm.families import check_family, lora_targets
     from mmcore.lm.language_model import load_tokenizer, own_code_refused
 
     try:

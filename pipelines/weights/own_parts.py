@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, write_json
 from mmcore.config import EncoderSpec
-from mmcore.encoders import MODALITY_OF, catalogue
+from mmcore.encoders import MODALITY_OF, catalogue, load_encoder
 from mmcore.runtime.building import building
 from pipelines.toys.media import medium
 from pipelines.weights.config import ImportConfig
@@ -208,7 +208,6 @@ def _licence(spec: EncoderSpec) -> dict[str, str]:
 
 def _prove(ctx: StepContext[ImportConfig], spec: EncoderSpec) -> None:
     """Encode one generated medium with what was written. Raises AnyloomError when the encoder does not fit the recipe."""
-    from mmcore.encoders import load_encoder
 
     try:
         load_encoder(spec, ctx.output).encode([medium(MODALITY_OF[spec.kind])])

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_json
 from mmcore.encoders.catalogue import TWINS
-from pipelines.toys.parts import ENCODER_PARTS
+from mmcore.encoders.imagebind.network import ImageBind, load_imagebind
+from mmcore.runtime.seeding import seeded
+from pipelines.toys.parts import ENCODER_PARTS, tiny_bert, tiny_llama, tiny_whisper_encoder
 from pipelines.weights.config import ImageBindConfig, WeightsConfig
 from pipelines.weights.conversions import llama_from_gguf, renamed_in_order, whisper_encoder_from_ct2
 from pipelines.weights.writing import finish, load_state, save
@@ -33,8 +35,6 @@ def run_lm(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
     if config.kind == "pretrained":
         model, tokenizer = llama_from_gguf(_asset(ctx, "smollm2.gguf"))
     else:
-        from pipelines.toys.parts import tiny_llama
-
         model, tokenizer = tiny_llama(config.seed)
     save(model, ctx.output / "lm", tokenizer)
     return finish(ctx, model, width=model.config.hidden_size, vocab=len(tokenizer))
@@ -54,8 +54,6 @@ def run_image(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
         model: Any = timm.create_model(config.arch)
         model.load_state_dict(renamed_in_order(_load_pth(_asset(ctx, "efficientnet_lite0.pth")), model.state_dict()), strict=True)
     else:
-        from mmcore.runtime.seeding import seeded
-
         with seeded(config.seed):
             model = timm.create_model(config.arch)
     (ctx.output / "encoder").mkdir()
@@ -75,8 +73,6 @@ def run_audio(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
     if config.kind == "pretrained":
         model = whisper_encoder_from_ct2(_asset(ctx, "whisper/model.bin"))
     else:
-        from pipelines.toys.parts import tiny_whisper_encoder
-
         model = tiny_whisper_encoder(config.seed)
     save(model, ctx.output / "encoder")
     WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(ctx.output / "encoder")
@@ -91,7 +87,6 @@ def run_imagebind(ctx: StepContext[ImageBindConfig]) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from mmcore.encoders.imagebind.encoders import ARCHITECTURES
-    from mmcore.encoders.imagebind.network import ImageBind, load_imagebind
 
     config = _begin(ctx, "imagebind_huge", "imagebind_toy")
     specs, out = ARCHITECTURES[config.arch]
@@ -104,8 +99,6 @@ def run_imagebind(ctx: StepContext[ImageBindConfig]) -> dict[str, Any]:
         except ValueError as error:
             raise AnyloomError(f"{ctx.sources['imagebind']}: {error}") from error
     else:
-        from mmcore.runtime.seeding import seeded
-
         with seeded(config.seed):
             model = ImageBind(chosen, out)
     (ctx.output / "encoder").mkdir()
@@ -128,8 +121,6 @@ def run_text(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
             shutil.copyfile(file, folder / file.name)
         model = BertModel.from_pretrained(folder)
     else:
-        from pipelines.toys.parts import tiny_bert
-
         model, tokenizer = tiny_bert(config.seed)
         save(model, ctx.output / "encoder", tokenizer)
     return finish(ctx, model, width=model.config.hidden_size)

@@ -1,4 +1,8 @@
-"""Writing: carried out of pipelines/weights/decoders.py, pipelines/weights/parts.py."""
+"""Writing: what the weights steps put beside their models, and how files of weights are read.
+
+Owns the licences of the pretrained parts and the names of a decoder's files. Input: a step's context with its model, or a file of weights. Output:
+licence.json, `save_pretrained` directories without traces of where they were made, the step's result. Raises AnyloomError for a file that holds no weights.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from evals.history.facts import Run
 from evals.pages.gallery import Shown, preview
 from infra.artifact import ArtifactRecord, read_record
-from mmcore.media.decode import MediaError, decode_image, sniff
+from mmcore.media.decode import MediaError, NoTrackError, decode_image, decode_video_frames, sniff
 
 SIDE = 160
 """Longest side of a thumbnail in pixels."""
@@ -115,7 +115,6 @@ def thumbnail(data: bytes, alt: str) -> str:
 
 
 def _has_frames(data: bytes) -> bool:
-    from mmcore.media.decode import NoTrackError, decode_video_frames
 
     try:
         return bool(decode_video_frames(data, 1))

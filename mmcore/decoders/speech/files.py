@@ -1,4 +1,8 @@
-"""Files: carried out of pipelines/weights/voice.py."""
+"""Files of a voice: its directory as this package opens it.
+
+Owns model_index.json of a voice and the measures of its vocoder. Input: two ONNX graphs and their settings. Output: the directory, but for the dictionary.
+Raises OSError when it cannot be written.
+"""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_what_is_said_later_in_many_conversations_is_answered_as_in_each_alone(c
 @pytest.fixture
 def ctx(monkeypatch, tmp_path):
     """Of eval_drawing, with Shards for shards."""
-    monkeypatch.setattr("mmcore.stores.shards.ShardSet", Shards)
+    monkeypatch.setattr("evals.generation.requests.ShardSet", Shards)
     inputs = {"shards_instruct": Artifact(name="s", path=tmp_path, fingerprint="f", digest="d", result={})}
     config = DrawingEvalConfig(max_new_tokens=6, chunk=2)
     return StepContext(name="eval_drawing", config=config, inputs=inputs, sources={}, output=tmp_path, work=tmp_path, stores=tmp_path)

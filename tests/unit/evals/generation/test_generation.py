@@ -17,7 +17,7 @@ from toy_any import any_spec
 from toy_decoders import directory
 from toy_generation import spec_for
 
-import mmcore.media.encode
+import evals.generation.generation
 from evals.config import ASKED, FORCED, GenerationEvalConfig, ReportConfig
 from evals.generation.extractors import scrambled, shares_space
 from evals.generation.generation import Job, _made, index_tsv
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_with_the_next_batch_and_gives_the_same_media(expor
     whole = _made(context(export, tmp_path / "whole"), jobs)
     assert [bool(row["file"]) for row in whole[4:]] == [True] * 4 and all(row["emitted"] == 0 for row in whole[4:])
     assert len({row["media_sha256"] for row in whole[4:]}) == 4
-    real, written = mmcore.media.encode.write_media, []
+    real, written = evals.generation.generation.write_media, []
 
     def dying(medium, path):
         if len(written) == 3:
@@ -108,12 +108,12 @@ def test_a_killed_run_goes_on_with_the_next_batch_and_gives_the_same_media(expor
         return real(medium, path)
 
     ctx = context(export, tmp_path / "killed")
-    monkeypatch.setattr(mmcore.media.encode, "write_media", dying)
+    monkeypatch.setattr(evals.generation.generation, "write_media", dying)
     with pytest.raises(KeyboardInterrupt):
         _made(ctx, jobs)
     kept = (ctx.work / "made.jsonl").read_bytes()
     assert kept.count(b"\n") == 2  # the third batch died with its second picture
-    monkeypatch.setattr(mmcore.media.encode, "write_media", lambda medium, path: written.append(path.name) or real(medium, path))
+    monkeypatch.setattr(evals.generation.generation, "write_media", lambda medium, path: written.append(path.name) or real(medium, path))
     assert _made(ctx, jobs) == whole and (ctx.work / "made.jsonl").read_bytes().startswith(kept)
     assert len(written) == 3 + 2  # nothing of the first two batches again
     files = [row["file"] for row in whole if row["file"]]

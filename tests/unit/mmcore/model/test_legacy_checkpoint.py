@@ -142,7 +142,7 @@ def test_an_import_that_is_stopped_half_way_leaves_nothing(tmp_path, lm_dir, mon
 
     before = sorted(path.name for path in tmp_path.iterdir())
     with monkeypatch.context() as patched:
-        patched.setattr("mmcore.lm.lora.save_lora", stopped)
+        patched.setattr("mmcore.model.legacy_checkpoint.save_lora", stopped)
         with pytest.raises(KeyboardInterrupt):
             import_checkpoint(tmp_path / "pytorch_model.pt", lm_dir, tmp_path / "out", TOY)
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -127,7 +127,7 @@ def fake_shards(samples: list[tuple[str, str, bytes]]) -> SimpleNamespace:
 
 
 def compare(tmp_path: Path, samples: list[tuple[str, str, bytes]], monkeypatch, **settings: int) -> tuple[dict, list[dict]]:
-    monkeypatch.setattr("mmcore.stores.shards.ShardSet", lambda path, stores: fake_shards(samples))
+    monkeypatch.setattr("pipelines.shards.overlap.ShardSet", lambda path, stores: fake_shards(samples))
     inputs = {"shards_cc3m": Artifact(name="s", path=tmp_path, fingerprint="f", digest="d", result={})}
     ctx = StepContext(name="overlap", config=OverlapConfig(**settings), inputs=inputs, sources={}, output=tmp_path, work=tmp_path, stores=tmp_path)
     result = overlap.run(ctx)
