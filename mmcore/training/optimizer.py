@@ -13,11 +13,9 @@ from typing import Protocol
 
 import torch
 
-from mmcore.config import StageConfig, check_stage
-
 
 class AdamConfig(Protocol):
-    """What AdamW needs to know: a StageConfig, or a FitConfig of mmcore.concepts.config."""
+    """What AdamW needs to know: a StageConfig or a FitConfig."""
 
     @property
     def lr(self) -> float: ...
@@ -34,16 +32,16 @@ class AdamConfig(Protocol):
         ...
 
 
-def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then decay from the peak to `final_lr` of it at the last step: along a line, or half a cosine wave (Loshchilov & Hutter 2017, arXiv
-    1608.03983, equation 5, one period). step counts from 0. Raises ValueError for an unknown schedule."""
-    check_stage(config)
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    span = max(1, config.steps - 1 - config.warmup_steps)
-    done = min(1.0, (step - config.warmup_steps) / span)
-    fallen = done if config.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
-    return config.lr * (1 - (1 - config.final_lr) * fallen)
+def learning_rate(lr: float, step: int, *, warmup: int, span: int, schedule: str, final: float | None) -> float:
+    """Linear warm-up to `lr`, then decay over `span` steps: along a line, or half a cosine wave (Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, one
+    period). step counts from 0; schedule: `linear` or `cosine`; final: share of the peak that is left behind the span, None for nothing at all."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, span))
+    wave = math.cos(math.pi * done)
+    if final is None:  # not final 0.0: the two round differently, and both kinds of training have artifacts
+        return lr * (1 - done if schedule == "linear" else 0.5 * (1 + wave))
+    return lr * (1 - (1 - final) * (done if schedule == "linear" else (1 - wave) / 2))
 
 
 class FlatAdamW:
