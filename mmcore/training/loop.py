@@ -127,7 +127,7 @@ def train(
     """
     config, collective = course.config, collective or Collective()
     optimizer = FlatAdamW(parameters, config, course.shares)
-    average = optimizer.flat.detach().clone() if course.average else None
+    average = optimizer.flat.clone() if course.average else None
     first = _continued(optimizer, average, course, log, folder, collective)
     since = f", continued from step {first}" if first else ""
     if first and collective.rank == 0:
@@ -136,7 +136,7 @@ def train(
     for step in range(first, config.steps):
         one_step(optimizer, course, step, collective, log)
         if course.average and average is not None:
-            average.lerp_(optimizer.flat.detach(), 1.0 - course.average(step))
+            average.lerp_(optimizer.flat, 1.0 - course.average(step))
         done = step + 1
         if collective.rank == 0:
             if course.save_last if done == config.steps else done % config.checkpoint_every == 0:
@@ -145,7 +145,7 @@ def train(
             progress(done, config.steps, f"loss {log.recent():.4f}{since}")
     collective.barrier()
     if average is not None:
-        optimizer.flat.data.copy_(average)
+        optimizer.flat.copy_(average)
     return time.monotonic() - started
 
 

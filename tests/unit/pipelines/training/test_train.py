@@ -204,6 +204,23 @@ def test_a_rate_of_its_own_is_a_parameter_group_of_torch():
     assert all(torch.allclose(parameters[name], copies[name], atol=1e-6) for name in copies)
 
 
+def test_a_continued_optimizer_goes_on_as_the_uninterrupted_one_and_keeps_two_flat_moments():
+    def updated(steps, saved=None):
+        parameters = {name: torch.nn.Parameter(torch.linspace(-1, 1, size)) for name, size in (("a", 7), ("b", 4), ("c", 3))}
+        flat = FlatAdamW(parameters, STAGE1, {"b": 0.1})
+        if saved is not None:
+            flat.load(*saved)
+        for _ in range(steps):
+            sum((value**3).sum() for value in parameters.values()).backward()
+            flat.step(1e-2, 1.0)
+        return {name: value.detach().clone() for name, value in parameters.items()}, flat.state()
+
+    half = updated(3)
+    assert {name: tuple(value.shape) for name, value in half[1].items()} == {"step": (), "exp_avg": (14,), "exp_avg_sq": (14,)}
+    whole, resumed = updated(5), updated(2, half)
+    assert all(torch.equal(whole[i][name], resumed[i][name]) for i in (0, 1) for name in whole[i])
+
+
 def test_only_the_input_projectors_of_stage_3_have_a_rate_of_their_own():
     names = ["input_projectors.image.proj.weight", "lm.base.x.lora_A.default.weight", "lm.new_head_rows"]
     stage3 = dataclasses.replace(STAGE1, stage="stage3", lr=2e-4, projector_lr=2e-5)
