@@ -1,4 +1,4 @@
-"""Artifact records: what exists, what it was made from, and who still needs it.
+"""Artifact records: what exists and what it was made from.
 
 A record (`artifact.json`) is written last into `{root}/artifacts/{step}/{fingerprint[:12]}/`; its presence means complete.
 It holds the identity payload, the digest of the bytes, result values and provenance. Complete artifacts never change.
@@ -6,7 +6,6 @@ It holds the identity payload, the digest of the bytes, result values and proven
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError, Artifact
-from infra.storage import digest_tree, read_json, tree_bytes
+from infra.storage import digest_tree, read_json
 
 ARTIFACT_RECORD = "artifact.json"
 
@@ -131,35 +130,3 @@ def lineage(root: Path, directory: Path, record: ArtifactRecord) -> dict[str, An
     for name, digest in sorted(record.payload.get("sources", {}).items()):
         children.append({"label": f"source file {name} sha256 {digest[:12]}", "children": []})
     return {"label": f"{record.name}/{directory.name}", "record": record, "path": directory, "children": children}
-
-
-def garbage(root: Path, pinned: set[Path]) -> list[tuple[Path, int]]:
-    """What nothing pins: artifacts outside `pinned` and their ancestors, store entries no kept artifact lists, leftovers.
-
-    pinned: artifact directories to keep. Returns (path, bytes), sorted. Work directories of unfinished steps are kept.
-    """
-    records = dict(all_records(root))
-    kept = set()
-    queue = [path for path in pinned if path in records]
-    while queue:
-        path = queue.pop()
-        if path not in kept:
-            kept.add(path)
-            queue += [root / "artifacts" / reference for reference in records[path].inputs.values()]
-    entries = {root / "stores" / e["path"] for path in kept for e in _generation(path)}
-    doomed = [path for path in (root / "artifacts").glob("*/*") if path.is_dir() and path not in kept]
-    doomed += [path.parent for path in (root / "stores").glob("**/record.json") if path.parent not in entries and "history" not in path.parts]
-    doomed += [path for path in (root / "stores").glob("**/.staging-*") if path.is_dir()]
-    return sorted((path, tree_bytes(path)) for path in set(doomed))
-
-
-def _generation(directory: Path) -> list[dict[str, Any]]:
-    path = directory / "generation.json"
-    return read_json(path)["entries"] if path.exists() else []
-
-
-def remove(path: Path) -> None:
-    """Delete a directory so that no reader sees half of it: rename first, then remove."""
-    aside = path.with_name(f".removed-{path.name}")
-    path.rename(aside)
-    shutil.rmtree(aside)

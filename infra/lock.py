@@ -1,7 +1,8 @@
 """Lock: one process on this machine works on a thing, the others wait.
 
 An advisory kernel lock (flock) on a file below `{root}/locks/`: the kernel frees it when its holder dies, however it dies, so a dead
-holder's lock is taken over without guessing. It does not reach other machines: there, double work must give equal bytes.
+holder's lock is taken over without guessing. It does not reach other machines: there, double work must give equal bytes. A note in the file says who holds
+it and since when; it goes with the lock, so a note of another machine is of one that works, or of one that died.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FRESH_S = 7 * 86400
+"""So long a lock that another machine has noted counts as held: nobody can ask the kernel there."""
 
 
 @contextmanager
@@ -35,10 +40,31 @@ def exclusive(path: Path, on_wait: Callable[[str], None] | None = None, poll_s: 
                 waited = True
                 time.sleep(poll_s)
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "since": time.time()}).encode(), 0)
-        yield waited
+        os.pwrite(fd, json.dumps({"pid": os.getpid(), "since": time.time(), "host": socket.gethostname()}).encode(), 0)
+        try:
+            yield waited
+        finally:
+            os.ftruncate(fd, 0)
     finally:
         os.close(fd)
+
+
+def in_use(path: Path) -> bool:
+    """True when a process of this machine holds the lock file, or one of another machine has noted so and not long ago."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        note = json.loads(os.pread(fd, 4096, 0) or b"{}")
+    except BlockingIOError:
+        return True
+    except ValueError:  # torn by a crash of its holder
+        return False
+    finally:
+        os.close(fd)
+    return note.get("host", socket.gethostname()) != socket.gethostname() and time.time() - note["since"] < FRESH_S
 
 
 def _holder(path: Path) -> str:

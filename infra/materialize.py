@@ -23,7 +23,7 @@ from infra.artifact import ARTIFACT_RECORD, ArtifactRecord, Provenance, artifact
 from infra.fingerprint import canonical_json, fingerprint
 from infra.lock import exclusive
 from infra.plan import identity, pinned_record
-from infra.step import AnyloomError, Artifact, Progress, Resources, Step, StepContext, no_progress
+from infra.step import Artifact, Progress, Resources, Step, StepContext, no_progress
 from infra.storage import Remote, digest_tree, new_staging, publish_dir, tree_bytes, write_atomic
 
 EXECUTED, REUSED, SAME_BYTES = "executed", "reused", "same bytes"
@@ -197,13 +197,3 @@ def provenance(seconds: float, threads: int) -> Provenance:
         device=f"{'cuda' if Path('/proc/driver/nvidia/version').exists() else 'cpu'} host, {platform.machine()}",
         threads=threads,
     )
-
-
-def load_inputs(step: Step, root: Path, digests: Mapping[str, tuple[Path, ArtifactRecord]]) -> dict[str, Artifact]:
-    """Artifacts of step.inputs from already read records (step name -> path, record). Raises AnyloomError when one is missing."""
-    found = {}
-    for name, source in step.inputs.items():
-        if source.name not in digests:
-            raise AnyloomError(f"step {step.name} needs {source.name}, which is not complete below {root}: run it first")
-        found[name] = as_artifact(*digests[source.name])
-    return found

@@ -154,8 +154,6 @@ class Answer:
     """Generated ids, the end token included when it came."""
     num_input_tokens: int
     """Tokens the model read before its first answer token."""
-    ms: float
-    """Wall milliseconds of the group, divided by its questions."""
     blocks: tuple[SignalBlock, ...] = ()
     broken: tuple[str, ...] = ()
     """What was wrong with signal tokens that made no whole block; always empty when blocks are completed."""

@@ -16,9 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 
-MIN_ITEMS = 4
-"""With fewer on a side nothing is said."""
-
 
 class _Given(nn.Module):
     """Stands where torchmetrics wants an extractor: what it is given are features already."""

@@ -49,7 +49,6 @@ class Run:
     evaluated: datetime | None
     model_id: str
     harness: str
-    git_commit: str
     inputs: Mapping[str, str]
     """Input name -> step/fingerprint12."""
 
@@ -145,6 +144,5 @@ def _run(row: Row) -> Run:
         evaluated=row["evaluated"],
         model_id=row["model_id"] or "",
         harness=row["harness"] or "",
-        git_commit=row["git_commit"] or "",
         inputs=json.loads(row["inputs"] or "{}"),
     )

@@ -86,5 +86,11 @@ def from_2(tables: Tables) -> Tables:
     return tables | {"run": run.drop_columns([name for name in _NEVER_WRITTEN if name in run.column_names])}
 
 
-MIGRATIONS: dict[int, Callable[[Tables], Tables]] = {1: from_1, 2: from_2}
+def from_3(tables: Tables) -> Tables:
+    """Version 3 had a column of `sample` that nobody read: milliseconds of a group of questions, divided by their number."""
+    sample = tables.get("sample")
+    return tables if sample is None else tables | {"sample": sample.drop_columns([name for name in ("ms",) if name in sample.column_names])}
+
+
+MIGRATIONS: dict[int, Callable[[Tables], Tables]] = {1: from_1, 2: from_2, 3: from_3}
 """Version -> how its tables become those of the next version."""

@@ -7,6 +7,7 @@ to know what is significant.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -74,6 +75,10 @@ class Past:
         paths = sorted((stores / "history" / "run").glob("*.parquet"))
         rows = [row for path in paths for row in _read(path)]
         self._runs = {row["run_id"]: row for row in sorted(rows, key=lambda row: (when(row), row.get("evaluated") or _ALWAYS, row["run_id"]))}
+
+    def has(self, run_id: str) -> bool:
+        """Whether the history has this run."""
+        return run_id in self._runs
 
     def run(self, run_id: str) -> Mapping[str, Any]:
         """Its row of `run`. Raises AnyloomError when the history has no such run."""
@@ -168,6 +173,13 @@ class Past:
             table = _table(path, names) if path.exists() else None
             self._scores[run_id] = _split(table) if table is not None and len(table) else {}
         return self._scores[run_id]
+
+
+def nightly_runs(stores: Path) -> dict[str, str]:
+    """run_id -> `export/fingerprint` ("" when unknown) of every run that a night has evaluated, met or compared: the newest exports and the baselines."""
+    past = Past(stores)
+    named = {run for row in past.recorded("night", ("run_id",)) | past.recorded("comparison", ("run_a", "run_b")) for run in row}
+    return {name: str(json.loads(past.run(name).get("inputs") or "{}").get("export", "")) for name in sorted(named) if past.has(name)}
 
 
 def _split(table: pa.Table) -> dict[Group, _Column]:

@@ -44,7 +44,7 @@ CREATE TABLE sample (
     run_id VARCHAR, task VARCHAR, condition VARCHAR, doc_key VARCHAR, doc_sha256 VARCHAR, question_id BIGINT, picture VARCHAR,
     cluster VARCHAR,              -- what the interval's resampling draws as one, e.g. the picture
     question VARCHAR, answer_type VARCHAR, target VARCHAR, prediction VARCHAR, parsed VARCHAR, parse_status VARCHAR, caption VARCHAR,
-    score DOUBLE, num_tokens BIGINT, ms DOUBLE, history_fingerprint VARCHAR
+    score DOUBLE, num_tokens BIGINT, history_fingerprint VARCHAR
 );
 CREATE TABLE train_metrics (      -- one row per optimizer step
     run_id VARCHAR, stage VARCHAR, step BIGINT, loss DOUBLE, lr DOUBLE,

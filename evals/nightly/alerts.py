@@ -55,7 +55,6 @@ class Alert:
     """alert: somebody should look; note: for the record."""
     text: str
     """One line."""
-    run_before: str = ""
     run_id: str = ""
     task: str = ""
     condition: str = ""
@@ -106,7 +105,7 @@ def alerts_of_comparisons(
             f"(95 %: {row['ci_lo']:+.4f} to {row['ci_hi']:+.4f}) against {against}: {row['flips_down']} of {row['n_paired']} samples worse, "
             f"{row['flips_up']} better; p {row['p_adjusted']:.2g} after Holm ({row['test']})"
         )
-        found.append(Alert(kind=kind, severity=severity, text=text, run_before=row["run_a"], run_id=row["run_b"], p=row["p_adjusted"], **place))
+        found.append(Alert(kind=kind, severity=severity, text=text, run_id=row["run_b"], p=row["p_adjusted"], **place))
     return found
 
 
@@ -151,7 +150,6 @@ def alerts_of_changes(
                 kind="change_point",
                 severity="alert" if worse and relevant and fresh else "note",
                 text=text,
-                run_before=row["run_before"],
                 run_id=run_id,
                 **{name: row[name] for name in ("task", "condition", "metric", "delta", "p")},
             )

@@ -118,7 +118,6 @@ def _compare(past: Past, other: str, run_id: str, tasks: set[str] | None, seed: 
             kind="not_compared",
             severity="note",
             text=f"{task} of run {other} has another history fingerprint ({first.get(task, 'none')}, now {second[task]}): not compared",
-            run_before=other,
             run_id=run_id,
             task=task,
         )
@@ -128,7 +127,7 @@ def _compare(past: Past, other: str, run_id: str, tasks: set[str] | None, seed: 
     for (task, condition), paired in pair(a, b).items():
         if paired.only_a or paired.only_b:
             text = f"{task} ({condition}): {paired.only_a} samples of run {other} and {paired.only_b} of run {run_id} have no partner and are left out"
-            notes.append(Alert(kind="unpaired", severity="note", text=text, run_before=other, run_id=run_id, task=task, condition=condition))
+            notes.append(Alert(kind="unpaired", severity="note", text=text, run_id=run_id, task=task, condition=condition))
     made = past.run(run_id).get("evaluated")
     both = past.scored(other) & past.scored(run_id)
     rows = compare(a, b, run_a=other, run_b=run_id, fingerprints_a=first, fingerprints_b=second, made=made, scored=both, seed=seed, draws=draws)

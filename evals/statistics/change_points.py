@@ -93,12 +93,6 @@ def night_noise(scores: np.ndarray, clusters: Sequence[str]) -> float:
     return float(np.sum(np.diff(sums, axis=0) ** 2) / (2 * (len(sums) - 1)) / scores.shape[1] ** 2)
 
 
-def series_noise(values: Sequence[float] | np.ndarray) -> float:
-    """Variance of one night from the series alone: half the mean square of successive differences. 0.0 for a single night."""
-    steps = np.diff(np.asarray(values, dtype=np.float64))
-    return float(np.sum(steps**2) / (2 * len(steps))) if len(steps) else 0.0
-
-
 def retraining_sd(values: Sequence[float] | np.ndarray, noise: float) -> float:
     """Standard deviation of a night beyond its single answers: what the series moves more than `noise` (variance, of `night_noise`) explains.
 

@@ -10,11 +10,11 @@ Sources: Wilson 1927 (JASA 22:209); percentile bootstrap, Efron & Tibshirani 199
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 
 def ratio_interval(values: Sequence[float], weights: Sequence[float], clusters: Sequence[str], draws: int, seed: int) -> Interval | None:
@@ -55,14 +55,12 @@ class Interval:
     """Independent groups the scores fall into."""
 
 
-def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion; never leaves [0, 1] and has width at 0 and n. Raises ValueError for n < 1."""
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"a proportion needs 0 <= successes <= n and n >= 1, not {successes} of {n}")
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return (0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == n else min(1.0, centre + half))
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion; never leaves [0, 1] and has width at 0 and n. Raises ValueError for n < 1 or successes that are no count."""
+    if n < 1 or not 0 <= successes <= n or successes != round(successes):
+        raise ValueError(f"a proportion needs a whole number of successes from 0 to n and n >= 1, not {successes} of {n}")
+    found = binomtest(round(successes), n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def cluster_sums(values: np.ndarray, weights: np.ndarray, clusters: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,11 +9,11 @@ test is its special case for answers that are right or wrong when no two changed
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import binomtest
 
 GRID = 30
 """Scores are multiples of 1 / GRID: right or wrong, and VQA's soft accuracy (means of thirds over ten annotators)."""
@@ -32,10 +32,7 @@ def mcnemar_exact(up: int, down: int) -> float:
     """
     if up < 0 or down < 0:
         raise ValueError(f"changed answers are counted from 0, not {up} and {down}")
-    n = up + down
-    log_ways = math.lgamma(n + 1) - n * math.log(2)
-    tail = math.fsum(math.exp(log_ways - math.lgamma(k + 1) - math.lgamma(n - k + 1)) for k in range(min(up, down) + 1))
-    return min(1.0, 2 * tail)
+    return float(binomtest(min(up, down), up + down, 0.5).pvalue) if up + down else 1.0
 
 
 def permutation_p(sums: Sequence[float] | np.ndarray, *, draws: int = 9999, seed: int = 0) -> tuple[float, str]:

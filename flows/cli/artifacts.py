@@ -1,4 +1,4 @@
-"""anyloom artifacts: list, why, verify, gc. Presents what infra.artifact knows."""
+"""anyloom artifacts: list, why, verify, gc. Presents what infra.artifact and infra.garbage know."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.tree import Tree
 
 from flows.running.display import Display, human_bytes, table
-from infra.artifact import age, all_records, find, garbage, lineage, read_record, remove, verify
+from infra.artifact import age, all_records, find, lineage, read_record, verify
+from infra.garbage import garbage, remove
 from infra.lock import exclusive
 from infra.step import AnyloomError
 
@@ -73,23 +74,34 @@ def check(root: Path, name: str | None, yes: bool) -> int:
 
 
 def collect(root: Path, name: str | None, yes: bool) -> int:
-    """Remove what nothing pins, after saying what. Pinned: the steps of the recipes kept, and everything they were made from."""
+    """Remove what nothing pins, after saying what. Kept: what `to_keep` names, and what infra.garbage pins beside it."""
     with exclusive(root / "locks" / "run.lock", lambda who: print(f"a run uses {root}; waiting for {who}", flush=True)):
         return _collect(root, name, yes)
 
 
-def _collect(root: Path, name: str | None, yes: bool) -> int:
+def to_keep(root: Path, recipes: list[str] | None) -> set[Path]:
+    """Artifacts to keep: the finished steps of the recipes (None: of all that need no files of the user's, and the newest of every step, which may come
+    from --set), the newest artifact of a step of theirs that is still to be made anew, and what nights have judged."""
+    from evals.history.past import nightly_runs
     from flows.running.run import recipe_steps
     from infra.plan import plan
     from pipelines.dag.given import needs_files
     from pipelines.recipes import RECIPES
 
-    keep = name.split(",") if name else [recipe for recipe, make in RECIPES.items() if not needs_files(make())]
-    pinned = {row.path for recipe in keep for row in plan(recipe_steps(recipe, {}).values(), root) if row.record is not None and row.path is not None}
-    if name is None:  # the newest of each step is kept too: it may come from --set
-        newest = {record.name: path for path, record in all_records(root)}
-        pinned |= set(newest.values())
-    doomed = garbage(root, pinned)
+    records = all_records(root)
+    newest = {record.name: path for path, record in records}
+    kept = set(newest.values()) if recipes is None else set()
+    for recipe in recipes or [recipe for recipe, make in RECIPES.items() if not needs_files(make())]:
+        for row in plan(recipe_steps(recipe, {}).values(), root):
+            path = row.path if row.record is not None else newest.get(row.step.name)
+            kept |= {path} if path is not None else set()
+    nights = nightly_runs(root / "stores")
+    judgements = {path for path, record in records if record.name == "history" and record.result.get("run_id") in nights}
+    return kept | judgements | {root / "artifacts" / export for export in nights.values() if export}
+
+
+def _collect(root: Path, name: str | None, yes: bool) -> int:
+    doomed = garbage(root, to_keep(root, name.split(",") if name else None))
     for path, size in doomed:
         record = read_record(path) if (path / "artifact.json").exists() else None
         print(f"{human_bytes(size):>10}  {path.relative_to(root)}" + (f"  ({age(record)} old)" if record else ""))

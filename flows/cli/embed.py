@@ -10,7 +10,8 @@ from typing import Any
 
 from flows.cli.search import add_search
 from flows.running.display import Display, human_bytes, table
-from infra.artifact import all_records, remove
+from infra.artifact import all_records
+from infra.garbage import garbage, remove
 from infra.lock import exclusive
 from infra.step import AnyloomError
 from infra.storage import read_json, tree_bytes
@@ -126,25 +127,17 @@ def stats(root: Path, as_json: bool) -> int:
 
 def collect(root: Path, yes: bool, unfinished: bool) -> int:
     """Remove parts that no artifact pins; parts of interrupted builds are kept unless asked for."""
-    from pipelines.embed.space import Space
-
     with exclusive(root / "locks" / "run.lock", lambda who: print(f"a run uses {root}; waiting for {who}", flush=True)):
-        pinned, planned = pins(root), set() if unfinished else planned_parts(root)
-        doomed, kept = [], 0
-        for space in Space.all(root / "stores"):
-            for name in sorted(space.records):
-                if space.part(name) not in pinned:
-                    kept += (space.directory.name, name) in planned
-                    doomed += [] if (space.directory.name, name) in planned else [space.part(name)]
-        sizes = {part: tree_bytes(part) for part in doomed}
-        for part, size in sizes.items():
+        doomed = _unpinned(root, unfinished=not unfinished)
+        for part, size in doomed.items():
             print(f"{human_bytes(size):>10}  {part.relative_to(root)}")
+        kept = len(_unpinned(root, unfinished=False)) - len(doomed)
         if kept:
             print(f"kept: {kept} parts of interrupted builds, which continue from them (--unfinished removes them too)")
         if not doomed:
             print("nothing to remove: every other part is pinned by an artifact")
             return 0
-        total = f"{human_bytes(sum(sizes.values()))} in {len(sizes)} parts"
+        total = f"{human_bytes(sum(doomed.values()))} in {len(doomed)} parts"
         if not yes and not sys.stdin.isatty():
             print(f"{total}; add --yes to remove them")
             return 0
@@ -156,13 +149,9 @@ def collect(root: Path, yes: bool, unfinished: bool) -> int:
     return 0
 
 
-def planned_parts(root: Path) -> set[tuple[str, str]]:
-    """(space, part) of every plan whose build has not finished."""
-    from pipelines.embed.fill import part_name
+def _unpinned(root: Path, unfinished: bool) -> dict[Path, int]:
+    """Parts of the embedding store that neither an artifact nor, when `unfinished`, an interrupted build pins -> bytes."""
+    from pipelines.embed.space import SPACES
 
-    found = set()
-    for path in sorted((root / "work").glob("*/*/plan.json")):
-        plan = read_json(path)
-        if isinstance(plan, dict) and "space" in plan:
-            found |= {(plan["space"], part_name(part)) for part in plan["parts"]}
-    return found
+    artifacts = [path for path, _ in all_records(root)]
+    return {path: size for path, size in garbage(root, artifacts, unfinished) if path.is_relative_to(root / "stores" / SPACES)}

@@ -40,11 +40,6 @@ class Chat:
         self._assistant, self._after = self._pieces(pieces.assistant), self._pieces(pieces.after)
         self._newline = self.literal("\n")
 
-    @property
-    def mark_ids(self) -> frozenset[int]:
-        """Ids of the special tokens that the template is made of; no user text becomes one of them."""
-        return frozenset(self._mark(name) for name in (*self.template.marks, self.template.end))
-
     def _adds_space(self) -> bool:
         """True for tokenizers (SentencePiece) that put a space before whatever they are given."""
         return str(self.tokenizer.convert_ids_to_tokens(self._plain("x"))[0]).startswith("\u2581")

@@ -60,8 +60,6 @@ class DecoderContract:
     """One of PREDICTIONS; "" where nothing is denoised."""
     scheduler: str
     """diffusers class of the noise schedule and of the sampler; "": the decoder has none, its latents are its conditioning."""
-    train_timesteps: int
-    """Steps of the noise schedule."""
     latent_shape: tuple[int, ...]
     """Of one item, without the batch: image [4, H, W]; UNet3D video [4, F, H, W]; CogVideoX [F, 16, H, W]; audio [8, time, mel]; voice [channels, frames]."""
     latent_scale: float
@@ -156,7 +154,6 @@ def _schedule(directory: Path) -> dict[str, Any]:
     return {
         "prediction_type": config.get("prediction_type", "epsilon"),
         "scheduler": config["_class_name"],
-        "train_timesteps": config.get("num_train_timesteps", 1000),
     }
 
 
@@ -285,7 +282,6 @@ def _voice(directory: Path) -> DecoderContract:
         streams=(Stream(name="latents", tokens=tokens, width=stack * width, any_length=False),),
         prediction_type="",
         scheduler="",
-        train_timesteps=0,
         latent_shape=(width, stack * tokens),
         latent_scale=1.0,
         cell=1,

@@ -9,7 +9,6 @@ Shape letters: N feature tokens, E encoder width, Q decoder queries, C condition
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ class Generator:
         return answers
 
     def _follow_up_rows(self, items: Sequence[Question], then: Sequence[str], limit: int, complete: bool) -> list[Answer]:
-        started, features = time.monotonic(), [_feature(item) for item in items]
+        features = [_feature(item) for item in items]
         cache, captions = self._prefixes(features, self.caption_turn)
         first = [
             self._chat.question_prompt(item.text, opened=self._opened(feature, self.caption_turn), later=feature is not None and self.caption_turn)
@@ -144,14 +143,12 @@ class Generator:
                 pass
             positions = [stream.position for stream in streams]
             pending = [self.unread(stream, start) for stream, start in zip(streams, starts, strict=True)]
-        ms = 1000 * (time.monotonic() - started) / len(items)
         return [
             Answer(
                 text=self._chat.decode(stream.tokens).strip(),
                 caption=caption,
                 token_ids=tuple(stream.tokens),
                 num_input_tokens=start,
-                ms=ms,
                 blocks=tuple(stream.blocks),
                 broken=tuple(stream.broken),
             )
@@ -175,7 +172,6 @@ class Generator:
     def _answer_rows(
         self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling
     ) -> dict[int, Answer]:
-        started = time.monotonic()
         features = [_feature(items[row[0]]) for row in rows]
         cache, captions = self._prefixes(features, helped)
         prompts = [
@@ -196,14 +192,12 @@ class Generator:
             pass
         numbers = [i for row in rows for i in row]
         inputs = [lengths[b] + len(prompt) for b, row in enumerate(prompts) for prompt in row]
-        ms = 1000 * (time.monotonic() - started) / len(numbers)
         return {
             i: Answer(
                 text=self._chat.decode(stream.tokens).strip(),
                 caption=captions[stream.row],
                 token_ids=tuple(stream.tokens),
                 num_input_tokens=count,
-                ms=ms,
                 blocks=tuple(stream.blocks),
                 broken=tuple(stream.broken),
             )

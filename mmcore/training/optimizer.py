@@ -1,23 +1,22 @@
 """AdamW over one flat float32 buffer.
 
 The trained parameters become views of one vector, and their gradients views of another: one optimizer kernel, one all-reduce and
-one norm per step, and a state that is two vectors. Parameters may have a share of the learning rate of their own. Refuses to know what the
-parameters mean.
+one norm per step, and a state that is two vectors. Parameters may have a share of the learning rate of their own. Input: named
+parameters. Output: the parameters in place. Raises ValueError for a type that is not float32 and a gradient that is not finite.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Protocol
 
 import torch
 
-from mmcore.config import StageConfig, check_stage
-
 
 class AdamConfig(Protocol):
-    """What AdamW needs to know: a StageConfig, or a FitConfig of mmcore.concepts.config."""
+    """What AdamW needs to know: a StageConfig or a FitConfig."""
 
     @property
     def lr(self) -> float: ...
@@ -34,22 +33,23 @@ class AdamConfig(Protocol):
         ...
 
 
-def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then decay from the peak to `final_lr` of it at the last step: along a line, or half a cosine wave (Loshchilov & Hutter 2017, arXiv
-    1608.03983, equation 5, one period). step counts from 0. Raises ValueError for an unknown schedule."""
-    check_stage(config)
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    span = max(1, config.steps - 1 - config.warmup_steps)
-    done = min(1.0, (step - config.warmup_steps) / span)
-    fallen = done if config.schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
-    return config.lr * (1 - (1 - config.final_lr) * fallen)
+def learning_rate(lr: float, step: int, *, warmup: int, span: int, schedule: str, final: float | None) -> float:
+    """Linear warm-up to `lr`, then decay over `span` steps: along a line, or half a cosine wave (Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, one
+    period). step counts from 0; schedule: `linear` or `cosine`; final: share of the peak that is left behind the span, None for nothing at all."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, span))
+    wave = math.cos(math.pi * done)
+    if final is None:  # not final 0.0: the two round differently, and both kinds of training have artifacts
+        return lr * (1 - done if schedule == "linear" else 0.5 * (1 + wave))
+    return lr * (1 - (1 - final) * (done if schedule == "linear" else (1 - wave) / 2))
 
 
 class FlatAdamW:
     """torch's AdamW on a flat view of named parameters (float32, in the mapping's order).
 
-    shares: name -> factor of the learning rate of that parameter, for those that have another rate than the others.
+    shares: name -> factor of the learning rate of that parameter, for those that have another rate than the others. Each factor is a parameter group of
+    torch's, whose members are stretches of the flat vector.
     """
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], config: AdamConfig, shares: Mapping[str, float] | None = None):
@@ -57,24 +57,23 @@ class FlatAdamW:
         if wrong:
             raise ValueError(f"trained parameters must be float32, {wrong[0]} is not")
         self.parameters, self.clip = dict(parameters), config.clip
-        self.flat = torch.nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters.values()]))
-        self.flat.grad = torch.zeros_like(self.flat)
-        self.slices: list[tuple[slice, float]] = []
-        offset = 0
-        for name, parameter in self.parameters.items():
-            end = offset + parameter.numel()
-            if shares and name in shares:
-                self.slices.append((slice(offset, end), shares[name]))
-            parameter.data = self.flat.data[offset:end].view(parameter.shape)
-            parameter.grad = self.flat.grad[offset:end].view(parameter.shape)
-            offset = end
-        self.inner = torch.optim.AdamW([self.flat], lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-
-    @property
-    def gradient(self) -> torch.Tensor:
+        self.flat = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters.values()])
+        self.gradient = torch.zeros_like(self.flat)
         """The flat gradient; backward passes add to it."""
-        assert self.flat.grad is not None
-        return self.flat.grad
+        self._stretches: list[torch.nn.Parameter] = []
+        groups: dict[float, list[torch.nn.Parameter]] = {}
+        end = 0
+        for share, names in groupby(self.parameters, lambda name: (shares or {}).get(name, 1.0)):
+            start = end
+            for parameter in (self.parameters[name] for name in names):
+                place = slice(end, end := end + parameter.numel())
+                parameter.data, parameter.grad = self.flat[place].view(parameter.shape), self.gradient[place].view(parameter.shape)
+            stretch = torch.nn.Parameter(self.flat[start:end])
+            stretch.grad = self.gradient[start:end]
+            self._stretches.append(stretch)
+            groups.setdefault(share, []).append(stretch)
+        members = [{"params": stretches, "share": share} for share, stretches in groups.items()]
+        self._inner = torch.optim.AdamW(members, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
     def step(self, lr: float, divisor: float) -> float:
         """Divide the gradient, clip its norm, update, and clear it. Returns the norm before clipping. Raises ValueError when it is not finite."""
@@ -84,20 +83,22 @@ class FlatAdamW:
             raise ValueError("the gradient is not finite: lower the learning rate of this stage")
         if self.clip and norm > self.clip:
             self.gradient.mul_(self.clip / norm)
-        self.inner.param_groups[0]["lr"] = lr
-        before = [self.flat.data[where].clone() for where, _ in self.slices]
-        self.inner.step()
-        for (where, share), old in zip(self.slices, before, strict=True):  # AdamW's whole update, decay included, is proportional to the rate
-            self.flat.data[where] = torch.lerp(old, self.flat.data[where], share)
+        for group in self._inner.param_groups:
+            group["lr"] = lr * group["share"]
+        self._inner.step()
         self.gradient.zero_()
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint needs beside the parameters."""
-        return {name: value.detach().clone() for name, value in self.inner.state[self.flat].items()}
+        """What a checkpoint needs beside the parameters: the number of steps, and each moment as one flat vector."""
+        states = [self._inner.state[stretch] for stretch in self._stretches]
+        return {name: value.detach().clone() if value.ndim == 0 else torch.cat([state[name] for state in states]) for name, value in states[0].items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
         """Continue from a checkpoint: parameters by name, and `state()`."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[name])
-        self.inner.state[self.flat] = {name: value.to(self.flat.device, copy=True) for name, value in state.items()}
+        start = 0
+        for stretch in self._stretches:
+            place = slice(start, start := start + stretch.numel())
+            self._inner.state[stretch] = {name: (value if value.ndim == 0 else value[place]).to(self.flat.device, copy=True) for name, value in state.items()}

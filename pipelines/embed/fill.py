@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from infra.fingerprint import fingerprint
+from infra.garbage import note_entries
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_entry, read_json, write_atomic, write_parquet
 from mmcore.config import EncoderSpec
@@ -37,7 +38,9 @@ def embed_items(spec: EncoderSpec, modality: str, keys: Mapping[str, str], items
     """Fill the store, then write the artifact. keys: sample key -> address; items: address -> what to encode."""
     computed_dtype(spec.dtype)  # a wrong type is refused before hours of work
     space = Space.of(spec, ctx.inputs["weights"].digest, ctx.stores)
-    missing = [task for task in _tasks(_plan(items, space, spec, ctx.work / "plan.json"), items, space, ctx.work) if read_entry(task.entry) is None]
+    tasks = _tasks(_plan(items, space, spec, ctx.work / "plan.json"), items, space, ctx.work)
+    note_entries(ctx.work, ctx.stores, [*(task.entry for task in tasks), *(space.part(space.located[a][0]) for a in items if a in space.located)])
+    missing = [task for task in tasks if read_entry(task.entry) is None]
     encoded = sum(len(task.items) for task in missing)
     done, total, started = len(items) - encoded, len(items), time.monotonic()
     ctx.progress(done, total, f"{done} of {total} are in the store")

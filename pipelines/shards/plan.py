@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from infra import ray_session
 from infra.fingerprint import fingerprint
+from infra.garbage import note_entries
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_entry, write_atomic, write_parquet
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA
@@ -44,6 +45,7 @@ def run(ctx: StepContext[ShardsConfig]) -> Mapping[str, Any]:
     """Build what the store lacks, then write the generation. Returns counts."""
     rows = _read_manifest(ctx.inputs["manifest"].path / "manifest.parquet")
     tasks = _plan(rows, ctx)
+    note_entries(ctx.work, ctx.stores, (task.entry for task in tasks))
     missing = [task for task in tasks if read_entry(task.entry) is None]
     _check_room(missing, ctx.stores)
     done = len(rows) - sum(len(task.rows) for task in missing)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmcore.concepts.shapes import Crops
+    from mmcore.training.loop import LossLog
 
 PIPELINE = "pipeline"
 LEARNED = "learned.json"
@@ -51,7 +52,7 @@ def run(ctx: StepContext[ImageDecoderConfig]) -> dict[str, Any]:
     write_empty(ctx.output / PIPELINE)
     _share_bytes(given, ctx.output / PIPELINE / "text_encoder")
     for name, log in (("vae", vae_log), ("unet", unet_log)):
-        _write_log(ctx.output / f"losses_{name}.parquet", log)
+        log.write(ctx.output / f"losses_{name}.parquet")
     learned = {"source": config.source, "keys": crops.keys, "media_sha256": crops.sha256}
     write_atomic(ctx.output / LEARNED, json.dumps(learned, indent=1, sort_keys=True) + "\n")
     return {
@@ -60,8 +61,8 @@ def run(ctx: StepContext[ImageDecoderConfig]) -> dict[str, Any]:
         "vae_parameters": sum(p.numel() for p in vae.parameters()),
         "unet_parameters": sum(p.numel() for p in unet.parameters()),
         "reconstruction_psnr_db": round(quality_db, 2),
-        "final_vae_loss": _tail(vae_log),
-        "final_unet_loss": _tail(unet_log),
+        "final_vae_loss": vae_log.tail_means()["loss"],
+        "final_unet_loss": unet_log.tail_means()["loss"],
     }
 
 
@@ -74,7 +75,7 @@ def _part(progress: Progress, before: int, of_all: int, name: str) -> Progress:
     return report
 
 
-def _fit_vae(ctx: StepContext[ImageDecoderConfig], vae: Any, crops: Crops) -> tuple[list[list[float | None]], torch.Tensor, float]:
+def _fit_vae(ctx: StepContext[ImageDecoderConfig], vae: Any, crops: Crops) -> tuple[LossLog, torch.Tensor, float]:
     """Train the autoencoder and standardise its latents. Returns (log, latents [2, N, C, h, w] of the crops and their mirror images, PSNR in dB)."""
     import torch
 
@@ -102,9 +103,7 @@ def _fit_vae(ctx: StepContext[ImageDecoderConfig], vae: Any, crops: Crops) -> tu
     return log, latents, float(-10 * torch.log10(error))
 
 
-def _fit_unet(
-    ctx: StepContext[ImageDecoderConfig], unet: Any, latents: torch.Tensor, crops: Crops, tokenizer: Any, text_encoder: Any
-) -> list[list[float | None]]:
+def _fit_unet(ctx: StepContext[ImageDecoderConfig], unet: Any, latents: torch.Tensor, crops: Crops, tokenizer: Any, text_encoder: Any) -> LossLog:
     """Train the UNet on cached latents and prompt states. Returns its log."""
     import torch
 
@@ -138,20 +137,3 @@ def _share_bytes(given: Path, saved: Path) -> None:
         other = given / path.name
         if other.is_file() and sha256_file(other) == sha256_file(path):
             link(other, path)
-
-
-def _write_log(path: Path, log: list[list[float | None]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from mmcore.training.fit import LOG_COLUMNS
-
-    kinds = [pa.int64(), *[pa.float64()] * (len(LOG_COLUMNS) - 1)]
-    columns = [pa.array([row[i] for row in log], kind) for i, kind in enumerate(kinds)]
-    pq.write_table(pa.table(columns, names=list(LOG_COLUMNS)), path, compression="zstd")
-
-
-def _tail(log: list[list[float | None]]) -> float:
-    """Mean loss of the last tenth of the steps."""
-    last = [row[1] for row in log[-max(1, len(log) // 10) :] if row[1] is not None]
-    return round(sum(last) / len(last), 6)

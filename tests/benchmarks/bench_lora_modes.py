@@ -112,9 +112,10 @@ def step_seconds(finished: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> dict
 
     from infra.settings import offline_environment
     from infra.step import Artifact
-    from mmcore.training.optimizer import FlatAdamW, learning_rate
-    from mmcore.training.stages import rate_shares, select_trainable
-    from pipelines.training.loop import Collective, LossLog, _one_step
+    from mmcore.training.loop import Collective, LossLog, one_step
+    from mmcore.training.optimizer import FlatAdamW
+    from mmcore.training.stages import select_trainable
+    from pipelines.training.loop import stage_course
     from pipelines.training.train import _chat_stage
 
     offline_environment()
@@ -128,15 +129,14 @@ def step_seconds(finished: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> dict
             ctx = context(box / name.replace(" ", "_"), "stage3", step.config, inputs, stores=root / "stores")
             model, data = _chat_stage(step.config, step.config.stage, ctx, "cpu", (inputs["stage1"].path,))
             trained = select_trainable(model, step.config.stage)
-            optimizer = FlatAdamW(trained, step.config.stage, rate_shares(step.config.stage, trained))
-            sides[name] = (model, optimizer, data, step.config.stage, LossLog(data.part_names))
+            course = stage_course(step.config.stage, model, data, trained, Collective())
+            sides[name] = (FlatAdamW(trained, step.config.stage, course.shares), course, LossLog(data.part_names))
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(ROUNDS + 1):
-            for name, (model, optimizer, data, stage, log) in sides.items():
+            for name, (optimizer, course, log) in sides.items():
                 begun = time.monotonic()
                 for number in range(STEPS):
-                    at = min(turn * STEPS + number, stage.steps - 1)
-                    _one_step(model, optimizer, data, at, learning_rate(stage, at), Collective(), log)
+                    one_step(optimizer, course, min(turn * STEPS + number, course.config.steps - 1), Collective(), log)
                 if turn:  # the first one warms up
                     seconds[name].append((time.monotonic() - begun) / STEPS)
     return seconds

@@ -44,7 +44,7 @@ class Says:
         said = []
         for item in items:
             seen = None if item.features_NE is None else tuple(round(float(c)) for c in item.features_NE[0])
-            said.append(Answer(text=self.reply(item.text, seen), caption=None, token_ids=(1,), num_input_tokens=9, ms=1.0))
+            said.append(Answer(text=self.reply(item.text, seen), caption=None, token_ids=(1,), num_input_tokens=9))
         return said
 
 

@@ -68,7 +68,7 @@ class AlwaysYes:
         self.left, self.asked = self.left - 1, self.asked + len(items)
         assert max_new_tokens == 16
         caption = None if caption_turn is False else "a caption"
-        return [Answer(text=self.reply(i, caption_turn), caption=caption, token_ids=(1, 2), num_input_tokens=9, ms=1.0) for i in items]
+        return [Answer(text=self.reply(i, caption_turn), caption=caption, token_ids=(1, 2), num_input_tokens=9) for i in items]
 
 
 class Seer(AlwaysYes):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from infra.artifact import find
+from infra.garbage import note_entries
 
 PLAIN = ("--no-ray", "--no-prefect")
 
@@ -95,9 +96,7 @@ def test_gc_removes_what_nothing_pins_after_saying_what(root, here):
     assert unused["stored_as"] == "int8" and 0 < unused["largest_error"] < 0.02 and not unused["used_by"]
     said = here("embed", "gc", "--root", root).stdout
     assert f"stores/embeddings/{unused['space']}/parts/" in said and "add --yes" in said
-    plan = {"space": unused["space"], "batch": 8, "parts": []}
-    (root / "work" / "embed_image" / ("0" * 12)).mkdir(parents=True)
-    (root / "work" / "embed_image" / ("0" * 12) / "plan.json").write_text(json.dumps(plan))
+    note_entries(root / "work" / "embed_image" / ("0" * 12), root / "stores", [])
     assert "removed" in here("embed", "gc", "--root", root, "--yes").stdout
     after = [json.loads(line) for line in here("embed", "stats", "--json", "--root", root).stdout.splitlines()]
     assert sum(line["parts"] for line in after) == sum(line["parts"] for line in stats) - unused["parts"]
@@ -107,13 +106,9 @@ def test_gc_removes_what_nothing_pins_after_saying_what(root, here):
 def test_parts_of_an_interrupted_build_are_kept(root, here):
     path, _ = find(root, "embed_audio")
     generation = json.loads((path / "generation.json").read_text())
-    import pyarrow.parquet as pq
-
     parts = [root / "stores" / entry["path"] for entry in generation["entries"]]
-    plan = {"space": parts[0].parent.parent.name, "batch": 4, "parts": [pq.read_table(p / "rows.parquet").column("media_sha256").to_pylist() for p in parts]}
     shutil.rmtree(path)
-    (root / "work" / "embed_audio" / ("1" * 12)).mkdir(parents=True)
-    (root / "work" / "embed_audio" / ("1" * 12) / "plan.json").write_text(json.dumps(plan))
+    note_entries(root / "work" / "embed_audio" / ("1" * 12), root / "stores", parts)
     assert f"kept: {len(parts)} parts of interrupted builds" in here("embed", "gc", "--root", root, "--yes").stdout and parts[0].exists()
     here("embed", "gc", "--root", root, "--yes", "--unfinished")
     assert not parts[0].exists()

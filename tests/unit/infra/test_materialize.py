@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from kernel_steps import ToyConfig, hold
 
-from infra.artifact import ARTIFACT_RECORD, all_records, find, garbage, lineage, read_record, verify
+from infra.artifact import ARTIFACT_RECORD, all_records, find, lineage, read_record, verify
 from infra.lock import exclusive
 from infra.materialize import EXECUTED, REUSED, SAME_BYTES, Place, materialize
 from infra.plan import DONE, MISSING, PARTIAL, STALE, WAITING, plan, topological
@@ -230,15 +230,6 @@ def test_lineage_reaches_the_source_rows(tmp_path):
     run_all([step("b", inputs={"x": a})], tmp_path / "root")
     tree = lineage(tmp_path / "root", *find(tmp_path / "root", "b"))
     assert tree["children"][0]["children"][0]["label"].startswith("source file list sha256 ")
-
-
-def test_gc_keeps_what_is_pinned_and_its_ancestors(tmp_path):
-    run_all(chain(tmp_path), tmp_path / "root")
-    run_all(chain(tmp_path, b="B"), tmp_path / "root")
-    pinned = {row.path for row in plan(chain(tmp_path, b="B"), tmp_path / "root")}
-    doomed = garbage(tmp_path / "root", pinned)
-    assert sorted(path.parent.name for path, _ in doomed) == ["b", "c"]
-    assert all(size > 0 for _, size in doomed)
 
 
 def test_remote_mirror_serves_another_machine(tmp_path):

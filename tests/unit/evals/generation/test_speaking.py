@@ -121,7 +121,7 @@ def test_answers_become_sounds_that_are_heard_and_some_are_kept(tmp_path):
     (tmp_path / "export" / DESCRIPTION).write_text("{}")
     prompts = [Prompt(condition=name, text=f"{name} {i}", concept=i) for name in JUDGED for i in range(2)] + [Prompt(condition="talk", text="hello")]
     (tokens,), _ = encode_texts(directory("tiny-voice"), [CONCEPTS[0].caption])
-    block, said = SignalBlock("audio", tokens[0]), {"caption": None, "token_ids": (), "num_input_tokens": 1, "ms": 1.0}
+    block, said = SignalBlock("audio", tokens[0]), {"caption": None, "token_ids": (), "num_input_tokens": 1}
     answers = [Answer(text="", **said, blocks=() if i == 1 else (block,), broken=()) for i in range(len(prompts))]
     inputs = {name: Artifact(name=name, path=tmp_path / place, fingerprint="f", digest="d", result={}) for name, place in PLACES.items()}
     config = replace(CONFIG, heard_s=2.0, batch=16)

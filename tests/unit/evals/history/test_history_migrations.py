@@ -106,6 +106,19 @@ def test_what_the_first_schema_did_not_state_compares_with_nothing(tmp_path: Pat
     assert query(db, "SELECT count(previous) FROM trend WHERE task = 'easyvqa_as_vqav2'")[1] == [(1,)]
 
 
+def test_files_of_the_third_schema_lose_the_milliseconds(tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    for name, data in rows("old", [1.0, 0.0]).items():
+        if name == "sample":
+            data = data.append_column("ms", pa.array([1.5, 2.5]))
+        sink = pa.BufferOutputStream()
+        pq.write_table(data.replace_schema_metadata({VERSION_KEY: b"3"}), sink)
+        write_atomic(file_of(stores, name, {"model": "m-old", "task": "aaaa"}.get(name, "old")), sink.getvalue().to_pybytes())
+    db = append(stores, rows("new", [1.0, 1.0], night=1))
+    assert query(db, "SELECT run_id, count(*), avg(score) FROM sample GROUP BY run_id ORDER BY run_id")[1] == [("new", 2, 1.0), ("old", 2, 0.5)]
+    assert check(stores, db).problems == [] and version_of(file_of(stores, "sample", "old")) == 3
+
+
 def test_files_of_the_second_schema_lose_the_columns_that_nobody_wrote(tmp_path: Path) -> None:
     stores = tmp_path / "stores"
     mark = {VERSION_KEY: b"2"}

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from evals.statistics.change_points import Night, find_changes, night_noise, retraining_sd, segments, series_noise, strongest_step
+from evals.statistics.change_points import Night, find_changes, night_noise, retraining_sd, segments, strongest_step
 
 DRAWS = 1999
 
@@ -63,10 +63,8 @@ def test_pairing_knows_the_noise_of_answers_that_flip_together() -> None:
     truth = 0.9 * 0.1 / 200
     assert night_noise(scores, clusters) == pytest.approx(truth, rel=0.05)
     assert night_noise(scores, [str(i) for i in range(600)]) == pytest.approx(truth / 3, rel=0.05)
-    assert series_noise(scores.mean(axis=1)) == pytest.approx(truth, rel=0.25)
     few = [night_noise(_answers(rng, 4, 0.9)[0], clusters) for _ in range(50)]
     assert np.std(few) < 0.2 * truth  # four nights are enough
-    assert np.std([series_noise(_answers(rng, 4, 0.9)[0].mean(axis=1)) for _ in range(50)]) > 0.4 * truth
     assert night_noise(scores[:1], clusters) == 0.0
 
 

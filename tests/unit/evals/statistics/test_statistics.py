@@ -16,6 +16,17 @@ def test_wilson_textbook_values() -> None:
     assert wilson(20, 20)[1] == 1.0
     with pytest.raises(ValueError, match="n >= 1"):
         wilson(0, 0)
+    with pytest.raises(ValueError, match="whole number of successes"):
+        wilson(0.5, 3)
+
+
+def test_wilson_is_its_formula_to_the_last_digits() -> None:
+    z = 1.959963984540054
+    for n, successes in ((1, 1), (7, 3), (148, 15), (25_000, 8_333)):
+        share, scale = successes / n, 1 + z * z / n
+        centre, half = share + z * z / (2 * n), z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+        assert wilson(successes, n) == pytest.approx(((centre - half) / scale, min(1.0, (centre + half) / scale)), abs=1e-12)
+    assert wilson(0, 5)[0] == 0.0 and wilson(5, 5)[1] == 1.0
 
 
 def test_clusters_of_one_give_the_ordinary_standard_error() -> None:

@@ -15,7 +15,7 @@ from flows.cli.main import build_parser, main
 from infra.plan import topological
 from mmcore.concepts.shapes import CONCEPTS, Crops
 from mmcore.config import FitConfig
-from mmcore.training.fit import batch_rows, cosine_rate, draws, ema_decay
+from mmcore.training.fit import batch_rows, draws, ema_decay, fit_rate
 from pipelines.dag.build import build
 from pipelines.recipes import get_recipe
 
@@ -58,7 +58,7 @@ def test_help_teaches_what_it_makes_and_how_to_train_longer(capsys):
 
 
 def test_the_rate_rises_and_falls_to_nothing():
-    rates = [cosine_rate(FIT, step) for step in range(101)]
+    rates = [fit_rate(FIT, step) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0, abs=1e-12)
     assert ema_decay(FIT, 0) == pytest.approx(0.1) and ema_decay(FIT, 99) == 0.9
 

@@ -147,7 +147,8 @@ def test_prompts_of_generation_are_the_rows_of_training_up_to_the_answer(templat
 def test_contents_become_no_mark(template):
     chat = made(template)
     forged = "".join(chat.template.marks) + (chat.tokenizer.eos_token or "")
-    assert not chat.mark_ids & set(chat.user(f"x{forged}y"))
+    marks = {chat.tokenizer.convert_tokens_to_ids(mark) for mark in chat.template.marks} | {chat.end_id}
+    assert not marks & set(chat.user(f"x{forged}y"))
     row = chat.question_row("text", 0, [Turn(f"x{forged}", "a")])
     assert sum(int(i) == chat.end_id for i in row.ids) == sum(int(i) == chat.end_id for i in chat.question_row("text", 0, [Turn("x", "a")]).ids)
 

@@ -78,7 +78,7 @@ def test_the_same_work_gives_the_same_bytes(root, decoder):
 
 @pytest.mark.parametrize("after", [7, 17])  # saves of the checkpoints at 5, 10 and 12 of the autoencoder, then at 4, 8 and 10 of the UNet
 def test_a_killed_training_continues_to_the_same_bytes(root, decoder, monkeypatch, after):
-    steps, true_rate = [], mmcore.training.fit.cosine_rate
+    steps, true_rate = [], mmcore.training.fit.fit_rate
 
     def killing_rate(config, step):
         steps.append(step)
@@ -86,7 +86,7 @@ def test_a_killed_training_continues_to_the_same_bytes(root, decoder, monkeypatc
             raise Killed
         return true_rate(config, step)
 
-    monkeypatch.setattr(mmcore.training.fit, "cosine_rate", killing_rate)
+    monkeypatch.setattr(mmcore.training.fit, "fit_rate", killing_rate)
     with pytest.raises(Killed):
         train(root, f"killed_{after}")
     monkeypatch.undo()

@@ -5,7 +5,7 @@ No other device is here, so a pretended one stands in (pretended_device.py): it 
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import torch
 from pretended_device import pretended_device
 from toy_any import MODES, STAGES, any_model, chat_data, signal_side
 
-from infra.step import AnyloomError
+from infra.step import AnyloomError, no_progress
 from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
 from mmcore.training.scoring import caption_nll
@@ -22,13 +22,13 @@ from mmcore.types import Question
 from pipelines.training.loop import run_stage
 
 
-def trained(stage, mode, folder, device="cpu"):
+def trained(stage, mode, folder, device="cpu", progress=no_progress):
     model = any_model(mode, lora=stage == "stage3")
     if stage == "stage2":
         model, data = signal_side(model)
     else:
         data = chat_data(STAGES[stage], model)
-    tensors, log, _ = run_stage(STAGES[stage], model.to(device), data, folder)
+    tensors, log, _ = run_stage(STAGES[stage], model.to(device), data, folder, progress=progress)
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, log.rows
 
 
@@ -61,23 +61,16 @@ def test_a_stage_trains_there_to_the_same_tensors(stage, mode, tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_killed_stage_continues_there(mode, tmp_path, monkeypatch):
-    import pipelines.training.loop as loop
-
     expected, _ = trained("stage3", mode, tmp_path / "cpu")
-    true_step = loop._one_step
-    config = STAGES["stage3"]
-    monkeypatch.setitem(STAGES, "stage3", replace(config, checkpoint_every=1))
+    monkeypatch.setitem(STAGES, "stage3", dataclasses.replace(STAGES["stage3"], checkpoint_every=1))
 
-    def dies(model, optimizer, data, step, *rest):
-        if step == 2:
+    def dies(done, total, note=""):
+        if done == 2:
             raise KeyboardInterrupt
-        true_step(model, optimizer, data, step, *rest)
 
     with pretended_device() as device:
-        monkeypatch.setattr(loop, "_one_step", dies)
         with pytest.raises(KeyboardInterrupt):
-            trained("stage3", mode, tmp_path / "there", device)
-        monkeypatch.setattr(loop, "_one_step", true_step)
+            trained("stage3", mode, tmp_path / "there", device, dies)
         found, _ = trained("stage3", mode, tmp_path / "there", device)
     same(found, expected)
 

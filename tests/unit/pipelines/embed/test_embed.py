@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 import pipelines.embed.pool
 import pipelines.embed.worker
 from infra import ray_session
-from infra.step import AnyloomError
+from infra.garbage import garbage
+from infra.materialize import Place, materialize
+from infra.step import AnyloomError, Artifact, Resources, Step
 from mmcore.config import EncoderSpec
 from mmcore.encoders import load_encoder
 from mmcore.encoders.timm_image import fold_batch_norm
@@ -141,6 +143,33 @@ def test_killed_and_run_again_ends_with_the_same_bytes(tmp_path, weights, monkey
     timing = json.loads((root / "embed" / "info" / "timing.json").read_text())
     assert timing["encoded"] == 15 and timing["reused"] == 4
     assert artifact(tmp_path / "calm") == artifact(root)
+
+
+def test_parts_of_a_build_that_died_are_no_garbage(tmp_path, weights, monkeypatch):
+    prepare(tmp_path, weights)
+    inputs = {"weights": "weights", "shards_pets": "shards_20"}
+    sources = {key: Artifact(name=key, path=tmp_path / folder, fingerprint="f" * 64, digest=key, result={}) for key, folder in inputs.items()}
+    places = {key: Step(name=key, config=None, run="") for key in inputs}
+    step = Step(name="embed_image", config=EmbedConfig(spec=SPEC), run="pipelines.embed.media:run", inputs=places)
+    original, calls = pipelines.embed.worker.PartBuilder._write, []
+
+    def break_at_3(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipelines.embed.worker.PartBuilder, "_write", break_at_3)
+        materialize(step, sources, Place(root=tmp_path), resources=Resources(use_ray=False))
+    (space,) = Space.all(tmp_path / "stores")
+    assert len(space.records) == 2
+    unpinned = [path.name for path, _ in garbage(tmp_path, ()) if path.parent.name == "parts"]
+    given_up = [path.name for path, _ in garbage(tmp_path, (), unfinished=False) if path.parent.name == "parts"]
+    assert unpinned == [] and given_up == sorted(space.records)
+    made = materialize(step, sources, Place(root=tmp_path), resources=Resources(use_ray=False)).artifact
+    assert json.loads((made.path / "info" / "timing.json").read_text())["reused"] == 8
+    assert not [path for path, _ in garbage(tmp_path, {made.path}) if path.parent.name == "parts"]
 
 
 @pytest.mark.parametrize(

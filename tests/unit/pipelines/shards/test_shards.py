@@ -16,6 +16,7 @@ import webdataset
 from data_steps import pictures, pinned, png, row, run_step, tree, wav, write_manifest
 
 import pipelines.shards.build
+from infra.garbage import ENTRIES
 from infra.step import AnyloomError
 from mmcore.stores.shards import REASONS, ShardSet
 from pipelines.shards.config import ShardsConfig
@@ -38,6 +39,12 @@ def test_bytes_do_not_depend_on_workers(tmp_path):
     build(tmp_path / "one")
     build(tmp_path / "two", workers=2, threads=2, use_ray=True)
     assert tree(tmp_path / "one", "shards") == tree(tmp_path / "two", "shards")
+
+
+def test_the_build_notes_which_entries_it_counts_on(tmp_path):
+    write_manifest_of(tmp_path, 10)
+    build(tmp_path)
+    assert json.loads((tmp_path / "work" / "shards" / ENTRIES).read_text()) == sorted(pinned(tmp_path, "shards"))
 
 
 def write_manifest_of(root: Path, count: int) -> list[dict]:

@@ -14,13 +14,13 @@ from mmcore.lm.lora import attach_lora
 from mmcore.training.batching import collate
 from mmcore.training.checkpoint import load_latest
 from mmcore.training.losses import alignment
-from mmcore.training.optimizer import FlatAdamW, learning_rate
+from mmcore.training.optimizer import FlatAdamW
 from mmcore.training.signals import NEGATIVES, SignalSide, compute_states, signal_row
 from mmcore.training.stages import rate_shares, saved_tensors, select_trainable
 from mmcore.training.states import SignalData
 from mmcore.training.targets import fit_targets, padded_targets
 from mmcore.types import IGNORE
-from pipelines.training.loop import Collective, run_stage
+from pipelines.training.loop import Collective, run_stage, stage_rate
 
 
 class MemoryStates:
@@ -204,6 +204,23 @@ def test_a_rate_of_its_own_is_a_parameter_group_of_torch():
     assert all(torch.allclose(parameters[name], copies[name], atol=1e-6) for name in copies)
 
 
+def test_a_continued_optimizer_goes_on_as_the_uninterrupted_one_and_keeps_two_flat_moments():
+    def updated(steps, saved=None):
+        parameters = {name: torch.nn.Parameter(torch.linspace(-1, 1, size)) for name, size in (("a", 7), ("b", 4), ("c", 3))}
+        flat = FlatAdamW(parameters, STAGE1, {"b": 0.1})
+        if saved is not None:
+            flat.load(*saved)
+        for _ in range(steps):
+            sum((value**3).sum() for value in parameters.values()).backward()
+            flat.step(1e-2, 1.0)
+        return {name: value.detach().clone() for name, value in parameters.items()}, flat.state()
+
+    half = updated(3)
+    assert {name: tuple(value.shape) for name, value in half[1].items()} == {"step": (), "exp_avg": (14,), "exp_avg_sq": (14,)}
+    whole, resumed = updated(5), updated(2, half)
+    assert all(torch.equal(whole[i][name], resumed[i][name]) for i in (0, 1) for name in whole[i])
+
+
 def test_only_the_input_projectors_of_stage_3_have_a_rate_of_their_own():
     names = ["input_projectors.image.proj.weight", "lm.base.x.lora_A.default.weight", "lm.new_head_rows"]
     stage3 = dataclasses.replace(STAGE1, stage="stage3", lr=2e-4, projector_lr=2e-5)
@@ -214,7 +231,7 @@ def test_only_the_input_projectors_of_stage_3_have_a_rate_of_their_own():
 
 def test_learning_rate_schedule():
     config = dataclasses.replace(STAGE1, steps=11, warmup_steps=2, lr=1.0, final_lr=0.1)
-    rates = [learning_rate(config, step) for step in range(11)]
+    rates = [stage_rate(config, step) for step in range(11)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(0.1)
     assert all(a > b for a, b in pairwise(rates[2:]))
     assert [a - b for a, b in pairwise(rates[2:])] == pytest.approx([0.9 / 8] * 8)
@@ -224,7 +241,7 @@ def test_learning_rate_schedule():
 def test_cosine_schedule_is_half_a_wave_from_the_peak_to_the_end(final):
     """torch's CosineAnnealingLR over the steps after the warm-up."""
     config = dataclasses.replace(STAGE1, steps=11, warmup_steps=2, lr=1.0, final_lr=final, schedule="cosine")
-    rates = [learning_rate(config, step) for step in range(11)]
+    rates = [stage_rate(config, step) for step in range(11)]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8, eta_min=final)
     expected = []
@@ -234,7 +251,7 @@ def test_cosine_schedule_is_half_a_wave_from_the_peak_to_the_end(final):
         annealing.step()
     assert rates[:2] == [0.5, 1.0] and rates[2:] == pytest.approx(expected, abs=1e-12)
     with pytest.raises(ValueError, match=r"stage1\.schedule 'step' is unknown: use linear or cosine"):
-        learning_rate(dataclasses.replace(config, schedule="step"), 0)
+        stage_rate(dataclasses.replace(config, schedule="step"), 0)
 
 
 def test_stage3_rows_carry_caption_turn_weights_and_groups():
