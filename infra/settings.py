@@ -7,6 +7,7 @@ Secrets come from the environment, are never copied into a record and never logg
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError
@@ -131,6 +132,8 @@ def judge_environment(model: str) -> None:
 
 
 def thread_environment(threads: int) -> None:
-    """Cap OpenMP-style thread pools of libraries that are imported afterwards."""
+    """Cap OpenMP-style thread pools of libraries that are imported afterwards, and torch's when it is there already."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)

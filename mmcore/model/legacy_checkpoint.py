@@ -28,7 +28,6 @@ from mmcore.chat.special_tokens import MEDIA
 from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, output_spec
 from mmcore.lm.lora import attach_lora, lora_parameters, save_lora
 from mmcore.model.any_model import LORA, TENSORS
-from mmcore.runtime.building import building
 
 WRAPPERS = ("<Img>", "</Img>")
 """Tokens that the old prompts put around an item's embedding; they precede the signal tokens."""
@@ -197,7 +196,6 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     return {str(name): value.detach() for name, value in state.items()}
 
 
-@building()
 def _base(directory: Path) -> tuple[Any, Any, LmShape]:
     """(LM, tokenizer with the wrapper tokens, sizes) of a transformers directory. Raises AnyloomError for one that cannot carry the checkpoint."""
     from transformers import AutoModelForCausalLM
