@@ -1,4 +1,4 @@
-"""Run: carried out of flows/running/run.py."""
+"""What `anyloom run` and its relatives do: nothing when all is done, else the plain runner or the Prefect flow, with the settings as they were given."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_recipe(
         if settings.use_prefect:
             _run_in_prefect(recipe, settings, overrides, targets, force, lists, weights)
         else:
-            run_targets(recipe, root=settings.root, overrides=overrides, targets=targets, force=force, lists=lists, weights=weights, settings=settings)
+            run_targets(recipe, settings, overrides=overrides, targets=targets, force=force, lists=lists, weights=weights)
     return 0
 
 
@@ -60,9 +60,9 @@ def _run_in_prefect(
     end_orphaned_servers(settings.root.absolute() / "prefect")
     watch()
     quiet(settings.root.absolute() / "logs" / "run.log")
-    from flows.deployments.end_to_end import end_to_end
+    from flows.deployments.stages import END_TO_END, build_flow
 
-    end_to_end(
+    build_flow(END_TO_END, settings)(
         recipe=recipe,
         root=str(settings.root),
         overrides=dict(overrides),
