@@ -10,13 +10,15 @@ import os
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from infra.step import AnyloomError
 
 
 class Settings(BaseModel):
-    """Where and with how much machine; changes no bytes."""
+    """Where and with how much machine; changes no bytes. One object travels from the command line or the deployment to the task."""
+
+    model_config = ConfigDict(frozen=True)
 
     root: Path = Field(default=Path("runs"), description="directory of artifacts, stores, history and report (ANYLOOM_ROOT)")
     threads: int = Field(default=0, ge=0, description="CPU threads in all; 0 means every core (ANYLOOM_THREADS)")
