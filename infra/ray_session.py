@@ -1,7 +1,7 @@
 """Ray: one local (or existing) cluster per run, and the two ways we use it.
 
 `run_isolated` runs one function as one task with its own threads; `map_tasks` spreads independent pieces over tasks and yields results in
-submission order. Both also run in process, with the same bytes. Ray only schedules: it is never asked what is done. `interrupt` ends all of it
+submission order, or without Ray makes them here, with the same bytes. Ray only schedules: it is never asked what is done. `interrupt` ends all of it
 at once, on a cluster that goes on as well.
 """
 
