@@ -134,8 +134,12 @@ def judge_environment(model: str) -> None:
 
 
 def thread_environment(threads: int) -> None:
-    """Cap OpenMP-style thread pools of libraries that are imported afterwards, and torch's when it is there already."""
+    """Cap the thread pools of numpy's BLAS and torch, whether they are imported already or come afterwards: a warm process computes as a fresh one does."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
+    if "numpy" in sys.modules:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads, user_api="blas")
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)

@@ -28,10 +28,14 @@ def slowly(seconds: float) -> int:
     return os.getpid()
 
 
-def threads() -> tuple[int, str]:
+def threads() -> tuple[int, set[int], str]:
+    """Of torch, of numpy's BLAS, and what libraries that come later will take."""
+    import numpy  # noqa: F401
     import torch
+    from threadpoolctl import threadpool_info
 
-    return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+    blas = {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+    return torch.get_num_threads(), blas, os.environ["OMP_NUM_THREADS"]
 
 
 def die(number: int = signal.SIGKILL) -> None:

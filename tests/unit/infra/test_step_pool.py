@@ -45,7 +45,7 @@ def test_a_process_that_had_a_gpu_is_not_used_again(pool):
 
 
 def test_every_step_gets_its_own_threads(pool):
-    assert [pool.run("a", threads, threads=n) for n in (2, 1, 2)] == [(2, "2"), (1, "1"), (2, "2")]
+    assert [pool.run("a", threads, threads=n) for n in (2, 1, 2)] == [(2, {2}, "2"), (1, {1}, "1"), (2, {2}, "2")]
 
 
 @pytest.mark.parametrize(("function", "arguments", "says"), [(die, (), "SIGKILL"), (leave, (7,), "exit code 7")])
