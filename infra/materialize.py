@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from infra.artifact import ARTIFACT_RECORD, ArtifactRecord, Provenance, artifact_dir, as_artifact, read_record, verify
 from infra.fingerprint import canonical_json, fingerprint
@@ -27,11 +28,11 @@ from infra.storage import Remote, digest_tree, new_staging, publish_dir, tree_by
 
 EXECUTED, REUSED, SAME_BYTES = "executed", "reused", "same bytes"
 
-Caller = Callable[[Step, StepContext], Mapping[str, object]]
+Caller = Callable[[Step, StepContext[Any]], Mapping[str, object]]
 """Runs a step's function somewhere (in process, as a Ray task) and returns its values."""
 
 
-def call_in_process(step: Step, context: StepContext) -> Mapping[str, object]:
+def call_in_process(step: Step, context: StepContext[Any]) -> Mapping[str, object]:
     """The Caller that runs the function here and now."""
     return step.load()(context)
 

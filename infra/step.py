@@ -1,7 +1,7 @@
 """Step: one unit of work, described without running anything.
 
 Owns the vocabulary that every other layer speaks: Step (what to do and from what), StepContext (where and with how
-much machine), Artifact (what is already there). Refuses to know what any step does.
+much machine), Artifact (what is already there). Input: nothing. Output: the classes. Raises: what an import raises, in Step.load.
 
 A Step's identity is (name, revision, config, digests of its inputs and source files); see fingerprint.py. Where the
 bytes go (root) and how many threads produce them (resources) are never identity.
@@ -13,7 +13,10 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
+
+ConfigT = TypeVar("ConfigT", covariant=True)
+"""The config of the step that a context is for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,11 +58,11 @@ class Artifact:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepContext:
-    """Everything a step's function may use."""
+class StepContext(Generic[ConfigT]):
+    """Everything a step's function may use. Made without brackets (`StepContext(...)`); helpers that read no config take a StepContext[object]."""
 
     name: str
-    config: Any
+    config: ConfigT
     inputs: Mapping[str, Artifact]
     sources: Mapping[str, Path]
     output: Path
@@ -77,7 +80,7 @@ ALL_GPUS = -1
 """Step.gpus of a step that spreads over every GPU."""
 ALL_BUT_ONE = -1
 """Step.threads of a step that leaves one thread to a long one in the background. The number is the same whether that one runs or not: it decides rounding."""
-RunFunction = Callable[[StepContext], Mapping[str, Any]]
+RunFunction = Callable[[StepContext[Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -166,15 +166,16 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageConfig:
-    """One training stage. Batch sizes are global: world size changes nothing but rounding."""
+    """What every training stage reads. Batch sizes are global: the world size changes nothing but rounding."""
 
     stage: str
-    """`stage1`, `stage2` or `stage3`; names the StageSpec (what trains) in mmcore.training.stages."""
+    """Names the StageSpec (what trains) in mmcore.training.stages: `stage1`, `stage2`, `stage3` or `two_tower`."""
     steps: int
     """Optimizer steps."""
     batch: int
     """Media groups (samples) per optimizer step, over all workers."""
     lr: float
+    """Peak learning rate."""
     warmup_steps: int = 20
     schedule: str = "linear"
     """Decay after the warm-up, from the peak to final_lr of it: `linear` or `cosine`."""
@@ -188,27 +189,44 @@ class StageConfig:
     checkpoint_every: int = 50
     """Optimizer steps between checkpoints."""
     mixture: tuple[tuple[str, float], ...]
-    """(dataset, weight): expected share of the samples of a step drawn from each dataset (see pipelines.recipes)."""
-    # stage 3 only
+    """(dataset, weight): expected share of the samples of a step drawn from each dataset."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowsStage(StageConfig):
+    """A stage on packed token rows and the features of their media: captions and instructions through the language model."""
+
     questions: int = 4
-    """Questions drawn per picture; they share one picture prefix."""
+    """Questions drawn per medium; they share one prefix."""
     dialogues: tuple[str, ...] = ()
     """Datasets whose records are conversations: their turns follow each other, all of them. The turns of any other are independent questions."""
     caption_turn: bool = False
     """Helped recipe: a caption turn stands before the questions (true caption in training, self-written at test time)."""
     plain_share: float = 0.0
-    """With caption_turn: share of the pictures that are asked without it, so that the model also knows the plain prompt."""
+    """With caption_turn: share of the media that are asked without it, so that the model also knows the plain prompt."""
     balance_answers: bool = False
     """Helped recipe: a question's loss is weighted 0.5 / P(answer | question text) for yes/no answers."""
     train_projectors: bool = True
-    """False freezes the input projectors in stage 3."""
+    """False freezes the input projectors of a stage that trains LoRA."""
     projector_lr: float = 0.0
-    """Peak learning rate of the input projectors in stage 3; 0: lr."""
-    # stage 1 only
+    """Peak learning rate of the input projectors of a stage that trains LoRA; 0: lr."""
     generation_loss: float = 0.0
-    """Weight of the generation losses of a caption's own signal block, through the output projectors that an earlier stage 2 trained (align_loss and
-    denoise_loss weigh them against each other); 0: none, and captions are rows without a block."""
-    # stage 2; all but token_loss in stage 1 with generation_loss too
+    """Weight of the generation losses of a caption's own signal block, through the output projectors that an earlier stage trained (align_loss and
+    denoise_loss weigh them against each other); 0: none, and captions are rows without a block. Only for a stage that trains input projectors alone."""
+    align_loss: float = 1.0
+    """With generation_loss: weight of the alignment with the decoder's text-encoder states."""
+    denoise_loss: float = 0.0
+    """With generation_loss: weight of the frozen decoder's denoising error of the captioned media; 0 opens no decoder."""
+    min_snr_gamma: float = 0.0
+    """With denoise_loss: its Min-SNR weights are cut at this signal-to-noise ratio (the paper uses 5); 0 weighs every timestep alike."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatesStage(StageConfig):
+    """A stage on cached language-model states of captions that ask for a medium: the output projectors and the signal tokens."""
+
+    requests: int = 1
+    """Maximum request wordings per caption, capped by how often the data asks for it. Above 1, wordings are also taken from the instruction lists."""
     token_loss: float = 1.0
     """Weight of the cross-entropy on signal tokens."""
     align_loss: float = 1.0
@@ -217,6 +235,11 @@ class StageConfig:
     """Weight of the frozen decoder's denoising error of the captioned media under the projector's conditioning; 0 opens no decoder."""
     min_snr_gamma: float = 0.0
     """Min-SNR weights of the denoising error are cut at this signal-to-noise ratio (the paper uses 5); 0 weighs every timestep alike."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairsStage(StageConfig):
+    """A stage on pairs of a medium and its captions: two towers."""
 
 
 def output_spec(spec: ModelSpec, modality: Modality) -> OutputProjectorSpec:

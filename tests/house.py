@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.metadata
 import re
 import subprocess
@@ -49,6 +50,52 @@ def places() -> Iterator[str]:
                 yield f"{name}:{node.lineno}: a stub"
 
 
+def circles() -> Iterator[str]:
+    """No file imports itself by way of others; imports inside functions and those for types only count."""
+    import grimp
+
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    for circle in circles_of({module: set(graph.find_modules_directly_imported_by(module)) for module in graph.modules}):
+        yield f"a circle of imports: {' -> '.join(circle)}"
+
+
+def circles_of(imports: dict[str, set[str]]) -> Iterator[list[str]]:
+    """The circles, each from a module to itself, until cutting one import of each leaves none."""
+    while True:
+        try:
+            graphlib.TopologicalSorter(imports).prepare()
+            return
+        except graphlib.CycleError as error:
+            circle = list(reversed(error.args[1]))
+            imports = {**imports, circle[0]: imports[circle[0]] - {circle[1]}}
+            yield circle
+
+
+
+
+def private() -> Iterator[str]:
+    """No module imports or reads a _private name of another module of ours."""
+    for _, path, tree in sources():
+        name = path.relative_to(PROJECT).as_posix()
+        yield from (f"{name}:{line}: {what} is private to its file" for line, what in private_names(tree))
+
+
+def private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, name) of every _private name of ours that the module takes from another."""
+    taken: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+            taken |= {alias.asname or alias.name for alias in node.names}
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names if _is_private(alias.name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr) and isinstance(node.value, ast.Name) and node.value.id in taken:
+            yield node.lineno, f"{node.value.id}.{node.attr}"
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
 def names() -> Iterator[str]:
     """No installed package brings a top-level name of ours."""
     owners = importlib.metadata.packages_distributions()
@@ -87,7 +134,7 @@ def leaks() -> Iterator[str]:
 
 def main() -> int:
     """Print every breach."""
-    breaches = [breach for rule in (places, names, licences, leaks) for breach in rule()]
+    breaches = [breach for rule in (places, circles, private, names, licences, leaks) for breach in rule()]
     print("\n".join(breaches) or f"house rules: {sum(1 for _ in sources())} modules, no breach")
     return int(bool(breaches))
 

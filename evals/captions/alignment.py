@@ -11,14 +11,14 @@ from evals.tables import ALIGNMENT_SAMPLES, METRICS, metric_row, write_table
 from infra.step import StepContext
 
 
-def run_alignment(ctx: StepContext) -> Mapping[str, Any]:
+def run_alignment(ctx: StepContext[AlignmentEvalConfig]) -> Mapping[str, Any]:
     """Step entry eval_alignment: stage 2 on held-out captions, from cached states.
 
     error: distance between the conditioning made from a caption's signal states and the text encoder's states of that caption;
     error_mean: the same for the mean of the training targets; error_shuffled: for the conditioning of another caption. Held out are captions
     whose text no training dataset has; with fewer than two of them the tables are empty and the result says how many were left.
     """
-    config: AlignmentEvalConfig = ctx.config
+    config = ctx.config
     train, heldout = caption_texts(ctx, config.train_datasets), caption_texts(ctx, config.heldout_datasets)
     captions = sorted(heldout - train)
     samples: list[dict[str, Any]] = []
@@ -37,7 +37,7 @@ def run_alignment(ctx: StepContext) -> Mapping[str, Any]:
     return {"captions": len(captions), "seen_in_training": len(heldout & train), "errors": errors, "gains": shown}
 
 
-def caption_texts(ctx: StepContext, datasets: Sequence[str]) -> set[str]:
+def caption_texts(ctx: StepContext[object], datasets: Sequence[str]) -> set[str]:
     """Every distinct caption of the datasets, from shards_cc3m."""
     from mmcore.stores.shards import ShardSet
 
@@ -45,7 +45,7 @@ def caption_texts(ctx: StepContext, datasets: Sequence[str]) -> set[str]:
     return {text for name in datasets for meta in shards.metas(shards.keys(source=name)) for text in meta["texts"]}
 
 
-def _alignment_errors(ctx: StepContext, train: list[str], captions: list[str], order: list[int]) -> Iterator[dict[str, float]]:
+def _alignment_errors(ctx: StepContext[AlignmentEvalConfig], train: list[str], captions: list[str], order: list[int]) -> Iterator[dict[str, float]]:
     """Per caption: its error, the mean predictor's error and the error of another caption's conditioning."""
     import torch
 
@@ -57,7 +57,7 @@ def _alignment_errors(ctx: StepContext, train: list[str], captions: list[str], o
     from mmcore.training.targets import fit_targets, padded_targets
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    config: AlignmentEvalConfig = ctx.config
+    config = ctx.config
     states, targets = StateSet(ctx.inputs["states"].path), EmbeddingSet(ctx.inputs["targets"].path, ctx.stores)
     side = SignalSide(config.model, states)
     load_tensors(side, ctx.inputs["stage2"].path / TENSORS)

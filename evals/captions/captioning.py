@@ -44,9 +44,9 @@ class Item:
     references: tuple[str, ...]
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[CaptioningEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the scores with their intervals, and what was not scored and why."""
-    config: CaptioningEvalConfig = ctx.config
+    config = ctx.config
     items = items_of(ctx)
     samples, not_scored = _samples(ctx, items, _captions(ctx, items))
     metrics, details = caption_metrics(config, samples, not_scored)
@@ -70,12 +70,12 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
 # ---- media ----------------------------------------------------------------------------------------------------------
 
 
-def items_of(ctx: StepContext) -> list[Item]:
+def items_of(ctx: StepContext[CaptioningEvalConfig]) -> list[Item]:
     """The media of every dataset, each once, a seeded draw of at most config.limit; by key."""
     from mmcore.concepts.shapes import CONCEPTS, asked_concepts
     from mmcore.stores.shards import ShardSet
 
-    config: CaptioningEvalConfig = ctx.config
+    config = ctx.config
     items: list[Item] = []
     for modality, dataset in config.datasets:
         media = distinct_media(ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores), (dataset,))
@@ -102,7 +102,7 @@ def _drawn(rows: list[Item], config: CaptioningEvalConfig) -> list[Item]:
     return [rows[i] for i in sorted(picks.tolist())]
 
 
-def _captions(ctx: StepContext, items: Sequence[Item]) -> list[str]:
+def _captions(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item]) -> list[str]:
     """What the model says of each, in their order."""
     import torch
 
@@ -111,8 +111,9 @@ def _captions(ctx: StepContext, items: Sequence[Item]) -> list[str]:
     from mmcore.stores.shards import ShardSet
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    config: CaptioningEvalConfig = ctx.config
-    journal, generator, shards = Journal(ctx.work / "captions.jsonl"), None, {}
+    config = ctx.config
+    journal, generator = Journal(ctx.work / "captions.jsonl"), None
+    shards: dict[str, ShardSet] = {}
     for batch in journal.missing(items, config.chunk):
         generator = generator or Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
         features = []
@@ -128,9 +129,9 @@ def _captions(ctx: StepContext, items: Sequence[Item]) -> list[str]:
 # ---- scores of captions ---------------------------------------------------------------------------------------------
 
 
-def _samples(ctx: StepContext, items: Sequence[Item], said: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _samples(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item], said: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """(rows of CAPTIONED, dataset or score -> why it is not scored)."""
-    config: CaptioningEvalConfig = ctx.config
+    config = ctx.config
     not_scored = {} if config.spice else {"spice, spider": f"spice=false; {spice_refusal() or 'it could run here'}"}
     vocabularies = _vocabularies(ctx)
     samples: list[dict[str, Any]] = []
@@ -233,13 +234,13 @@ def _digest(samples: Sequence[Mapping[str, Any]]) -> str:
 # ---- objects --------------------------------------------------------------------------------------------------------
 
 
-def _vocabularies(ctx: StepContext) -> dict[str, tuple[str, ...]]:
+def _vocabularies(ctx: StepContext[CaptioningEvalConfig]) -> dict[str, tuple[str, ...]]:
     """Dataset of pictures -> its object words. Raises AnyloomError for captions without any."""
     from mmcore.stores.shards import ShardSet
 
-    config: CaptioningEvalConfig = ctx.config
+    config = ctx.config
     pictures = [dataset for modality, dataset in config.datasets if modality == "image"]
-    found = {config.asked_source: EASYVQA_WORDS} if config.asked_source else {}
+    found: dict[str, tuple[str, ...]] = {config.asked_source: EASYVQA_WORDS} if config.asked_source else {}
     if pictures:
         shards = ShardSet(ctx.inputs[SHARDS["image"]].path, ctx.stores)
         texts = [text for name in config.vocabulary for meta in shards.metas(sorted(shards.keys(source=name))) for text in meta["texts"]]

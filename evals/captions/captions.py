@@ -21,14 +21,14 @@ from evals.tables import CAPTION_SAMPLES, METRICS, metric_row, write_table
 from infra.step import AnyloomError, StepContext
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[CaptionEvalConfig]) -> Mapping[str, Any]:
     """Step entry eval_captions: cross-entropy of held-out captions after stage 1, with the right, with another sample's and with a blank medium.
 
     A killed run continues after the last scored batch.
     """
     from mmcore.stores.embeddings import EmbeddingSet
 
-    config: CaptionEvalConfig = ctx.config
+    config = ctx.config
     pairs = [(modality, row) for modality, dataset in config.datasets for row in pair_up(ctx, modality, dataset)]
     model, done = None, 0
     samples = []
@@ -52,7 +52,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     return _summary(metrics, {modality: _seen(ctx, modality, samples) for modality, _ in config.datasets})
 
 
-def pair_up(ctx: StepContext, modality: str, dataset: str) -> list[dict[str, Any]]:
+def pair_up(ctx: StepContext[CaptionEvalConfig], modality: str, dataset: str) -> list[dict[str, Any]]:
     """Held-out samples of one dataset, each with the key of a sample with another media *and* another caption (seeded), sorted by key.
 
     Flagged duplicates are left out. Returns the columns of CAPTION_SAMPLES that are known before scoring; [] for a dataset that has
@@ -60,7 +60,7 @@ def pair_up(ctx: StepContext, modality: str, dataset: str) -> list[dict[str, Any
     """
     from mmcore.stores.shards import ShardSet
 
-    config: CaptionEvalConfig = ctx.config
+    config = ctx.config
     shards = ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores)
     keys = sorted(shards.keys(source=dataset))
     if config.limit and config.limit < len(keys):
@@ -80,7 +80,7 @@ def pair_up(ctx: StepContext, modality: str, dataset: str) -> list[dict[str, Any
     ]
 
 
-def _load_model(ctx: StepContext) -> Any:
+def _load_model(ctx: StepContext[CaptionEvalConfig]) -> Any:
     import torch
 
     from mmcore.model.any_model import load_model
@@ -91,7 +91,7 @@ def _load_model(ctx: StepContext) -> Any:
     return load_model(ctx.config.model, ctx.inputs["weights_lm"].path / "lm", (ctx.inputs["stage1"].path,), device).to(device)
 
 
-def _blank(ctx: StepContext, modality: str, encoder: Any) -> np.ndarray:
+def _blank(ctx: StepContext[CaptionEvalConfig], modality: str, encoder: Any) -> np.ndarray:
     """features_NE of a blank medium, as the stored ones were made."""
     from mmcore.encoders import load_encoder
 
@@ -144,7 +144,7 @@ def caption_metrics(modality: str, samples: Sequence[dict[str, Any]], config: Ca
     return [*rows, metric_row(wins, condition="right", metric="right_wins", subgroup=modality, kind="score")]
 
 
-def _seen(ctx: StepContext, modality: str, samples: Sequence[dict[str, Any]]) -> int:
+def _seen(ctx: StepContext[CaptionEvalConfig], modality: str, samples: Sequence[dict[str, Any]]) -> int:
     """Held-out samples whose caption text also stands in a training sample."""
     from mmcore.stores.shards import ShardSet
 

@@ -26,9 +26,9 @@ Signals = Callable[[Sequence[str]], tuple["torch.Tensor", "torch.Tensor"]]
 """captions -> (conditioning_BQC, cross-entropy of each signal token [B, S])."""
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[DriftEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. With fewer than two held-out captions the tables are empty. Returns the means and their differences."""
-    config: DriftEvalConfig = ctx.config
+    config = ctx.config
     train, heldout = (caption_texts(ctx, names) for names in (config.alignment.train_datasets, config.alignment.heldout_datasets))
     captions = sorted(heldout - train)
     samples = _samples(ctx, sorted(train), captions) if len(captions) >= 2 else []
@@ -39,7 +39,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     return {"captions": len(captions), "seen_in_training": len(heldout & train), "stages": list(config.stages), **shown}
 
 
-def _samples(ctx: StepContext, train: list[str], captions: list[str]) -> list[dict[str, Any]]:
+def _samples(ctx: StepContext[DriftEvalConfig], train: list[str], captions: list[str]) -> list[dict[str, Any]]:
     """Rows of DRIFT_SAMPLES."""
     import torch
 
@@ -49,7 +49,7 @@ def _samples(ctx: StepContext, train: list[str], captions: list[str]) -> list[di
     from mmcore.training.targets import fit_targets, padded_targets
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    config: AlignmentEvalConfig = ctx.config.alignment
+    config = ctx.config.alignment
     targets, queries = EmbeddingSet(ctx.inputs["targets"].path, ctx.stores), output_spec(config.model, config.modality).queries
     mean_QC, _, _ = fit_targets(targets, train, queries)
     sides = {"before": _before(ctx), "after": _after(ctx)}
@@ -71,13 +71,13 @@ def _samples(ctx: StepContext, train: list[str], captions: list[str]) -> list[di
     return rows
 
 
-def _before(ctx: StepContext) -> Signals:
+def _before(ctx: StepContext[DriftEvalConfig]) -> Signals:
     """From the cached states, with the projectors and rows that stage 2 left."""
     from mmcore.model.any_model import TENSORS, load_tensors
     from mmcore.training.losses import signal_nll
     from mmcore.training.signals import SignalSide, StateSet, caption_key
 
-    config: AlignmentEvalConfig = ctx.config.alignment
+    config = ctx.config.alignment
     states = StateSet(ctx.inputs["states"].path)
     side = SignalSide(config.model, states)
     load_tensors(side, ctx.inputs["aligned"].path / TENSORS)
@@ -90,14 +90,14 @@ def _before(ctx: StepContext) -> Signals:
     return signals
 
 
-def _after(ctx: StepContext) -> Signals:
+def _after(ctx: StepContext[DriftEvalConfig]) -> Signals:
     """Through the model after stage 3, with the rows that stage 3 left."""
     from mmcore.chat.asking import plain
     from mmcore.model.any_model import load_model
     from mmcore.training.losses import signal_nll
     from mmcore.training.signals import compute_states
 
-    config: AlignmentEvalConfig = ctx.config.alignment
+    config = ctx.config.alignment
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", tuple(ctx.inputs[name].path for name in ctx.config.stages)).eval()
     table = model.lm.table
     ids = table.block(config.modality)

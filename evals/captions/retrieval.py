@@ -27,14 +27,14 @@ DIRECTIONS = ("media_to_text", "text_to_media")
 _ROWS = 1024
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[RetrievalEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns recall, chance and neighbour shares by modality."""
     import torch
 
     from mmcore.two_tower.model import load_two_tower
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    config: RetrievalEvalConfig = ctx.config
+    config = ctx.config
     try:
         model = load_two_tower(ctx.inputs["two_tower"].path)
     except ValueError as error:
@@ -76,13 +76,13 @@ def category(uri: str, folder: int) -> str:
     return parts[folder] if folder < len(parts) - 1 else ""
 
 
-def _retrieval(ctx: StepContext, model: Any, modality: str, dataset: str) -> list[dict[str, Any]]:
+def _retrieval(ctx: StepContext[RetrievalEvalConfig], model: Any, modality: str, dataset: str) -> list[dict[str, Any]]:
     """Rows of RETRIEVAL_SAMPLES of both directions; [] for a dataset with fewer than two media or captions."""
     from mmcore.stores.embeddings import EmbeddingSet
     from mmcore.stores.shards import ShardSet
     from mmcore.training.signals import target_key
 
-    config: RetrievalEvalConfig = ctx.config
+    config = ctx.config
     media = distinct_media(ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores), (dataset,))
     captions = sorted({caption for texts in media.captions for caption in texts})
     if min(len(media.keys), len(captions)) < 2:
@@ -148,12 +148,12 @@ def caption_groups(media: Media) -> list[str]:
     return [find(sha256) for sha256 in media.sha256]
 
 
-def _neighbours(ctx: StepContext, modality: str, datasets: Sequence[str]) -> list[dict[str, Any]]:
+def _neighbours(ctx: StepContext[RetrievalEvalConfig], modality: str, datasets: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of METRICS: share of the media whose nearest others (cosine of the mean stored token) hold their category, against random others."""
     from mmcore.stores.embeddings import EmbeddingSet
     from mmcore.stores.shards import ShardSet
 
-    config: RetrievalEvalConfig = ctx.config
+    config = ctx.config
     media = distinct_media(ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores), datasets)
     named = [
         (key, sha256, name) for key, sha256, uri in zip(media.keys, media.sha256, media.uris, strict=True) if (name := category(uri, config.category_folder))
@@ -198,7 +198,7 @@ def neighbour_hits(vectors_ME: np.ndarray, names: Sequence[str], count: int) -> 
     return hits, np.array([levels[size] for size in sizes_M.tolist()])
 
 
-def _seen(ctx: StepContext, modality: str, samples: Sequence[dict[str, Any]]) -> int:
+def _seen(ctx: StepContext[RetrievalEvalConfig], modality: str, samples: Sequence[dict[str, Any]]) -> int:
     """Held-out captions whose text also stands in a training sample."""
     from mmcore.stores.shards import ShardSet
 

@@ -47,7 +47,7 @@ PARTS = ("shape", "colour", "both")
 MODALITY = "image"
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[DrawingEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns recall, precision and the judged shares with their intervals."""
     import torch
 
@@ -55,7 +55,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    config: DrawingEvalConfig = ctx.config
+    config = ctx.config
     generator = Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
     prompts = prompts_of(ctx)
     answers = answered(ctx, generator, prompts)
@@ -74,11 +74,11 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
 
-def prompts_of(ctx: StepContext) -> list[Prompt]:
+def prompts_of(ctx: StepContext[DrawingEvalConfig]) -> list[Prompt]:
     """Every prompt, in order."""
     from mmcore.chat.wordings import REQUESTS
 
-    config: DrawingEvalConfig = ctx.config
+    config = ctx.config
     found: list[Prompt] = []
     for name, wordings in zip(WORDED, (NEW_REQUESTS, tuple(wording.format("a {c} {s}") for wording in REQUESTS[MODALITY])), strict=True):
         found += concept_requests(name, wordings, config.draws, config.seed)
@@ -88,11 +88,11 @@ def prompts_of(ctx: StepContext) -> list[Prompt]:
     return found + questions + after_questions(concept_requests(AFTER, NEW_REQUESTS, 1, config.seed), questions)
 
 
-def _other_captions(ctx: StepContext) -> list[str]:
+def _other_captions(ctx: StepContext[DrawingEvalConfig]) -> list[str]:
     """A seeded draw of held-out captions of few words, as they stand in a sentence."""
     from mmcore.stores.shards import ShardSet
 
-    config: DrawingEvalConfig = ctx.config
+    config = ctx.config
     shards = ShardSet(ctx.inputs["shards_cc3m"].path, ctx.stores)
     texts = sorted({text for meta in shards.metas(sorted(shards.keys(source=config.others_source))) for text in meta["texts"][:1]})
     short = [text.strip().rstrip(".!").strip() for text in texts if len(text.split()) <= config.others_max_words]
@@ -104,7 +104,7 @@ def _other_captions(ctx: StepContext) -> list[str]:
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _drawn(ctx: StepContext, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[list[dict[str, Any]], np.ndarray]:
+def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[list[dict[str, Any]], np.ndarray]:
     """(rows of DRAWING_SAMPLES, uint8 pictures [N, 3, H, W] in the same order; a request without a picture has a white one)."""
     import torch
 
@@ -113,16 +113,17 @@ def _drawn(ctx: StepContext, prompts: Sequence[Prompt], answers: Sequence[Answer
     from mmcore.inference.drawer import Drawer
     from mmcore.runtime.devices import device_for
 
-    config: DrawingEvalConfig = ctx.config
+    config = ctx.config
     chosen = [i for i, prompt in enumerate(prompts) if prompt.condition in JUDGED]
     blocks = {i: [block for block in answers[i].blocks if block.modality == MODALITY] for i in chosen}
-    drawer, made = Drawer(ctx.inputs["export"].path, device_for(ctx.resources.gpus)), {}
+    drawer = Drawer(ctx.inputs["export"].path, device_for(ctx.resources.gpus))
+    made: dict[int, np.ndarray] = {}
     ready = [i for i in chosen if blocks[i]]
     for start in range(0, len(ready), config.batch):
-        rows = ready[start : start + config.batch]
-        media = drawer.draw([blocks[i][0] for i in rows], [config.seed + i for i in rows])
-        made |= {i: medium.data for i, medium in zip(rows, media, strict=True)}
-        ctx.progress(start + len(rows), len(ready), "pictures drawn")
+        chunk = ready[start : start + config.batch]
+        media = drawer.draw([blocks[i][0] for i in chunk], [config.seed + i for i in chunk])
+        made |= {i: medium.data for i, medium in zip(chunk, media, strict=True)}
+        ctx.progress(start + len(chunk), len(ready), "pictures drawn")
     side = next(iter(made.values())).shape[0] if made else 32
     pixels = np.stack([made.get(i, np.full((side, side, 3), 255, np.uint8)) for i in chosen]).transpose(0, 3, 1, 2)
     judge = load_judge(ctx.inputs["picture_judge"].path)
@@ -130,7 +131,7 @@ def _drawn(ctx: StepContext, prompts: Sequence[Prompt], answers: Sequence[Answer
     concepts = np.array([prompts[i].concept for i in chosen])
     there = np.array([float(i in made) for i in chosen])
     scores = {part: values * there for part, values in right(concepts, *seen).items()}
-    other = {}
+    other: dict[int, int] = {}
     for name in JUDGED:
         places = [k for k, i in enumerate(chosen) if prompts[i].condition == name]
         order = derangement([(str(concepts[k]),) for k in places], config.seed)

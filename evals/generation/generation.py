@@ -48,9 +48,9 @@ class Job:
         return f"media/{self.how}-{self.request.suite}-{self.request.modality}-{self.number:04d}"
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[GenerationEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the scores with their intervals, and what was not scored and why."""
-    config: GenerationEvalConfig = ctx.config
+    config = ctx.config
     unknown = sorted(set(config.how) - {ASKED, FORCED})
     if unknown:
         raise AnyloomError(f"{ctx.name}: how={unknown[0]} is unknown: use {ASKED}, {FORCED}")
@@ -92,7 +92,7 @@ def index_tsv(samples: Sequence[Mapping[str, Any]]) -> str:
 # ---- making ---------------------------------------------------------------------------------------------------------
 
 
-def _made(ctx: StepContext, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def _made(ctx: StepContext[GenerationEvalConfig], jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """text, broken, emitted, file, media_sha256 of every job, in order; the files are in ctx.work."""
     import torch
 
@@ -102,7 +102,7 @@ def _made(ctx: StepContext, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    config: GenerationEvalConfig = ctx.config
+    config = ctx.config
     journal, tools = Journal(ctx.work / "made.jsonl"), None
     for batch in journal.missing(jobs, config.chunk):
         if tools is None:

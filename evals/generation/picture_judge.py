@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SPLIT = "split.json"
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[JudgeConfig]) -> Mapping[str, Any]:
     """Step entry. Returns counts and the accuracies on real test pictures with their 95 % Wilson intervals."""
     import torch
     from safetensors.torch import save
@@ -33,7 +33,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     from mmcore.stores.shards import ShardSet
 
     torch.set_num_threads(1)
-    config: JudgeConfig = ctx.config
+    config = ctx.config
     crops = asked_crops(ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), config.source, config.side)
     learned, tested = split(crops, config.train_share)
     if not learned or not tested:

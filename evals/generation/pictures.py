@@ -48,7 +48,7 @@ class Drawn:
     """[N, 3, H, W] in [0, 1]."""
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[PicturesEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the shares with their intervals, and the memorisation check."""
     import torch
 
@@ -58,7 +58,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     from mmcore.stores.shards import ShardSet
 
     torch.set_num_threads(1)
-    config: PicturesEvalConfig = ctx.config
+    config = ctx.config
     pipeline, judge = load_pipeline(ctx.inputs["image_decoder"].path / "pipeline"), load_judge(ctx.inputs["picture_judge"].path)
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     learned, about = read_json(ctx.inputs["image_decoder"].path / "learned.json"), read_json(ctx.inputs["picture_judge"].path / SPLIT)
@@ -101,14 +101,14 @@ def prompts_of(condition: str, draws: int, seed: int) -> tuple[list[str], np.nda
     return [CONCEPTS[number].worded(wordings[which]) for number, which in zip(numbers, order, strict=True)], numbers
 
 
-def _draw(ctx: StepContext, pipeline: Any, condition: str, before: int) -> Drawn:
+def _draw(ctx: StepContext[PicturesEvalConfig], pipeline: Any, condition: str, before: int) -> Drawn:
     """The pictures of one condition; picture i starts from the same noise under every condition."""
     import torch
 
     from mmcore.concepts.latent_diffusion import prompt_states, sample
     from mmcore.training.fit import draws
 
-    config: PicturesEvalConfig = ctx.config
+    config = ctx.config
     prompts, concepts = prompts_of(condition, config.draws, config.seed)
     states, mask = prompt_states(pipeline.tokenizer, pipeline.text_encoder, [*prompts, ""])
     if condition == "targets":

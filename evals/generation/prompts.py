@@ -58,9 +58,9 @@ class Reference:
     caption: str
 
 
-def requests_of(ctx: StepContext) -> list[Request]:
+def requests_of(ctx: StepContext[GenerationEvalConfig]) -> list[Request]:
     """Every request: the held-out captions of each modality, then the concepts."""
-    config: GenerationEvalConfig = ctx.config
+    config = ctx.config
     found = []
     for modality, dataset in config.datasets:
         captions = _captions(_shards(ctx, modality), dataset, config)
@@ -101,7 +101,7 @@ def _captions(shards: ShardSet, dataset: str, config: GenerationEvalConfig) -> l
     return [short[i] for i in sorted(picks.tolist())]
 
 
-def _shards(ctx: StepContext, modality: str) -> ShardSet:
+def _shards(ctx: StepContext[GenerationEvalConfig], modality: str) -> ShardSet:
     from mmcore.stores.shards import ShardSet
 
     return ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores)
@@ -110,12 +110,12 @@ def _shards(ctx: StepContext, modality: str) -> ShardSet:
 # ---- reference media ------------------------------------------------------------------------------------------------
 
 
-def references_of(ctx: StepContext, suite: str, modality: str, side: int) -> tuple[str, list[Reference]]:
+def references_of(ctx: StepContext[GenerationEvalConfig], suite: str, modality: str, side: int) -> tuple[str, list[Reference]]:
     """(dataset, a seeded draw of its distinct media, in the drawn order). side: pixels of the made pictures, to which pictures of concepts are cropped.
 
     Raises AnyloomError or ValueError when there are none.
     """
-    config: GenerationEvalConfig = ctx.config
+    config = ctx.config
     if suite == CONCEPTS_SUITE and modality == "image":
         return _crops(ctx, dict(config.concepts)[modality], side)
     dataset = dict(config.concepts if suite == CONCEPTS_SUITE else config.datasets)[modality]
@@ -125,7 +125,7 @@ def references_of(ctx: StepContext, suite: str, modality: str, side: int) -> tup
     return dataset, [Reference(data=shards.media(media.keys[i]), sha256=media.sha256[i], caption=in_sentence(media.captions[i][0])) for i in picks]
 
 
-def _crops(ctx: StepContext, dataset: str, side: int) -> tuple[str, list[Reference]]:
+def _crops(ctx: StepContext[GenerationEvalConfig], dataset: str, side: int) -> tuple[str, list[Reference]]:
     """Test pictures, cut as the decoder's own pictures are."""
     import hashlib
 
@@ -134,7 +134,7 @@ def _crops(ctx: StepContext, dataset: str, side: int) -> tuple[str, list[Referen
     from mmcore.concepts.shapes import CONCEPTS, asked_crops
     from mmcore.stores.shards import ShardSet
 
-    config: GenerationEvalConfig = ctx.config
+    config = ctx.config
     crops = asked_crops(ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), dataset, side)
     found = []
     for i in np.random.default_rng(config.seed).permutation(len(crops))[: config.references].tolist():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from evals.config import DrawingEvalConfig, SpeakingEvalConfig
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
 from infra.step import StepContext
@@ -58,7 +59,7 @@ def concept_requests(condition: str, wordings: Sequence[str], draws: int, seed: 
     return [Prompt(condition=condition, text=CONCEPTS[number].worded(wordings[which]), concept=int(number)) for number, which in pairs]
 
 
-def picture_questions(ctx: StepContext) -> list[Prompt]:
+def picture_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig]) -> list[Prompt]:
     """The first question of each of a seeded draw (config.questions, seed) of the test pictures of config.questions_source."""
     import json
 
@@ -82,7 +83,7 @@ def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> 
     return [replace(asked, condition=AFTER, media_key=question.media_key, before=question.text) for asked, question in pairs]
 
 
-def answered(ctx: StepContext, generator: Any, prompts: Sequence[Prompt]) -> list[Answer]:
+def answered(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig], generator: Any, prompts: Sequence[Prompt]) -> list[Answer]:
     """Greedy answers in the order of the prompts; pictures are encoded by the export's own encoder.
 
     Blocks are not completed. Texts that begin a conversation, and those after a question, config.chunk together.
@@ -91,7 +92,8 @@ def answered(ctx: StepContext, generator: Any, prompts: Sequence[Prompt]) -> lis
     from mmcore.types import Question
 
     shards, limit = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), ctx.config.max_new_tokens
-    items, answers = [], {}
+    items: list[Question] = []
+    answers: dict[int, Answer] = {}
     for prompt in prompts:
         shown: dict[str, Any] = {}
         if prompt.media_key:

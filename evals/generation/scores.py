@@ -65,7 +65,7 @@ class Group:
         return [row for row in self.rows if row["file"]]
 
 
-def scored(ctx: StepContext, requests: Sequence[Request], samples: Rows) -> Scored:
+def scored(ctx: StepContext[GenerationEvalConfig], requests: Sequence[Request], samples: Rows) -> Scored:
     """Every score there can be. The files of the samples are in ctx.output."""
     from mmcore.config import model_spec_from_json
     from mmcore.inference.generator import DESCRIPTION
@@ -86,12 +86,12 @@ def scored(ctx: StepContext, requests: Sequence[Request], samples: Rows) -> Scor
     return found
 
 
-def _options(ctx: StepContext) -> dict[str, Any]:
-    config: GenerationEvalConfig = ctx.config
+def _options(ctx: StepContext[GenerationEvalConfig]) -> dict[str, Any]:
+    config = ctx.config
     return {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
 
 
-def _emitted(ctx: StepContext, found: Scored, group: Group) -> None:
+def _emitted(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group) -> None:
     """The share of the requests to which the model wrote a whole block by itself."""
     if group.how != ASKED:
         return
@@ -103,7 +103,7 @@ def _emitted(ctx: StepContext, found: Scored, group: Group) -> None:
 # ---- judges ---------------------------------------------------------------------------------------------------------
 
 
-def _judged(ctx: StepContext, found: Scored, group: Group) -> None:
+def _judged(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group) -> None:
     """judged_right of concepts, by the recipe's classifier of pictures or of spoken words."""
     name = {"image": "picture_judge", "audio": "speech_judge"}.get(group.modality, "")
     if group.suite != CONCEPTS_SUITE:
@@ -131,7 +131,7 @@ def _judged(ctx: StepContext, found: Scored, group: Group) -> None:
     found.add(rows, meant, BOOTSTRAP, extractor=name, extractor_sha256=ctx.inputs[name].digest)
 
 
-def _pictures_right(ctx: StepContext, group: Group, others: Sequence[int]) -> None:
+def _pictures_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
     """Fill in seen, right and right_of_other of the made pictures."""
     import torch
 
@@ -152,12 +152,12 @@ def _pictures_right(ctx: StepContext, group: Group, others: Sequence[int]) -> No
         group.rows[place] |= {"seen": text, "right": float(own[number]), "right_of_other": float(other[number])}
 
 
-def _sounds_right(ctx: StepContext, group: Group, others: Sequence[int]) -> None:
+def _sounds_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
     """The same of the made sounds, from what is heard in them."""
     from evals.generation.speaking import right_words
     from mmcore.concepts.speech_judge import SpeechJudge
 
-    config: GenerationEvalConfig = ctx.config
+    config = ctx.config
     places = [place for place, row in enumerate(group.rows) if row["file"]]
     judge = SpeechJudge(ctx.inputs["speech_judge"].path, config.heard_s) if places else None
     for start in range(0, len(places), config.chunk):
@@ -171,7 +171,7 @@ def _sounds_right(ctx: StepContext, group: Group, others: Sequence[int]) -> None
 # ---- encoders -------------------------------------------------------------------------------------------------------
 
 
-def _compared(ctx: StepContext, found: Scored, group: Group, encoders: Mapping[str, Any]) -> None:
+def _compared(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group, encoders: Mapping[str, Any]) -> None:
     """CLIPScore and distances of the made media, against real ones."""
     from mmcore.runtime.devices import device_for
 
@@ -215,10 +215,17 @@ def _side(picture: bytes) -> int:
 
 
 def _clipscored(
-    ctx: StepContext, found: Scored, group: Group, media: Sequence[bytes], real: Sequence[Reference], spec: Any, weights: Path, device: str
+    ctx: StepContext[GenerationEvalConfig],
+    found: Scored,
+    group: Group,
+    media: Sequence[bytes],
+    real: Sequence[Reference],
+    spec: Any,
+    weights: Path,
+    device: str,
 ) -> None:
     """CLIPScore of made media with their own captions, with another request's, and of real media with theirs."""
-    config: GenerationEvalConfig = ctx.config
+    config = ctx.config
     refusal = shares_space(config.query, spec)
     if refusal:
         found.not_scored[f"{group.condition} clipscore {group.modality}"] = refusal

@@ -41,7 +41,7 @@ SPELLINGS = {"grey": "gray"}
 """Another spelling of a word, which sounds the same."""
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[SpeakingEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns recall, precision and the shares of words that were heard, with their intervals."""
     import torch
 
@@ -49,7 +49,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    config: SpeakingEvalConfig = ctx.config
+    config = ctx.config
     prompts = prompts_of(ctx)
     answers = answered(ctx, Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus)), prompts)
     replies = [
@@ -69,11 +69,11 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
 
-def prompts_of(ctx: StepContext) -> list[Prompt]:
+def prompts_of(ctx: StepContext[SpeakingEvalConfig]) -> list[Prompt]:
     """Every prompt, in order."""
     from mmcore.chat.wordings import REQUESTS
 
-    config: SpeakingEvalConfig = ctx.config
+    config = ctx.config
     trained = tuple(wording.format('the words "a {c} {s}"') for wording in REQUESTS[MODALITY])
     found: list[Prompt] = []
     for name, wordings in zip(WORDED, (NEW_REQUESTS, trained), strict=True):
@@ -92,7 +92,7 @@ Place = tuple[str, int]
 """(condition, number of the prompt; for `voice` of the concept)."""
 
 
-def _sounds(ctx: StepContext, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[Place, bytes]:
+def _sounds(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[Place, bytes]:
     """The .wav of every request that got a sound, then of every concept as the voice itself says it."""
     from mmcore.concepts.shapes import CONCEPTS
     from mmcore.decoders import load_decoder
@@ -101,7 +101,7 @@ def _sounds(ctx: StepContext, prompts: Sequence[Prompt], answers: Sequence[Answe
     from mmcore.inference.drawer import Drawer
     from mmcore.media.encode import wav
 
-    config: SpeakingEvalConfig = ctx.config
+    config = ctx.config
     drawer = Drawer(ctx.inputs["export"].path)
     made: dict[Place, bytes] = {}
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -118,12 +118,13 @@ def _sounds(ctx: StepContext, prompts: Sequence[Prompt], answers: Sequence[Answe
     return made
 
 
-def _heard(ctx: StepContext, sounds: Mapping[Place, bytes]) -> dict[Place, str]:
+def _heard(ctx: StepContext[SpeakingEvalConfig], sounds: Mapping[Place, bytes]) -> dict[Place, str]:
     """What the judge writes down of each sound."""
     from mmcore.concepts.speech_judge import SpeechJudge
 
-    config: SpeakingEvalConfig = ctx.config
-    judge, places, heard = SpeechJudge(ctx.inputs["speech_judge"].path, config.heard_s), list(sounds), {}
+    config = ctx.config
+    judge, places = SpeechJudge(ctx.inputs["speech_judge"].path, config.heard_s), list(sounds)
+    heard: dict[Place, str] = {}
     for start in range(0, len(places), config.batch):
         rows = places[start : start + config.batch]
         heard |= dict(zip(rows, judge.hear([sounds[place] for place in rows]), strict=True))
@@ -131,9 +132,9 @@ def _heard(ctx: StepContext, sounds: Mapping[Place, bytes]) -> dict[Place, str]:
     return heard
 
 
-def _kept(ctx: StepContext, sounds: Mapping[Place, bytes]) -> dict[Place, str]:
+def _kept(ctx: StepContext[SpeakingEvalConfig], sounds: Mapping[Place, bytes]) -> dict[Place, str]:
     """Write a seeded draw of the sounds asked for in new wordings -> their file names."""
-    config: SpeakingEvalConfig = ctx.config
+    config = ctx.config
     places = sorted(place for place in sounds if place[0] == JUDGED[0])
     picks = np.random.default_rng(config.seed).permutation(len(places))[: config.shown]
     kept = {places[i]: f"sounds/{places[i][1]:03d}.wav" for i in sorted(picks.tolist())}

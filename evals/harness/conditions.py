@@ -15,7 +15,7 @@ CAPTION_TURN = {"helped": True, "plain_prompt": False, "blank": None, "shuffled"
 """run condition -> caption turn first; None: as the export says."""
 
 
-def conditions_of(ctx: StepContext, wanted: Sequence[str]) -> list[str]:
+def conditions_of(ctx: StepContext[object], wanted: Sequence[str]) -> list[str]:
     """The wanted ones of CONDITIONS that the export can be asked under, in their order; plain_prompt in the place of helped for an export without a caption
     turn. Raises AnyloomError when there is none, or one is unknown."""
     unknown = sorted(set(wanted) - set(CONDITIONS))

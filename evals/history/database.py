@@ -46,9 +46,9 @@ def database_path(stores: Path) -> Path:
     return stores.parent / "history.duckdb"
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[HistoryConfig]) -> Mapping[str, Any]:
     """Step entry: append what the inputs say as one run and bring the database up to date. The same inputs again add nothing."""
-    config: HistoryConfig = ctx.config
+    config = ctx.config
     run_id = run_identity(config, ctx.inputs)
     ctx.progress(0, 2, "appending the run")
     rows = collect(config, run_id, ctx.inputs)

@@ -47,7 +47,8 @@ def committed_files(stores: Path) -> set[tuple[str, str]]:
 def load(connection: duckdb.DuckDBPyConnection, stores: Path, files: set[tuple[str, str]]) -> None:
     """Insert the rows of `files` and note them as loaded. Raises AnyloomError or duckdb.Error for a file that cannot be read."""
     runs = sorted({name for folder, name in files if folder not in STANDING})
-    of_today, older = [], []
+    of_today: list[str] = []
+    older: list[str] = []
     for name in runs:
         (of_today if version_of(file_of(stores, "run", name)) == VERSION else older).append(name)
     for table in OF_RUN:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evals.config import HistoryConfig
+from evals.evaluation import EVALUATIONS
 from evals.history.tables import SCHEMAS, better, rows_table
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError, Artifact
@@ -147,7 +148,7 @@ def _model_row(config: HistoryConfig, inputs: Mapping[str, Artifact]) -> dict[st
 
 
 def _run_row(config: HistoryConfig, run_id: str, inputs: Mapping[str, Artifact], model: Mapping[str, Any]) -> dict[str, Any]:
-    main = inputs.get("eval_vqa") or next((inputs[name] for name in sorted(inputs) if name.startswith("eval_")), None)
+    main = next((inputs[row.step] for row in EVALUATIONS if row.step in inputs), None)
     made = _record(inputs["export"].path).get("provenance") or {} if "export" in inputs else {}
     provenance = _record(main.path).get("provenance") or {} if main else {}
     evaluated = _utc(provenance.get("finished"))

@@ -175,7 +175,7 @@ def by_group(paired: Paired) -> Paired:
         groups[paired.keys[place] if row.get("question_id") is None else int(row["question_id"]) % ROTATION].append(place)
 
     def lowest(side: Rows) -> tuple[Mapping[str, Any], ...]:
-        scores = [[side[place].get("score") for place in places] for places in groups.values()]
+        scores: list[list[Any]] = [[side[place].get("score") for place in places] for places in groups.values()]
         return tuple({**side[places[0]], "score": None if None in of else min(of)} for places, of in zip(groups.values(), scores, strict=True))
 
     keys = tuple(paired.keys[places[0]] for places in groups.values())

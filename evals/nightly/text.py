@@ -36,8 +36,8 @@ def markdown(
         lines += [*_table(head, [_comparison(row) for row in shown]), ""]
     if changes:
         lines += ["## Change points", ""]
-        head = ("task", "condition", "score", "since", "run", "before", "after", "p")
-        lines += [*_table(head, [_change(row) for row in changes]), ""]
+        columns = ("task", "condition", "score", "since", "run", "before", "after", "p")
+        lines += [*_table(columns, [_change(row) for row in changes]), ""]
     return "\n".join(lines)
 
 

@@ -11,8 +11,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
 from evals.pages.page import document, paragraph, section
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIDE = 240
 """Longest side of a preview in pixels."""
@@ -70,7 +74,7 @@ def _card(rank: int, item: Shown) -> str:
     return f'<div class="card">{preview(item)}<div>{text}{item.score:.3f} · {escape(item.modality)}<br><code>{escape(item.key)}</code></div></div>'
 
 
-def _picture(image, caption: str) -> str:
+def _picture(image: Image.Image, caption: str) -> str:
     """A PIL picture as a small JPEG inside the page."""
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
@@ -78,7 +82,7 @@ def _picture(image, caption: str) -> str:
     return f'<img alt="{escape(caption)}" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def _montage(frames):
+def _montage(frames: Sequence[Image.Image]) -> Image.Image:
     """The frames in time order, two beside each other."""
     from PIL import Image
 

@@ -53,7 +53,7 @@ class MediaQuestion:
         return f"{self.modality} {self.kind}"
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[MediaQuestionsEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the accuracies of the first condition with their floors."""
     import torch
 
@@ -61,7 +61,7 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    config: MediaQuestionsEvalConfig = ctx.config
+    config = ctx.config
     lists = ctx.inputs["lists"].path / "instruct"
     heldout = [q for modality, name in config.datasets for q in read_media_questions(lists / f"{name}.json", modality)]
     train = [q for modality, name in config.datasets for q in read_media_questions(lists / f"{name.replace('heldout', 'train')}.json", modality)]
@@ -109,7 +109,7 @@ def read_media_questions(list_path: Path, modality: str) -> list[MediaQuestion]:
 class _Features:
     """Features of media by the export's encoders, each medium once."""
 
-    def __init__(self, ctx: StepContext, generator: Generator):
+    def __init__(self, ctx: StepContext[MediaQuestionsEvalConfig], generator: Generator):
         self.generator = generator
         self._lists, self._work = ctx.inputs["lists"].path, ctx.work
         self._kept: dict[tuple[str, str], np.ndarray] = {}
@@ -141,11 +141,13 @@ def shown_media(questions: Sequence[MediaQuestion], what: str, seed: int) -> lis
     return [other[question.uri] for question in questions]
 
 
-def _ask(ctx: StepContext, features: _Features, questions: Sequence[MediaQuestion], condition: str, begun: float, conditions: int) -> list[dict[str, Any]]:
+def _ask(
+    ctx: StepContext[MediaQuestionsEvalConfig], features: _Features, questions: Sequence[MediaQuestion], condition: str, begun: float, conditions: int
+) -> list[dict[str, Any]]:
     """Rows of VQA_SAMPLES of one condition, in the order of the questions."""
     from mmcore.types import Question
 
-    config: MediaQuestionsEvalConfig = ctx.config
+    config = ctx.config
     shown = shown_media(questions, PICTURES[condition], config.seed)
     items = [
         Question(text=q.question, media_key=f"{q.modality} {uri}", modality=q.modality, features_NE=features.of(q.modality, uri))

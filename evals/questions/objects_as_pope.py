@@ -37,9 +37,9 @@ REVISION = 1
 RIGHT = "right"
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[PopeEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the rates with their intervals."""
-    config: PopeEvalConfig = ctx.config
+    config = ctx.config
     questions = questions_of(ctx)
     answers = {condition: _answered(ctx, questions, condition) for condition in (RIGHT, BLANK)}
     samples = [row for condition, said in answers.items() for row in sample_rows(questions, said, condition)]
@@ -56,12 +56,12 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
 # ---- questions ------------------------------------------------------------------------------------------------------
 
 
-def questions_of(ctx: StepContext) -> list[PopeQuestion]:
+def questions_of(ctx: StepContext[PopeEvalConfig]) -> list[PopeQuestion]:
     """The questions of every task."""
     from mmcore.concepts.shapes import CONCEPTS, asked_concepts
     from mmcore.stores.shards import ShardSet
 
-    config: PopeEvalConfig = ctx.config
+    config = ctx.config
     sets: list[tuple[str, list[Shown]]] = []
     if config.asked_source:
         shards = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores)
@@ -85,7 +85,7 @@ def questions_of(ctx: StepContext) -> list[PopeQuestion]:
     return found
 
 
-def _answered(ctx: StepContext, questions: Sequence[PopeQuestion], condition: str) -> list[str]:
+def _answered(ctx: StepContext[PopeEvalConfig], questions: Sequence[PopeQuestion], condition: str) -> list[str]:
     """What the model says to each, as the export is used. About a white picture each wording is asked once."""
     import torch
 
@@ -93,7 +93,7 @@ def _answered(ctx: StepContext, questions: Sequence[PopeQuestion], condition: st
     from mmcore.runtime.devices import device_for
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    config: PopeEvalConfig = ctx.config
+    config = ctx.config
     asked = list(questions) if condition == RIGHT else list({question.text: question for question in questions}.values())
     journal, generator = Journal(ctx.work / f"{condition}.jsonl"), None
     features: dict[str, np.ndarray] = {}
@@ -106,12 +106,12 @@ def _answered(ctx: StepContext, questions: Sequence[PopeQuestion], condition: st
     return [row["text"] for row in journal.rows] if condition == RIGHT else [by_text[question.text] for question in questions]
 
 
-def _items(ctx: StepContext, generator: Generator, batch: Sequence[PopeQuestion], condition: str, features: dict[str, np.ndarray]) -> list[Any]:
+def _items(ctx: StepContext[PopeEvalConfig], generator: Generator, batch: Sequence[PopeQuestion], condition: str, features: dict[str, np.ndarray]) -> list[Any]:
     """mmcore.types.Question of each, about its own or a white picture. features: of the pictures so far, by digest."""
     from mmcore.stores.shards import ShardSet
     from mmcore.types import Question
 
-    config: PopeEvalConfig = ctx.config
+    config = ctx.config
     names = {"shards_instruct", "shards_cc3m"} & set(ctx.inputs)
     shards = {name: ShardSet(ctx.inputs[name].path, ctx.stores) for name in sorted(names)}
     items = []

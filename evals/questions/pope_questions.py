@@ -79,7 +79,7 @@ def pope_questions(task: str, asked: Sequence[Shown], everything: Sequence[Shown
             "popular": sorted(absent, key=lambda name: (-frequency[name], name))[:wanted],
             "adversarial": sorted(absent, key=lambda name: (-together[name], -frequency[name], name))[:wanted],
         }
-        rows = [(name, settings, True) for name in picture.objects]
+        rows: list[tuple[str, tuple[str, ...], bool]] = [(name, settings, True) for name in picture.objects]
         for name in dict.fromkeys(name for setting in settings for name in chosen[setting]):
             rows.append((name, tuple(setting for setting in settings if name in chosen[setting]), False))
         found += [

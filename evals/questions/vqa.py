@@ -24,9 +24,9 @@ from infra.storage import sha256_file, write_atomic
 TEST_LIST, TRAIN_LIST = "instruct/easyvqa_test.json", "instruct/easyvqa_train.json"
 
 
-def run_vqa(ctx: StepContext) -> Mapping[str, Any]:
+def run_vqa(ctx: StepContext[EvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. A killed run continues from the answers in its work directory."""
-    config: EvalConfig = ctx.config
+    config = ctx.config
     lists = ctx.inputs["lists"].path
     questions = draw_questions(read_questions(lists / TEST_LIST), config.num_questions, config.seed)
     if not questions:
@@ -46,7 +46,7 @@ def run_vqa(ctx: StepContext) -> Mapping[str, Any]:
     return _result(config, conditions[0], questions, metrics, sha256_file(yaml_path), sha256_file(parquet))
 
 
-def _ask(ctx: StepContext, config: EvalConfig, conditions: list[str], questions: list[QuestionRow]) -> dict[str, list[dict[str, Any]]]:
+def _ask(ctx: StepContext[EvalConfig], config: EvalConfig, conditions: list[str], questions: list[QuestionRow]) -> dict[str, list[dict[str, Any]]]:
     """Run every condition through the harness with one loaded model: condition -> rows of VQA_SAMPLES in question order."""
     from infra.settings import offline_environment
 
@@ -111,7 +111,7 @@ def sample_rows(condition: str, questions: list[QuestionRow], results: Mapping[s
     return rows
 
 
-def _keep_harness_results(ctx: StepContext, condition: str, results: Mapping[str, Any]) -> None:
+def _keep_harness_results(ctx: StepContext[EvalConfig], condition: str, results: Mapping[str, Any]) -> None:
     """The harness's own result dict, without samples, under info/ (it holds dates and paths)."""
     kept = {key: value for key, value in results.items() if key != "samples"}
     write_atomic(ctx.output / "info" / "lmms" / f"{condition}.json", json.dumps(kept, indent=1, sort_keys=True, default=str))

@@ -109,7 +109,8 @@ def suite_metrics(task: SuiteTask, docs: Sequence[Doc], answered: Mapping[str, A
     bases = _bases(docs) if task.rotations else None
     own = {condition: _own(docs, answers, task) for condition, answers in answered.items() if answers.ours is not None}
     for condition, answers in answered.items():
-        named, full = {"condition": condition, "kind": "score"}, full_marks(task.headline)
+        named: dict[str, Any] = {"condition": condition, "kind": "score"}
+        full = full_marks(task.headline)
         for metric, value in sorted(answers.results.items()):
             if metric == task.headline and answers.groups is not None:
                 table.scores(answers.groups, bases, scale=full, value=value, metric=metric, **named)

@@ -35,9 +35,9 @@ from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, sha256_file, write_atomic
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[SuiteConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. A killed run continues from the answers in the stores."""
-    config: SuiteConfig = ctx.config
+    config = ctx.config
     task = suite_task(config.lmms_task)
     if config.scorer != SCORER:
         raise AnyloomError(f"suite scorer is {config.scorer}, but this version reads answers as {SCORER}: leave the value out")
@@ -68,7 +68,7 @@ def why_skipped(task: SuiteTask, config: SuiteConfig) -> str:
     return f"{task.lmms_task} is scored with {missing}, which is not installed: install it and run again with --force eval_{task.lmms_task}" if missing else ""
 
 
-def _data(ctx: StepContext, task: SuiteTask, config: SuiteConfig) -> tuple[list[Doc], dict[str, int], dict[str, str]]:
+def _data(ctx: StepContext[SuiteConfig], task: SuiteTask, config: SuiteConfig) -> tuple[list[Doc], dict[str, int], dict[str, str]]:
     """Write work/task/<task>.parquet with the rows that are asked. Returns its Docs, what is left out, and pictures that are media of the lists."""
     drawn, aliases = ctx.work / "task" / f"{task.lmms_task}.parquet", {}
     if task.stand_in:
@@ -89,7 +89,7 @@ def _data(ctx: StepContext, task: SuiteTask, config: SuiteConfig) -> tuple[list[
 
 
 def _ask(
-    ctx: StepContext, task: SuiteTask, config: SuiteConfig, conditions: Sequence[str], docs: list[Doc], aliases: Mapping[str, str], asked_of: str
+    ctx: StepContext[SuiteConfig], task: SuiteTask, config: SuiteConfig, conditions: Sequence[str], docs: list[Doc], aliases: Mapping[str, str], asked_of: str
 ) -> tuple[dict[str, Answered], list[dict[str, Any]], list[dict[str, Any]]]:
     """Run every condition through the harness with one loaded model: (answers by condition, rows of VQA_SAMPLES, rows of PARSED)."""
     offline_environment()
@@ -141,8 +141,7 @@ def answers_of(task: SuiteTask, docs: Sequence[Doc], results: Mapping[str, Any],
     if [sample["doc_id"] for sample in samples] != [doc.row for doc in docs]:
         raise AnyloomError(f"lmms-eval scored {len(samples)} documents, not the {len(docs)} that were asked: remove the work directory")
     told = results["results"][task.lmms_task]
-    numbers = {key.split(",")[0]: value for key, value in told.items() if "," in key and "_stderr" not in key and isinstance(value, Real)}
-    numbers = {metric: float(value) for metric, value in numbers.items()}
+    numbers = {key.split(",")[0]: float(value) for key, value in told.items() if "," in key and "_stderr" not in key and isinstance(value, Real)}
     if task.headline not in numbers:
         raise AnyloomError(f"lmms-eval gave no {task.headline} for {task.lmms_task}, but {', '.join(sorted(numbers)) or 'nothing'}")
     predictions = [str(sample["filtered_resps"][0]) for sample in samples]
@@ -205,7 +204,7 @@ def _told(results: Mapping[str, Any]) -> str:
 
 
 def _result(
-    ctx: StepContext,
+    ctx: StepContext[SuiteConfig],
     task: SuiteTask,
     docs: Sequence[Doc],
     answered: Mapping[str, Answered],

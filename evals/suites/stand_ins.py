@@ -112,7 +112,7 @@ def _stamps(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, ma
         parts = uri.split("/")
         for turn in range(len(LETTERS)):
             turned = options[turn:] + options[:turn]
-            row = {"hint": "nan", "comment": "nan"} | dict(zip(LETTERS, turned, strict=True))
+            row: dict[str, Any] = {"hint": "nan", "comment": "nan"} | dict(zip(LETTERS, turned, strict=True))
             row |= {"index": number + turn * ROTATION, "question": QUESTION, "answer": LETTERS[turned.index(caption)]}
             row |= {"image": {"bytes": data, "path": uri}, "category": parts[2] if len(parts) > 3 else "stamps"}
             row |= {"L2-category": "caption choice", "source": "held-out stamps", "split": "dev"}
@@ -128,7 +128,7 @@ def _words(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, mad
         own = {word.lower() for word in WORD.findall(caption)}
         word = draws.choice([word for word in vocabulary if word not in own])
         picture = _written(_picture(lists, uri), word, draws)
-        row = {
+        row: dict[str, Any] = {
             "flickr_original_url": "",
             "flickr_300k_url": "",
             "question": WORD_QUESTION,

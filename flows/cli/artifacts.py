@@ -81,7 +81,7 @@ def collect(root: Path, name: str | None, yes: bool) -> int:
 def _collect(root: Path, name: str | None, yes: bool) -> int:
     from flows.running.run import recipe_steps
     from infra.plan import plan
-    from pipelines.dag.own_files import needs_files
+    from pipelines.dag.given import needs_files
     from pipelines.recipes import RECIPES
 
     keep = name.split(",") if name else [recipe for recipe, make in RECIPES.items() if not needs_files(make())]

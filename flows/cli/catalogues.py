@@ -14,9 +14,9 @@ from mmcore.config import MODALITIES, TwoTowerSpec, output_spec
 from mmcore.decoders import catalogue as decoders
 from mmcore.lm.catalogue import KnownLm, known_lm
 from mmcore.model import sizes
+from pipelines.dag.given import stages
 from pipelines.dag.licences import RANDOM, Part, decoder_parts, encoder_parts, permitted
-from pipelines.dag.own_files import stages
-from pipelines.recipes.recipe import Recipe, model_spec, stage_steps
+from pipelines.recipes.recipe import Recipe, model_spec
 
 RECIPE_HEADER = ("recipe", "language model", "encoders", "decoders", "licences", "commercial use", "trains", "GB a GPU")
 RECIPE_NOTES = (
@@ -88,9 +88,9 @@ def training(recipe: Recipe, lm: KnownLm) -> list[str]:
         return ["two_tower:", f"  towers {human_count(sizes.two_tower(_towers(recipe)))}"]
     spec = model_spec(recipe)
     lines = []
-    for name, stage in stage_steps(recipe.stages):
-        lines.append(f"{name}:" if stage in stages(recipe) else f"{name}, once it has decoders:")
-        lines += [f"  {part} {human_count(count)}" for part, count in sizes.trained(spec, lm, getattr(recipe, stage)).items()]
+    for name, config in recipe.entries.items():
+        lines.append(f"{name}:" if config in stages(recipe) else f"{name}, once it has decoders:")
+        lines += [f"  {part} {human_count(count)}" for part, count in sizes.trained(spec, lm, config).items()]
     return lines
 
 
@@ -105,10 +105,10 @@ def memory(recipe: Recipe, lm: KnownLm) -> str:
     if recipe.two_tower is not None:
         return "< 0.1"
     spec = model_spec(recipe)
-    configs = [getattr(recipe, name) for name in recipe.stages]
     held = denoisers(recipe)
     full, one = (
-        max(sizes.stage_bytes(spec, lm, stage, held) for stage in chosen) / 1e9 for chosen in (configs, [replace(stage, batch=1) for stage in configs])
+        max(sizes.stage_bytes(spec, lm, stage, held) for stage in chosen) / 1e9
+        for chosen in (recipe.stages, [replace(stage, batch=1) for stage in recipe.stages])
     )
     return "< 0.1" if full < 0.1 else f"{full:.1f} ({one:.1f})"
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.cli.options import _shared_options, parse_overrides, parse_pairs, settings_of
+from flows.cli.options import parse_overrides, parse_pairs, settings_of, shared_options
 from flows.running.interrupts import MESSAGES, Terminated, sigterm_raises
 from infra.logs import one_line
 from infra.step import AnyloomError
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    where, which, how = _shared_options()
+    where, which, how = shared_options()
     run = commands.add_parser("run", parents=[how], help="run a recipe, or the steps named", description="Materialize a recipe. What is done is kept.")
     run.add_argument("targets", nargs="*", metavar="STEP", help="only these steps and what they need; a trailing * matches by prefix")
     for name, (targets, what) in STAGED.items():
@@ -137,7 +137,7 @@ def cmd_plan(args: argparse.Namespace) -> int:
     from flows.running.display import Display, table
     from flows.running.run import recipe_steps
     from infra.plan import plan
-    from pipelines.dag.own_files import left_out
+    from pipelines.dag.given import left_out
     from pipelines.recipes import get_recipe
 
     settings = settings_of(args)

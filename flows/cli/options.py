@@ -12,7 +12,7 @@ from infra.settings import Settings, load_settings
 from infra.step import AnyloomError
 
 
-def _shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+def shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
     """Options that commands share: where everything is, which recipe, how it runs; each includes the one before."""
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--root", type=Path, help="directory of artifacts, stores, history and report")

@@ -48,12 +48,12 @@ def main(args: argparse.Namespace) -> int:
     from pipelines.recipes import get_recipe
 
     overrides, settings = parse_overrides(args.overrides), settings_of(args)
-    given = {"lists": parse_pairs(args.lists, "--list", "DATASET=FILE"), "weights": parse_pairs(args.weights, "--weights", "MODEL=PATH")}
-    steps = recipe_steps(args.recipe, overrides, **given)
+    lists, weights = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=PATH")
+    steps = recipe_steps(args.recipe, overrides, lists=lists, weights=weights)
     if TARGET not in steps:
         why = "is for retrieval only" if get_recipe(args.recipe, overrides).two_tower else "trains no picture decoder"
         raise AnyloomError(f"train-decoder: recipe {args.recipe} {why}; use --recipe smol")
-    code = run_recipe(args.recipe, settings=settings, overrides=overrides, targets=[TARGET], force=args.force, **given)
+    code = run_recipe(args.recipe, settings=settings, overrides=overrides, targets=[TARGET], force=args.force, lists=lists, weights=weights)
     rows = {row.step.name: row for row in plan([steps[TARGET]], settings.root.absolute())}
     if code == 0 and rows[TARGET].record is not None:
         _say(rows)

@@ -32,16 +32,16 @@ def publish(recipe: str, run: GraphRun, rows: Sequence[PlanRow]) -> None:
     key, settings = recipe.replace("_", "-"), run.settings
     done = {row.step.name: row for row in rows if row.record is not None and row.step.name in run.outcomes}
     create_table_artifact([_line(name, run, row) for name, row in done.items()], key=f"steps-{key}", description=f"steps of {recipe}")
-    if "history" in done:
-        create_markdown_artifact(
-            scores(settings.root.absolute(), done["history"].record.result["run_id"]), key=f"scores-{key}", description=f"scores of {recipe}"
-        )
-    if "report" in done:
-        create_link_artifact(address(settings, done["report"].path / "report.html"), link_text="report.html", key=f"report-{key}", description="the report")
-    stages = [row for name, row in done.items() if (row.path / "losses.parquet").exists()]
+    history, report = done.get("history"), done.get("report")
+    if history is not None and history.record is not None:
+        shown = scores(settings.root.absolute(), history.record.result["run_id"])
+        create_markdown_artifact(shown, key=f"scores-{key}", description=f"scores of {recipe}")
+    if report is not None and report.path is not None:
+        create_link_artifact(address(settings, report.path / "report.html"), link_text="report.html", key=f"report-{key}", description="the report")
+    stages = [(name, row.path / "losses.parquet") for name, row in done.items() if row.path is not None and (row.path / "losses.parquet").exists()]
     if stages:
-        chart = loss_picture(stages[-1].path / "losses.parquet", stages[-1].step.name)
-        create_image_artifact(chart, key=f"loss-{key}", description=f"loss of {stages[-1].step.name} by step")
+        name, losses = stages[-1]
+        create_image_artifact(loss_picture(losses, name), key=f"loss-{key}", description=f"loss of {name} by step")
 
 
 def _line(name: str, run: GraphRun, row: PlanRow) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class GraphRun:
         a long step before them leaves. More of them at once would only take turns, and the caches with them."""
         return step.background and step.isolate and self.settings.use_ray and not (step.gpus and self.gpus)
 
-    def call(self, step: Step, context: StepContext) -> Mapping[str, Any]:
+    def call(self, step: Step, context: StepContext[Any]) -> Mapping[str, Any]:
         """Run the step's function in a process that runs nothing else meanwhile: a Ray task, or without Ray one of the pool."""
         path, resources = context.work.with_suffix(".progress"), context.resources
         job = (run_step, replace(step, inputs={}), replace(context, progress=FileProgress(path)), self.log)
@@ -150,7 +150,7 @@ class GraphRun:
             path.unlink(missing_ok=True)
 
 
-def run_step(step: Step, context: StepContext, log: Path) -> dict[str, Any]:
+def run_step(step: Step, context: StepContext[Any], log: Path) -> dict[str, Any]:
     """What a step's process does."""
     from infra.logs import quiet
     from infra.settings import offline_environment

@@ -52,13 +52,13 @@ def select(steps: Mapping[str, Step], targets: Sequence[str] | None) -> list[Ste
 def stage_targets(recipe: str, overrides: Mapping[str, Any] | None, stage: str) -> list[str]:
     """The steps of a training stage, with the export when it is the recipe's last stage. Raises AnyloomError for a recipe without the stage."""
     from pipelines.recipes import get_recipe
-    from pipelines.recipes.recipe import stage_steps
 
-    order = stage_steps(get_recipe(recipe, overrides).stages)
-    found = [name for name, kind in order if kind == stage]
+    made = get_recipe(recipe, overrides)
+    entries = {} if made.two_tower is not None else made.entries
+    found = [name for name, config in entries.items() if config.stage == stage]
     if not found:
-        raise AnyloomError(f"recipe {recipe} has no {stage}; its stages are: {', '.join(name for name, _ in order)}")
-    return [*found, *(["export"] if order[-1][1] == stage else [])]
+        raise AnyloomError(f"recipe {recipe} has no {stage}; its stages are: {', '.join(entries) or 'two_tower'}")
+    return [*found, *(["export"] if found[-1] == list(entries)[-1] else [])]
 
 
 def make_place(settings: Settings) -> Place:
@@ -127,7 +127,7 @@ def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRo
     for name, _, _, row in rows:
         for thing in row.record.result.get("left_out", []) if row.record else []:
             display.say(f"left out ({name}): {thing}")
-        if row.record:
+        if row.record and row.path:
             for line in rows_left_out(name, row.path, row.record.result):
                 display.say(line)
     display.say(f"{executed} of {len(rows)} steps executed in {seconds:.0f} s; everything is below {root}")

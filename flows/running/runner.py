@@ -78,7 +78,7 @@ def _submit_prefect(run: GraphRun) -> None:
         futures: dict[str, Any] = {}
         for step in run.steps:
             waits = [allow_failure(futures[source.name]) for source in step.inputs.values()]
-            futures[step.name] = materialize_step.submit(run_id, step.name, wait_for=waits)
+            futures[step.name] = materialize_step.submit(run_id, step.name, wait_for=waits, return_state=False)
         for future in futures.values():
             future.wait()
     finally:

@@ -9,6 +9,7 @@ Refuses to know files, decoders and terminals.
 
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -33,7 +34,9 @@ class Conversation:
         """Caption turns count too."""
 
     @torch.inference_mode()
-    def say(self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64, complete_blocks: bool = True) -> Iterator[Event]:
+    def say(
+        self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64, complete_blocks: bool = True
+    ) -> abc.Generator[Event, None, None]:
         """Answer the next turn as it is written. media: (modality, bytes), before the prompt or where it names their placeholders, in order.
 
         complete_blocks: a signal block that the model begins is completed; False shows what it writes by itself, and what went wrong as BrokenBlocks at the

@@ -8,7 +8,7 @@ Shape letters: E encoder width, D LM width, W inner width, S signal tokens, Q an
 
 from __future__ import annotations
 
-from mmcore.config import EncoderSpec, InputProjectorSpec, ModelSpec, OutputProjectorSpec, StageConfig, TwoTowerSpec, output_spec
+from mmcore.config import EncoderSpec, InputProjectorSpec, ModelSpec, OutputProjectorSpec, RowsStage, StageConfig, StatesStage, TwoTowerSpec, output_spec
 from mmcore.lm.catalogue import KnownLm
 from mmcore.projectors.inputs import num_projected
 
@@ -89,11 +89,15 @@ def trained(spec: ModelSpec, lm: KnownLm, stage: StageConfig) -> dict[str, int]:
     writers = {modality: int(getattr(spec.tokens, modality)) for modality in MEDIA if getattr(spec.tokens, modality)}
     if stage.stage == "stage1":
         parts = {"input projectors": projectors}
-    elif stage.stage == "stage2":
+    elif isinstance(stage, StatesStage):
         made = sum(output_projector(output_spec(spec, modality), lm.width, count) for modality, count in writers.items())
         parts = {"output projectors": made, "new head rows": signals * lm.width}
     else:
-        parts = {"LoRA": lora(spec, lm), "new token rows": 2 * signals * lm.width, "input projectors": projectors if stage.train_projectors else 0}
+        parts = {
+            "LoRA": lora(spec, lm),
+            "new token rows": 2 * signals * lm.width,
+            "input projectors": projectors if isinstance(stage, RowsStage) and stage.train_projectors else 0,
+        }
     return {name: count for name, count in parts.items() if count}
 
 
@@ -133,7 +137,7 @@ def activation_bytes(spec: ModelSpec, lm: KnownLm, stage: StageConfig) -> float:
     T is the projected tokens of the longest medium and TEXT_TOKENS of the stage. Stage 2 runs the output projectors only, on SIGNAL_ROWS captions.
     """
     scale = BYTES[spec.dtype] / 2
-    if stage.stage == "stage2":
+    if isinstance(stage, StatesStage):
         sizes = [(output_spec(spec, m), int(getattr(spec.tokens, m))) for m in MEDIA if getattr(spec.tokens, m)]
         return max(2.0 * SIGNAL_ROWS * (signals + out.queries) * out.width * (34 * out.layers + 2) for out, signals in sizes)
     rows, text = min(ROWS, stage.batch), TEXT_TOKENS[stage.stage]
@@ -142,13 +146,18 @@ def activation_bytes(spec: ModelSpec, lm: KnownLm, stage: StageConfig) -> float:
     return layers + 3 * 4 * rows * text / 2 * lm.vocabulary
 
 
+def denoises(stage: StageConfig) -> bool:
+    """Whether a stage has a denoising loss."""
+    return (isinstance(stage, StatesStage) or (isinstance(stage, RowsStage) and stage.generation_loss > 0)) and stage.denoise_loss > 0
+
+
 def stage_bytes(spec: ModelSpec, lm: KnownLm, stage: StageConfig, denoisers: int = 0) -> float:
     """Estimated bytes on one GPU that holds the whole model: frozen LM (none in stage 2, whose states are cached), what trains at TRAINED_BYTES each,
     what earlier stages trained and this one holds still as float32, and activations. Encoders and decoders are not there: their outputs are stored; but a
     denoising loss holds its decoders' denoisers, of so many parameters, in float32 (their activations, which depend on the latents' size, are not counted)."""
     training = sum(trained(spec, lm, stage).values())
-    frozen = denoisers * BYTES["float32"] if stage.denoise_loss and (stage.stage == "stage2" or stage.generation_loss) else 0.0
-    if stage.stage == "stage2":
+    frozen = denoisers * BYTES["float32"] if denoises(stage) else 0.0
+    if isinstance(stage, StatesStage):
         return frozen + training * TRAINED_BYTES + activation_bytes(spec, lm, stage)
     held = sum(input_projector(spec.input_projector, encoder.width, lm.width) for _, encoder in spec.encoders) + lora(spec, lm)
     still = held - sum(count for name, count in trained(spec, lm, stage).items() if name in ("LoRA", "input projectors"))

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from mmcore.config import StageConfig
+from mmcore.config import RowsStage
 from mmcore.model.any_model import AnyModel
 from mmcore.projectors.outputs import OutputProjector
 from mmcore.training.drawn import Drawn, FeatureSource
@@ -35,7 +35,7 @@ class CaptionGeneration:
 
     def __init__(
         self,
-        config: StageConfig,
+        config: RowsStage,
         model: AnyModel,
         captions: Mapping[str, Sequence[str]],
         targets: Mapping[str, FeatureSource],

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from mmcore.config import StageConfig
+from mmcore.config import RowsStage, StatesStage
 from mmcore.decoders.base import Decoder
 from mmcore.decoders.denoising import denoising_loss
 from mmcore.decoders.projected import streams_of
@@ -45,7 +45,7 @@ class Places:
 class GenerationLoss:
     """decoder: frozen; latents: of every sample that is trained on; config: seed and min_snr_gamma of the stage."""
 
-    def __init__(self, decoder: Decoder, latents: Latents, config: StageConfig):
+    def __init__(self, decoder: Decoder, latents: Latents, config: RowsStage | StatesStage):
         self.decoder, self.latents = decoder, latents
         self._seed, self._gamma = config.seed, config.min_snr_gamma or None
 

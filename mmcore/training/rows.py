@@ -16,7 +16,7 @@ import torch
 from mmcore.chat.chat import Chat, question_text
 from mmcore.chat.rows import Turn
 from mmcore.chat.special_tokens import placeholder
-from mmcore.config import StageConfig
+from mmcore.config import RowsStage
 from mmcore.lm.token_nll import token_nll
 from mmcore.model.any_model import AnyModel
 from mmcore.projectors.inputs import num_projected
@@ -54,7 +54,7 @@ class ChatData:
 
     def __init__(
         self,
-        config: StageConfig,
+        config: RowsStage,
         chat: Chat,
         samples: Mapping[str, Sequence[Sample]],
         features: Mapping[str, FeatureSource],

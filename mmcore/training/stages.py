@@ -11,15 +11,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from mmcore.config import StageConfig
+from mmcore.config import PairsStage, RowsStage, StageConfig, StatesStage
 
 if TYPE_CHECKING:
     import torch
-
-BATCHES = ("rows", "states", "pairs")
-"""Kinds of batch, each with a loss of weight 1 of its own or none. `rows`: packed token rows and the features of their media, cross-entropy of the supervised
-tokens (mmcore.training.rows). `states`: cached states of captions, nothing of its own (mmcore.training.states). `pairs`: media and their captions, InfoNCE
-(mmcore.two_tower.pairs)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +23,11 @@ class StageSpec:
 
     trains: tuple[str, ...]
     """Parameters that train."""
-    batch: str
-    """What a step is made of, one of BATCHES."""
+    config: type[StageConfig]
+    """Class of its settings, one for each kind of batch. Rows have the cross-entropy of their supervised tokens as a loss of weight 1 (mmcore.training.rows),
+    pairs InfoNCE (mmcore.two_tower.pairs), cached states none of their own (mmcore.training.states)."""
     losses: tuple[str, ...] = ()
-    """Fields of StageConfig that weigh the losses beside the batch's own."""
+    """Fields of the settings that weigh the losses beside the batch's own."""
     optional: tuple[str, ...] = ()
     """Parameters that train only when the recipe's train_projectors says so."""
     saves: tuple[str, ...] = ()
@@ -43,18 +39,18 @@ class StageSpec:
 STAGES = {
     "stage1": StageSpec(
         trains=("input_projectors.*",),
-        batch="rows",
+        config=RowsStage,
         losses=("generation_loss", "align_loss", "denoise_loss"),
         saves=("input_projectors.*.mean_E", "input_projectors.*.std_E"),
     ),
     "stage2": StageSpec(
         trains=("output_projectors.*", "lm.new_head_rows"),
-        batch="states",
+        config=StatesStage,
         losses=("token_loss", "align_loss", "denoise_loss"),
         saves=("output_projectors.*.mean_QC", "output_projectors.*.scale", "output_projectors.*.in_*_SD"),
     ),
-    "stage3": StageSpec(trains=("lm.base.*.lora_?.*", "lm.new_input_rows", "lm.new_head_rows"), batch="rows", optional=("input_projectors.*",), lora=True),
-    "two_tower": StageSpec(trains=("media.*", "text.*", "log_scale"), batch="pairs", saves=("*.mean_E", "*.std_E")),
+    "stage3": StageSpec(trains=("lm.base.*.lora_?.*", "lm.new_input_rows", "lm.new_head_rows"), config=RowsStage, optional=("input_projectors.*",), lora=True),
+    "two_tower": StageSpec(trains=("media.*", "text.*", "log_scale"), config=PairsStage, saves=("*.mean_E", "*.std_E")),
 }
 """Stage 1: pretrain_enc; stage 2: pretrain_dec; stage 3: instruction tuning. two_tower is a model of its own (mmcore.two_tower)."""
 
@@ -73,7 +69,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def select_trainable(model: torch.nn.Module, config: StageConfig) -> dict[str, torch.nn.Parameter]:
     """Freeze the model except what the stage trains; returns those parameters by full name, sorted. Raises ValueError when there are none."""
     spec = stage_spec(config.stage)
-    patterns = spec.trains + (spec.optional if config.train_projectors else ())
+    patterns = spec.trains + (spec.optional if isinstance(config, RowsStage) and config.train_projectors else ())
     model.requires_grad_(False)
     chosen = {name: parameter for name, parameter in sorted(model.named_parameters()) if _matches(name, patterns) and parameter.numel()}
     if not chosen:
@@ -85,7 +81,7 @@ def select_trainable(model: torch.nn.Module, config: StageConfig) -> dict[str, t
 
 def rate_shares(config: StageConfig, trained: Iterable[str]) -> dict[str, float]:
     """Trained parameters with a learning rate of their own -> its share of the stage's: the optional ones, with projector_lr."""
-    if not config.projector_lr:
+    if not isinstance(config, RowsStage) or not config.projector_lr:
         return {}
     return {name: config.projector_lr / config.lr for name in trained if _matches(name, stage_spec(config.stage).optional)}
 

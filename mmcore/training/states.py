@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from mmcore.config import StageConfig
+from mmcore.config import StatesStage
 from mmcore.model.any_model import signal_rows
 from mmcore.training.batching import Schedule, deal, share
 from mmcore.training.drawn import FeatureSource
 from mmcore.training.generation_loss import GenerationLoss, Places
 from mmcore.training.losses import StepLoss, alignment, modality_sums, parts_by_modality, signal_nll
 from mmcore.training.signals import SignalSide, StateSet, caption_key
-from mmcore.training.targets import _CHUNK, DENOISING, fit_targets, padded_targets
+from mmcore.training.targets import CHUNK, DENOISING, fit_targets, padded_targets
 from mmcore.types import Sample
 
 MICROBATCH = 64
@@ -42,7 +42,7 @@ class SignalData:
 
     def __init__(
         self,
-        config: StageConfig,
+        config: StatesStage,
         side: SignalSide,
         samples: Mapping[str, Sequence[Sample]],
         modalities: Mapping[str, str],
@@ -76,8 +76,8 @@ class SignalData:
         """Cached states [b, S, D] at the signal tokens, of every request for at most _FIT_CAPTIONS evenly thinned captions."""
         chosen = captions[:: -(-len(captions) // _FIT_CAPTIONS)]
         keys = [caption_key(modality, caption, variant) for caption in chosen for variant in range(self.states.requests(modality, caption))]
-        for start in range(0, len(keys), _CHUNK):
-            yield self.states.gather(keys[start : start + _CHUNK])[0][:, 1 : 1 + len(side.block(modality))]
+        for start in range(0, len(keys), CHUNK):
+            yield self.states.gather(keys[start : start + CHUNK])[0][:, 1 : 1 + len(side.block(modality))]
 
     def cursor(self, step: int) -> dict[str, int]:
         """Samples drawn of each dataset after `step` steps."""

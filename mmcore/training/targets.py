@@ -13,7 +13,7 @@ from mmcore.training.signals import target_key
 
 DENOISING = "denoising"
 
-_CHUNK = 256
+CHUNK = 256
 
 
 def padded_targets(source: FeatureSource, captions: Sequence[str], num_queries: int) -> torch.Tensor:
@@ -28,7 +28,7 @@ def padded_targets(source: FeatureSource, captions: Sequence[str], num_queries: 
 def fit_targets(source: FeatureSource, captions: Sequence[str], num_queries: int) -> tuple[torch.Tensor, float, float]:
     """(mean_QC, standard deviation around it, mean alignment distance of the mean predictor) over distinct captions, in sorted order."""
     distinct = sorted(set(captions))
-    chunks = [distinct[start : start + _CHUNK] for start in range(0, len(distinct), _CHUNK)]
+    chunks = [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
     mean_QC = torch.stack([padded_targets(source, chunk, num_queries).double().sum(0) for chunk in chunks]).sum(0) / len(distinct)
     squares, distances = 0.0, 0.0
     for chunk in chunks:

@@ -123,7 +123,7 @@ class _Gather(torch.autograd.Function):
         return all_BX
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         gradient_BX = gradients[0].contiguous().clone()
         ctx.sum_(gradient_BX)
         return gradient_BX[ctx.own], None, None, None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from mmcore.config import StageConfig
+from mmcore.config import PairsStage
 from mmcore.training.batching import Schedule, deal, share
 from mmcore.training.drawn import FeatureSource
 from mmcore.training.losses import StepLoss, group_sums
@@ -28,7 +28,7 @@ _CHUNK = 256
 class TwoTowerData:
     """samples: dataset -> its captioned samples; features: modality -> source; texts: vectors of captions; sum_: adds up over ranks."""
 
-    def __init__(self, config: StageConfig, samples: Mapping[str, Sequence[Sample]], features: Mapping[str, FeatureSource], texts: FeatureSource, sum_: Sum):
+    def __init__(self, config: PairsStage, samples: Mapping[str, Sequence[Sample]], features: Mapping[str, FeatureSource], texts: FeatureSource, sum_: Sum):
         """Raises ValueError naming a sample without caption or medium, or a modality without features."""
         self.config, self.samples, self.features, self.texts, self._sum = config, samples, features, texts, sum_
         self.schedule = Schedule({name: len(rows) for name, rows in samples.items()}, config.mixture, config.steps * config.batch, config.seed)

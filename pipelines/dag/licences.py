@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mmcore.config import MODALITIES
+from evals.evaluation import TRAINED, VOICE
+from mmcore.config import MODALITIES, StatesStage
 from mmcore.decoders import catalogue as decoders
 from mmcore.encoders import catalogue as encoders
 from mmcore.lm.catalogue import known_lm
-from pipelines.dag.decoders import VOICE
 from pipelines.recipes.recipe import Recipe
 from pipelines.weights.config import VOICE_NAME
 
@@ -40,7 +40,7 @@ def encoder_parts(recipe: Recipe) -> list[tuple[str, Part]]:
         if spec is not None:
             entry = encoders.known(spec.kind, spec.arch)
             found.append((modality, Part(spec.arch, *_terms(entry))))
-    if recipe.two_tower is not None or (recipe.weights.kind == "pretrained" and "stage2" in recipe.stages):
+    if recipe.two_tower is not None or (recipe.weights.kind == "pretrained" and recipe.entries_of(StatesStage)):
         found.append(("captions", Part(recipe.weights.text, *_terms(next((e for e in encoders.CATALOGUE if e.name == recipe.weights.text), None)))))
     return found
 
@@ -57,7 +57,7 @@ def decoder_parts(recipe: Recipe) -> list[tuple[str, Part]]:
         if entry is not None:
             found.append((modality, Part(entry.name, entry.licence, entry.commercial)))
         else:
-            found.append((modality, Part("trained here" if name == "trained" else name, "that of its data", "yes")))
+            found.append((modality, Part("trained here" if name == TRAINED else name, "that of its data", "yes")))
     return found
 
 

@@ -28,9 +28,9 @@ STAMPS_ROOT = Path("usr/share/tuxpaint/stamps")
 DOWNLOAD_TIMEOUT_S = 900
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[AssetsConfig]) -> dict[str, Any]:
     """Collect and check every asset. Returns {"stamps": bool, "left_out": [reasons], "files": count}."""
-    config: AssetsConfig = ctx.config
+    config = ctx.config
     if config.stamps_mode not in ("optional", "required", "none"):
         raise AnyloomError(f"assets: stamps_mode is '{config.stamps_mode}'; use optional, required or none")
     total = len(config.files) + 3
@@ -41,9 +41,8 @@ def run(ctx: StepContext) -> dict[str, Any]:
     pictures = take_tree(config.easy_vqa, ctx.output)
     ctx.progress(total - 2, total, "stamps (Debian package, 161 MB)")
     stamps, reason = _stamps(ctx, config)
-    described = [
-        {"file": f.target, "package": f.package, "version": f.version, "sha256": f.sha256, "licence": f.licence} for f in (*config.files, config.easy_vqa)
-    ]
+    taken: list[PackageFile | PackageTree] = [*config.files, config.easy_vqa]
+    described = [{"file": f.target, "package": f.package, "version": f.version, "sha256": f.sha256, "licence": f.licence} for f in taken]
     if stamps:
         deb = config.stamps
         described.append({"file": "stamps", "package": deb.package, "version": deb.version, "sha256": deb.sha256, "licence": deb.licence})
@@ -106,7 +105,7 @@ def _expect(what: str, expected: str, found: str) -> None:
         raise AnyloomError(f"{what}: sha256 is {found}, expected {expected}; the file was changed, reinstall it: {REMEDY}")
 
 
-def _stamps(ctx: StepContext, config: AssetsConfig) -> tuple[int, str]:
+def _stamps(ctx: StepContext[AssetsConfig], config: AssetsConfig) -> tuple[int, str]:
     """(number of files, "") or (0, why the stamps are left out)."""
     if config.stamps_mode == "none":
         return 0, "stamps: switched off in the recipe"

@@ -63,13 +63,17 @@ def encode_mp4(pictures: Iterable[Image.Image], rate_hz: int, sound: np.ndarray 
 
     out = io.BytesIO()
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream, track = None, None
+        stream: av.VideoStream | None = None
+        track: av.AudioStream | None = None
         for picture in pictures:
             if stream is None:
                 stream = container.add_stream("libx264", rate=rate_hz, options=X264)
                 stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, "yuv420p"
                 stream.codec_context.thread_count = 1
-                track = None if sound is None else container.add_stream("flac", rate=SOUND_HZ, layout="mono")
+                if sound is not None:
+                    added = container.add_stream("flac", rate=SOUND_HZ, layout="mono")
+                    assert isinstance(added, av.AudioStream)
+                    track = added
             container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         if stream is None:
             raise ValueError("a clip needs at least one frame")
@@ -77,5 +81,5 @@ def encode_mp4(pictures: Iterable[Image.Image], rate_hz: int, sound: np.ndarray 
         if track is not None and sound is not None:
             frame = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
             frame.sample_rate = SOUND_HZ
-            container.mux(packet for packet in [*track.encode(frame), *track.encode(None)] if packet.size)
+            container.mux([packet for packet in [*track.encode(frame), *track.encode(None)] if packet.size])
     return out.getvalue()

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 QUESTIONS = {"video": ("clips_questions_train", "clips_questions_heldout"), "audio": ("sounds_questions_train", "sounds_questions_heldout")}
 """Modality -> datasets with questions about it (training side, held-out side), which the lists hold only for recipes that name one of them."""
 
+CONCEPTS = {"trained": "easyvqa_test", "voice": "spoken_train"}
+"""Decoder whose world are the 24 concepts -> the dataset with real media of them. Of the voice there are only those that it learned from."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackageFile:

@@ -71,7 +71,8 @@ def converse_records(
 def _turns(kind: Sequence[str], concept: Concept, number: int, asked: Sequence[Pair], restate: bool) -> list[Pair]:
     """(human, gpt) of each part of a conversation."""
     spoken = SPOKEN.format(concept.caption)
-    questions, turns = iter(asked * len(kind)), []
+    questions = iter([*asked] * len(kind))
+    turns: list[Pair] = []
     for part in kind:
         if part == "ask":
             turns.append(next(questions))

@@ -53,9 +53,9 @@ class Stamp:
         return "heldout" if self.heldout else "train"
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[SmolListsConfig]) -> dict[str, Any]:
     """Write all lists. Returns rows per dataset and what is left out."""
-    config: SmolListsConfig = ctx.config
+    config = ctx.config
     assets = ctx.inputs["assets"].path
     left_out: list[str] = []
     languages = tuple(code for code, _ in config.spoken)
@@ -102,7 +102,9 @@ def _picture(split: str, number: int) -> str:
     return f"media/easyvqa/{split}/{number}.png"
 
 
-def _easy_vqa(ctx: StepContext, assets: Path, train: dict[int, list[Question]], test: dict[int, list[Question]], captions: dict[int, str]) -> dict[str, int]:
+def _easy_vqa(
+    ctx: StepContext[SmolListsConfig], assets: Path, train: dict[int, list[Question]], test: dict[int, list[Question]], captions: dict[int, str]
+) -> dict[str, int]:
     for split, questions in (("train", train), ("test", test)):
         for number in questions:
             link(assets / "easy_vqa" / split / "images" / f"{number}.png", ctx.output / _picture(split, number))
@@ -242,7 +244,7 @@ def _clip_pictures(assets: Path, stamps: list[Stamp], captions: dict[int, str], 
     return sorted(pictures, key=lambda item: (chance("clip order " + item[0]), item[0]))[: config.clips]
 
 
-def _clips(ctx: StepContext, pictures: list[tuple[str, Path, str, str]], config: SmolListsConfig) -> dict[str, int]:
+def _clips(ctx: StepContext[SmolListsConfig], pictures: list[tuple[str, Path, str, str]], config: SmolListsConfig) -> dict[str, int]:
     """Render every clip (kept in ctx.work, so a killed run continues) and write the lists."""
     rows: dict[str, list[tuple[str, str, int, str]]] = {"train": [], "heldout": []}
     shown: dict[str, list[Subject]] = {"train": [], "heldout": []}

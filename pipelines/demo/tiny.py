@@ -51,9 +51,9 @@ class Shape:
         return f"a {self.colour} {self.shape}"
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[TinyListsConfig]) -> dict[str, Any]:
     """Write all lists. Returns rows per dataset; nothing is ever left out."""
-    config: TinyListsConfig = ctx.config
+    config = ctx.config
     counts: dict[str, int] = {}
     train = _pictures(ctx.output, "easyvqa/train", config.easyvqa_train, config)
     test = _pictures(ctx.output, "easyvqa/test", config.easyvqa_test, config)
@@ -121,6 +121,7 @@ def tone(pitch_hz: float, shape: str, seconds: float) -> bytes:
     out = io.BytesIO()
     with av.open(out, "w", format="ogg", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("flac", rate=SOUND_HZ, layout="mono")
+        assert isinstance(stream, av.AudioStream)
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             if packet.size:  # FLAC's last packet only repeats the header, which Ogg cannot hold
                 container.mux(packet)

@@ -33,7 +33,7 @@ FEWEST_PARTS = 16
 """A build has about this many parts at least, so that workers end at nearly the same time."""
 
 
-def _embed(spec: EncoderSpec, modality: str, keys: Mapping[str, str], items: Mapping[str, Item], ctx: StepContext) -> Mapping[str, Any]:
+def embed_items(spec: EncoderSpec, modality: str, keys: Mapping[str, str], items: Mapping[str, Item], ctx: StepContext[object]) -> Mapping[str, Any]:
     """Fill the store, then write the artifact. keys: sample key -> address; items: address -> what to encode."""
     computed_dtype(spec.dtype)  # a wrong type is refused before hours of work
     space = Space.of(spec, ctx.inputs["weights"].digest, ctx.stores)
@@ -95,9 +95,9 @@ def _tasks(plan: Mapping[str, Any], items: Mapping[str, Item], space: Space, wor
     return tasks
 
 
-def _write_artifact(space: Space, modality: str, keys: Mapping[str, str], ctx: StepContext) -> Mapping[str, Any]:
+def _write_artifact(space: Space, modality: str, keys: Mapping[str, str], ctx: StepContext[object]) -> Mapping[str, Any]:
     """generation.json and rows.parquet (sorted by key), from what the store holds now. Returns the counts."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for key, address in sorted(keys.items()):
         if address not in space.located:
             raise AnyloomError(f"the features of {key} vanished from {space.directory} while the step ran: run the same command again")

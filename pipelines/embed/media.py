@@ -9,14 +9,14 @@ from infra.step import StepContext
 from mmcore.encoders import MODALITY_OF
 from mmcore.stores.shards import ShardSet
 from pipelines.embed.config import EmbedConfig
-from pipelines.embed.fill import _embed
+from pipelines.embed.fill import embed_items
 from pipelines.embed.space import span_address
 from pipelines.embed.worker import Item
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
     """Features of every sample of the config's splits whose input medium has the encoder's modality. Returns counts."""
-    config: EmbedConfig = ctx.config
+    config = ctx.config
     modality = MODALITY_OF[config.spec.kind]
     keys: dict[str, str] = {}
     items: dict[str, Item] = {}
@@ -28,4 +28,4 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
             if split in config.splits and found == modality and sha256:
                 keys[key] = address = span_address(sha256, start_s, end_s)
                 items.setdefault(address, Item(address=address, generation=str(generation), value=key, start_s=start_s or 0.0, end_s=end_s))
-    return _embed(config.spec, modality, keys, items, ctx)
+    return embed_items(config.spec, modality, keys, items, ctx)

@@ -51,7 +51,7 @@ class PartActor:
             return {"outcome": error}
 
 
-def _with_actors(tasks: Sequence[PartTask], arguments: tuple[Any, ...], resources: Resources) -> Iterator[PartDone]:
+def _with_actors(tasks: Sequence[PartTask], arguments: tuple[EncoderSpec, Path, Path], resources: Resources) -> Iterator[PartDone]:
     """Ray Data: a fixed pool of actors over the cluster (or this machine). A part that is built twice, after a lost node, has equal bytes."""
     ray_session.start(resources.threads)
     import ray
@@ -67,7 +67,7 @@ def _with_actors(tasks: Sequence[PartTask], arguments: tuple[Any, ...], resource
     builder = (*arguments, "cuda:0" if gpus else "cpu", decoders)
     rows = ray.data.from_items([{"task": task, "builder": builder} for task in tasks], override_num_blocks=len(tasks))
     done = rows.map(
-        PartActor,
+        PartActor,  # type: ignore[arg-type]  # Ray Data makes one object of it per worker; its types know functions of a row only
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=decoders if gpus else 1,
         num_gpus=1 if gpus else 0,
@@ -79,7 +79,7 @@ def _with_actors(tasks: Sequence[PartTask], arguments: tuple[Any, ...], resource
         yield replace(row["outcome"], workers=workers)
 
 
-def _with_threads(tasks: Sequence[PartTask], arguments: tuple[Any, ...], resources: Resources) -> Iterator[PartDone]:
+def _with_threads(tasks: Sequence[PartTask], arguments: tuple[EncoderSpec, Path, Path], resources: Resources) -> Iterator[PartDone]:
     """Each thread has an encoder copy for itself while it builds a part; torch lets go of the interpreter while it computes."""
     import torch
 

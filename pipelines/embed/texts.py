@@ -12,14 +12,14 @@ from typing import Any
 from infra.step import AnyloomError, StepContext
 from mmcore.stores.shards import ShardSet
 from pipelines.embed.config import EmbedConfig
-from pipelines.embed.fill import _embed
+from pipelines.embed.fill import embed_items
 from pipelines.embed.space import text_sha256
 from pipelines.embed.worker import Item
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
     """Vectors of every distinct caption of the config's splits and sources, keyed `text:<sha256>`. Returns counts. Raises AnyloomError when there is none."""
-    config: EmbedConfig = ctx.config
+    config = ctx.config
     captions: set[str] = set()
     for name in sorted(name for name in ctx.inputs if name.startswith("shards_")):
         shards = ShardSet(ctx.inputs[name].path, ctx.stores)
@@ -29,4 +29,4 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
         of = f" of {', '.join(config.sources)}" if config.sources else ""
         raise AnyloomError(f"{ctx.name}: no sample{of} in the splits {', '.join(config.splits)} has a caption: check the recipe's lists")
     items = {text_sha256(text): Item(address=text_sha256(text), value=text) for text in sorted(captions)}
-    return _embed(config.spec, "text", {f"text:{sha256}": sha256 for sha256 in items}, items, ctx)
+    return embed_items(config.spec, "text", {f"text:{sha256}": sha256 for sha256 in items}, items, ctx)

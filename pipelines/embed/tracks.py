@@ -26,7 +26,7 @@ from mmcore.encoders import MODALITY_OF
 from mmcore.media.decode import MediaError, NoTrackError, decode_audio
 from mmcore.stores.shards import ShardSet
 from pipelines.embed.config import EmbedConfig
-from pipelines.embed.fill import _embed
+from pipelines.embed.fill import embed_items
 from pipelines.embed.space import span_address
 from pipelines.embed.worker import Item
 
@@ -41,9 +41,9 @@ Verdict = tuple[str, str]
 """(reason, detail) why a clip is left out; both empty for one with a sound."""
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
     """Features of the sound of every clip of the config's splits. Returns counts: those of pipelines.embed, and how many clips are left out and why."""
-    config: EmbedConfig = ctx.config
+    config = ctx.config
     if MODALITY_OF[config.spec.kind] != "audio":
         raise ValueError(f"the sound of clips needs an encoder of sounds, got {config.spec.kind}")
     keys: dict[str, str] = {}
@@ -60,12 +60,12 @@ def run(ctx: StepContext) -> Mapping[str, Any]:
     left_out = [{"key": key, "reason": verdicts[address][0], "detail": verdicts[address][1]} for key, address in sorted(keys.items()) if verdicts[address][0]]
     write_parquet(pa.Table.from_pylist(left_out, LEFT_OUT_SCHEMA), ctx.output / "left_out.parquet")
     sounding = {address: item for address, item in items.items() if not verdicts[address][0]}
-    counts = _embed(config.spec, "audio", {key: address for key, address in keys.items() if address in sounding}, sounding, ctx)
+    counts = embed_items(config.spec, "audio", {key: address for key, address in keys.items() if address in sounding}, sounding, ctx)
     silent = sum(row["reason"] == NO_TRACK for row in left_out)
     return {**counts, "clips": len(keys), "without_track": silent, "undecodable_track": len(left_out) - silent}
 
 
-def _listen(items: Mapping[str, Item], max_seconds: float, ctx: StepContext) -> dict[str, Verdict]:
+def _listen(items: Mapping[str, Item], max_seconds: float, ctx: StepContext[EmbedConfig]) -> dict[str, Verdict]:
     """address -> Verdict. What was found is kept in ctx.work, so a killed run does not listen again."""
     saved = ctx.work / "tracks.json"
     if saved.exists():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evals.config import RetrievalEvalConfig
-from mmcore.config import EncoderSpec, StageConfig, TowerShape
+from mmcore.config import EncoderSpec, PairsStage, TowerShape
 from pipelines.recipes.recipe import Recipe, Retrieval
 from pipelines.recipes.smol import smol
 from pipelines.recipes.tiny import tiny
@@ -19,7 +19,7 @@ def clip_two_tower() -> Recipe:
     towers = Retrieval(
         text=EncoderSpec(kind="bert_text", arch="bert", width=384, tokens=0, batch=32, part_rows=1024),
         shape=TowerShape(width=512, pooling="mean", temperature=0.2, across=True),
-        stage=StageConfig(
+        stage=PairsStage(
             stage="two_tower",
             steps=150,
             batch=256,
@@ -38,7 +38,7 @@ def tiny_two_tower() -> Recipe:
     towers = Retrieval(
         text=EncoderSpec(kind="bert_text", arch="bert", width=32, tokens=0, batch=8, part_rows=64),
         shape=TowerShape(width=16, hidden=24),
-        stage=StageConfig(
+        stage=PairsStage(
             stage="two_tower",
             steps=8,
             batch=16,

@@ -9,7 +9,7 @@ Feature files: 576 tokens of 1024 in half precision are 1.2 MB a picture, 1.4 TB
 
 from __future__ import annotations
 
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens
 from pipelines.recipes.recipe import Dataset, Recipe, Weights
 
 DATASETS = (
@@ -56,34 +56,34 @@ def llava15_7b() -> Recipe:
             alpha=256,
             targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),  # [llava] find_all_linear_names
         ),
-        stages=("stage1", "stage3"),
-        stage1=StageConfig(
-            stage="stage1",
-            batch=256,  # [llava] 32 per GPU, 8 GPUs
-            steps=2180,  # [llava] one epoch of 558,128
-            lr=1e-3,  # [llava]
-            warmup_steps=65,  # [llava] warm-up ratio 0.03
-            schedule="cosine",  # [llava] --lr_scheduler_type cosine
-            final_lr=0.0,
-            betas=(0.9, 0.999),  # [llava] the HF Trainer's AdamW
-            checkpoint_every=100,
-            dialogues=("lcs_558k",),
-            mixture=(("lcs_558k", 1.0),),
-        ),
-        stage2=StageConfig(stage="stage2", batch=1, steps=1, lr=1e-3, mixture=()),  # not among the stages
-        stage3=StageConfig(
-            stage="stage3",
-            batch=128,  # [llava] 16 per GPU, 8 GPUs
-            steps=5197,  # [llava] one epoch of 665,298
-            lr=2e-4,  # [llava] finetune_lora.sh
-            projector_lr=2e-5,  # [llava] --mm_projector_lr
-            warmup_steps=156,
-            schedule="cosine",
-            final_lr=0.0,
-            betas=(0.9, 0.999),
-            checkpoint_every=100,
-            dialogues=("mix_665k",),  # [llava] every turn of a conversation, in order
-            train_projectors=True,  # [llava]
-            mixture=(("mix_665k", 1.0),),
+        stages=(
+            RowsStage(
+                stage="stage1",
+                batch=256,  # [llava] 32 per GPU, 8 GPUs
+                steps=2180,  # [llava] one epoch of 558,128
+                lr=1e-3,  # [llava]
+                warmup_steps=65,  # [llava] warm-up ratio 0.03
+                schedule="cosine",  # [llava] --lr_scheduler_type cosine
+                final_lr=0.0,
+                betas=(0.9, 0.999),  # [llava] the HF Trainer's AdamW
+                checkpoint_every=100,
+                dialogues=("lcs_558k",),
+                mixture=(("lcs_558k", 1.0),),
+            ),
+            RowsStage(
+                stage="stage3",
+                batch=128,  # [llava] 16 per GPU, 8 GPUs
+                steps=5197,  # [llava] one epoch of 665,298
+                lr=2e-4,  # [llava] finetune_lora.sh
+                projector_lr=2e-5,  # [llava] --mm_projector_lr
+                warmup_steps=156,
+                schedule="cosine",
+                final_lr=0.0,
+                betas=(0.9, 0.999),
+                checkpoint_every=100,
+                dialogues=("mix_665k",),  # [llava] every turn of a conversation, in order
+                train_projectors=True,  # [llava]
+                mixture=(("mix_665k", 1.0),),
+            ),
         ),
     )

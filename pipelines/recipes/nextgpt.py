@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
-from pipelines.recipes.recipe import Dataset, Recipe, Weights
+from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from pipelines.recipes.recipe import Dataset, Recipe, Weights, change_stage
 
 NEXTGPT_DECODERS = (("image", "stabilityai/stable-diffusion-2"), ("video", "cerspense/zeroscope_v2_576w"), ("audio", "cvssp/audioldm"))
 """[new] scripts/*.sh; for clips the README's ZeroScope 576w, not the scripts' XL, which is made to enlarge clips of 576w."""
@@ -87,44 +87,45 @@ def nextgpt_7b() -> Recipe:
         # [new] finetune.sh: r 128, alpha 256 on all seven linear layers; one adapter for everything (train.py)
         lora=LoraSpec(mode="shared", rank=128, alpha=256, dropout=0.05, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
         # [author] thread 17: 1, then 3, then 2. So stage 2 aligns hidden states that no later stage moves
-        stages=("stage1", "stage3", "stage2"),
-        stage1=StageConfig(
-            stage="stage1",
-            batch=32,  # [new] pretrain_enc.sh: 4 per GPU; [ours] 8 GPUs
-            steps=12500,  # [author] thread 13 says 40 thousand pairs, thread 64 counts ten times as many: 400,000 / 32
-            lr=1e-3,  # [new] pretrain_enc.sh
-            warmup_steps=375,  # [new] warm-up ratio 0.03
-            **TRAINER,
-            checkpoint_every=500,
-            generation_loss=0.0,  # [new] pretrain_enc.sh: --has_img_gen_loss False and its like
-            mixture=CAPTIONS,
-        ),
-        stage2=StageConfig(
-            stage="stage2",
-            batch=16,  # [new] pretrain_dec.sh: 2 per GPU; [ours] 8 GPUs
-            steps=11250,  # [author] thread 13: 180 thousand pairs
-            lr=2e-4,  # [new] pretrain_dec.sh
-            warmup_steps=338,
-            **TRAINER,
-            checkpoint_every=500,
-            mixture=CAPTIONS,
-            token_loss=1.0,  # [new] nextgpt_llama.py: every loss has weight 1
-            align_loss=1.0,  # [ours] normalised by the mean predictor's: 33 against 1 in the reference, image against audio
-            denoise_loss=1.0,  # [new] weight 1, for every modality; the target is what the decoder predicts (there always the noise)
-            min_snr_gamma=0.0,  # [new] gamma 5 for pictures only, and there its weights are averaged away before they count; [ours] none
-        ),
-        stage3=StageConfig(
-            stage="stage3",
-            batch=448,  # [new] finetune.sh: 56 per GPU; [ours] 8 GPUs
-            steps=558,  # [author] thread 13: 250 thousand samples
-            lr=2e-4,  # [new] finetune.sh
-            projector_lr=2e-5,  # [new] finetune.sh: mm_input_projector_lr
-            warmup_steps=17,
-            **TRAINER,
-            checkpoint_every=50,
-            dialogues=tuple(name for name, _ in INSTRUCTIONS),  # [new] every turn of a conversation, in order
-            train_projectors=True,  # [new] README 3.4; the code as shipped freezes everything
-            mixture=INSTRUCTIONS,
+        stages=(
+            RowsStage(
+                stage="stage1",
+                batch=32,  # [new] pretrain_enc.sh: 4 per GPU; [ours] 8 GPUs
+                steps=12500,  # [author] thread 13 says 40 thousand pairs, thread 64 counts ten times as many: 400,000 / 32
+                lr=1e-3,  # [new] pretrain_enc.sh
+                warmup_steps=375,  # [new] warm-up ratio 0.03
+                **TRAINER,
+                checkpoint_every=500,
+                generation_loss=0.0,  # [new] pretrain_enc.sh: --has_img_gen_loss False and its like
+                mixture=CAPTIONS,
+            ),
+            RowsStage(
+                stage="stage3",
+                batch=448,  # [new] finetune.sh: 56 per GPU; [ours] 8 GPUs
+                steps=558,  # [author] thread 13: 250 thousand samples
+                lr=2e-4,  # [new] finetune.sh
+                projector_lr=2e-5,  # [new] finetune.sh: mm_input_projector_lr
+                warmup_steps=17,
+                **TRAINER,
+                checkpoint_every=50,
+                dialogues=tuple(name for name, _ in INSTRUCTIONS),  # [new] every turn of a conversation, in order
+                train_projectors=True,  # [new] README 3.4; the code as shipped freezes everything
+                mixture=INSTRUCTIONS,
+            ),
+            StatesStage(
+                stage="stage2",
+                batch=16,  # [new] pretrain_dec.sh: 2 per GPU; [ours] 8 GPUs
+                steps=11250,  # [author] thread 13: 180 thousand pairs
+                lr=2e-4,  # [new] pretrain_dec.sh
+                warmup_steps=338,
+                **TRAINER,
+                checkpoint_every=500,
+                mixture=CAPTIONS,
+                token_loss=1.0,  # [new] nextgpt_llama.py: every loss has weight 1
+                align_loss=1.0,  # [ours] normalised by the mean predictor's: 33 against 1 in the reference, image against audio
+                denoise_loss=1.0,  # [new] weight 1, for every modality; the target is what the decoder predicts (there always the noise)
+                min_snr_gamma=0.0,  # [new] gamma 5 for pictures only, and there its weights are averaged away before they count; [ours] none
+            ),
         ),
     )
 
@@ -137,7 +138,13 @@ def nextgpt_7b_legacy() -> Recipe:
     recipe = nextgpt_7b()
     legacy = OutputProjectorSpec(kind="nextgpt_legacy", width=512, layers=4, heads=4, ffn=2048, queries=77, out=1024)
     # [old] dsconfig: Adam (0.9, 0.95), weight decay 1e-3, clip 1.0, warm-up 10 %, WarmupDecayLR (a line to 0)
-    old = {"betas": (0.9, 0.95), "weight_decay": 1e-3, "clip": 1.0, "schedule": "linear", "final_lr": 0.0}
+    old: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 1e-3, "clip": 1.0, "schedule": "linear", "final_lr": 0.0}
+    # [old] stage_1.yaml; [author] batch 18, 40 thousand pairs
+    recipe = change_stage(recipe, "stage1", **old, lr=4e-4, batch=18, steps=2222, warmup_steps=222)
+    # [old] stage_3.yaml: freeze_* all false, one rate for LoRA and projectors; [author] batch 4, 250 thousand samples
+    recipe = change_stage(recipe, "stage3", **old, lr=5e-4, projector_lr=0.0, batch=4, steps=62500, warmup_steps=6250, checkpoint_every=500)
+    # [old] stage_2.yaml; [author] 180 thousand pairs
+    recipe = change_stage(recipe, "stage2", **old, lr=4e-4, batch=18, steps=10000, warmup_steps=1000, denoise_loss=0.0)
     return replace(
         recipe,
         name="nextgpt_7b_legacy",
@@ -154,9 +161,4 @@ def nextgpt_7b_legacy() -> Recipe:
         latents_video=None,
         latents_audio=None,
         lora=LoraSpec(mode="shared", rank=32, alpha=32, dropout=0.1, targets=("q_proj", "k_proj", "v_proj", "o_proj")),  # [old] config/stage_3.yaml
-        stage1=replace(recipe.stage1, **old, lr=4e-4, batch=18, steps=2222, warmup_steps=222),  # [old] stage_1.yaml; [author] batch 18, 40 thousand pairs
-        # [old] stage_2.yaml; [author] 180 thousand pairs
-        stage2=replace(recipe.stage2, **old, lr=4e-4, batch=18, steps=10000, warmup_steps=1000, denoise_loss=0.0),
-        # [old] stage_3.yaml: freeze_* all false, one rate for LoRA and projectors; [author] batch 4, 250 thousand samples
-        stage3=replace(recipe.stage3, **old, lr=5e-4, projector_lr=0.0, batch=4, steps=62500, warmup_steps=6250, checkpoint_every=500),
     )

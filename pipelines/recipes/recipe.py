@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from evals.config import (
     CaptioningEvalConfig,
@@ -24,6 +24,7 @@ from evals.config import (
     SpeakingEvalConfig,
     SuiteConfig,
 )
+from evals.evaluation import VOICE
 from infra.step import AnyloomError
 from mmcore.chat.templates import chat_template
 from mmcore.concepts.config import ImageDecoderConfig
@@ -34,13 +35,22 @@ from mmcore.config import (
     LoraSpec,
     ModelSpec,
     OutputProjectorSpec,
+    PairsStage,
+    RowsStage,
     SpecialTokens,
     StageConfig,
+    StatesStage,
     TowerShape,
     check_model,
+    output_spec,
 )
-from mmcore.training.stages import STAGES
 from pipelines.demo.config import QUESTIONS
+from pipelines.embed.config import TargetsConfig
+from pipelines.shards.config import GROUP_MODALITY
+
+OWN = "own"
+"""Lists and weights that are the user's files."""
+Stage = TypeVar("Stage", bound=StageConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +86,7 @@ class Retrieval:
     text: EncoderSpec
     """Encoder of the captions, one vector each."""
     shape: TowerShape = TowerShape()
-    stage: StageConfig
+    stage: PairsStage
     """Training; the stage is called `two_tower`."""
     evaluation: RetrievalEvalConfig = RetrievalEvalConfig()
 
@@ -127,11 +137,9 @@ class Recipe:
     """(modality, spec) of the modalities whose decoder wants another conditioning."""
     tokens: SpecialTokens = SpecialTokens()
     lora: LoraSpec = LoraSpec()
-    stages: tuple[str, ...] = ("stage1", "stage2", "stage3")
-    """Order of training; each stage reads those before it. A stage that is named again goes on from where it was: its second step is called stage2_2."""
-    stage1: StageConfig
-    stage2: StageConfig
-    stage3: StageConfig
+    stages: tuple[StageConfig, ...]
+    """The training stages in order; each reads those before it. A stage that comes again goes on from where it was: its second entry and its step are called
+    `stage2_2` (see `entries`)."""
     evaluation: EvalConfig = EvalConfig()
     suites: tuple[str, ...] = ()
     """Suites of lmms-eval tasks that are run besides (evals.suites.catalogue); one that is prepared from official data is given with --list <suite>=FILE."""
@@ -141,12 +149,6 @@ class Recipe:
     """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
     query_weights: str = ""
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
-    requests: int = 1
-    """Most ways in which stage 2 asks for a caption, no more than it has samples and instructions that ask for it; with more than 1 these are read."""
-    first_requests: int = 0
-    """The same of a stage 2 that another one follows; 0: as many. The second goes on from it, on states of the same captions asked for in all ways."""
-    first_steps: int = 0
-    """Steps of a stage 2 that another one follows; 0: as many as stage2 says."""
     restate: bool = False
     """smol lists: the answer to a request says what is asked for before it gives it ("a red circle" and then the picture). Its words stand between the
     request, however worded, and the signal tokens, whose states then depend on little else."""
@@ -176,51 +178,94 @@ class Recipe:
     two_tower: Retrieval | None = None
     """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
 
+    @property
+    def entries(self) -> dict[str, StageConfig]:
+        """Name of a stage's step -> its settings, in training order: the second stage2 is called `stage2_2`."""
+        found: dict[str, StageConfig] = {}
+        for config in self.stages:
+            before = sum(other.stage == config.stage for other in found.values())
+            found[f"{config.stage}_{before + 1}" if before else config.stage] = config
+        return found
 
-def stage_steps(stages: Sequence[str]) -> list[tuple[str, str]]:
-    """(name of its step, stage) of a recipe's stages, in order: the second stage2 is the step stage2_2."""
-    return [(stage if not (before := stages[:place].count(stage)) else f"{stage}_{before + 1}", stage) for place, stage in enumerate(stages)]
+    def entries_of(self, kind: type[Stage]) -> dict[str, Stage]:
+        """The entries of one kind of batch."""
+        return {name: config for name, config in self.entries.items() if isinstance(config, kind)}
+
+    @property
+    def caption_turn(self) -> bool:
+        """Whether the model learns to answer behind a caption turn (the helped recipe)."""
+        return any(config.caption_turn for config in self.entries_of(RowsStage).values())
 
 
-def is_last(stages: Sequence[str], name: str) -> bool:
-    """Whether no later step trains the stage of the step `name` again."""
-    steps = stage_steps(stages)
-    return name == [step for step, stage in steps if stage == dict(steps)[name]][-1]
+def with_stage(recipe: Recipe, name: str, config: StageConfig) -> Recipe:
+    """`recipe` with the settings of one stage replaced. name: of its entry. Raises KeyError for an entry there is none of."""
+    place = list(recipe.entries).index(name)
+    return dataclasses.replace(recipe, stages=(*recipe.stages[:place], config, *recipe.stages[place + 1 :]))
 
 
-def stage_config(recipe: Recipe, name: str) -> StageConfig:
-    """The settings of the step `name` of a stage."""
-    stage = dict(stage_steps(recipe.stages))[name]
-    config: StageConfig = getattr(recipe, stage)
-    first = stage == "stage2" and recipe.first_steps and not is_last(recipe.stages, name)
-    return dataclasses.replace(config, steps=recipe.first_steps) if first else config
+def change_stage(recipe: Recipe, name: str, **changes: Any) -> Recipe:
+    """`recipe` with some settings of one stage changed. name: of its entry."""
+    return with_stage(recipe, name, dataclasses.replace(recipe.entries[name], **changes))
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """`recipe` with dotted keys replaced, e.g. {"stage3.lr": 1e-4}.
+    """`recipe` with dotted keys replaced: {"stage3.lr": 1e-4}; a stage whole: {"stage3": {"steps": 100, ...}}; the order of the stages, by the names of their
+    entries: {"stages": ["stage1", "stage3"]}, which comes first.
 
     Raises AnyloomError for an unknown key (naming the closest ones), a value of the wrong type, an unknown stage and one with no steps, batch or rate.
     """
-    for key, value in overrides.items():
-        recipe = _replace(recipe, key.split("."), value, key, recipe)
+    for key, value in sorted(overrides.items(), key=lambda item: item[0] != "stages"):
+        first, _, rest = key.partition(".")
+        if key == "stages":
+            recipe = dataclasses.replace(recipe, stages=_ordered(recipe, value))
+        elif first in recipe.entries:
+            old = recipe.entries[first]
+            recipe = with_stage(recipe, first, _replace(old, rest.split("."), value, key, recipe) if rest else _whole_stage(old, value, key))
+        else:
+            recipe = _replace(recipe, key.split("."), value, key, recipe)
     if overrides:
         _check_stages(recipe)
     return recipe
 
 
+def _ordered(recipe: Recipe, names: Any) -> tuple[StageConfig, ...]:
+    """The entries called `names`, in this order; one that is named again is trained again with the same settings."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise AnyloomError(f'--set stages={names}: expected the names of stages in training order, like ["stage1", "stage2"]')
+    unknown = [name for name in names if name not in recipe.entries]
+    if unknown:
+        raise AnyloomError(f"--set stages: there is no {unknown[0]}; the recipe's stages are {', '.join(recipe.entries)}")
+    return tuple(recipe.entries[name] for name in names)
+
+
+def _whole_stage(old: StageConfig, value: Any, key: str) -> StageConfig:
+    """A stage with the settings of `value` and the defaults of its kind for all others."""
+    if not isinstance(value, Mapping):
+        raise AnyloomError(f"--set {key}: give a value of the stage ({key}.lr=1e-4) or the whole stage as a JSON object")
+    fields = {field.name: field for field in dataclasses.fields(old)}
+    unknown = sorted(set(value) - set(fields) | {"stage"} & set(value))
+    if unknown:
+        raise AnyloomError(f"--set {key}: {unknown[0]} is no setting of it; it has {', '.join(name for name in fields if name != 'stage')}")
+    lacking = [name for name in ("steps", "batch", "lr", "mixture") if name not in value]
+    if lacking:
+        raise AnyloomError(f"--set {key}: the whole stage needs {', '.join(lacking)}")
+    given = {name: _coerce(getattr(old, name), item, f"{key}.{name}") for name, item in value.items()}
+    return type(old)(stage=old.stage, **given)
+
+
 def _check_stages(recipe: Recipe) -> None:
-    """Raise AnyloomError for a stage that there is not, or one that cannot be trained as it says."""
-    for stage in recipe.stages:
-        if stage not in STAGES:
-            raise AnyloomError(f"--set stages: there is no {stage}; a recipe's stages are taken from {', '.join(STAGES)}")
-        config: StageConfig = getattr(recipe, stage)
+    """Raise AnyloomError for a stage that cannot be trained as it says."""
+    for entry, config in recipe.entries.items():
         for name in ("steps", "batch", "lr", "checkpoint_every"):
             if not getattr(config, name) > 0:
-                raise AnyloomError(f"--set {stage}.{name}: {getattr(config, name)} is not above 0")
+                raise AnyloomError(f"--set {entry}.{name}: {getattr(config, name)} is not above 0")
 
 
 def keys(config: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted key that --set accepts."""
+    if isinstance(config, Recipe):
+        for name, stage in config.entries.items():
+            yield from keys(stage, f"{name}.")
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -269,7 +314,7 @@ def model_spec(recipe: Recipe) -> ModelSpec:
         dtype=recipe.lm_dtype,
         quantize=recipe.quantize,
         chat=recipe.chat,
-        encoders=_encoders(recipe),
+        encoders=encoders(recipe),
         input_projector=recipe.input_projector,
         output_projector=recipe.output_projector,
         output_projectors=recipe.output_projectors,
@@ -284,7 +329,7 @@ def model_spec(recipe: Recipe) -> ModelSpec:
     return spec
 
 
-def _encoders(recipe: Recipe) -> tuple[tuple[str, EncoderSpec], ...]:
+def encoders(recipe: Recipe) -> tuple[tuple[str, EncoderSpec], ...]:
     """(modality, encoder) of the media that the recipe's model reads."""
     return tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:] if getattr(recipe, modality) is not None)
 
@@ -297,3 +342,18 @@ def asked_about(recipe: Recipe, modality: str) -> list[str]:
 def states_of(stage2: str) -> str:
     """The step with the states that a step of stage 2 trains on: stage2_2 has states_2."""
     return stage2.replace("stage2", "states")
+
+
+def caption_targets(recipe: Recipe) -> TargetsConfig:
+    """How captions of images become the token states that conditioning is aligned with, without a decoder that says otherwise."""
+    image = output_spec(model_spec(recipe), "image")
+    return TargetsConfig(width=image.out, tokens=image.queries)
+
+
+def spoken_datasets(recipe: Recipe) -> tuple[str, ...]:
+    """The datasets of sounds that the model is to say: those whose captions a voice can say. Empty for a recipe without a voice."""
+    if dict(recipe.decoders).get("audio") != VOICE:
+        return ()
+    groups = {dataset.name: dataset.group for dataset in recipe.datasets}
+    named = (name for config in recipe.entries_of(StatesStage).values() for name, _ in config.mixture)
+    return tuple(dict.fromkeys(name for name in named if GROUP_MODALITY.get(groups.get(name, "")) == "audio"))

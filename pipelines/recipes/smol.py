@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from evals.config import EvalConfig, SuiteConfig
 from mmcore.concepts.config import ImageDecoderConfig
-from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
 from pipelines.demo.config import QUESTIONS
-from pipelines.recipes.recipe import Dataset, Recipe
+from pipelines.recipes.recipe import Dataset, Recipe, change_stage
 
 STAMPS, VQA, VOICE, OURS = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)", "CC0-1.0 (the Piper voice joe says them)", "Apache-2.0 (written for this demo)"
 
@@ -37,9 +37,12 @@ MEDIA_QUESTIONS = tuple(Dataset(name=name, group="instruct", split=name.rsplit("
 """Questions about clips and sounds, both sides."""
 
 
+ASKED_FOR = (("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("spoken_train", 0.7))
+"""Captions that both stages 2 ask for."""
+
+
 def smol() -> Recipe:
-    """The main job on 2 cores: helped recipe (caption turn, balanced yes/no), stages 1-2-3-2, the order that draws and speaks best (docs/any_to_any.md): its
-    first stage 2 has first_steps and first_requests."""
+    """The main job on 2 cores: helped recipe (caption turn, balanced yes/no), stages 1-2-3-2, the order that draws and speaks best (docs/any_to_any.md)."""
     return Recipe(
         name="smol",
         lists="smol",
@@ -52,41 +55,35 @@ def smol() -> Recipe:
         output_projector=OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=16, out=384),
         output_projectors=(("audio", OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=30, out=768)),),
         tokens=SpecialTokens(image=4, video=0, audio=8),
-        requests=16,
-        first_requests=2,
-        first_steps=150,
         restate=True,
         decoders=(("image", "trained"), ("audio", "voice")),
-        stages=("stage1", "stage2", "stage3", "stage2"),
-        stage1=StageConfig(
-            stage="stage1",
-            steps=140,
-            batch=8,
-            lr=3e-3,
-            warmup_steps=20,
-            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 2.0), ("clips_train", 1.5), ("sounds_train", 1.0)),
-        ),
-        stage2=StageConfig(
-            stage="stage2",
-            steps=450,
-            batch=32,
-            lr=1e-3,
-            warmup_steps=20,
-            checkpoint_every=100,
-            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("spoken_train", 0.7)),
-        ),
-        stage3=StageConfig(
-            stage="stage3",
-            steps=200,
-            batch=4,
-            questions=4,
-            lr=1e-3,
-            warmup_steps=20,
-            caption_turn=True,
-            balance_answers=True,
-            train_projectors=True,
-            dialogues=("converse_train",),
-            mixture=(("easyvqa_train", 4.0), ("draw_train", 0.4), ("speak_train", 0.3), ("talk_train", 0.3), ("converse_train", 0.6), ("stamps_train", 0.4)),
+        stages=(
+            RowsStage(
+                stage="stage1",
+                steps=140,
+                batch=8,
+                lr=3e-3,
+                mixture=(("stamps_train", 1.0), ("easyvqa_captions", 2.0), ("clips_train", 1.5), ("sounds_train", 1.0)),
+            ),
+            StatesStage(stage="stage2", steps=150, requests=2, batch=32, lr=1e-3, checkpoint_every=100, mixture=ASKED_FOR),
+            RowsStage(
+                stage="stage3",
+                steps=200,
+                batch=4,
+                lr=1e-3,
+                caption_turn=True,
+                balance_answers=True,
+                dialogues=("converse_train",),
+                mixture=(
+                    ("easyvqa_train", 4.0),
+                    ("draw_train", 0.4),
+                    ("speak_train", 0.3),
+                    ("talk_train", 0.3),
+                    ("converse_train", 0.6),
+                    ("stamps_train", 0.4),
+                ),
+            ),
+            StatesStage(stage="stage2", steps=450, requests=16, batch=32, lr=1e-3, checkpoint_every=100, mixture=ASKED_FOR),
         ),
         evaluation=EvalConfig(num_questions=1000),
         image_decoder=ImageDecoderConfig(),
@@ -101,9 +98,9 @@ def smol_judged() -> Recipe:
 
 def smol_plain() -> Recipe:
     """smol without help: no caption turn, no balanced answers. More questions, a higher rate and more steps make up for it."""
-    recipe = smol()
-    stage3 = replace(
-        recipe.stage3,
+    recipe = change_stage(
+        smol(),
+        "stage3",
         steps=480,
         questions=8,
         lr=2e-3,
@@ -119,18 +116,16 @@ def smol_plain() -> Recipe:
             ("converse_train", 0.25),
         ),
     )
-    return replace(recipe, name="smol_plain", stage3=stage3)
+    return replace(recipe, name="smol_plain")
 
 
 def smol_frozen() -> Recipe:
     """smol with the input projectors frozen in stage 3."""
-    recipe = smol()
-    return replace(recipe, name="smol_frozen", stage3=replace(recipe.stage3, train_projectors=False))
+    return replace(change_stage(smol(), "stage3", train_projectors=False), name="smol_frozen")
 
 
 def smol_mix() -> Recipe:
     """smol, also asked about clips and sounds in stage 3; more steps, so that pictures get as many as in smol."""
     recipe = smol()
-    mixture = (*recipe.stage3.mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))
-    stage3 = replace(recipe.stage3, steps=280, mixture=mixture)
-    return replace(recipe, name="smol_mix", datasets=(*recipe.datasets, *MEDIA_QUESTIONS), stage3=stage3)
+    mixture = (*recipe.entries["stage3"].mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))
+    return replace(change_stage(recipe, "stage3", steps=280, mixture=mixture), name="smol_mix", datasets=(*recipe.datasets, *MEDIA_QUESTIONS))

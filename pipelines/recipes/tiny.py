@@ -16,8 +16,8 @@ from evals.config import (
     PopeEvalConfig,
 )
 from mmcore.concepts.config import ImageDecoderConfig
-from mmcore.config import EncoderSpec, FitConfig, InputProjectorSpec, LoraSpec, OutputProjectorSpec, SpecialTokens, StageConfig
-from pipelines.recipes.recipe import Recipe, Weights
+from mmcore.config import EncoderSpec, FitConfig, InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from pipelines.recipes.recipe import Recipe, Weights, change_stage
 from pipelines.recipes.smol import DATASETS, MEDIA_QUESTIONS
 
 ONLY_SMOL = ("spoken_train", "speak_train", "talk_train", "converse_train")
@@ -40,7 +40,6 @@ def tiny() -> Recipe:
         input_projector=InputProjectorSpec(kind="linear", init_std=0.02),
         output_projector=OutputProjectorSpec(kind="transformer", width=32, layers=1, heads=2, ffn=64, queries=16, out=32),
         tokens=SpecialTokens(image=4, video=0, audio=0),
-        requests=2,
         decoders=(("image", "trained"),),
         image_decoder=ImageDecoderConfig(
             tokens=48,
@@ -61,30 +60,38 @@ def tiny() -> Recipe:
         eval_captioning=CaptioningEvalConfig(limit=8, chunk=8, jackknife_groups=4, bootstrap_draws=200),
         eval_objects_as_pope=PopeEvalConfig(pictures=6, chunk=16, bootstrap_draws=200),
         lora=LoraSpec(rank=4, alpha=8),
-        stages=("stage1", "stage2", "stage3"),
-        stage1=StageConfig(
-            stage="stage1",
-            steps=8,
-            batch=4,
-            lr=3e-3,
-            warmup_steps=2,
-            checkpoint_every=3,
-            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("clips_train", 0.5), ("sounds_train", 0.5)),
-        ),
-        stage2=StageConfig(
-            stage="stage2", steps=8, batch=4, lr=1e-3, warmup_steps=2, checkpoint_every=3, mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0))
-        ),
-        stage3=StageConfig(
-            stage="stage3",
-            steps=8,
-            batch=2,
-            questions=2,
-            lr=1e-3,
-            warmup_steps=2,
-            checkpoint_every=3,
-            caption_turn=True,
-            balance_answers=True,
-            mixture=(("easyvqa_train", 2.0), ("draw_train", 1.0), ("stamps_train", 1.0)),
+        stages=(
+            RowsStage(
+                stage="stage1",
+                steps=8,
+                batch=4,
+                lr=3e-3,
+                warmup_steps=2,
+                checkpoint_every=3,
+                mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("clips_train", 0.5), ("sounds_train", 0.5)),
+            ),
+            StatesStage(
+                stage="stage2",
+                steps=8,
+                requests=2,
+                batch=4,
+                lr=1e-3,
+                warmup_steps=2,
+                checkpoint_every=3,
+                mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0)),
+            ),
+            RowsStage(
+                stage="stage3",
+                steps=8,
+                batch=2,
+                questions=2,
+                lr=1e-3,
+                warmup_steps=2,
+                checkpoint_every=3,
+                caption_turn=True,
+                balance_answers=True,
+                mixture=(("easyvqa_train", 2.0), ("draw_train", 1.0), ("stamps_train", 1.0)),
+            ),
         ),
         evaluation=EvalConfig(num_questions=40, chunk=16, bootstrap_draws=200),
     )
@@ -94,5 +101,5 @@ def tiny_mix() -> Recipe:
     """tiny, also asked about clips and sounds in stage 3 (tests smol_mix)."""
     recipe = tiny()
     questions = tuple(replace(dataset, licence="Apache-2.0 (generated here)") for dataset in MEDIA_QUESTIONS)
-    mixture = (*recipe.stage3.mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))
-    return replace(recipe, name="tiny_mix", datasets=(*recipe.datasets, *questions), stage3=replace(recipe.stage3, mixture=mixture))
+    mixture = (*recipe.entries["stage3"].mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))
+    return replace(change_stage(recipe, "stage3", mixture=mixture), name="tiny_mix", datasets=(*recipe.datasets, *questions))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens
-from pipelines.recipes.recipe import Recipe
+from pipelines.recipes.recipe import Recipe, change_stage
 from pipelines.recipes.tiny import tiny
 
 WIDTH = 32
@@ -20,7 +20,14 @@ PROJECTOR = OutputProjectorSpec(kind="nextgpt", width=32, layers=1, heads=2, ffn
 
 def tiny_nextgpt() -> Recipe:
     """Random weights, generated data; every modality in and out."""
-    recipe = tiny()
+    recipe = change_stage(
+        tiny(),
+        "stage2",
+        batch=6,
+        denoise_loss=1.0,
+        min_snr_gamma=5.0,
+        mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("clips_train", 1.0), ("sounds_train", 1.0)),
+    )
     latents = EncoderSpec(kind="vae_image", arch="tiny-sd2", width=4, image_size=32, batch=8, part_rows=16)
     return replace(
         recipe,
@@ -39,11 +46,4 @@ def tiny_nextgpt() -> Recipe:
         latents=latents,
         latents_video=replace(latents, kind="vae_video", arch="tiny-text-to-video", frames=4, batch=4),
         latents_audio=EncoderSpec(kind="vae_audio", arch="tiny-audioldm", width=8, max_seconds=0.32, batch=8, part_rows=16),
-        stage2=replace(
-            recipe.stage2,
-            batch=6,
-            denoise_loss=1.0,
-            min_snr_gamma=5.0,
-            mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("clips_train", 1.0), ("sounds_train", 1.0)),
-        ),
     )

@@ -182,7 +182,9 @@ def _prepare(row: dict[str, Any], marks: list[str], task: ShardTask) -> _Sample:
 def _add_sample(tar: TarWriter, row: dict[str, Any], sample: _Sample, shard: str) -> dict[str, Any]:
     """Write the members of one sample, side by side; returns its index row."""
     key = row["key"]
-    described, names, at = [], [], iter(sample.media)
+    described: list[dict[str, Any]] = []
+    names: list[str] = []
+    at = iter(sample.media)
     for medium in row["media"]:
         entry = {name: value for name, value in medium.items() if value is not None}
         if medium["role"] == "input":
@@ -221,7 +223,7 @@ def _add_sample(tar: TarWriter, row: dict[str, Any], sample: _Sample, shard: str
 
 
 def _span(row: dict[str, Any]) -> dict[str, float | None]:
-    first = next((medium for medium in row["media"] if medium["role"] == "input"), {})
+    first: dict[str, Any] = next((medium for medium in row["media"] if medium["role"] == "input"), {})
     return {name: first.get(name) for name in ("start_s", "end_s")}
 
 

@@ -260,7 +260,7 @@ def _connect(parts: SplitResult, port: int, address: str, deadline: float) -> ht
         if parts.scheme == "https":
             raw = ssl.create_default_context().wrap_socket(raw, server_hostname=host)
         connection = http.client.HTTPConnection(host, port, timeout=remaining)
-        connection.default_port = 443 if parts.scheme == "https" else 80  # type: ignore[misc]  # leaves the port out of the Host header
+        connection.default_port = 443 if parts.scheme == "https" else 80  # leaves the port out of the Host header
         connection.sock = raw
         return connection
     except BaseException:

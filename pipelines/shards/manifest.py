@@ -45,10 +45,10 @@ SCHEMA = pa.schema(
 BATCH_ROWS = 10_000
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[ManifestConfig]) -> dict[str, Any]:
     """Read every list. Returns rows per dataset, and how many rows have no text. Raises AnyloomError when a
     list of the user's own (a source of the step) is an empty file."""
-    config: ManifestConfig = ctx.config
+    config = ctx.config
     specs = sorted(config.datasets, key=lambda spec: spec.name)
     for spec in specs:
         _check(spec, [other.name for other in specs])
@@ -83,7 +83,7 @@ def _check(spec: DatasetSpec, names: list[str]) -> None:
             raise AnyloomError(f"dataset '{spec.name}': {field} is '{value}', expected one of {', '.join(allowed)}")
 
 
-def _list_file(ctx: StepContext, spec: DatasetSpec) -> Path:
+def _list_file(ctx: StepContext[ManifestConfig], spec: DatasetSpec) -> Path:
     if spec.name in ctx.sources:
         return ctx.sources[spec.name]
     if "lists" not in ctx.inputs:

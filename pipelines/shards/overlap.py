@@ -57,11 +57,11 @@ class Prints:
     """[M, GRID * GRID * 3] uint8: mean red, green and blue of every cell."""
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[OverlapConfig]) -> dict[str, Any]:
     """Compare every training dataset with every heldout or test dataset. Returns {"pairs": [counts]}."""
     from mmcore.stores.shards import ShardSet
 
-    config: OverlapConfig = ctx.config
+    config = ctx.config
     sets = [ShardSet(ctx.inputs[name].path, ctx.stores) for name in sorted(ctx.inputs)]
     train, heldout, first_seen = _datasets(sets)
     prints = _fingerprints(ctx, sets, first_seen if train and heldout else {})
@@ -125,7 +125,7 @@ def _datasets(sets: list[ShardSet]) -> tuple[list[Pictures], list[Pictures], dic
     return sides[True], sides[False], first_seen
 
 
-def _fingerprints(ctx: StepContext, sets: list[ShardSet], first_seen: dict[str, tuple[int, str]]) -> Prints:
+def _fingerprints(ctx: StepContext[OverlapConfig], sets: list[ShardSet], first_seen: dict[str, tuple[int, str]]) -> Prints:
     """Decode every distinct picture once, in the order of first_seen (the media numbers)."""
     from mmcore.media.decode import decode_image
 

@@ -40,7 +40,7 @@ COLUMNS = ("key", "source", "split", "modality", "media", "texts", "conversation
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[ShardsConfig]) -> Mapping[str, Any]:
     """Build what the store lacks, then write the generation. Returns counts."""
     rows = _read_manifest(ctx.inputs["manifest"].path / "manifest.parquet")
     tasks = _plan(rows, ctx)
@@ -90,9 +90,9 @@ def _options(config: ShardsConfig) -> dict[str, Any]:
     return {"format": FORMAT, "samples_per_shard": config.samples_per_shard, "max_media_bytes": config.max_media_bytes}
 
 
-def _plan(rows: list[dict[str, Any]], ctx: StepContext) -> list[ShardTask]:
+def _plan(rows: list[dict[str, Any]], ctx: StepContext[ShardsConfig]) -> list[ShardTask]:
     """Every shard of the generation, there or not, in order."""
-    config: ShardsConfig = ctx.config
+    config = ctx.config
     policy = FetchPolicy(
         max_bytes=config.max_media_bytes, timeout_s=config.fetch_timeout_s, attempts=config.fetch_attempts, allow_private=config.allow_private_addresses
     )
@@ -154,7 +154,7 @@ def _check_room(missing: list[ShardTask], stores: Path) -> None:
         raise full_disk(f"{len(missing)} shards", need, stores)
 
 
-def _write_generation(tasks: list[ShardTask], ctx: StepContext) -> dict[str, Any]:
+def _write_generation(tasks: list[ShardTask], ctx: StepContext[ShardsConfig]) -> dict[str, Any]:
     """generation.json, index.parquet with duplicates flagged, ledger.parquet. Returns the counts."""
     entries, indexes, ledgers = [], [INDEX_SCHEMA.empty_table()], [LEDGER_SCHEMA.empty_table()]
     for task in tasks:

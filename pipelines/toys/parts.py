@@ -13,6 +13,7 @@ from mmcore.runtime.seeding import seeded
 from pipelines.toys.joint import BODY, PICTURE, tiny_clap, tiny_clip, tiny_siglip
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -26,7 +27,7 @@ LM_WIDTH, AUDIO_WIDTH, TEXT_WIDTH = 64, 32, 32
 """Channels of the toy language model, audio encoder and text encoder; the toy image encoder (timm test_efficientnet) has 256."""
 
 
-def _byte_tokenizer(specials: tuple[str, ...]):
+def _byte_tokenizer(specials: tuple[str, ...]) -> Tokenizer:
     """Specials first, then the 256 bytes: one token per byte, no merges."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -92,7 +93,7 @@ def tiny_llama(seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]  # of every config, unknown to its types
     )
     with seeded(seed):
         return LlamaForCausalLM(config), tokenizer
@@ -154,7 +155,7 @@ def tiny_hubert(seed: int) -> tuple[Any, Any]:
     """HuBERT: two convolutions (a state every 20 samples), 2 layers, width 32."""
     from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-    convolutions = {"conv_dim": (16, 16), "conv_stride": (5, 4), "conv_kernel": (10, 8)}
+    convolutions: dict[str, Any] = {"conv_dim": (16, 16), "conv_stride": (5, 4), "conv_kernel": (10, 8)}
     with seeded(seed):
         model = HubertModel(HubertConfig(**BODY, **convolutions, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4))
     return model, Wav2Vec2FeatureExtractor(sampling_rate=16000)

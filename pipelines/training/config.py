@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from mmcore.config import ModelSpec, StageConfig, TwoTowerSpec
 
-NEEDS_STAGE2 = (
-    "generation_loss of stage1 goes through the output projectors that stage2 trains: put stage2 before stage1 in stages, or set stage1.generation_loss to 0"
+NEEDS_OUTPUT_PROJECTORS = (
+    "generation_loss goes through the output projectors that a stage on states trains: put stage2 before it in stages, or set generation_loss to 0"
 )
 
 

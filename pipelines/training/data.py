@@ -14,7 +14,7 @@ from typing import Any
 from infra.step import AnyloomError, Artifact
 from infra.storage import read_json
 from mmcore.chat.special_tokens import MEDIA
-from mmcore.config import EncoderSpec, StageConfig
+from mmcore.config import EncoderSpec, RowsStage, StatesStage
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Sample
 from pipelines.embed.config import LATENTS, TARGETS
@@ -128,7 +128,7 @@ def target_sources(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, An
     return {modality: EmbeddingSet(inputs[name].path, stores) for modality, name in TARGETS.items() if name in inputs}
 
 
-def generation_losses(inputs: Mapping[str, Artifact], stores: Path, config: StageConfig, device: str = "cpu") -> dict[str, Any]:
+def generation_losses(inputs: Mapping[str, Artifact], stores: Path, config: RowsStage | StatesStage, device: str = "cpu") -> dict[str, Any]:
     """modality -> GenerationLoss, for every `decoder_<modality>` input with its latents.
 
     Raises AnyloomError when the latents were made by another autoencoder than the decoder's, ValueError when they do not fit the decoder.

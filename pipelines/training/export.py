@@ -43,14 +43,14 @@ def _copy_decoder(source: Path, target: Path) -> None:
         path.unlink()
 
 
-def _licence(ctx: StepContext, part: str, name: str, licence: str, commercial_use: str) -> dict[str, str]:
+def _licence(ctx: StepContext[ExportConfig], part: str, name: str, licence: str, commercial_use: str) -> dict[str, str]:
     """The terms of one part, and where its weights came from where their step says so."""
     path = ctx.inputs[PARTS.get(part, part)].path / "licence.json"
     stated: dict[str, str] = read_json(path) if path.is_file() else {"source": "made by this recipe"}
     return {"name": name, "licence": licence, "commercial_use": commercial_use} | stated
 
 
-def _merge_stages(ctx: StepContext, stages: tuple[str, ...]) -> dict[str, int]:
+def _merge_stages(ctx: StepContext[ExportConfig], stages: tuple[str, ...]) -> dict[str, int]:
     """tensors.safetensors and lora/ of the stages, later ones win; returns the number of tensors each stage left in it."""
     from safetensors.torch import load_file, save
 
@@ -66,9 +66,9 @@ def _merge_stages(ctx: StepContext, stages: tuple[str, ...]) -> dict[str, int]:
     return {name: sum(1 for stage in owner.values() if stage == name) for name in stages}
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[ExportConfig]) -> dict[str, Any]:
     """Entry of the step."""
-    config: ExportConfig = ctx.config
+    config = ctx.config
     ctx.progress(0, 3, "language model")
     _copy(ctx.inputs["weights_lm"].path / "lm", ctx.output / "lm")
     ctx.progress(1, 3, "encoders")

@@ -26,7 +26,7 @@ PIPELINE = "pipeline"
 LEARNED = "learned.json"
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[ImageDecoderConfig]) -> dict[str, Any]:
     """Entry of the step. Returns counts, parameters and the losses at the end."""
     import torch
 
@@ -36,7 +36,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     from mmcore.stores.shards import ShardSet
 
     torch.set_num_threads(1)
-    config: ImageDecoderConfig = ctx.config
+    config = ctx.config
     crops = captioned_crops(ShardSet(ctx.inputs["shards_cc3m"].path, ctx.stores), config.source, config.side)
     given = ctx.inputs["weights"].path / "encoder"
     tokenizer, text_encoder = load_text_parts(given, config.tokens)
@@ -65,23 +65,23 @@ def run(ctx: StepContext) -> dict[str, Any]:
     }
 
 
-def _part(progress: Progress, before: int, total: int, name: str) -> Progress:
+def _part(progress: Progress, before: int, of_all: int, name: str) -> Progress:
     """Progress of one fit as a part of the step's."""
 
-    def report(done: float, _: float, note: str = "") -> None:
-        progress(before + done, total, f"{name}: {note}")
+    def report(done: float, total: float, note: str = "") -> None:
+        progress(before + done, of_all, f"{name}: {note}")
 
     return report
 
 
-def _fit_vae(ctx: StepContext, vae: Any, crops: Crops) -> tuple[list[list[float | None]], torch.Tensor, float]:
+def _fit_vae(ctx: StepContext[ImageDecoderConfig], vae: Any, crops: Crops) -> tuple[list[list[float | None]], torch.Tensor, float]:
     """Train the autoencoder and standardise its latents. Returns (log, latents [2, N, C, h, w] of the crops and their mirror images, PSNR in dB)."""
     import torch
 
     from mmcore.concepts.latent_diffusion import decode, encode, standardise, vae_loss
     from mmcore.training.fit import batch_rows, draws, fit
 
-    config: ImageDecoderConfig = ctx.config
+    config = ctx.config
     pixels, mask = torch.from_numpy(crops.pixels).float() / 127.5 - 1, torch.from_numpy(crops.shape_mask)
 
     def loss(step: int) -> torch.Tensor:
@@ -102,7 +102,9 @@ def _fit_vae(ctx: StepContext, vae: Any, crops: Crops) -> tuple[list[list[float 
     return log, latents, float(-10 * torch.log10(error))
 
 
-def _fit_unet(ctx: StepContext, unet: Any, latents: torch.Tensor, crops: Crops, tokenizer: Any, text_encoder: Any) -> list[list[float | None]]:
+def _fit_unet(
+    ctx: StepContext[ImageDecoderConfig], unet: Any, latents: torch.Tensor, crops: Crops, tokenizer: Any, text_encoder: Any
+) -> list[list[float | None]]:
     """Train the UNet on cached latents and prompt states. Returns its log."""
     import torch
 
@@ -110,7 +112,7 @@ def _fit_unet(ctx: StepContext, unet: Any, latents: torch.Tensor, crops: Crops, 
     from mmcore.concepts.shapes import CONCEPTS, WORDINGS
     from mmcore.training.fit import batch_rows, draws, fit
 
-    config: ImageDecoderConfig = ctx.config
+    config = ctx.config
     prompts = [concept.worded(wording) for concept in CONCEPTS for wording in WORDINGS]
     states, mask = prompt_states(tokenizer, text_encoder, [*prompts, ""])
     spread = states[mask].std(0)

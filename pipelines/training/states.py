@@ -44,7 +44,7 @@ Exchanges = tuple[tuple[str, str], ...]
 """(question, answer)s in words."""
 
 
-def distinct_captions(ctx: StepContext, modalities: list[str], config: StatesConfig) -> list[Asked]:
+def distinct_captions(ctx: StepContext[object], modalities: list[str], config: StatesConfig) -> list[Asked]:
     """Every distinct caption whose modality can be emitted, in each of the ways it is asked for; all splits.
 
     A caption is asked for in as many ways as it has samples and instructions that ask for it, at most config.requests: one that comes up often is seen in many
@@ -71,7 +71,7 @@ def _letters(way: Asking) -> int:
     return sum(map(len, (*(text for pair in way.before for text in pair), way.text, way.caption or "", way.said)))
 
 
-def _written(ctx: StepContext, caption_turn: bool) -> dict[tuple[str, str], list[Asking]]:
+def _written(ctx: StepContext[object], caption_turn: bool) -> dict[tuple[str, str], list[Asking]]:
     """(modality, caption) -> how the training instructions ask for it, in their order: records whose last answer gives the medium, and no other does."""
     found: dict[tuple[str, str], list[Asking]] = {}
     shards = shard_sets(ctx.inputs, ctx.stores)
@@ -106,7 +106,7 @@ def _asking(sample: Sample, captions: Mapping[str, str]) -> Asking | None:
     return Asking(text=turns[-1][0], before=tuple(turns[:-1]), modality=sample.modality, key=key, caption=caption, said=said)
 
 
-def exchanges(ctx: StepContext) -> list[tuple[str, str]]:
+def exchanges(ctx: StepContext[object]) -> list[tuple[str, str]]:
     """(question, answer) of every training instruction that is one exchange in words, in their order: what no signal token may follow."""
     shards = shard_sets(ctx.inputs, ctx.stores)
     if "instruct" not in shards:
@@ -144,10 +144,10 @@ def _model(spec: ModelSpec, weights: Path, stages: tuple[Path, ...], device: str
     return model, compute_exchanges(model, talk, batch) if talk else None
 
 
-def _make(parcel: tuple[StepContext, str, list[Asked], Exchanges]) -> None:
+def _make(parcel: tuple[StepContext[StatesConfig], str, list[Asked], Exchanges]) -> None:
     """Write one part, or the token rows and what the index says of the model, into the work directory."""
     ctx, name, captions, talk = parcel
-    config: StatesConfig = ctx.config
+    config = ctx.config
     torch.set_num_threads(ctx.resources.threads)
     stages = tuple(ctx.inputs[stage].path for stage in earlier_stages(ctx.inputs))
     lm, device = ctx.inputs["weights_lm"].path / "lm", device_for(ctx.resources.gpus)
@@ -162,9 +162,9 @@ def _make(parcel: tuple[StepContext, str, list[Asked], Exchanges]) -> None:
     write_atomic(ctx.work / name, _part(model, captions, config.batch, features, replies))
 
 
-def run_states(ctx: StepContext) -> dict[str, Any]:
+def run_states(ctx: StepContext[StatesConfig]) -> dict[str, Any]:
     """Entry of the step."""
-    config: StatesConfig = ctx.config
+    config = ctx.config
     emitted = [modality for modality in MEDIA if getattr(config.model.tokens, modality)]
     talk = tuple(exchanges(ctx)) if config.requests > 1 else ()
     parts = {f"part-{number:05d}.safetensors": part for number, part in enumerate(plan_parts(distinct_captions(ctx, emitted, config), config.part))}

@@ -21,9 +21,10 @@ from typing import Any
 from infra.progress import FileProgress, relay
 from infra.step import AnyloomError, Progress, StepContext
 from infra.storage import read_json, write_atomic
+from mmcore.config import ModelSpec, RowsStage, StatesStage
 from mmcore.runtime.devices import device_for
 from pipelines.shards.config import GROUP_MODALITY
-from pipelines.training.config import NEEDS_STAGE2, TrainConfig
+from pipelines.training.config import NEEDS_OUTPUT_PROJECTORS, TrainConfig
 from pipelines.training.data import (
     STAGE_RECORD,
     dataset_samples,
@@ -63,80 +64,79 @@ def _feature_chunks(source: Any, keys: list[str], rows: int = 256) -> Iterator[A
             yield features_NE[:length]
 
 
-def _chat_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
+def _chat_stage(config: TrainConfig, stage: RowsStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
     """(AnyModel, ChatData) of a stage on rows."""
     from mmcore.model.any_model import load_model
     from mmcore.training.rows import ChatData
     from mmcore.training.stages import stage_spec
 
-    spec = stage_spec(config.stage.stage)
+    assert isinstance(config.model, ModelSpec)
+    spec = stage_spec(stage.stage)
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", stages, device)
     if spec.lora:
         model.add_lora()
     shards = shard_sets(ctx.inputs, ctx.stores)
-    samples, groups = dataset_samples(shards, [name for name, _ in config.stage.mixture])
-    captions = true_captions(shards) if config.stage.caption_turn else {}
+    samples, groups = dataset_samples(shards, [name for name, _ in stage.mixture])
+    captions = true_captions(shards) if stage.caption_turn else {}
     features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
-    wanted = config.stage.generation_loss and "generation_loss" in spec.losses
-    generation = _caption_generation(config, ctx, device, model, samples, groups, stages) if wanted else None
-    data = ChatData(config.stage, model.chat, samples, features, config.model.input_projector, captions, generation)
+    generation = _caption_generation(stage, ctx, device, model, samples, groups, stages) if stage.generation_loss else None
+    data = ChatData(stage, model.chat, samples, features, config.model.input_projector, captions, generation)
     if spec.saves:
         _fit_input_projectors(model, data, [modality for modality, _ in config.model.encoders])
     return model, data
 
 
 def _caption_generation(
-    config: TrainConfig, ctx: StepContext, device: str, model: Any, samples: dict[str, list[Any]], groups: dict[str, str], stages: tuple[Path, ...]
+    stage: RowsStage, ctx: StepContext[TrainConfig], device: str, model: Any, samples: dict[str, list[Any]], groups: dict[str, str], stages: tuple[Path, ...]
 ) -> Any:
     """CaptionGeneration of the stage's captions whose targets are given. Raises AnyloomError where no earlier stage trained output projectors."""
     from mmcore.training.caption_generation import CaptionGeneration
 
     if not any(read_json(path / STAGE_RECORD)["stage"] == "stage2" for path in stages):
-        raise AnyloomError(f"{ctx.name}: {NEEDS_STAGE2}")
+        raise AnyloomError(f"{ctx.name}: {NEEDS_OUTPUT_PROJECTORS}")
     targets = target_sources(ctx.inputs, ctx.stores)
     captions: dict[str, list[str]] = {}
     for name, rows in samples.items():
         if GROUP_MODALITY.get(groups[name]) in targets:
             captions.setdefault(GROUP_MODALITY[groups[name]], []).extend(text for sample in rows for text in sample.texts)
-    return CaptionGeneration(config.stage, model, captions, targets, generation_losses(ctx.inputs, ctx.stores, config.stage, device))
+    return CaptionGeneration(stage, model, captions, targets, generation_losses(ctx.inputs, ctx.stores, stage, device))
 
 
-def _signal_stage(config: TrainConfig, ctx: StepContext, device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
+def _signal_stage(config: TrainConfig, stage: StatesStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
     """(SignalSide, SignalData) of a stage on states. The output projectors go on from an earlier one, where there is one; the token rows are the states'."""
     from mmcore.model.any_model import TENSORS, load_tensors
     from mmcore.training.signals import SignalSide, StateSet
     from mmcore.training.states import SignalData
 
+    assert isinstance(config.model, ModelSpec)
     states = StateSet(ctx.inputs["states"].path)
     side = SignalSide(config.model, states)
-    for stage in stages:
-        load_tensors(side, stage / TENSORS, only="output_projectors.")
-    samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
+    for path in stages:
+        load_tensors(side, path / TENSORS, only="output_projectors.")
+    samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in stage.mixture])
     modalities = {name: GROUP_MODALITY.get(group, "text") for name, group in groups.items()}
-    denoised = generation_losses(ctx.inputs, ctx.stores, config.stage, device)
-    return side, SignalData(config.stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores), denoised)
+    denoised = generation_losses(ctx.inputs, ctx.stores, stage, device)
+    return side, SignalData(stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores), denoised)
 
 
-def _train(ctx: StepContext, threads: int, device: str, collective: Any, progress: Progress) -> dict[str, Any]:
+def _train(ctx: StepContext[TrainConfig], threads: int, device: str, collective: Any, progress: Progress) -> dict[str, Any]:
     """One rank's whole work; rank 0 writes the output. Mendable errors become AnyloomError."""
     import torch
 
-    from mmcore.training.stages import stage_spec
     from pipelines.training.loop import run_stage
     from pipelines.training.two_tower import two_tower_stage
 
     torch.set_num_threads(threads)
-    config: TrainConfig = ctx.config
+    config = ctx.config
     names = [name for name in earlier_stages(ctx.inputs) if name != ctx.name]
     stages = tuple(ctx.inputs[name].path for name in names)
     try:
-        batch = stage_spec(config.stage.stage).batch
-        if batch == "states":
-            model, data = _signal_stage(config, ctx, device, stages)
-        elif batch == "pairs":
-            model, data = two_tower_stage(config, ctx, collective)
+        if isinstance(config.stage, StatesStage):
+            model, data = _signal_stage(config, config.stage, ctx, device, stages)
+        elif isinstance(config.stage, RowsStage):
+            model, data = _chat_stage(config, config.stage, ctx, device, stages)
         else:
-            model, data = _chat_stage(config, ctx, device, stages)
+            model, data = two_tower_stage(config, ctx, collective)
         model.to(device)
         trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)
     except ValueError as error:
@@ -151,17 +151,17 @@ def _train(ctx: StepContext, threads: int, device: str, collective: Any, progres
     }
 
 
-def _write(ctx: StepContext, model: Any, trained: dict[str, Any], log: Any, seconds: float, after: list[str]) -> None:
+def _write(ctx: StepContext[TrainConfig], model: Any, trained: dict[str, Any], log: Any, seconds: float, after: list[str]) -> None:
     from safetensors.torch import save
 
     from mmcore.lm.lora import save_lora
     from mmcore.model.any_model import LORA, TENSORS
     from mmcore.training.stages import saved_tensors
 
-    config: TrainConfig = ctx.config
+    config = ctx.config
     tensors = saved_tensors(model, config.stage, trained)
     write_atomic(ctx.output / TENSORS, save({name: value.contiguous() for name, value in tensors.items()}))
-    if any(".lora_" in name for name in trained):
+    if isinstance(config.model, ModelSpec) and any(".lora_" in name for name in trained):
         save_lora(model.lm.base, config.model.lora, ctx.output / LORA)
     log.write(ctx.output / "losses.parquet")
     described = {"config": asdict(config.stage), "model": asdict(config.model), "features": feature_weights(ctx.inputs)}
@@ -215,7 +215,7 @@ def _worker(parcel: dict[str, Any]) -> None:
     from infra.settings import thread_environment
     from pipelines.training.loop import Collective, TorchCollective
 
-    ctx: StepContext = parcel["ctx"]
+    ctx: StepContext[TrainConfig] = parcel["ctx"]
     if (ctx.work / "error.json").exists():
         return
     thread_environment(parcel["threads"])
@@ -232,7 +232,7 @@ def _worker(parcel: dict[str, Any]) -> None:
         write_atomic(ctx.work / "result.json", json.dumps(result))
 
 
-def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
+def _run_on_ray(ctx: StepContext[TrainConfig], workers: int, threads: int) -> dict[str, Any]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -242,7 +242,8 @@ def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
         stays for ever after a run that was cancelled or killed. The group is not detached and ends with the run anyway."""
 
         def _create_default_callbacks(self) -> list[Any]:
-            return [one for one in super()._create_default_callbacks() if type(one).__name__ != "PlacementGroupCleanerCallback"]
+            found = super()._create_default_callbacks()  # type: ignore[misc]  # Ray chooses the class behind TorchTrainer when it is imported
+            return [one for one in found if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
     for leftover in ("ray", "error.json", "result.json", "progress.json"):
         path = ctx.work / leftover
@@ -270,7 +271,7 @@ def _run_on_ray(ctx: StepContext, workers: int, threads: int) -> dict[str, Any]:
     return result
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[TrainConfig]) -> dict[str, Any]:
     """Entry of the step."""
     if not ctx.resources.use_ray:
         from pipelines.training.loop import Collective

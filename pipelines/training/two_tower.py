@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infra.step import StepContext
-from mmcore.config import TwoTowerSpec
+from mmcore.config import PairsStage, TwoTowerSpec
 from pipelines.training.config import TrainConfig
 from pipelines.training.data import dataset_samples, feature_sources, shard_sets
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from pipelines.training.loop import Collective
 
 
-def two_tower_stage(config: TrainConfig, ctx: StepContext, collective: Collective) -> tuple[TwoTower, TwoTowerData]:
+def two_tower_stage(config: TrainConfig, ctx: StepContext[TrainConfig], collective: Collective) -> tuple[TwoTower, TwoTowerData]:
     """The fresh model, its towers standardised on the training samples, and its data. Raises ValueError when another encoder made the features."""
     from mmcore.stores.embeddings import EmbeddingSet
     from mmcore.two_tower.model import TwoTower
     from mmcore.two_tower.pairs import TwoTowerData
 
     spec = config.model
-    assert isinstance(spec, TwoTowerSpec)
+    assert isinstance(spec, TwoTowerSpec) and isinstance(config.stage, PairsStage)
     samples, _ = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in config.stage.mixture])
     features = feature_sources(ctx.inputs, ctx.stores, dict(spec.encoders))
     texts = EmbeddingSet(ctx.inputs["embed_text"].path, ctx.stores, spec.text)

@@ -28,7 +28,7 @@ def llama_from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     if not tokenizer.chat_template:
         raise AnyloomError(f"{path.name} carries no chat template; use the file pinned in pipelines/demo/assets.py")
-    return model.to(torch.bfloat16), tokenizer
+    return model.to(torch.bfloat16), tokenizer  # type: ignore[arg-type]  # transformers wraps Module.to and loses its types
 
 
 def whisper_encoder_from_ct2(path: Path) -> PreTrainedModel:

@@ -22,18 +22,17 @@ from pipelines.weights.given_files import decoder_parts
 from pipelines.weights.writing import CONTRACT, PIPELINE, RANDOM_LICENCE, TRACES
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[DecoderConfig]) -> dict[str, Any]:
     """Entry of the step. Raises AnyloomError when the decoder is of another modality or family than its name says, or cannot be opened."""
     import torch
     from transformers.utils import logging as transformers_logging
 
-    config: DecoderConfig = ctx.config
+    config = ctx.config
     if config.kind == "given" and not ctx.sources:
         entry = known(config.name)
-        licence = f" ({entry.licence})" if entry else ""
+        terms = f" ({entry.licence})" if entry else ""
         raise AnyloomError(
-            f"{ctx.name}: the decoder {config.name}{licence} is not downloaded for you; give its diffusers directory with "
-            f"--weights decoder_{config.modality}=DIR"
+            f"{ctx.name}: the decoder {config.name}{terms} is not downloaded for you; give its diffusers directory with --weights decoder_{config.modality}=DIR"
         )
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, ctx.resources.threads))
@@ -69,7 +68,7 @@ def _make(config: DecoderConfig, directory: Path) -> None:
                 write_json(path, {key: value for key, value in values.items() if key not in TRACES})
 
 
-def _take(ctx: StepContext, directory: Path) -> None:
+def _take(ctx: StepContext[DecoderConfig], directory: Path) -> None:
     """Copy the given files; parts that no decoder opens are taken out of the index."""
     from safetensors import SafetensorError, safe_open
 

@@ -25,9 +25,9 @@ PLACES = ("_name_or_path", "name_or_path", "local_files_only", "is_local")
 """Settings that tell where a directory was made."""
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[LmConfig]) -> dict[str, Any]:
     """`lm/`: the directory's model and tokenizer. Returns width, rows of the embedding and parameters."""
-    config: LmConfig = ctx.config
+    config = ctx.config
     given, folder = ctx.sources["config.json"].parent, ctx.output / "lm"
     folder.mkdir()
     ctx.progress(0, 3, "reading")

@@ -38,12 +38,12 @@ UNUSED = ("pooler.",)
 """Tensors of a text encoder that its token states do not need; checkpoints without them are as good."""
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[ImportConfig]) -> dict[str, Any]:
     """`encoder/`, `encoder.json`, `licence.json` from the given files."""
     import torch
     from transformers.utils import logging as transformers_logging
 
-    config: ImportConfig = ctx.config
+    config = ctx.config
     spec = config.specs[0]
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, ctx.resources.threads))
@@ -59,7 +59,7 @@ def run(ctx: StepContext) -> dict[str, Any]:
     return result
 
 
-def _take_timm(ctx: StepContext, spec: EncoderSpec) -> tuple[Any, dict[str, Any]]:
+def _take_timm(ctx: StepContext[ImportConfig], spec: EncoderSpec) -> tuple[Any, dict[str, Any]]:
     import timm
     from safetensors.torch import save_file
 
@@ -77,7 +77,7 @@ def _take_timm(ctx: StepContext, spec: EncoderSpec) -> tuple[Any, dict[str, Any]
     return model, facts
 
 
-def _take_directory(ctx: StepContext, spec: EncoderSpec) -> tuple[Any, dict[str, Any]]:
+def _take_directory(ctx: StepContext[ImportConfig], spec: EncoderSpec) -> tuple[Any, dict[str, Any]]:
     """A transformers or diffusers directory; only the counted files of it are seen."""
     given, folder = ctx.sources["config.json"].parent, ctx.work / "given"
     folder.mkdir(exist_ok=True)
@@ -202,7 +202,7 @@ def _licence(spec: EncoderSpec) -> dict[str, str]:
     return facts | {"source": "files given with --weights; the licence is the catalogue's, not read from the files"}
 
 
-def _prove(ctx: StepContext, spec: EncoderSpec) -> None:
+def _prove(ctx: StepContext[ImportConfig], spec: EncoderSpec) -> None:
     """Encode one generated medium with what was written. Raises AnyloomError when the encoder does not fit the recipe."""
     from mmcore.encoders import load_encoder
 

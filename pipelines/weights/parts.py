@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_json
@@ -24,8 +24,10 @@ from pipelines.weights.writing import finish, load_state, save
 if TYPE_CHECKING:
     import torch
 
+MadeT = TypeVar("MadeT", WeightsConfig, ImageBindConfig)
 
-def run_lm(ctx: StepContext) -> dict[str, Any]:
+
+def run_lm(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
     """`lm/`: a causal language model with its tokenizer and chat template."""
     config = _begin(ctx, "SmolLM2-135M-Instruct", "tiny-llama")
     if config.kind == "pretrained":
@@ -38,7 +40,7 @@ def run_lm(ctx: StepContext) -> dict[str, Any]:
     return finish(ctx, model, width=model.config.hidden_size, vocab=len(tokenizer))
 
 
-def run_image(ctx: StepContext) -> dict[str, Any]:
+def run_image(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
     """`encoder/model.safetensors`: state dict of a timm model; `encoder.json`: its name, width and normalisation."""
     import timm
     from safetensors.torch import save_file
@@ -49,7 +51,7 @@ def run_image(ctx: StepContext) -> dict[str, Any]:
     if config.arch not in timm.list_models():
         raise AnyloomError(f"weights: timm has no architecture '{config.arch}'; see timm.list_models()")
     if config.kind == "pretrained":
-        model = timm.create_model(config.arch)
+        model: Any = timm.create_model(config.arch)
         model.load_state_dict(renamed_in_order(_load_pth(_asset(ctx, "efficientnet_lite0.pth")), model.state_dict()), strict=True)
     else:
         from mmcore.runtime.seeding import seeded
@@ -63,7 +65,7 @@ def run_image(ctx: StepContext) -> dict[str, Any]:
     return finish(ctx, model, width=model.num_features)
 
 
-def run_audio(ctx: StepContext) -> dict[str, Any]:
+def run_audio(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
     """`encoder/`: a transformers WhisperEncoder with its feature extractor (16 kHz, 80 mels, 30 s)."""
     from transformers import WhisperFeatureExtractor
 
@@ -81,7 +83,7 @@ def run_audio(ctx: StepContext) -> dict[str, Any]:
     return finish(ctx, model, width=model.config.d_model)
 
 
-def run_imagebind(ctx: StepContext) -> dict[str, Any]:
+def run_imagebind(ctx: StepContext[ImageBindConfig]) -> dict[str, Any]:
     """`encoder/model.safetensors`: the wanted trunks of ImageBind under the released names; `encoder.json`: its size and trunks.
 
     pretrained reads the released file (.pth or safetensors) given as the source `imagebind`.
@@ -91,8 +93,7 @@ def run_imagebind(ctx: StepContext) -> dict[str, Any]:
     from mmcore.encoders.imagebind.encoders import ARCHITECTURES
     from mmcore.encoders.imagebind.network import ImageBind, load_imagebind
 
-    _begin(ctx, "imagebind_huge", "imagebind_toy")
-    config: ImageBindConfig = ctx.config
+    config = _begin(ctx, "imagebind_huge", "imagebind_toy")
     specs, out = ARCHITECTURES[config.arch]
     chosen = {name: specs[name] for name in config.trunks}
     if config.kind == "pretrained":
@@ -113,7 +114,7 @@ def run_imagebind(ctx: StepContext) -> dict[str, Any]:
     return finish(ctx, model, width=out)
 
 
-def run_text(ctx: StepContext) -> dict[str, Any]:
+def run_text(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
     """`encoder/`: a BERT encoder with its tokenizer; its token states are the caption targets of stage 2."""
     from transformers import BertModel
 
@@ -134,11 +135,11 @@ def run_text(ctx: StepContext) -> dict[str, Any]:
     return finish(ctx, model, width=model.config.hidden_size)
 
 
-def _begin(ctx: StepContext, pretrained: str, random: str | tuple[str, ...] | None) -> WeightsConfig:
+def _begin(ctx: StepContext[MadeT], pretrained: str, random: str | tuple[str, ...] | None) -> MadeT:
     """Check the config and set the threads. random=None: any architecture name."""
     import torch
 
-    config: WeightsConfig = ctx.config
+    config = ctx.config
     known = {"pretrained": pretrained, "random": random}
     if config.kind not in known:
         raise AnyloomError(f"{ctx.name}: kind is '{config.kind}'; use pretrained or random")
@@ -154,7 +155,7 @@ def _begin(ctx: StepContext, pretrained: str, random: str | tuple[str, ...] | No
     return config
 
 
-def _random_parts(ctx: StepContext, make: Callable[[int], tuple[Any, ...]]) -> dict[str, Any]:
+def _random_parts(ctx: StepContext[WeightsConfig], make: Callable[[int], tuple[Any, ...]]) -> dict[str, Any]:
     """`encoder/`: what `make` gives for the seed, as `save_pretrained` writes it."""
     model, *fronts = make(ctx.config.seed)
     for part in (model, *fronts):
@@ -162,7 +163,7 @@ def _random_parts(ctx: StepContext, make: Callable[[int], tuple[Any, ...]]) -> d
     return finish(ctx, model, width=TWINS[ctx.config.arch].width)
 
 
-def _asset(ctx: StepContext, name: str) -> Path:
+def _asset(ctx: StepContext[object], name: str) -> Path:
     return ctx.inputs["assets"].path / name
 
 

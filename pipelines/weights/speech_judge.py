@@ -19,11 +19,11 @@ from pipelines.weights.ct2 import read_model, whisper_decoder, whisper_encoder
 from pipelines.weights.writing import LICENCES
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[WeightsConfig]) -> dict[str, Any]:
     """Entry of the step. Raises AnyloomError for another model than the assets hold."""
     from safetensors.numpy import save
 
-    config: WeightsConfig = ctx.config
+    config = ctx.config
     if config.arch != "whisper-tiny.en":
         raise AnyloomError(f"{ctx.name}: no weights for arch '{config.arch}'; use whisper-tiny.en")
     ctx.progress(0, 1, config.arch)

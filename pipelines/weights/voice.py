@@ -25,9 +25,9 @@ ASSET = "voice"
 """Folder of the voice in the assets."""
 
 
-def run(ctx: StepContext) -> dict[str, Any]:
+def run(ctx: StepContext[VoiceConfig]) -> dict[str, Any]:
     """Entry of the step. Raises AnyloomError when the graph is not cut where the config says."""
-    config: VoiceConfig = ctx.config
+    config = ctx.config
     assets, directory = ctx.inputs["assets"].path / ASSET, ctx.output / PIPELINE
     ctx.progress(0, 2, "cutting the voice")
     settings = read_json(assets / SETTINGS)

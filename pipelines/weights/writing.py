@@ -35,9 +35,11 @@ LICENCES = {
 """arch -> name, licence, where the asset comes from."""
 
 
-def finish(ctx: StepContext, model: torch.nn.Module, about: Mapping[str, str] | None = None, **facts: int) -> dict[str, Any]:
+def finish(
+    ctx: StepContext[WeightsConfig | ImageBindConfig | ImportConfig], model: torch.nn.Module, about: Mapping[str, str] | None = None, **facts: int
+) -> dict[str, Any]:
     """Write the licence (`about`, or that of the arch) and return what the user sees."""
-    config: WeightsConfig | ImageBindConfig | ImportConfig = ctx.config
+    config = ctx.config
     if about is None:
         about = dict(zip(("name", "licence", "source"), RANDOM_LICENCE if config.kind == "random" else LICENCES[config.arch], strict=True))
     write_json(ctx.output / "licence.json", about)

@@ -29,7 +29,7 @@ from mmcore.config import EncoderSpec
 from mmcore.encoders import MODALITY_OF, load_encoder
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
-from pipelines.embed.fill import _embed, cut
+from pipelines.embed.fill import cut, embed_items
 from pipelines.embed.space import span_address
 from pipelines.embed.worker import Item, keep_freed_memory
 
@@ -123,7 +123,7 @@ def build(media: Media, place: Path, threads: int) -> tuple[float, Path, Path]:
     (place / "stores" / "shards").symlink_to(media.stores / "shards")
     ctx = context(place, "embed", None, {"weights": media.weights}, threads)
     started = time.perf_counter()
-    _embed(media.spec, MODALITY_OF[media.spec.kind], media.keys, media.items, ctx)
+    embed_items(media.spec, MODALITY_OF[media.spec.kind], media.keys, media.items, ctx)
     return time.perf_counter() - started, ctx.output, ctx.stores
 
 

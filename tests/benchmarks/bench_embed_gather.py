@@ -26,7 +26,7 @@ from infra.step import Artifact
 from mmcore.config import EncoderSpec
 from mmcore.encoders import ENCODERS
 from mmcore.stores.embeddings import EmbeddingSet
-from pipelines.embed.fill import _embed
+from pipelines.embed.fill import embed_items
 from pipelines.embed.worker import Item
 
 SHAPES = {"pictures_9x1280": (8192, 9, 1280), "pooled_1x1024": (51200, 1, 1024)}
@@ -117,7 +117,7 @@ def build(box: Path, rows: int, tokens: int, width: int) -> tuple[EmbeddingSet, 
     items = {address: Item(address=address, value=str(int(address))) for address in keys.values()}
     weights = Artifact(name="weights", path=box, fingerprint="", digest="none", result={})
     ctx = context(box, "embed", None, {"weights": weights})
-    _embed(spec, "image", keys, items, replace(ctx, resources=replace(ctx.resources, threads=1)))
+    embed_items(spec, "image", keys, items, replace(ctx, resources=replace(ctx.resources, threads=1)))
     stored = EmbeddingSet(ctx.output, ctx.stores)
     path = box / "contiguous.npy"
     whole = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(rows, tokens, width))

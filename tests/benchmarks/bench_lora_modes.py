@@ -126,7 +126,7 @@ def step_seconds(finished: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> dict
             records = {key: (rows[source.name].path, rows[source.name].record) for key, source in step.inputs.items()}
             inputs = {key: Artifact(name=r.name, path=path, fingerprint=r.fingerprint, digest=r.digest, result=r.result) for key, (path, r) in records.items()}
             ctx = context(box / name.replace(" ", "_"), "stage3", step.config, inputs, stores=root / "stores")
-            model, data = _chat_stage(step.config, ctx, "cpu", (inputs["stage1"].path,))
+            model, data = _chat_stage(step.config, step.config.stage, ctx, "cpu", (inputs["stage1"].path,))
             trained = select_trainable(model, step.config.stage)
             optimizer = FlatAdamW(trained, step.config.stage, rate_shares(step.config.stage, trained))
             sides[name] = (model, optimizer, data, step.config.stage, LossLog(data.part_names))

@@ -24,7 +24,7 @@ from store_bench import PARTS, ensure_root, inputs_of, scratch
 
 from flows.running.run import recipe_steps
 from infra.settings import offline_environment
-from mmcore.config import StageConfig
+from mmcore.config import RowsStage
 from mmcore.encoders import load_encoder
 from mmcore.model.any_model import load_model
 from mmcore.stores.embeddings import EmbeddingSet
@@ -150,7 +150,7 @@ def drawn_samples(samples: Mapping[str, Sequence[Sample]], counts: Mapping[str, 
 
 
 def epoch(
-    config: Any, stage: StageConfig, samples: Mapping[str, Sequence[Sample]], stored: Mapping[str, Any], features: Mapping[str, Any], lm: Path, work: Path
+    config: Any, stage: RowsStage, samples: Mapping[str, Sequence[Sample]], stored: Mapping[str, Any], features: Mapping[str, Any], lm: Path, work: Path
 ) -> tuple[float, list[float]]:
     """(seconds in steps, loss of every step) of a fresh model."""
     model = load_model(config.model, lm, ())
@@ -168,7 +168,7 @@ def entry(
     furthest: float,
     built: Mapping[str, float],
     online: Mapping[str, Online],
-    stage: StageConfig,
+    stage: RowsStage,
     total: int,
 ) -> dict:
     """The entry of a single run. Raises RuntimeError when the losses differ."""

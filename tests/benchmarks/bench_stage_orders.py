@@ -32,20 +32,22 @@ JUDGED = ("eval_vqa", "eval_alignment", "eval_drift", "eval_drawing")
 
 def run(options: argparse.Namespace) -> list[dict]:
     """One entry per order. Raises RuntimeError when a run fails."""
+    from mmcore.config import StatesStage
     from pipelines.recipes import get_recipe
 
     recipe = get_recipe(options.recipe)
     root = options.root or Path(tempfile.mkdtemp(prefix="anyloom-orders-")) / "runs"
     common = branch(root.absolute(), "stage_orders")
-    helped = recipe.stage3.caption_turn
-    asked = {"evaluation.conditions": ["helped" if helped else "plain_prompt"]}
+    asked = {"evaluation.conditions": ["helped" if recipe.caption_turn else "plain_prompt"]}
     start(options.recipe, common, {}, threads=os.cpu_count() or 1, goals=COMMON)
-    again = list(recipe.stages).count("stage2") > 1  # then the recipe says how its steps are shared between the two
-    total = recipe.stage2.steps + (recipe.first_steps or recipe.stage2.steps) * again
-    settings: dict[str, dict[str, Any]] = {name: {"stages": stages, "stage2.steps": total, **asked} for name, stages in ORDERS.items()}
-    settings["1-2-3-2"]["stage2.steps"] = recipe.stage2.steps if again else total // 2
-    settings[DOUBLED] = settings["1-2-3"] | {"stages": ORDERS["1-2-3-2"], "first_requests": 0, "first_steps": 0}
-    own = next((name for name, stages in ORDERS.items() if stages == list(recipe.stages)), "1-2-3")
+    aligned = recipe.entries_of(StatesStage)
+    total, requests = sum(config.steps for config in aligned.values()), max(config.requests for config in aligned.values())
+    once = {"stage2.steps": total, "stage2.requests": requests}
+    settings: dict[str, dict[str, Any]] = {name: {"stages": stages, **once, **asked} for name, stages in ORDERS.items()}
+    half = {"stage2.steps": total // 2, "stage2_2.steps": total // 2, "stage2.requests": requests, "stage2_2.requests": requests}
+    settings["1-2-3-2"] = asked if len(aligned) > 1 else {"stages": ORDERS["1-2-3-2"], **half, **asked}
+    settings[DOUBLED] = {"stages": ORDERS["1-2-3-2"], **once, "stage2_2.steps": total, "stage2_2.requests": requests, **asked}
+    own = next((name for name, stages in ORDERS.items() if stages == [config.stage for config in recipe.stages]), "1-2-3")
 
     def judged(name: str, of: Path) -> dict[str, dict[str, Any]]:
         return one(options.recipe, branch(of, name.replace(", ", "_").replace(" ", "_")), settings[name])
@@ -68,7 +70,8 @@ def one(recipe: str, root: Path, settings: Mapping[str, Any]) -> dict[str, dict[
     goals = [name for name in JUDGED if name in recipe_steps(recipe, settings)]
     start(recipe, root, settings, threads=1, goals=goals)
     rows = artifacts(recipe, root, settings)
-    return measures_of({name: rows_of(rows[name].path, "metrics") for name in goals}, str(rows["eval_vqa"].record.result["headline"]), settings["stages"])
+    metrics = {name: rows_of(rows[name].path, "metrics") for name in goals}
+    return measures_of(metrics, str(rows["eval_vqa"].record.result["headline"]), list(recipe_steps(recipe, settings)["export"].config.stages))
 
 
 def measures_of(metrics: Mapping[str, list[dict[str, Any]]], headline: str, stages: list[str]) -> dict[str, dict[str, Any]]:
@@ -80,7 +83,7 @@ def measures_of(metrics: Mapping[str, list[dict[str, Any]]], headline: str, stag
     wanted = {
         "alignment gain after the first stage 2": after_first,
         "alignment gain after stage 3": after_third,
-        "alignment gain at the end": last if stages[-1] == "stage2" else after_third,
+        "alignment gain at the end": last if stages[-1].startswith("stage2") else after_third,
         "drift of the alignment error by stage 3": (drift, "after - before", *last[2:]),
         "drift of the signal tokens' cross-entropy by stage 3": (drift, "after - before", "signal_nll", "image"),
     }

@@ -32,7 +32,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import pyarrow as pa
-from evals import history
+from evals.history import database as history
 from evals.history.tables import rows_table
 root, names, barrier = Path(sys.argv[1]), sys.argv[3].split(","), sys.argv[4]
 stores, db, batches = root / "stores", root / "history.duckdb", int(sys.argv[2])

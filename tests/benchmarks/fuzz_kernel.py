@@ -148,7 +148,7 @@ def good_override(rng: random.Random, box: Path) -> None:
     value = rng.randint(1, 99)
     recipe = get_recipe("tiny", {key: value})
     stage, field = key.split(".")
-    assert getattr(getattr(recipe, stage), field) == value
+    assert getattr(recipe.entries[stage], field) == value
 
 
 def unknown_override(rng: random.Random, box: Path) -> None:

@@ -8,7 +8,7 @@ from toy_model import Features, Targets
 
 from mmcore.chat.chat import Chat
 from mmcore.chat.special_tokens import MEDIA, TokenTable
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
 from mmcore.inference.generator import Generator
 from mmcore.lm.language_model import LanguageModel
 from mmcore.lm.lora import lora_parameters
@@ -65,13 +65,13 @@ def samples() -> dict[str, list[Sample]]:
 
 MIXTURE = (("pictures", 1.0), ("clips", 1.0), ("sounds", 1.0), ("asked", 1.0), ("drawn", 1.0))
 STAGES = {
-    "stage1": StageConfig(stage="stage1", steps=3, batch=10, lr=3e-3, warmup_steps=1, mixture=MIXTURE[:3]),
-    "stage2": StageConfig(stage="stage2", steps=3, batch=5, lr=1e-3, warmup_steps=1, mixture=MIXTURE[:1]),
-    "stage3": StageConfig(stage="stage3", steps=3, batch=10, lr=1e-3, warmup_steps=1, questions=2, mixture=MIXTURE),
+    "stage1": RowsStage(stage="stage1", steps=3, batch=10, lr=3e-3, warmup_steps=1, mixture=MIXTURE[:3]),
+    "stage2": StatesStage(stage="stage2", steps=3, batch=5, lr=1e-3, warmup_steps=1, mixture=MIXTURE[:1]),
+    "stage3": RowsStage(stage="stage3", steps=3, batch=10, lr=1e-3, warmup_steps=1, questions=2, mixture=MIXTURE),
 }
 
 
-def chat_data(config: StageConfig, model: AnyModel) -> ChatData:
+def chat_data(config: RowsStage, model: AnyModel) -> ChatData:
     """Data of stages 1 and 3."""
     rows = samples()
     return ChatData(config, model.chat, {n: rows[n] for n, _ in config.mixture}, {m: Features() for m in MEDIA}, model.spec.input_projector)

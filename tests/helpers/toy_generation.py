@@ -11,7 +11,7 @@ from toy_decoders import decoder, directory
 
 from mmcore.chat.chat import Chat
 from mmcore.chat.special_tokens import TokenTable
-from mmcore.config import ModelSpec, OutputProjectorSpec, SpecialTokens, StageConfig, output_spec
+from mmcore.config import ModelSpec, OutputProjectorSpec, SpecialTokens, StatesStage, output_spec
 from mmcore.decoders.projected import joined
 from mmcore.decoders.texts import encode_texts
 from mmcore.lm.language_model import LanguageModel
@@ -25,7 +25,7 @@ from pipelines.toys.parts import tiny_llama
 
 MOST = 12
 """Most tokens of a stream that takes any number."""
-STAGE2 = StageConfig(
+STAGE2 = StatesStage(
     stage="stage2", steps=4, batch=4, lr=1e-3, warmup_steps=1, checkpoint_every=2, mixture=(("pictures", 1.0),), denoise_loss=1.0, min_snr_gamma=5.0
 )
 
@@ -109,7 +109,7 @@ def model_for(names: tuple[str, ...], mode: str = "") -> AnyModel:
     return model.requires_grad_(False)
 
 
-def stage2(names: tuple[str, ...], config: StageConfig = STAGE2, model: AnyModel | None = None) -> tuple[SignalSide, SignalData]:
+def stage2(names: tuple[str, ...], config: StatesStage = STAGE2, model: AnyModel | None = None) -> tuple[SignalSide, SignalData]:
     """(model, data) at the start of a stage 2 that drives these decoders. model: whose states it trains on."""
     model, by_modality = model or model_for(names), {decoder(name).contract.modality: name for name in names}
     rows = {modality: samples(modality) for modality in by_modality}

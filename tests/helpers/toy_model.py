@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from mmcore.chat.chat import Chat
 from mmcore.chat.rows import RowBuilder
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, StageConfig
+from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
 from mmcore.inference.generator import DESCRIPTION, Generator
 from mmcore.lm.language_model import LanguageModel
 from mmcore.lm.lora import attach_lora, lora_parameters, save_lora
@@ -94,8 +94,8 @@ def drawn() -> list[Sample]:
     return [Sample(key=f"drawn-{i:06d}", source="drawn", modality="text", conversations=((f"draw {hue}", "<image>"),)) for i, hue in enumerate(HUES)]
 
 
-STAGE1 = StageConfig(stage="stage1", steps=6, batch=5, lr=3e-3, warmup_steps=2, checkpoint_every=2, mixture=(("pictures", 1.0),))
-STAGE3 = StageConfig(
+STAGE1 = RowsStage(stage="stage1", steps=6, batch=5, lr=3e-3, warmup_steps=2, checkpoint_every=2, mixture=(("pictures", 1.0),))
+STAGE3 = RowsStage(
     stage="stage3",
     steps=6,
     batch=5,
@@ -107,10 +107,10 @@ STAGE3 = StageConfig(
     balance_answers=True,
     mixture=(("asked", 3.0), ("drawn", 1.0), ("pictures", 1.0)),
 )
-STAGE2 = StageConfig(stage="stage2", steps=6, batch=5, lr=1e-3, warmup_steps=2, checkpoint_every=2, mixture=(("pictures", 1.0),))
+STAGE2 = StatesStage(stage="stage2", steps=6, batch=5, lr=1e-3, warmup_steps=2, checkpoint_every=2, mixture=(("pictures", 1.0),))
 
 
-def chat_data(config: StageConfig, model: AnyModel) -> ChatData:
+def chat_data(config: RowsStage, model: AnyModel) -> ChatData:
     """Data of stages 1 and 3."""
     samples = {"pictures": captioned(), "asked": asked(), "drawn": drawn()}
     captions = {sample.media_sha256: sample.texts[0] for sample in captioned(5)}

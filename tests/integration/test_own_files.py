@@ -1,10 +1,16 @@
-"""A recipe on the user's own files, from the command line: llava15_7b at toy size, from a list and two directories to an export that answers."""
+"""A recipe on the user's own files, from the command line: llava15_7b at toy size, from a list and two directories to an export that answers, and its scores
+on official data to history and report."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import transformers
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from official_data import core
 
 from infra.artifact import find
 from mmcore.runtime.seeding import seeded
@@ -59,3 +65,11 @@ def test_llava_at_toy_size_from_own_files_to_an_answer(here, tmp_path):
     assert record.result["stages"] == ["stage1", "stage3"] and set(json.loads((export / "anyloom.json").read_text())["licences"]) == {"lm", "image"}
     assert "0 of 9 steps executed" in here("run", *common, "--no-ray", "--no-prefect").stdout
     assert here("generate", "--model", tmp_path / "root", "--image", tmp_path / "given" / "0.png", "--max-new-tokens", "4", "what is it?").stdout
+    here("eval", "prepare", "core", "--data", tmp_path / "data", "--from", core(tmp_path / "hub"))
+    suite = ["--list", f"core={tmp_path / 'data' / 'core.json'}", "--set", 'suite.conditions=["plain_prompt"]', "--set", "suite.bootstrap_draws=50"]
+    told = here("run", *common, *suite, "--no-ray", "--no-prefect").stdout
+    assert "5 of 14 steps executed" in told
+    scores = here("sql", "select distinct task from leaderboard order by task", "--root", tmp_path / "root", "--format", "csv").stdout.split()
+    assert scores == ["task", "mmbench_en_dev_static", "textvqa_val", "vqav2_val"]
+    page = (find(tmp_path / "root", "report")[0] / "report.html").read_text()
+    assert "Suites of benchmarks" in page and "mmbench_en_dev_static: official data" in page and "Training losses" in page

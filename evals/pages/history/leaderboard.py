@@ -36,7 +36,8 @@ def boards(facts: Facts) -> tuple[list[list[Row]], list[list[Row]]]:
     """Rows that may be ranked together, a list each: those of a task's newest fingerprint, and those of its other ones."""
     groups = [list(rows) for _, rows in groupby(facts.rows(_NEWEST), lambda row: (row["task"], row["history_fingerprint"], row["metric"], row["filter"]))]
     newest: dict[str, str] = {}
-    current, earlier = [], []
+    current: list[list[Row]] = []
+    earlier: list[list[Row]] = []
     for rows in groups:
         if any(row["kind"] == "score" for row in rows):
             same = newest.setdefault(rows[0]["task"], rows[0]["history_fingerprint"]) == rows[0]["history_fingerprint"]

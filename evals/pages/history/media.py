@@ -82,7 +82,7 @@ def _in_parquet(file: Path, names: set[str]) -> dict[str, bytes]:
     for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=["image"]):
         for cell in batch.column(0).to_pylist():
             if isinstance(cell, dict) and cell.get("bytes"):
-                for called in {cell.get("path"), sha256(cell["bytes"]).hexdigest()} & names:
+                for called in names & {cell.get("path"), sha256(cell["bytes"]).hexdigest()}:
                     found.setdefault(called, cell["bytes"])
         if len(found) == len(names):
             break

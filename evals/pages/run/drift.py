@@ -6,15 +6,16 @@ Input: the eval_drift artifact. Output: HTML. Refuses to compute scores.
 from __future__ import annotations
 
 from evals.pages.page import metrics_of, paragraph, section, signed, source_note, table
+from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
 ROWS = {"before": "after stage 2, before stage 3", "after": "after stage 3", "mean_predictor": "mean of the training targets (floor)"}
 
 
-def drift_section(artifact: Artifact | None) -> str:
-    """The section; "" without an artifact, or without held-out captions."""
-    at = {(m["metric"], m["condition"]): m for m in metrics_of(artifact)} if artifact is not None else {}
-    if artifact is None or not at:
+def drift_section(page: RunPage, artifact: Artifact) -> str:
+    """The section; "" without held-out captions."""
+    at = {(m["metric"], m["condition"]): m for m in metrics_of(artifact)}
+    if not at:
         return ""
     rows = []
     for name, label in ROWS.items():
@@ -28,8 +29,8 @@ def drift_section(artifact: Artifact | None) -> str:
             ]
         )
     moved = [at[metric, "after - before"] for metric in ("alignment_error", "signal_nll")]
-    error, nll = (signed(m["value"], m["ci_lo"], m["ci_hi"], digits=3) for m in moved)
-    rows.append(["drift: after minus before (paired)", error, "", nll])
+    errors, nlls = (signed(m["value"], m["ci_lo"], m["ci_hi"], digits=3) for m in moved)
+    rows.append(["drift: after minus before (paired)", errors, "", nlls])
     return section(
         "Drift: does stage 3 undo stage 2?",
         paragraph(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from evals.pages.gallery import STYLE, Shown, preview
 from evals.pages.page import metrics_of, paragraph, section, signed, source_note, table
+from evals.pages.run.context import RunPage
 from evals.pages.run.pictures import interval_cell
 from infra.step import Artifact
 
@@ -30,15 +31,6 @@ CHAIR_METRICS = {"chair_i": "named objects that are not there", "chair_s": "capt
 POPE_METRICS = ("accuracy", "precision", "recall", "f1", "yes_rate", "hallucination_rate", "unparsed_rate")
 At = Mapping[tuple[str, str, str], dict[str, Any]]
 """(condition, metric, subgroup) -> its row of metrics."""
-
-
-def generation_sections(inputs: Mapping[str, Artifact]) -> list[str]:
-    """The sections of those artifacts that there are."""
-    return [
-        media_section(inputs.get("eval_generation")),
-        captions_section(inputs.get("eval_captioning")),
-        pope_section(inputs.get("eval_objects_as_pope")),
-    ]
 
 
 def _at(artifact: Artifact) -> At:
@@ -62,10 +54,8 @@ def _not_scored(artifact: Artifact) -> str:
 # ---- media ----------------------------------------------------------------------------------------------------------
 
 
-def media_section(artifact: Artifact | None) -> str:
-    """Scores of made media, and the gallery; "" without an artifact."""
-    if artifact is None:
-        return ""
+def media_section(page: RunPage, artifact: Artifact) -> str:
+    """Scores of made media, and the gallery."""
     at = _at(artifact)
     parts = []
     for modality in _names(at, 2, tuple(MEDIA_METRICS)):
@@ -130,10 +120,8 @@ def _card(artifact: Artifact, row: Mapping[str, Any]) -> str:
 # ---- captions -------------------------------------------------------------------------------------------------------
 
 
-def captions_section(artifact: Artifact | None, examples: int = 12, seed: int = 0) -> str:
-    """Scores of captions, CHAIR, and seeded draws of captions; "" without an artifact."""
-    if artifact is None:
-        return ""
+def captions_section(page: RunPage, artifact: Artifact, examples: int = 12, seed: int = 0) -> str:
+    """Scores of captions, CHAIR, and seeded draws of captions."""
     at = _at(artifact)
     metrics = [metric for metric in CAPTION_METRICS if any(key[1] == metric for key in at)]
     rows = []
@@ -172,10 +160,8 @@ def captions_section(artifact: Artifact | None, examples: int = 12, seed: int = 
 # ---- yes and no -----------------------------------------------------------------------------------------------------
 
 
-def pope_section(artifact: Artifact | None) -> str:
-    """Rates of yes and no; "" without an artifact."""
-    if artifact is None:
-        return ""
+def pope_section(page: RunPage, artifact: Artifact) -> str:
+    """Rates of yes and no."""
     at = _at(artifact)
     rows = []
     for task in [name for name in _names(at, 2, ("accuracy",)) if name != "all"]:

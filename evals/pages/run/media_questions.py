@@ -6,6 +6,7 @@ Input: the eval_media_questions artifact. Output: HTML. Refuses to choose questi
 from __future__ import annotations
 
 from evals.pages.page import metrics_of, paragraph, percent, section, signed, source_note, table
+from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
 ROWS = {
@@ -18,10 +19,8 @@ ROWS = {
 TITLES = {"video": "clips", "audio": "sounds"}
 
 
-def media_questions_section(artifact: Artifact | None) -> str:
-    """The section; "" without an artifact."""
-    if artifact is None:
-        return ""
+def media_questions_section(page: RunPage, artifact: Artifact) -> str:
+    """The section."""
     metrics = metrics_of(artifact)
     at = {(m["condition"], m["subgroup"]): m for m in metrics}
     headline = str(artifact.result.get("headline") or next(name for name in ROWS if any(m["condition"] == name for m in metrics)))

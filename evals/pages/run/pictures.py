@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evals.pages.page import metrics_of, paragraph, section, source_note, table
+from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
 ROWS = {
@@ -41,10 +42,8 @@ BLOCK_ROWS = {
 }
 
 
-def pictures_section(artifact: Artifact | None) -> str:
-    """The section; "" without an artifact."""
-    if artifact is None:
-        return ""
+def pictures_section(page: RunPage, artifact: Artifact) -> str:
+    """The section."""
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
     rows: list[list[str]] = []
     for name, label in ROWS.items():
@@ -65,10 +64,8 @@ def pictures_section(artifact: Artifact | None) -> str:
     )
 
 
-def drawing_section(artifact: Artifact | None) -> str:
-    """What the whole model draws, and when; "" without an artifact."""
-    if artifact is None:
-        return ""
+def drawing_section(page: RunPage, artifact: Artifact) -> str:
+    """What the whole model draws, and when."""
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
     blocks = [[label, *_of(at[name, "emits_block", "image"])] for name, label in BLOCK_ROWS.items() if (name, "emits_block", "image") in at]
     if ("all", "precision", "image") in at:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from evals.config import ReportConfig
 from evals.pages.charts import Dot, interval_chart
 from evals.pages.page import Rows, metrics_of, paragraph, percent, picture, section, signed, source_note, table
+from evals.pages.run.context import RunPage
 from infra.step import Artifact
 from infra.storage import read_json
 
@@ -48,22 +49,20 @@ At = Mapping[tuple[str, str], dict[str, Any]]
 """(condition, subgroup) -> its row of metrics."""
 
 
-def question_sections(config: ReportConfig, inputs: Mapping[str, Artifact]) -> list[str]:
+def questions_section(page: RunPage, artifact: Artifact) -> str:
     """The sections about question answering."""
-    artifact = inputs.get("eval_vqa")
-    if artifact is None:
-        return []
     metrics = metrics_of(artifact)
     samples: Rows = pq.read_table(artifact.path / "samples.parquet").to_pylist()
     order = [name for name in NAMES if any(m["condition"] == name for m in metrics)]
     at = {(m["condition"], m["subgroup"]): m for m in metrics}
-    return [
-        _headline(config, artifact, at, order, metrics),
+    parts = (
+        _headline(page.config, artifact, at, order, metrics),
         _by_type(at, order),
         _conditions(at, order, metrics, order[0]),
-        _disclosure(inputs, order[0], artifact),
-        _samples(config, inputs.get("lists"), [s for s in samples if s["run_condition"] == order[0]], order[0]),
-    ]
+        _disclosure(page.inputs, order[0], artifact),
+        _samples(page.config, page.inputs.get("lists"), [s for s in samples if s["run_condition"] == order[0]], order[0]),
+    )
+    return "\n".join(part for part in parts if part)
 
 
 def _dots(at: At, order: Sequence[str], subgroup: str) -> list[Dot]:

@@ -1,14 +1,16 @@
 """Report: one self-contained HTML page about a run.
 
-Owns the choice and order of the sections. Input: the artifacts of a run; every input but eval_vqa may be absent, then its section is.
+Owns the sections that are of no evaluation; those of evaluations come from the table (evals.evaluation), in its order. Input: the artifacts of a run; any may
+be absent, then its section is.
 Output: report.html, the same bytes for the same artifacts. What was shared by training and test comes before any held-out number; shown
 samples are a seeded draw, failures included. Refuses to compute scores: it prints those of the artifacts.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from evals.config import ReportConfig
-from evals.pages.charts import Dot, bar, interval_chart, line_chart
-from evals.pages.page import document, metrics_of, paragraph, percent, section, signed, source_note, table
-from evals.pages.run.drift import drift_section
-from evals.pages.run.generation import generation_sections
-from evals.pages.run.media_questions import media_questions_section
-from evals.pages.run.pictures import drawing_section, pictures_section
-from evals.pages.run.questions import question_sections
-from evals.pages.run.sounds import speaking_section
+from evals.evaluation import EVALUATIONS
+from evals.pages.charts import bar, line_chart
+from evals.pages.page import document, paragraph, section, source_note, table
+from evals.pages.run.context import RunPage
 from infra.artifact import ArtifactRecord, read_record
 from infra.step import Artifact, StepContext
 from infra.storage import read_json, write_atomic
@@ -32,30 +30,31 @@ from infra.storage import read_json, write_atomic
 STAGES = {"stage1": "input projectors", "stage2": "output projectors", "stage3": "LoRA instruction tuning"}
 
 
-def run(ctx: StepContext) -> Mapping[str, Any]:
+def run(ctx: StepContext[ReportConfig]) -> Mapping[str, Any]:
     """Step entry: write report.html from whatever inputs there are."""
-    config: ReportConfig = ctx.config
+    config = ctx.config
     inputs = ctx.inputs
     records = lineage(inputs)
-    parts = [
-        _header(config, inputs),
-        _overlap(inputs.get("overlap")),
-        *question_sections(config, inputs),
-        media_questions_section(inputs.get("eval_media_questions")),
-        _captions(inputs.get("eval_captions")),
-        _alignment(inputs.get("eval_alignment")),
-        drift_section(inputs.get("eval_drift")),
-        pictures_section(inputs.get("eval_pictures")),
-        drawing_section(inputs.get("eval_drawing")),
-        speaking_section(inputs.get("eval_speaking")),
-        *generation_sections(inputs),
-        _losses(inputs),
-        _time(records),
-        _licences(config, records, inputs),
-    ]
+    page = RunPage(config=config, inputs=inputs)
+    parts = [_header(config, inputs), _overlap(inputs.get("overlap")), *sections(page), _losses(inputs), _time(records), _licences(config, records, inputs)]
     write_atomic(ctx.output / "report.html", document(config.title, "\n".join(part for part in parts if part)))
     ctx.progress(1, 1, "done")
     return {"file": "report.html", "sections": sum(bool(part) for part in parts)}
+
+
+def sections(page: RunPage) -> list[str]:
+    """The section of every evaluation that there is, in the order of the table."""
+    shown: dict[str, list[Artifact]] = {}
+    for row in EVALUATIONS:
+        if row.section and row.step in page.inputs:
+            shown.setdefault(row.section, []).append(page.inputs[row.step])
+    return [_section_function(name)(page, *artifacts) for name, artifacts in shown.items()]
+
+
+def _section_function(name: str) -> Callable[..., str]:
+    module, _, function = name.partition(":")
+    found: Callable[..., str] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def lineage(inputs: Mapping[str, Artifact]) -> dict[str, ArtifactRecord]:
@@ -104,90 +103,6 @@ def _overlap(artifact: Artifact | None) -> str:
         paragraph(str(found.get("meaning", "")), "small"),
         source_note(artifact),
         css="note",
-    )
-
-
-def _captions(artifact: Artifact | None) -> str:
-    if artifact is None:
-        return ""
-    at = {(m["subgroup"], m["metric"], m["condition"]): m for m in metrics_of(artifact)}
-    rows, dots = [], []
-    for modality in dict.fromkeys(key[0] for key in at):
-        token = [at[modality, "nll_per_token", which]["value"] for which in ("right", "shuffled", "blank")]
-        gain, wins = at[modality, "nll_per_caption", "shuffled - right"], at[modality, "right_wins", "right"]
-        rows.append(
-            [
-                escape(modality),
-                *(f"{value:.3f}" for value in token),
-                *(signed(each["value"], each["ci_lo"], each["ci_hi"]) for each in (gain, at[modality, "nll_per_caption", "blank - right"])),
-                percent(wins["value"], wins["ci_lo"], wins["ci_hi"]),
-                f"{gain['n']:,}",
-                f"{gain['clusters']:,}",
-                str(dict(artifact.result.get(modality) or {}).get("caption_text_in_training", "")),
-            ]
-        )
-        dots.append(Dot(label=modality, value=gain["value"], lo=gain["ci_lo"], hi=gain["ci_hi"], note=f"n {gain['n']}"))
-    if not dots:
-        return ""
-    low, high = min(0.0, *(d.lo for d in dots)), max(0.1, *(d.hi for d in dots))
-    chart = interval_chart(dots, width=760, lo=low, hi=high * 1.02, title="gain in nats per caption", zero=True)
-    return section(
-        "Stage 1: does the right media make its caption likelier?",
-        paragraph(
-            "Cross-entropy of held-out captions in nats, with their own media and with the media of another sample (other media and other "
-            "caption, seeded), or blank (white, or silence). Gain: shuffled minus right per caption, paired; above 0 the media is used. Intervals: 95 % "
-            "bootstrap over media. "
-            "Text in training: captions whose text a training sample has too.",
-            "soft",
-        ),
-        table(
-            [
-                "modality",
-                *(f"{which}, per token" for which in ("right", "shuffled", "blank")),
-                "gain per caption",
-                "blank minus right",
-                "right is likelier, %",
-                "captions",
-                "media",
-                "text in training",
-            ],
-            rows,
-            numeric=range(1, 10),
-        ),
-        chart,
-        source_note(artifact),
-    )
-
-
-def _alignment(artifact: Artifact | None) -> str:
-    if artifact is None:
-        return ""
-    at = {m["condition"]: m for m in metrics_of(artifact)}
-    names = {"right": "own caption", "shuffled": "another caption", "mean_predictor": "mean of the training targets"}
-    rows: list[list[str]] = []
-    for name, label in names.items():
-        if m := at.get(name):
-            gain = at.get(f"{name} - right")
-            rows.append(
-                [
-                    label,
-                    f'{m["value"]:.3f} <span class="ci">[{m["ci_lo"]:.3f}, {m["ci_hi"]:.3f}]</span>',
-                    signed(gain["value"], gain["ci_lo"], gain["ci_hi"], digits=3) if gain else "",
-                    f"{m['n']:,}",
-                ]
-            )
-    if not rows:
-        return ""
-    return section(
-        "Stage 2: does the output projector say what the caption says?",
-        paragraph(
-            "Distance between the conditioning made from the signal tokens and the decoder's text-encoder states of held-out captions (lower is better). "
-            "Gain: how much lower the error with the own caption is, paired; 95 % bootstrap over captions. "
-            f"Held out: caption texts that no training dataset has; {artifact.result.get('seen_in_training', 0)} others were left out.",
-            "soft",
-        ),
-        table(["conditioning of", "error", "gain of own caption", "captions"], rows, numeric=(1, 2, 3)),
-        source_note(artifact),
     )
 
 

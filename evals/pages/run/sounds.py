@@ -11,6 +11,7 @@ from html import escape
 import pyarrow.parquet as pq
 
 from evals.pages.page import metrics_of, paragraph, section, source_note, table
+from evals.pages.run.context import RunPage
 from evals.pages.run.pictures import interval_cell
 from infra.step import Artifact
 
@@ -35,10 +36,8 @@ BLOCK_ROWS = {
 }
 
 
-def speaking_section(artifact: Artifact | None) -> str:
-    """The section; "" without an artifact."""
-    if artifact is None:
-        return ""
+def speaking_section(page: RunPage, artifact: Artifact) -> str:
+    """The section."""
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
     chosen = [(label, at[name, "emits_block", modality]) for (name, modality), label in BLOCK_ROWS.items() if (name, "emits_block", modality) in at]
     if ("all", "precision", "audio") in at:

@@ -18,11 +18,12 @@ from toy_decoders import directory
 from toy_generation import spec_for
 
 import mmcore.media.encode
-from evals.config import ASKED, FORCED, GenerationEvalConfig
+from evals.config import ASKED, FORCED, GenerationEvalConfig, ReportConfig
 from evals.generation.extractors import scrambled, shares_space
 from evals.generation.generation import Job, _made, index_tsv
 from evals.generation.prompts import CONCEPT_WORDINGS, WORDINGS, Request, in_sentence
-from evals.pages.run.generation import generation_sections, media_section
+from evals.pages.run.context import RunPage
+from evals.pages.run.generation import media_section
 from evals.statistics.intervals import mean_interval
 from evals.tables import DETAILS, GENERATED, METRICS, detail, metric_row, write_table
 from infra.step import Artifact, StepContext
@@ -167,7 +168,7 @@ def test_the_report_shows_seeded_draws_with_their_prompts_failures_included(tmp_
     write_table(artifact.path / "samples.parquet", rows, GENERATED)
     write_table(artifact.path / "metrics.parquet", [metric], METRICS)
     write_table(artifact.path / "details.parquet", [detail(metric, "x", "y", extractor="judge", extractor_sha256="e" * 64)], DETAILS)
-    html = media_section(artifact)
+    html = media_section(RunPage(config=ReportConfig(recipe="tiny"), inputs={}), artifact)
     assert "draw &lt;it&gt;" in html and "no medium: the image block broke off" in html and "not drawn by lot" not in html and "<b>frog" not in html
     assert html.count("data:image/jpeg;base64,") == 1 and "no &lt;space&gt;" in html and "judge: red circle (right)" in html and "0.667" in html
-    assert generation_sections({}) == ["", "", ""] and index_tsv(rows).splitlines()[1].startswith("media/a.png\tasked\tconcepts\timage\tdraw <it>\t")
+    assert index_tsv(rows).splitlines()[1].startswith("media/a.png\tasked\tconcepts\timage\tdraw <it>\t")

@@ -12,10 +12,11 @@ from test_weights import ct2_file, encoder_variables
 from toy_decoders import directory
 from toy_voice import decoder_variables
 
-from evals.config import SpeakingEvalConfig
+from evals.config import ReportConfig, SpeakingEvalConfig
 from evals.generation.requests import AFTER, JUDGED, Prompt, block_metrics
 from evals.generation.speaking import QUIET, VOICE, _heard, _kept, _sounds, picture_blocks, right_words, rows_of, word_metrics
 from evals.generation.speaking_prompts import NEW_REQUESTS
+from evals.pages.run.context import RunPage
 from evals.pages.run.sounds import speaking_section
 from evals.tables import METRICS, SPEAKING_SAMPLES, write_table
 from infra.step import AnyloomError, Artifact, Resources, StepContext
@@ -163,6 +164,6 @@ def test_the_report_plays_what_was_kept_and_says_what_was_heard(tmp_path):
     write_table(artifact.path / "samples.parquet", samples, SPEAKING_SAMPLES)
     (artifact.path / "sounds").mkdir()
     (artifact.path / "sounds" / "005.wav").write_bytes(wav(0))
-    html = speaking_section(artifact)
+    html = speaking_section(RunPage(config=ReportConfig(recipe="tiny"), inputs={}), artifact)
     assert html.count("<audio controls") == 1 and "data:audio/wav;base64," in html and samples[5]["heard"] in html and "<td >wrong</td>" in html
-    assert "say &lt;b&gt;" in html and "0.875" in html and speaking_section(None) == ""
+    assert "say &lt;b&gt;" in html and "0.875" in html

@@ -53,7 +53,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import pyarrow as pa
-from evals import history
+from evals.history import database as history
 stores, first = Path(sys.argv[1]), int(sys.argv[2])
 for i in range(first, first + 5):
     name = f"run{i:04d}"

@@ -10,7 +10,8 @@ import pytest
 from test_sources import context, fake_assets
 
 from evals.blank import BLANK
-from evals.config import MediaQuestionsEvalConfig
+from evals.config import MediaQuestionsEvalConfig, ReportConfig
+from evals.pages.run.context import RunPage
 from evals.pages.run.media_questions import media_questions_section
 from evals.questions.media_questions import MediaQuestion, blind_scores, media_metrics, read_media_questions, same, shown_media
 from evals.tables import METRICS, VQA_SAMPLES, write_table
@@ -171,8 +172,8 @@ def test_accuracy_is_told_by_modality_and_kind_beside_floor_and_differences(tmp_
     artifact = Artifact(name="eval_media_questions", path=tmp_path, fingerprint="f" * 64, digest="d" * 64, result={"headline": "helped"})
     write_table(tmp_path / "metrics.parquet", metrics, METRICS)
     write_table(tmp_path / "samples.parquet", answered["helped"], VQA_SAMPLES)
-    html = media_questions_section(artifact)
-    assert "clips" in html and "sounds" in html and "100.0" in html and "12 (6)" in html and media_questions_section(None) == ""
+    html = media_questions_section(RunPage(config=ReportConfig(recipe="tiny"), inputs={}), artifact)
+    assert "clips" in html and "sounds" in html and "100.0" in html and "12 (6)" in html
 
 
 def test_a_list_without_kinds_is_named(tmp_path):

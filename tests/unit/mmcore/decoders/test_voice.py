@@ -189,7 +189,7 @@ def test_smol_plans_the_voice_its_targets_and_its_judge():
     assert spoken_train.media_template == "media/spoken/{youtube_id}.wav"
     assert set(steps["eval_speaking"].inputs) == {"export", "voice", "speech_judge", "shards_instruct"} and "eval_speaking" in steps["report"].inputs
     assert steps["export"].inputs["decoder_audio"] is steps["weights_decoder_audio"]
-    with pytest.raises(AnyloomError, match="image is 'voice', which is of the assets and makes audio"):
+    with pytest.raises(AnyloomError, match="'voice' is the demo's speech decoder; use it for audio"):
         build(replace(recipe, decoders=(("image", "voice"),)))
 
 

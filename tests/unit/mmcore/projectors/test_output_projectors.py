@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmcore.config import EncoderSpec, InputProjectorSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, StageConfig, output_spec
+from mmcore.config import EncoderSpec, InputProjectorSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, StatesStage, output_spec
 from mmcore.model.any_model import output_projectors
 from mmcore.projectors.outputs import KINDS, build_output_projector
 from mmcore.training.optimizer import FlatAdamW
@@ -143,7 +143,7 @@ def test_stage_2_trains_the_projector_of_every_modality_at_its_own_rate():
     for rate in (1e-3, 4e-3):
         side = Side()
         before = {name: value.clone() for name, value in side.state_dict().items()}
-        config = StageConfig(stage="stage2", steps=1, batch=1, lr=rate, warmup_steps=0, clip=0.0, mixture=(("a", 1.0),))
+        config = StatesStage(stage="stage2", steps=1, batch=1, lr=rate, warmup_steps=0, clip=0.0, mixture=(("a", 1.0),))
         trained = select_trainable(side, config)
         optimizer = FlatAdamW(trained, config)
         for modality, projector in side.output_projectors.items():

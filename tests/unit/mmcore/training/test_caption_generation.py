@@ -15,7 +15,7 @@ from infra.step import AnyloomError
 from mmcore.chat.chat import Chat
 from mmcore.chat.rows import RowBuilder
 from mmcore.chat.special_tokens import MEDIA
-from mmcore.config import StageConfig
+from mmcore.config import RowsStage
 from mmcore.lm.language_model import LanguageModel
 from mmcore.model.any_model import AnyModel
 from mmcore.training.batching import collate
@@ -28,11 +28,12 @@ from mmcore.training.targets import fit_targets, padded_targets
 from mmcore.types import IGNORE, Sample
 from pipelines.dag.build import build
 from pipelines.recipes import get_recipe
+from pipelines.recipes.recipe import change_stage
 from pipelines.toys.parts import tiny_llama
 from pipelines.training.loop import run_stage
 
 NAMES = ("tiny-sd2", "tiny-audioldm")
-CONFIG = StageConfig(
+CONFIG = RowsStage(
     stage="stage1",
     steps=4,
     batch=6,
@@ -46,7 +47,7 @@ CONFIG = StageConfig(
 PARTS = ("alignment", "mean_predictor", "denoising")
 
 
-def stage1(config: StageConfig = CONFIG, mode: str = "shared", lora: bool = True) -> tuple[AnyModel, ChatData]:
+def stage1(config: RowsStage = CONFIG, mode: str = "shared", lora: bool = True) -> tuple[AnyModel, ChatData]:
     """(model, data) at the start of a stage 1 after a stage 2 of pictures and sounds; clips are read, and nothing makes them."""
     spec = spec_for(NAMES)
     spec = replace(spec, lora=replace(spec.lora, mode=mode))
@@ -212,21 +213,21 @@ def test_the_steps_of_stage_1_read_the_output_side_after_stage_2():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": ["stage1", "stage2", "stage3"]}, "goes through the output projectors that stage2 trains: put stage2 before stage1 in stages"),
-        ({"stages": ["stage1", "stage3"]}, "put stage2 before stage1 in stages"),
+        ({"stages": ["stage1", "stage2", "stage3"]}, "goes through the output projectors that a stage on states trains: put stage2 before it in stages"),
+        ({"stages": ["stage1", "stage3"]}, "put stage2 before it in stages"),
         ({"stage1.align_loss": 0.0}, r"stage1\.generation_loss weighs align_loss and denoise_loss, and both are 0"),
         (
             {"stage1.denoise_loss": 1.0, "latents_audio": None},
             r"stage1\.denoise_loss needs a decoder and latents for sounds_train: set decoders and latents_audio",
         ),
         ({"stage1.mixture": [["sounds_train", 1.0]], "stage2.mixture": [["stamps_train", 1.0]]}, r"stage1\.mixture has no captions of what stage2 trains"),
-        ({"stage3.generation_loss": 1.0}, r"stage3\.generation_loss is not 0, but only stage1 has generation losses"),
+        ({"stage3.generation_loss": 1.0}, r"stage3\.generation_loss is not 0, but only a stage without LoRA has generation losses"),
     ],
 )
 def test_a_switch_that_cannot_work_is_one_line_while_planning(changes, message):
     latents = {"latents_audio": changes.pop("latents_audio")} if "latents_audio" in changes else {}
     recipe = get_recipe("tiny_nextgpt", {**FIRST, **changes})
-    recipe = replace(recipe, **latents, stage2=replace(recipe.stage2, denoise_loss=0.0)) if latents else recipe
+    recipe = replace(change_stage(recipe, "stage2", denoise_loss=0.0), **latents) if latents else recipe
     with pytest.raises(AnyloomError, match=message) as caught:
         build(recipe)
     assert "\n" not in str(caught.value)

@@ -5,6 +5,8 @@ No other device is here, so a pretended one stands in (pretended_device.py): it 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_a_killed_stage_continues_there(mode, tmp_path, monkeypatch):
     expected, _ = trained("stage3", mode, tmp_path / "cpu")
     true_step = loop._one_step
     config = STAGES["stage3"]
-    monkeypatch.setitem(STAGES, "stage3", type(config)(**{name: getattr(config, name) for name in config.__slots__} | {"checkpoint_every": 1}))
+    monkeypatch.setitem(STAGES, "stage3", replace(config, checkpoint_every=1))
 
     def dies(model, optimizer, data, step, *rest):
         if step == 2:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from infra.step import AnyloomError
-from mmcore.config import EncoderSpec, StageConfig, TowerShape, TwoTowerSpec
+from mmcore.config import EncoderSpec, PairsStage, TowerShape, TwoTowerSpec
 from mmcore.training.checkpoint import load_latest
 from mmcore.training.stages import saved_tensors
 from mmcore.two_tower.model import MAX_LOG_SCALE, TwoTower, gather_rows, info_nce, load_two_tower, same_pairs
@@ -27,7 +27,7 @@ SPEC = TwoTowerSpec(
     text=EncoderSpec(kind="bert_text", arch="bert", width=8),
     shape=TowerShape(width=5, hidden=7),
 )
-STAGE = StageConfig(
+STAGE = PairsStage(
     stage="two_tower", steps=7, batch=9, lr=1e-2, warmup_steps=2, weight_decay=0.01, checkpoint_every=2, mixture=(("pictures", 2.0), ("sounds", 1.0))
 )
 

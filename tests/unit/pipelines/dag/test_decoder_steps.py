@@ -135,7 +135,7 @@ def test_published_decoders_are_asked_for_and_checked_against_the_projector_whil
     [
         ({"decoders": (("image", "sd9"),)}, "no decoder called 'sd9' is known for image"),
         ({"decoders": (("image", "cvssp/audioldm"),)}, "cvssp/audioldm makes audio, not image"),
-        ({"decoders": (("image", "trained"),)}, "image is 'trained', which is made for image by a recipe with image_decoder only"),
+        ({"decoders": (("image", "trained"),)}, "'trained' exists for image only, in a recipe that sets image_decoder"),
         ({"decoders": (("text", "tiny-sd2"),)}, "decoders names text: there are decoders of image, video, audio"),
         ({"decoders": ()}, "latents_video are made by a decoder: name one for video in decoders"),
         ({"latents_audio": None}, "denoise_loss needs a decoder and latents for sounds_train: set decoders and latents_audio for audio"),
@@ -157,7 +157,7 @@ def test_a_recipe_without_decoders_of_its_own_has_the_steps_it_had():
     assert not any(name.startswith("weights_decoder") or "latents" in name for name in steps)
     asked = {"shards_instruct", "embed_image", "embed_video", "embed_audio"}  # how instructions ask for the captions, and what their conversations are about
     assert set(steps["states"].inputs) == {"weights_lm", "stage1", "shards_cc3m", *asked}
-    assert set(build(get_recipe("tiny", {"requests": 1}))["states"].inputs) == {"weights_lm", "stage1", "shards_cc3m"}
+    assert set(build(get_recipe("tiny", {"stage2.requests": 1}))["states"].inputs) == {"weights_lm", "stage1", "shards_cc3m"}
     assert set(steps["stage2"].inputs) == {"weights_lm", "stage1", "states", "targets", "shards_cc3m"}
     assert steps["targets"].run == "pipelines.embed.targets:run_targets"
 

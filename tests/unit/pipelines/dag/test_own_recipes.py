@@ -19,12 +19,12 @@ from mmcore.decoders.catalogue import CATALOGUE
 from mmcore.decoders.catalogue import known as known_decoder
 from mmcore.decoders.contract import read_contract
 from mmcore.decoders.projected import check_projector
-from pipelines.dag import own_files
+from pipelines.dag import given
 from pipelines.dag.build import build
 from pipelines.embed.config import LATENTS, TARGETS
 from pipelines.recipes import RECIPES, get_recipe
 from pipelines.recipes.nextgpt import LEGACY_DECODERS, NEXTGPT_DECODERS
-from pipelines.recipes.recipe import model_spec
+from pipelines.recipes.recipe import Dataset, model_spec, with_overrides
 
 FULL = ("nextgpt_7b", "nextgpt_7b_legacy", "llava15_7b")
 
@@ -32,9 +32,9 @@ FULL = ("nextgpt_7b", "nextgpt_7b_legacy", "llava15_7b")
 def files(folder: Path, recipe) -> tuple[dict[str, Path], dict[str, Path]]:
     """Lists and weights as the planner sees them: the right names, contents of one line."""
     folder.mkdir(exist_ok=True)
-    lists = {name: folder / f"{name}.list" for name in own_files.wanted_lists(recipe)}
+    lists = {name: folder / f"{name}.list" for name in given.wanted_lists(recipe)}
     weights = {}
-    for name, what in own_files.wanted_weights(recipe).items():
+    for name, what in given.wanted_weights(recipe).items():
         weights[name] = folder / name
         if name.startswith("decoder_"):
             write_settings(dict(recipe.decoders)[name.removeprefix("decoder_")], weights[name])
@@ -52,7 +52,7 @@ def files(folder: Path, recipe) -> tuple[dict[str, Path], dict[str, Path]]:
 @pytest.mark.parametrize("name", FULL)
 def test_without_files_one_line_names_every_one_of_them(name):
     recipe = get_recipe(name)
-    wanted = {*own_files.wanted_weights(recipe), *own_files.wanted_lists(recipe)}
+    wanted = {*given.wanted_weights(recipe), *given.wanted_lists(recipe)}
     with pytest.raises(AnyloomError, match=f"recipe {name} takes files of your own and downloads none; it lacks --weights lm=DIR") as caught:
         build(recipe)
     assert "\n" not in str(caught.value) and all(f" {one}=" in str(caught.value) for one in wanted)
@@ -85,7 +85,7 @@ def test_what_no_stage_trains_on_need_not_be_given(tmp_path):
     pictures = [["cc3m", 1.0]]
     recipe = get_recipe("nextgpt_7b", {"stage1.mixture": pictures, "stage2.mixture": pictures, "stage3.mixture": [["llava_150k", 1.0]]})
     lists, weights = files(tmp_path, recipe)
-    assert set(own_files.wanted_lists(replace(recipe, stages=("stage1", "stage3")))) == {"cc3m", "llava_150k"}
+    assert set(given.wanted_lists(with_overrides(recipe, {"stages": ["stage1", "stage3"]}))) == {"cc3m", "llava_150k"}
     steps = build(recipe, {name: lists[name] for name in ("cc3m", "llava_150k")}, weights)
     assert "shards_webvid" not in steps and set(steps["embed_video"].inputs) == {"weights", "shards_instruct"}
     assert not {"targets_video", "targets_audio", "embed_latents_video", "embed_latents_audio"} & set(steps)  # nothing to align with, nothing to make again
@@ -99,10 +99,10 @@ def test_stage_2_waits_for_decoders(tmp_path):
     recipe = replace(get_recipe("nextgpt_7b"), decoders=(), latents=None, latents_video=None, latents_audio=None)
     steps = build(recipe, *files(tmp_path, recipe))
     assert "stage2" not in steps and "states" not in steps and steps["export"].config.stages == ("stage1", "stage3")
-    assert [line.split(",")[0] for line in own_files.left_out(recipe)] == ["stage2"] and own_files.left_out(get_recipe("smol")) == []
+    assert [line.split(",")[0] for line in given.left_out(recipe)] == ["stage2"] and given.left_out(get_recipe("smol")) == []
     drawing = get_recipe("nextgpt_7b")
-    assert own_files.stages(drawing) == ("stage1", "stage3", "stage2") and own_files.left_out(drawing) == []
-    wanted = own_files.wanted_weights(drawing)
+    assert given.stages(drawing) == drawing.stages and given.left_out(drawing) == []
+    wanted = given.wanted_weights(drawing)
     assert wanted["decoder_image"].startswith("DIR (stabilityai/stable-diffusion-2,") and {"decoder_video", "decoder_audio"} <= set(wanted)
     published = {entry.published: entry.modality for entry in CATALOGUE}
     assert all(published[name] == modality for modality, name in (*NEXTGPT_DECODERS, *LEGACY_DECODERS))
@@ -225,3 +225,26 @@ def test_both_tables_are_printed_without_loading_a_model_library():
         done = subprocess.run([sys.executable, "-c", probe.format(command)], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert all(word in done.stdout for word in words)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_prepared_suite_is_planned_with_its_history_and_report(name, tmp_path):
+    recipe = get_recipe(name)
+    lists, weights = files(tmp_path / "given", recipe)
+    (tmp_path / "core.json").write_text("{}")
+    tasks = {"eval_vqav2_val", "eval_textvqa_val", "eval_mmbench_en_dev_static"}
+    plain, judged = build(recipe, lists, weights), build(recipe, {**lists, "core": tmp_path / "core.json"}, weights)
+    assert set(judged) - set(plain) == tasks | {"history", "report"}
+    assert all(judged[task].inputs == {"export": judged["export"]} and judged[task].sources == {"suite": tmp_path / "core.json"} for task in tasks)
+    assert set(judged["history"].inputs) == {*tasks, "export", *judged["export"].config.stages} and tasks <= set(judged["report"].inputs)
+
+
+def test_a_held_out_list_of_captions_brings_its_evaluations(tmp_path):
+    """What a recipe is asked comes from its datasets' splits, not from where the lists come from."""
+    recipe = get_recipe("nextgpt_7b")
+    heldout = Dataset(name="my_photos", group="cc3m", split="heldout", licence="mine")
+    lists, weights = files(tmp_path / "given", recipe)
+    (tmp_path / "mine.tsv").write_text("")
+    steps = build(replace(recipe, datasets=(*recipe.datasets, heldout)), {**lists, "my_photos": tmp_path / "mine.tsv"}, weights)
+    assert steps["eval_captions"].config.datasets == (("image", "my_photos"),) and "eval_vqa" not in steps
+    assert steps["eval_alignment"].config.heldout_datasets == ("my_photos",) and {"history", "report"} <= set(steps)

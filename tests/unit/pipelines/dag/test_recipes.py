@@ -10,9 +10,10 @@ import pytest
 from infra.fingerprint import to_plain
 from infra.plan import topological
 from infra.step import AnyloomError
+from mmcore.config import RowsStage
 from pipelines.dag.build import build
-from pipelines.dag.evaluation import together
-from pipelines.dag.own_files import needs_files
+from pipelines.dag.given import needs_files
+from pipelines.dag.parts import Evaluation, steps_of
 from pipelines.recipes import RECIPES, get_recipe
 from pipelines.recipes.recipe import keys
 
@@ -38,14 +39,15 @@ def test_a_plain_name_is_for_official_data_and_no_evaluation_takes_anothers_plac
     assert steps["eval_pope"].run == "evals.suites.run:run" and steps["eval_objects_as_pope"].run == "evals.questions.objects_as_pope:run"
     assert {"eval_pope", "eval_objects_as_pope"} <= set(steps["history"].inputs)
     official, made = steps["eval_pope"], replace(steps["eval_objects_as_pope"], name="eval_pope")
-    assert together({"eval_pope": official}, {"eval_pope": official}) == {"eval_pope": official}
-    with pytest.raises(AnyloomError, match=r"two evaluations are called eval_pope \(evals.suites.run:run and evals.questions.objects_as_pope:run\)"):
-        together({"eval_pope": official}, {"eval_pope": made})
+    one, other = (Evaluation(evaluations={name: step}, history=None, report=None) for name, step in (("eval_pope", official), ("other", made)))
+    assert steps_of(one, one) == {"eval_pope": official}
+    with pytest.raises(AnyloomError, match=r"two steps are called eval_pope \(evals.suites.run:run and evals.questions.objects_as_pope:run\)"):
+        steps_of(one, other)
 
 
 def test_overrides_reach_the_field_and_only_it():
     before, after = to_plain(get_recipe("tiny")), to_plain(get_recipe("tiny", {"stage3.lr": 1e-4}))
-    assert after["stage3"].pop("lr") == 1e-4 and before["stage3"].pop("lr") != 1e-4
+    assert after["stages"][2].pop("lr") == 1e-4 and before["stages"][2].pop("lr") != 1e-4
     assert before == after
 
 
@@ -53,12 +55,16 @@ def test_overrides_reach_the_field_and_only_it():
     ("key", "value", "message"),
     [
         ("stage3.lrr", 1, r"stage3\.lrr: no such key; close ones: .*stage3\.lr"),
-        ("stage3", 1, r"stage3: no such key"),
+        ("stage3", 1, r"--set stage3: give a value of the stage \(stage3\.lr=1e-4\) or the whole stage as a JSON object"),
+        ("stage3", {"steps": 1}, r"--set stage3: the whole stage needs batch, lr, mixture"),
+        ("stage3", {"rows": 1}, r"--set stage3: rows is no setting of it; it has steps, batch"),
+        ("stage2.dialogues", ["a"], r"stage2\.dialogues: no such key"),
+        ("stage1.requests", 2, r"stage1\.requests: no such key"),
         ("nothing", 1, r"nothing: no such key"),
         ("stage3.lr.x", 1, r"no such key"),
         ("stage3.steps", "many", r"stage3\.steps=many: expected int like"),
         ("stage3.caption_turn", 1, r"expected bool"),
-        ("stages", "stage1", r"expected tuple"),
+        ("stages", "stage1", r"--set stages=stage1: expected the names of stages in training order"),
         ("name", "x", r"a recipe's name is fixed"),
     ],
 )
@@ -88,10 +94,11 @@ def test_unknown_recipe_names_those_there_are():
 def test_every_key_that_is_offered_is_accepted():
     recipe = get_recipe("tiny")
     for key in keys(recipe):
-        value = json.loads(json.dumps(to_plain(recipe)))
+        value = json.loads(json.dumps(to_plain(recipe) | to_plain(recipe.entries)))
         for part in key.split("."):
             value = value[part]
-        if key != "name":
+        value = list(recipe.entries) if key == "stages" else value
+        if key != "name" and not key.endswith(".stage"):
             assert to_plain(get_recipe("tiny", {key: value})) == to_plain(recipe)
 
 
@@ -141,6 +148,18 @@ def test_the_two_towers_stand_on_the_steps_of_smol():
         assert {key: step.name for key, step in smol[name].inputs.items()} == {key: step.name for key, step in towers[name].inputs.items()}
 
 
+def test_a_stage_is_changed_by_the_name_of_its_entry_and_may_be_replaced_whole():
+    twice = get_recipe("smol", {"stage2_2.lr": 5e-4, "stage2.steps": 7})
+    assert [(name, config.steps, config.lr) for name, config in twice.entries.items() if config.stage == "stage2"] == [
+        ("stage2", 7, 1e-3),
+        ("stage2_2", 450, 5e-4),
+    ]
+    whole = get_recipe("tiny", {"stage3": {"steps": 5, "batch": 3, "lr": 0.1, "mixture": [["easyvqa_train", 1.0]]}}).entries["stage3"]
+    assert whole == RowsStage(stage="stage3", steps=5, batch=3, lr=0.1, mixture=(("easyvqa_train", 1.0),))
+    again = get_recipe("tiny", {"stages": ["stage1", "stage2", "stage2"], "stage2_2.steps": 2})
+    assert [(name, config.steps) for name, config in again.entries.items()] == [("stage1", 8), ("stage2", 8), ("stage2_2", 2)]
+
+
 def test_stage_order_is_the_recipes_list():
     one = build(get_recipe("tiny", {"stages": ["stage1", "stage3", "stage2"]}))
     assert {"stage1", "stage3"} <= set(one["stage2"].inputs) and "stage2" not in one["stage3"].inputs
@@ -151,7 +170,7 @@ def test_stage_order_is_the_recipes_list():
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("stages", ["stage1", "stage9"], "--set stages: there is no stage9; a recipe's stages are taken from stage1, stage2, stage3"),
+        ("stages", ["stage1", "stage9"], "--set stages: there is no stage9; the recipe's stages are stage1, stage2, stage3"),
         ("stage3.lr", -1.0, "--set stage3.lr: -1.0 is not above 0"),
         ("stage1.steps", 0, "--set stage1.steps: 0 is not above 0"),
     ],

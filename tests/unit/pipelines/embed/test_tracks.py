@@ -110,7 +110,7 @@ def test_a_killed_run_does_not_listen_again(root, monkeypatch):
         def kill(*_):
             raise KeyboardInterrupt
 
-        patch.setattr(pipelines.embed.tracks, "_embed", kill)
+        patch.setattr(pipelines.embed.tracks, "embed_items", kill)
         embed(root)
     shutil.rmtree(root / "tracks")
     with monkeypatch.context() as patch:

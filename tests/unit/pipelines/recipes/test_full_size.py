@@ -76,11 +76,11 @@ def test_what_a_stage_trains_is_the_sum_of_its_modules():
     recipe = get_recipe("nextgpt_7b")
     spec = model_spec(recipe)
     exact = {row.part: row.exact for row in TABLE}
-    stage1, stage2, stage3 = (sizes.trained(spec, VICUNA, getattr(recipe, name)) for name in ("stage1", "stage2", "stage3"))
+    stage1, stage2, stage3 = (sizes.trained(spec, VICUNA, recipe.entries[name]) for name in ("stage1", "stage2", "stage3"))
     assert stage1 == {"input projectors": 3 * 53_144_912}
     assert stage2 == {"output projectors": 2 * 32_090_112 + 31_788_544, "new head rows": 36 * 4096}
     assert stage3 == {"LoRA": 319_815_680, "new token rows": exact["new token rows, 36 in embedding and in head (nextgpt_7b)"], **stage1}
-    assert "input projectors" not in sizes.trained(spec, VICUNA, replace(recipe.stage3, train_projectors=False))
+    assert "input projectors" not in sizes.trained(spec, VICUNA, replace(recipe.entries["stage3"], train_projectors=False))
 
 
 def test_denoisers_have_the_parameters_of_diffusers_classes_in_the_published_sizes():
@@ -119,12 +119,12 @@ def test_a_denoising_loss_holds_its_denoisers_beside_everything_else():
     recipe = get_recipe("nextgpt_7b")
     spec, held = model_spec(recipe), catalogues.denoisers(recipe)
     assert held == 865_910_724 + 1_411_233_860 + 185_036_552
-    with_them, without = (sizes.stage_bytes(spec, VICUNA, recipe.stage2, count) for count in (held, 0))
-    assert with_them - without == 4 * held and sizes.stage_bytes(spec, VICUNA, replace(recipe.stage2, denoise_loss=0.0), held) == without
-    for stage in (recipe.stage1, recipe.stage3, replace(recipe.stage1, denoise_loss=1.0)):
+    with_them, without = (sizes.stage_bytes(spec, VICUNA, recipe.entries["stage2"], count) for count in (held, 0))
+    assert with_them - without == 4 * held and sizes.stage_bytes(spec, VICUNA, replace(recipe.entries["stage2"], denoise_loss=0.0), held) == without
+    for stage in (recipe.entries["stage1"], recipe.entries["stage3"], replace(recipe.entries["stage1"], denoise_loss=1.0)):
         assert sizes.stage_bytes(spec, VICUNA, stage, held) == sizes.stage_bytes(spec, VICUNA, stage)
-    generating = replace(recipe.stage1, generation_loss=1.0, denoise_loss=1.0)
-    assert sizes.stage_bytes(spec, VICUNA, generating, held) - sizes.stage_bytes(spec, VICUNA, recipe.stage1) == 4 * held
+    generating = replace(recipe.entries["stage1"], generation_loss=1.0, denoise_loss=1.0)
+    assert sizes.stage_bytes(spec, VICUNA, generating, held) - sizes.stage_bytes(spec, VICUNA, recipe.entries["stage1"]) == 4 * held
     assert catalogues.denoisers(get_recipe("smol")) == catalogues.denoisers(get_recipe("tiny_nextgpt")) == 0
 
 
@@ -147,14 +147,14 @@ def test_memory_follows_its_formula():
     assert frozen == 2 * 6_738_415_616
     tokens = 512 + 8
     layers = 32 * tokens * 16 * (34 * 4096 + 5 * 32 * tokens)
-    assert sizes.activation_bytes(spec, VICUNA, recipe.stage3) == pytest.approx(layers + 12 * 16 * 256 * 32000)
-    trained = sum(sizes.trained(spec, VICUNA, recipe.stage3).values())
-    assert sizes.stage_bytes(spec, VICUNA, recipe.stage3) == pytest.approx(frozen + 16 * trained + layers + 12 * 16 * 256 * 32000)
+    assert sizes.activation_bytes(spec, VICUNA, recipe.entries["stage3"]) == pytest.approx(layers + 12 * 16 * 256 * 32000)
+    trained = sum(sizes.trained(spec, VICUNA, recipe.entries["stage3"]).values())
+    assert sizes.stage_bytes(spec, VICUNA, recipe.entries["stage3"]) == pytest.approx(frozen + 16 * trained + layers + 12 * 16 * 256 * 32000)
     small = sizes.frozen_bytes(replace(spec, quantize="4bit"), VICUNA)
     assert 0.25 * frozen < small < 0.31 * frozen
-    assert sizes.stage_bytes(spec, VICUNA, recipe.stage2) < frozen  # its states are cached: no language model
+    assert sizes.stage_bytes(spec, VICUNA, recipe.entries["stage2"]) < frozen  # its states are cached: no language model
     llava = get_recipe("llava15_7b")
-    assert sizes.num_features(llava.image) == 576 and sizes.stage_bytes(model_spec(llava), VICUNA, llava.stage3) > 80e9
+    assert sizes.num_features(llava.image) == 576 and sizes.stage_bytes(model_spec(llava), VICUNA, llava.entries["stage3"]) > 80e9
     for name in RECIPES:
         made = get_recipe(name)
         assert made.two_tower or all(sizes.stage_bytes(model_spec(made), VICUNA, getattr(made, stage)) > 0 for stage in made.stages)

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from evals.captions.drift import drift_metrics
-from evals.config import AlignmentEvalConfig
+from evals.config import AlignmentEvalConfig, ReportConfig
+from evals.pages.run.context import RunPage
 from evals.pages.run.drift import drift_section
 from evals.tables import METRICS, write_table
 from infra.plan import topological
@@ -16,7 +17,6 @@ from mmcore.config import InputProjectorSpec, ModelSpec, OutputProjectorSpec
 from mmcore.model.any_model import load_tensors
 from pipelines.dag.build import build
 from pipelines.recipes import get_recipe
-from pipelines.recipes.recipe import stage_steps
 
 MODEL = ModelSpec(encoders=(), input_projector=InputProjectorSpec(), output_projector=OutputProjectorSpec())
 
@@ -26,8 +26,15 @@ def order(text: str) -> list[str]:
 
 
 def test_a_stage_that_comes_again_has_a_step_of_its_own():
-    assert stage_steps(order("1-2-3-2")) == [("stage1", "stage1"), ("stage2", "stage2"), ("stage3", "stage3"), ("stage2_2", "stage2")]
-    assert [name for name, _ in stage_steps(order("1-2-3-2-3-2"))] == ["stage1", "stage2", "stage3", "stage2_2", "stage3_2", "stage2_3"]
+    entries = get_recipe("tiny", {"stages": order("1-2-3-2-3-2")}).entries
+    assert [(name, config.stage) for name, config in entries.items()] == [
+        ("stage1", "stage1"),
+        ("stage2", "stage2"),
+        ("stage3", "stage3"),
+        ("stage2_2", "stage2"),
+        ("stage3_2", "stage3"),
+        ("stage2_3", "stage2"),
+    ]
 
 
 def test_the_second_stage_2_trains_on_states_made_after_stage_3():
@@ -43,13 +50,10 @@ def test_the_second_stage_2_trains_on_states_made_after_stage_3():
 
 
 def test_a_stage_2_that_another_one_follows_may_be_shorter_and_ask_in_fewer_ways():
-    shorter = {"first_steps": 3, "first_requests": 2, "requests": 8}
-    twice = build(get_recipe("tiny_mix", {"stages": order("1-2-3-2"), **shorter}))
-    steps = get_recipe("tiny_mix").stage2.steps
+    twice = build(get_recipe("tiny_mix", {"stages": order("1-2-3-2"), "stage2.steps": 3, "stage2_2.requests": 8}))
+    steps = get_recipe("tiny_mix").entries["stage2"].steps
     assert (twice["stage2"].config.stage.steps, twice["stage2_2"].config.stage.steps) == (3, steps) and steps != 3
     assert (twice["states"].config.requests, twice["states_2"].config.requests) == (2, 8)
-    once = build(get_recipe("tiny_mix", {"stages": order("1-3-2"), **shorter}))
-    assert once["stage2"].config.stage.steps == steps and once["states"].config.requests == 8
 
 
 def test_drift_is_measured_where_a_stage_3_follows_a_stage_2():
@@ -90,7 +94,8 @@ def test_drift_from_known_errors(tmp_path):
     assert drift_metrics(AlignmentEvalConfig(model=MODEL), []) == []
     artifact = Artifact(name="eval_drift", path=tmp_path, fingerprint="f" * 64, digest="d" * 64, result={})
     write_table(tmp_path / "metrics.parquet", [], METRICS)
-    assert drift_section(artifact) == "" and drift_section(None) == ""
+    page = RunPage(config=ReportConfig(recipe="tiny"), inputs={})
+    assert drift_section(page, artifact) == ""
     write_table(tmp_path / "metrics.parquet", metrics, METRICS)
-    html = drift_section(artifact)
+    html = drift_section(page, artifact)
     assert "+0.350" in html and "+0.500" in html and "4 captions" in html

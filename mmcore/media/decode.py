@@ -1,0 +1,383 @@
+"""Media: raw bytes of a picture, clip or sound -> pixels, frames or samples, with limits against hostile files.
+
+Owns sniffing (what the bytes say they are), decoding and probing. Input: bytes; output: PIL pictures, float32 sound, or Probe.
+The sound of a video file is read like any other sound. Which frames of a clip are wanted is told from outside (see scenes).
+Every failure is a MediaError with a reason of the closed set, whose text depends on the bytes alone (no addresses, no paths).
+Refuses to know where the bytes come from, what an encoder wants, and what a sample is.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+if TYPE_CHECKING:
+    import av
+
+T = TypeVar("T")
+
+MAX_PIXELS = 50_000_000
+"""Pixels of one picture or video frame; more is refused before decoding."""
+MAX_VIDEO_FRAMES = 100_000
+"""Frames of one clip (about an hour at 25 Hz)."""
+MAX_AUDIO_S = 4 * 3600.0
+"""Seconds of sound decoded from one file."""
+
+
+class MediaError(ValueError):
+    """Bytes that are not a usable medium.
+
+    reason: empty_file, not_media, truncated, decode or too_large; detail: one line that depends on the bytes alone.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class NoTrackError(MediaError):
+    """A file that may hold both, but has no picture track or no sound track. Its reason is not_media."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """What a medium is. width, height in pixels (0 for sound); duration in seconds (0 for a picture)."""
+
+    ext: str
+    width: int = 0
+    height: int = 0
+    duration_s: float = 0.0
+
+
+_VISUAL, _SOUND, _BOTH = ("image",), ("audio",), ("video", "audio")
+
+
+def sniff(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """(file extension, modalities it can hold) from the leading bytes. Raises MediaError: empty_file, not_media."""
+    if not data:
+        raise MediaError("empty_file", "0 bytes")
+    head = data[:16]
+    for magic, ext, modalities in (
+        (b"\x89PNG\r\n\x1a\n", "png", _VISUAL),
+        (b"\xff\xd8\xff", "jpg", _VISUAL),
+        (b"GIF8", "gif", _VISUAL),
+        (b"BM", "bmp", _VISUAL),
+        (b"OggS", "ogg", _BOTH),
+        (b"fLaC", "flac", _SOUND),
+        (b"ID3", "mp3", _SOUND),
+        (b"\x1aE\xdf\xa3", "webm", _BOTH),
+    ):
+        if head.startswith(magic):
+            return ext, modalities
+    if head[:4] == b"RIFF" and head[8:12] in (b"WAVE", b"WEBP", b"AVI "):
+        return {b"WAVE": ("wav", _SOUND), b"WEBP": ("webp", _VISUAL), b"AVI ": ("avi", _BOTH)}[head[8:12]]
+    if head[4:8] == b"ftyp":
+        return ("m4a", _SOUND) if head[8:11] == b"M4A" else ("mp4", _BOTH)
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
+        return "mp3", _SOUND
+    start = data[:12].decode("latin-1").encode("unicode_escape").decode()
+    raise MediaError("not_media", f"unknown file type, starts with '{start}'")
+
+
+def probe(data: bytes, modality: str) -> Probe:
+    """Decode the whole medium once and say what it is. modality: image, video or audio. Raises MediaError."""
+    ext, modalities = sniff(data)
+    if modality not in modalities:
+        raise MediaError("not_media", f"a {ext} file cannot be {modality}")
+    if modality == "image":
+        width, height = decode_image(data).size
+        return Probe(ext=ext, width=width, height=height)
+    if modality == "video":
+        return _probe_video(data, ext)
+    return _probe_audio(data, ext)
+
+
+# ---- texts
+
+
+def decode_text(data: bytes) -> str:
+    """The text of UTF-8 bytes. Raises MediaError: decode."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MediaError("decode", f"text of {len(data)} bytes: byte {error.start} is not UTF-8") from None
+
+
+# ---- pictures
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """The (first) picture as RGB, upright, composited on white. Raises MediaError."""
+    ext, modalities = sniff(data)
+    if modalities != _VISUAL:
+        raise MediaError("not_media", f"a {ext} file is no picture")
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it for its whole process; half a picture must stay an error here
+    try:
+        picture = Image.open(io.BytesIO(data))
+        if picture.width * picture.height > MAX_PIXELS:
+            raise MediaError("too_large", f"{picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS}")
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+        return _on_white(picture if upright is None else upright)
+    except MediaError:
+        raise
+    except Image.DecompressionBombError:
+        raise MediaError("too_large", f"more than {MAX_PIXELS} pixels") from None
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, zlib.error … for damaged files
+        raise _image_error(data, ext, error) from error
+
+
+def _image_error(data: bytes, ext: str, error: Exception) -> MediaError:
+    cut = "truncat" in str(error).lower() or _ends_early(data, ext)
+    return MediaError("truncated" if cut else "decode", f"{ext} of {len(data)} bytes: {'data ends early' if cut else type(error).__name__}")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 or 32 bit grey: PIL's own conversion clips at 255
+        grey = np.asarray(picture, dtype=np.int64)
+        return Image.fromarray(np.clip(grey >> 8 if grey.max(initial=0) > 255 else grey, 0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _ends_early(data: bytes, ext: str) -> bool:
+    """True when the container's own bookkeeping says that bytes are missing at the end."""
+    if ext == "png":
+        return b"IEND" not in data[-64:]
+    if ext == "jpg":
+        return b"\xff\xd9" not in data[-64:]
+    if ext in ("wav", "webp", "avi"):
+        size = int.from_bytes(data[4:8], "little")
+        return 0 < size < 0xFFFFFF00 and size + 8 > len(data) + 1
+    if ext in ("mp4", "m4a"):
+        return _boxes_end_early(data)
+    return ext == "ogg" and _last_ogg_page_ends_early(data)
+
+
+def _boxes_end_early(data: bytes) -> bool:
+    """Walk the top-level boxes of an ISO base media file (ISO/IEC 14496-12)."""
+    at = 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size == 0:  # to the end of the file
+            return False
+        if size < 8:
+            return False  # damaged, not short
+        at += size
+    return at > len(data)
+
+
+def _last_ogg_page_ends_early(data: bytes) -> bool:
+    """Ogg page (RFC 3533): 27 bytes, a table of segment sizes, the segments."""
+    at = data.rfind(b"OggS")
+    if at + 27 > len(data):
+        return True
+    table = data[at + 27 : at + 27 + data[at + 26]]
+    return len(table) < data[at + 26] or at + 27 + len(table) + sum(table) > len(data)
+
+
+# ---- clips and sounds (PyAV)
+
+
+@contextmanager
+def _opened(data: bytes, modality: str) -> Iterator[tuple[av.container.InputContainer, Any]]:
+    """(container, its first stream of the modality), with libav's errors turned into MediaError."""
+    import av
+
+    ext, modalities = sniff(data)
+    if modality not in modalities:
+        raise MediaError("not_media", f"a {ext} file cannot be {modality}")
+    if _ends_early(data, ext):
+        raise MediaError("truncated", f"{ext} of {len(data)} bytes: data ends early")
+    try:
+        with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
+            streams = container.streams.video if modality == "video" else container.streams.audio
+            if not streams:
+                raise NoTrackError("not_media", f"{ext} without a {modality} stream")
+            if streams[0].codec_context is None:
+                raise MediaError("decode", f"{ext} of {len(data)} bytes: no decoder for its {modality}")
+            streams[0].codec_context.thread_count = 1
+            yield container, streams[0]
+    except av.error.FFmpegError as error:
+        raise MediaError("decode", f"{ext} of {len(data)} bytes: {error.strerror or type(error).__name__}") from error
+
+
+def map_video_frames(data: bytes, function: Callable[[av.VideoFrame], T]) -> tuple[list[T], float]:
+    """(function of every frame in time order, frames per second). Only one frame is held at a time. Raises MediaError."""
+    with _opened(data, "video") as (container, stream):
+        hz = float(stream.average_rate or stream.guessed_rate or 25)
+        found = [function(frame) for frame in _frames(container, stream)]
+    if not found:
+        raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
+    return found, hz
+
+
+def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_PIXELS:
+        raise MediaError("too_large", f"{width} x {height} pixels, the limit is {MAX_PIXELS}")
+    for index, frame in enumerate(container.decode(stream)):
+        if index >= MAX_VIDEO_FRAMES:
+            raise MediaError("too_large", f"more than {MAX_VIDEO_FRAMES} frames")
+        yield frame
+
+
+def _probe_video(data: bytes, ext: str) -> Probe:
+    with _opened(data, "video") as (container, stream):
+        count, last, width, height = 0, 0.0, 0, 0
+        for frame in _frames(container, stream):
+            count, width, height = count + 1, frame.width, frame.height
+            last = max(last, frame.time or 0.0)
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+    if count == 0:
+        raise MediaError("decode", f"{ext} of {len(data)} bytes: no frame")
+    return Probe(ext=ext, width=width, height=height, duration_s=round(max(last + 1 / rate, count / rate if last == 0 else 0.0), 3))
+
+
+def decode_video_frames(data: bytes, frames: int, start_s: float = 0.0, end_s: float | None = None) -> list[Image.Image]:
+    """`frames` RGB pictures, from the middles of as many equal parts of the clip (or of its span), in time order. Raises MediaError.
+
+    A clip with fewer frames than asked for repeats some. Only the sampled frames are converted to RGB.
+    """
+    return choose_video_frames(
+        data, lambda count, hz: [first + int((i + 0.5) * (last - first) / frames) for first, last in [span(count, hz, start_s, end_s)] for i in range(frames)]
+    )
+
+
+def choose_video_frames(data: bytes, choose: Callable[[int, float], Sequence[int]]) -> list[Image.Image]:
+    """RGB pictures at the indices that `choose` gives for (number of frames, frames per second), in its order. Raises MediaError."""
+    with _opened(data, "video") as (container, stream):
+        expected = sum(1 for packet in container.demux(stream) if packet.size)
+        hz = float(stream.average_rate or stream.guessed_rate or 25)
+    picked, seen = pick_video_frames(data, choose(expected, hz))
+    if seen == 0:
+        raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
+    if seen != expected:  # packets that give no picture, or pictures without a packet of their own
+        picked, seen = pick_video_frames(data, choose(seen, hz))
+    return picked
+
+
+def span(count: int, hz: float, start_s: float, end_s: float | None) -> tuple[int, int]:
+    """First and last (exclusive) frame of a span of a clip of `count` frames at `hz` per second; never empty."""
+    first = min(int(start_s * hz), max(0, count - 1))
+    return first, count if end_s is None else max(first + 1, min(count, round(end_s * hz)))
+
+
+def pick_video_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Image], int]:
+    """(RGB pictures at those of the wanted indices that there are, in the given order; frames seen in all). Raises MediaError."""
+    found: dict[int, Image.Image] = {}
+    seen = 0
+    with _opened(data, "video") as (container, stream):
+        for index, frame in enumerate(_frames(container, stream)):
+            seen = index + 1
+            if index in wanted:
+                found[index] = frame.to_image()
+    return [found[i] for i in wanted if i in found], seen
+
+
+def decode_audio(data: bytes, hz: int, max_seconds: float, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+    """float32 mono samples at `hz` of the sound or its span, at most `max_seconds`, about -1..1. Raises MediaError; NoTrackError for a silent video file.
+
+    Of several tracks it is the first, on the clip's own time: second 0 is the first picture, so a track that starts later begins with silence. Channels are
+    averaged with equal weights; the mix of libswresample would drop the low-frequency channel and make stereo 3 dB louder than mono.
+    """
+    return _decode_samples(data, hz, max_seconds, start_s, end_s)[0]
+
+
+def decode_waveform(data: bytes, max_seconds: float, start_s: float = 0.0, end_s: float | None = None) -> tuple[np.ndarray, int]:
+    """(samples as decode_audio gives them, their rate in Hz) at the rate they are stored with. Raises MediaError; NoTrackError for a silent video file."""
+    return _decode_samples(data, None, max_seconds, start_s, end_s)
+
+
+def _decode_samples(data: bytes, hz: int | None, max_seconds: float, start_s: float, end_s: float | None) -> tuple[np.ndarray, int]:
+    """(samples, rate); hz None: as stored."""
+    with _opened(data, "audio") as (container, stream):
+        rate = hz or int(stream.rate)
+        limit = max(0, round((max_seconds if end_s is None else min(max_seconds, end_s - start_s)) * rate))
+        frames = container.decode(stream)
+        head = next(frames, None)
+        at = round((_delay_s(container, head) - start_s) * rate)  # of the next sample, counted from the start of the span
+        pieces = [np.zeros(min(max(at, 0), limit), np.float32)]
+        for piece in _mono(frames if head is None else chain([head], frames), rate):
+            if at + piece.size > 0:
+                pieces.append(piece[max(0, -at) :])
+            at += piece.size
+            if at >= limit:
+                break
+    samples = np.concatenate(pieces)[:limit].astype(np.float32, copy=False)
+    if samples.size <= pieces[0].size:
+        raise MediaError("decode", f"sound of {len(data)} bytes: no samples")
+    if not np.isfinite(samples).all():
+        raise MediaError("decode", f"sound of {len(data)} bytes: samples are not finite")
+    return samples, rate
+
+
+def _delay_s(container: av.container.InputContainer, head: Any) -> float:
+    """Seconds from a clip's first picture to its first sound (`head`, a frame); 0 for a file without moving pictures."""
+    import av
+
+    pictures = next((stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic), None)
+    if pictures is None or pictures.start_time is None or pictures.time_base is None or head is None or head.time is None:
+        return 0.0
+    return float(head.time - pictures.start_time * pictures.time_base)
+
+
+def _mono(frames: Iterator[Any], hz: int) -> Iterator[np.ndarray]:
+    """Samples at `hz`, the mean of the channels, piece by piece; a track may change its rate or channels on the way.
+
+    Packed samples: PyAV reads outside of the memory of planar ones with more than 8 channels.
+    """
+    import av
+
+    resampler, before = av.AudioResampler(format="flt", rate=hz), None
+    for frame in _then_flush(frames):
+        form = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
+        pieces: list[Any] = []
+        if form != before:
+            pieces += resampler.resample(None)
+            resampler, before = av.AudioResampler(format="flt", rate=hz), form
+        if frame is not None:
+            pieces += resampler.resample(frame)
+        yield from (piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(axis=1) for piece in pieces)
+
+
+def _then_flush(frames: Iterator[Any]) -> Iterator[Any]:
+    yield from frames
+    yield None
+
+
+def _probe_audio(data: bytes, ext: str) -> Probe:
+    samples, rate = 0, 0
+    with _opened(data, "audio") as (container, stream):
+        for frame in container.decode(stream):
+            samples, rate = samples + frame.samples, frame.sample_rate
+            if samples > MAX_AUDIO_S * rate:
+                raise MediaError("too_large", f"longer than {MAX_AUDIO_S:.0f} s")
+    if samples == 0:
+        raise MediaError("decode", f"{ext} of {len(data)} bytes: no samples")
+    if ext == "flac" and samples < _flac_samples(data):
+        raise MediaError("truncated", f"flac with {samples} of {_flac_samples(data)} samples")
+    return Probe(ext=ext, duration_s=round(samples / rate, 3))
+
+
+def _flac_samples(data: bytes) -> int:
+    """Total samples that STREAMINFO promises (RFC 9639, section 8.2); 0 means unknown."""
+    if len(data) < 26:
+        return 0
+    return struct.unpack(">Q", data[18:26])[0] & ((1 << 36) - 1)
