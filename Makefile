@@ -48,13 +48,13 @@ check: $(VENV)/.installed  ## style, layers, types, names, licences
 	$(BIN)/mypy
 	$(BIN)/python tests/house.py
 
-bench: $(VENV)/.installed  ## measurements (ONLY=name ARGS="--option value", all of them: ARGS=--help), into build/bench.json
+bench: $(VENV)/.installed  ## measurements (ONLY=name,name ARGS="--option value", all of them: ARGS=--help), into build/bench.json
 	$(BIN)/python tests/benchmarks/prove.py bench $(ONLY) $(ARGS)
 
-chaos: $(VENV)/.demo-assets  ## kill tests (ONLY=name ARGS="--recipe smol --root runs --kills 20"), into build/chaos.json
+chaos: $(VENV)/.demo-assets  ## kill tests (ONLY=name,name ARGS="--recipe smol --root runs --kills 20"), into build/chaos.json
 	$(BIN)/python tests/benchmarks/prove.py chaos $(ONLY) $(ARGS)
 
-fuzz: $(VENV)/.installed  ## damaged input (ONLY=name ARGS="--inputs 40"), into build/fuzz.json
+fuzz: $(VENV)/.installed  ## damaged input (ONLY=name,name ARGS="--inputs 40"), into build/fuzz.json
 	$(BIN)/python tests/benchmarks/prove.py fuzz $(ONLY) $(ARGS)
 
 golden: $(VENV)/.installed  ## rewrite the golden files from this tree; look at the diff before committing

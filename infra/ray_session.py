@@ -1,7 +1,7 @@
 """Ray: one local (or existing) cluster per run, and the two ways we use it.
 
 `run_isolated` runs one function as one task with its own threads; `map_tasks` spreads independent pieces over tasks and yields results in
-submission order. Both also run in process, with the same bytes. Ray only schedules: it is never asked what is done. `interrupt` ends all of it
+submission order, or without Ray makes them here, with the same bytes. Ray only schedules: it is never asked what is done. `interrupt` ends all of it
 at once, on a cluster that goes on as well.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.settings import cluster_is_given, quiet_environment, thread_environment
-from infra.step import AnyloomError
+from infra.step import AnyloomError, StepDied
 
 _interrupted = threading.Event()
 
@@ -88,11 +88,11 @@ def stop() -> None:
     ray.shutdown()
 
 
-def _remote(function: Callable[..., Any], threads: int, gpus: int = 0) -> Any:
+def _remote(name: str, threads: int, gpus: int = 0) -> Any:
     import ray
 
     # max_retries=0: what a dead worker means is decided by the record on storage, not by a silent second try.
-    return ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_with_threads).options(name=getattr(function, "__qualname__", "task"))
+    return ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_with_threads).options(name=name)
 
 
 def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any:
@@ -109,29 +109,35 @@ def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> An
 
 
 def run_isolated(
+    name: str,
     function: Callable[..., Any],
     *args: Any,
     threads: int = 1,
     gpus: int = 0,
+    holds: bool = True,
     background: bool = False,
     on_poll: Callable[[], None] | None = None,
     poll_s: float = 0.3,
 ) -> Any:
     """Run `function(*args)` as one Ray task and wait. `on_poll` is called while waiting. Its exception is raised here as it was.
 
-    background: at the lowest priority, and without a share of the cluster's CPUs.
+    name: of the task, for the StepDied of a worker that dies. holds: the task holds its threads and GPUs in the cluster; False when it starts Ray work to
+    which it leaves them. background: at the lowest priority, and without a share of the cluster's CPUs.
     """
     import ray
 
     if background:
-        remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_in_background).options(name=getattr(function, "__qualname__", "task"))
+        remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_in_background).options(name=name)
     else:
-        remote = _remote(function, threads, gpus)
+        remote = _remote(name, threads if holds else 0, gpus if holds else 0)
     reference = remote.remote(function, threads, *args)
     while not ray.wait([reference], timeout=poll_s)[0]:
         if on_poll is not None:
             on_poll()
-    return _get(reference)
+    try:
+        return _get(reference)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+        raise StepDied(name, type(error).__name__) from None
 
 
 def map_tasks(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int, threads: int = 1, use_ray: bool = True, gpus: int = 0) -> Iterator[Any]:
@@ -143,7 +149,7 @@ def map_tasks(function: Callable[[Any], Any], items: Iterable[Any], num_workers:
         for item in items:
             yield function(item)
         return
-    remote, running = _remote(function, threads, gpus), []
+    remote, running = _remote(getattr(function, "__qualname__", "task"), threads, gpus), []
     for item in items:
         running.append(remote.remote(function, threads, item))
         if len(running) >= num_workers:

@@ -7,15 +7,18 @@ Secrets come from the environment, are never copied into a record and never logg
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from infra.step import AnyloomError
 
 
 class Settings(BaseModel):
-    """Where and with how much machine; changes no bytes."""
+    """Where and with how much machine; changes no bytes. One object travels from the command line or the deployment to the task."""
+
+    model_config = ConfigDict(frozen=True)
 
     root: Path = Field(default=Path("runs"), description="directory of artifacts, stores, history and report (ANYLOOM_ROOT)")
     threads: int = Field(default=0, ge=0, description="CPU threads in all; 0 means every core (ANYLOOM_THREADS)")
@@ -131,6 +134,12 @@ def judge_environment(model: str) -> None:
 
 
 def thread_environment(threads: int) -> None:
-    """Cap OpenMP-style thread pools of libraries that are imported afterwards."""
+    """Cap the thread pools of numpy's BLAS and torch, whether they are imported already or come afterwards: a warm process computes as a fresh one does."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
+    if "numpy" in sys.modules:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads, user_api="blas")
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)

@@ -30,7 +30,7 @@ class Resources:
     gpus: int = 0
     """GPUs of this machine the step may use."""
     use_ray: bool = True
-    """False: everything in this process, no Ray import."""
+    """False: everything in the step's own process, no Ray import."""
 
 
 class Progress(Protocol):
@@ -101,7 +101,7 @@ class Step:
     threads: int = 1
     """Threads the step can make good use of; 0 means all there are, ALL_BUT_ONE all but one (and at least one)."""
     isolate: bool = True
-    """Run as one Ray task of its own; False for steps that start Ray work themselves or are trivial."""
+    """Its Ray task holds the CPUs and GPUs it uses; False for steps that start Ray work themselves, to which they leave them, or are trivial."""
     gpus: int = 0
     """GPUs the step can make good use of, where there are any; ALL_GPUS means all there are."""
     spread: bool = False
@@ -120,3 +120,14 @@ class Step:
 
 class AnyloomError(Exception):
     """A failure the user can mend: the message is one clear line that names the thing and the remedy."""
+
+
+class StepDied(AnyloomError):
+    """The process of a step ended under it: killed, out of memory, or lost with its machine. Another try may succeed."""
+
+    def __init__(self, name: str, how: str):
+        super().__init__(name, how)
+        self.name, self.how = name, how
+
+    def __str__(self) -> str:
+        return f"step {self.name}: its process died ({self.how}); if memory ran out, give it more or fewer --threads. Run the same command to continue"

@@ -10,14 +10,11 @@ kill, and the harness's result dict. Refuses to know how a task scores or what a
 from __future__ import annotations
 
 import argparse
-import builtins
 import hashlib
 import json
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -155,8 +152,7 @@ class AnyloomLmms(lmms):
 
     def packaged_score(self, metric: str, item: Any) -> float:
         """What the last task's packaged scorer gives one answer: its number, or its aggregation over that answer alone."""
-        with _quiet():
-            return float(self._task.aggregation()[metric]([item]) if isinstance(item, Mapping) else item)
+        return float(self._task.aggregation()[metric]([item]) if isinstance(item, Mapping) else item)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise AnyloomError("this task scores log-likelihoods; the anyloom model answers generate_until tasks: choose such a task")
@@ -315,18 +311,17 @@ def run_lmms(task_yaml_dir: Path, task: str, model: lmms, limit: int | None = No
     if task not in manager.all_tasks:
         raise AnyloomError(f"{task_yaml_dir} has no lmms_task called {task}; it has: {', '.join(manager.all_tasks) or 'none'}")
     options = None if scratch is None else argparse.Namespace(output_path=str(scratch), process_with_media=False)
-    with _quiet():
-        results = simple_evaluate(
-            model=model,
-            tasks=[task],
-            task_manager=manager,
-            log_samples=True,
-            bootstrap_iters=0,
-            process_docs_parallel=1,
-            limit=limit,
-            verbosity="ERROR",
-            cli_args=options,
-        )
+    results = simple_evaluate(
+        model=model,
+        tasks=[task],
+        task_manager=manager,
+        log_samples=True,
+        bootstrap_iters=0,
+        process_docs_parallel=1,
+        limit=limit,
+        verbosity="ERROR",
+        cli_args=options,
+    )
     results["samples"] = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     return results
 
@@ -347,33 +342,6 @@ def mmbench_hits(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]
 
     groups = {group: judged(part.sort_values(by="index")) for group, part in table.groupby(table["index"] % 10**6)}
     return [(judged(table.iloc[[place]]), groups[row["index"] % 10**6]) for place, row in enumerate(rows)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the harness's own progress bars and prints, which no setting reaches; the step shows a bar of its own."""
-    import lmms_eval.api.task
-    import lmms_eval.evaluator
-
-    class Silent(lmms_eval.evaluator.tqdm):
-        def __init__(self, *args: Any, **options: Any):
-            super().__init__(*args, **{**options, "disable": True})
-
-    def say(*values: Any, **options: Any) -> None:
-        if not sys._getframe(1).f_globals.get("__name__", "").startswith("lmms_eval"):
-            printed(*values, **options)
-
-    modules, printed = (lmms_eval.evaluator, lmms_eval.api.task), builtins.print
-    bars = [module.tqdm for module in modules]
-    builtins.print = say
-    for module in modules:
-        module.tqdm = Silent
-    try:
-        yield
-    finally:
-        builtins.print = printed
-        for module, bar in zip(modules, bars, strict=True):
-            module.tqdm = bar
 
 
 def harness_version() -> str:

@@ -1,8 +1,4 @@
-"""Options: the options that the commands share, and how their values are read.
-
-Owns `--root`, `--recipe`, `--set` and their like. Input: arguments. Output: parent parsers, dicts of overrides and files, Settings. Raises AnyloomError for a
-value that is not written as key=value.
-"""
+"""Options that commands share, and what they say: pairs, overrides, settings. Raises AnyloomError for a form that is wrong."""
 
 from __future__ import annotations
 
@@ -48,7 +44,7 @@ def shared_options() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, 
     how.add_argument("--force", action="append", default=[], metavar="STEP", help="run this step even if it is done; equal bytes change nothing downstream")
     how.add_argument("--threads", type=int, help="CPU threads in all (default: every core)")
     how.add_argument("--no-prefect", action="store_false", dest="use_prefect", default=None, help="run the same steps without a Prefect server")
-    how.add_argument("--no-ray", action="store_false", dest="use_ray", default=None, help="run the same steps in this process")
+    how.add_argument("--no-ray", action="store_false", dest="use_ray", default=None, help="run the same steps without Ray, each in a process of its own")
     how.add_argument("--remote", help="fsspec URL that mirrors finished artifacts, e.g. s3://bucket/anyloom")
     return where, which, how
 

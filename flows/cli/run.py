@@ -1,8 +1,4 @@
-"""Run: what `anyloom run` and its staged commands do.
-
-Owns the choice between nothing to do, the Prefect flow and the plain runner, and the lock on the root. Input: recipe, settings, overrides and files of the
-user's. Output: artifacts below the root, a closing table, the exit code. Raises AnyloomError for what cannot be planned or fails.
-"""
+"""What `anyloom run` and its relatives do: nothing when all is done, else the plain runner or the Prefect flow, with the settings as they were given."""
 
 from __future__ import annotations
 
@@ -44,7 +40,7 @@ def run_recipe(
         if settings.use_prefect:
             _run_in_prefect(recipe, settings, overrides, targets, force, lists, weights)
         else:
-            run_targets(recipe, root=settings.root, overrides=overrides, targets=targets, force=force, lists=lists, weights=weights, settings=settings)
+            run_targets(recipe, settings, overrides=overrides, targets=targets, force=force, lists=lists, weights=weights)
     return 0
 
 
@@ -64,9 +60,9 @@ def _run_in_prefect(
     end_orphaned_servers(settings.root.absolute() / "prefect")
     watch()
     quiet(settings.root.absolute() / "logs" / "run.log")
-    from flows.deployments.end_to_end import end_to_end
+    from flows.deployments.stages import END_TO_END, build_flow
 
-    end_to_end(
+    build_flow(END_TO_END, settings)(
         recipe=recipe,
         root=str(settings.root),
         overrides=dict(overrides),

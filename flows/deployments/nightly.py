@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from evals.history.database import database_path, rebuild
 from evals.history.records import append_change_points, append_comparisons, append_night
 from evals.nightly.review import review
-from flows.deployments.alerts import HOOKS, alert
+from flows.deployments.alerts import alert, hooks
 from flows.deployments.deployed import run_and_publish
 from flows.deployments.parameters import Files, Overrides, RecipeName, described
 from flows.running.run import recipe_steps
@@ -31,7 +31,7 @@ from pipelines.dag.pinned import judged, newest_export, of_this_model
 EVALUATED, KNOWN = "evaluated", "in the history already"
 
 
-@flow(name="nightly-eval", flow_run_name="nightly-eval {recipe}", **HOOKS)
+@flow(name="nightly-eval", flow_run_name="nightly-eval {recipe}", **hooks())
 @described
 def nightly_eval(
     recipe: RecipeName = "smol",
@@ -55,7 +55,7 @@ def nightly_eval(
     rows: list[dict[str, Any]] = [{"export": name, "status": status, "run": runs[name]} for name, status in statuses.items()]
     create_table_artifact(rows, key="nightly-exports", description=f"exports of {recipe}, the newest first")
     newest, *pinned = runs.values()
-    _review(stores, newest, pinned, recipe, seed)
+    _review(settings, newest, pinned, recipe, seed)
     return statuses
 
 
@@ -92,17 +92,19 @@ def _note(stores: Path, run_id: str, status: str) -> None:
     append_night(stores, run_id, str(runtime.flow_run.id), scheduled_for, status)
 
 
-def _review(stores: Path, run_id: str, baselines: Sequence[str], recipe: str, seed: int) -> None:
+def _review(settings: Settings, run_id: str, baselines: Sequence[str], recipe: str, seed: int) -> None:
     """Compare the newest run with the nights before it and with the baselines, show the review, send its alerts, and keep it in the history.
 
     Kept last: what was not told because the process died is told when the export is looked at again, and what is in the history is not told again.
     """
+    stores = settings.root.absolute() / "stores"
     found = review(stores, run_id, baselines, recipe, seed)
     create_markdown_artifact(found.markdown, key="nightly-review", description=f"review of run {run_id}")
     worse = [one.text for one in found.alerts if one.severity == "alert"]
     if worse:
         with get_client(sync_client=True) as client:
-            alert(client.read_flow_run(runtime.flow_run.id), f"{recipe}: {len(worse)} scores are worse", "\n".join(f"- {text}" for text in worse))
+            title, text = f"{recipe}: {len(worse)} scores are worse", "\n".join(f"- {text}" for text in worse)
+            alert(client.read_flow_run(runtime.flow_run.id), title, text, settings)
     append_comparisons(stores, found.comparisons)
     append_change_points(stores, found.change_points)
     rebuild(stores, database_path(stores))

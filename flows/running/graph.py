@@ -1,8 +1,9 @@
 """The one Prefect task, and the graph runner around it.
 
-`run_graph` materializes steps inputs first. Steps that do not depend on each other run side by side within the thread budget. With
-Prefect, each step is a task run of `materialize_step`; without, the same function runs in a plain thread. Prefect gives retries, schedules and
-the UI; it caches nothing (NO_CACHE): the record on storage decides what is done.
+`run_graph` materializes steps inputs first. Steps that do not depend on each other run side by side within the thread budget, each in a process that
+runs nothing else meanwhile: a Ray worker, or without Ray one of a pool. This process runs no step; with Prefect each waits for its own in a task run of
+`materialize_step`, without in a plain thread. Prefect gives retries, schedules and the UI; it caches nothing (NO_CACHE): the record on storage decides
+what is done.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from flows.running.display import Display
 from flows.running.interrupts import GRACE_S, leave
-from infra.materialize import EXECUTED, Outcome, Place, call_in_process, materialize
+from infra.materialize import EXECUTED, Outcome, Place, materialize
 from infra.progress import FileProgress, relay
 from infra.settings import Settings
 from infra.step import ALL_BUT_ONE, ALL_GPUS, Resources, Step, StepContext
+from infra.step_pool import StepPool
 
 
 class NotRun(Exception):
@@ -72,6 +75,8 @@ class GraphRun:
     def __post_init__(self) -> None:
         self.budget, self.beside = Budget(self.threads, self.gpus), Budget(max(1, self.threads - 1))
         self.by_name = {step.name: step for step in self.steps}
+        self.log = self.place.root / "logs" / "run.log"
+        self.pool = StepPool(self.log)
 
     def materialize(self, name: str) -> None:
         """Materialize one step whose inputs have been waited for. Raises NotRun when one of them failed, else what the step raised."""
@@ -107,8 +112,9 @@ class GraphRun:
             self.display.finish(name, "done" if outcome.status == EXECUTED else outcome.status, outcome.seconds)
 
     def interrupt(self, error: BaseException) -> None:
-        """Stop everything because of `error`: no further step, no Ray work, and no waiting for what in this process does not end soon."""
+        """Stop everything because of `error`: no further step, no process of one, and no waiting for what in this process does not end soon."""
         self.errors.setdefault("the run", error)
+        self.pool.stop()
         if self.settings.use_ray:
             from infra import ray_session
 
@@ -126,32 +132,31 @@ class GraphRun:
         return step.background and step.isolate and self.settings.use_ray and not (step.gpus and self.gpus)
 
     def call(self, step: Step, context: StepContext[Any]) -> Mapping[str, Any]:
-        """Run the step's function: as a Ray task of its own, or in this process."""
-        if not (self.settings.use_ray and step.isolate):
-            return call_in_process(step, context)
-        from infra.ray_session import run_isolated
+        """Run the step's function in a process that runs nothing else meanwhile: a Ray task, or without Ray one of the pool."""
+        path, resources = context.work.with_suffix(".progress"), context.resources
+        job = (run_step, replace(step, inputs={}), replace(context, progress=FileProgress(path)), self.log)
 
-        path = context.work.with_suffix(".progress")
+        def poll() -> None:
+            relay(path, context.progress)
+
         try:
-            return run_isolated(
-                _remote_call,
-                step,
-                replace(context, progress=FileProgress(path)),
-                threads=context.resources.threads,
-                gpus=context.resources.gpus,
-                background=self.aside(step),
-                on_poll=lambda: relay(path, context.progress),
-            )
+            if not self.settings.use_ray:
+                return self.pool.run(step.name, *job, threads=resources.threads, gpus=resources.gpus, on_poll=poll)
+            from infra.ray_session import run_isolated
+
+            aside = self.aside(step)
+            return run_isolated(step.name, *job, threads=resources.threads, gpus=resources.gpus, holds=step.isolate, background=aside, on_poll=poll)
         finally:
             path.unlink(missing_ok=True)
 
 
-def _remote_call(step: Step, context: StepContext[Any]) -> Mapping[str, Any]:
+def run_step(step: Step, context: StepContext[Any], log: Path) -> dict[str, Any]:
+    """What a step's process does."""
     from infra.logs import quiet
     from infra.settings import offline_environment
 
     offline_environment()
-    quiet()
+    quiet(log)
     return dict(step.load()(context))
 
 

@@ -1,8 +1,8 @@
 """Interrupts: what SIGTERM and Ctrl-C do to a run.
 
-SIGTERM becomes an exception of the main thread, as Ctrl-C is one already, so that a run ends in order: Ray's processes first, then whoever waited
-for them. Work inside this process cannot be stopped from outside; when it does not end by itself soon, the process leaves without waiting:
-what is complete stays complete and a cut step continues from its last checkpoint. Refuses to know what was running.
+SIGTERM becomes an exception of the main thread, as Ctrl-C is one already, so that a run ends in order: the steps' processes first, then whoever waited
+for them. What this process does itself (publishing, mirroring) cannot be stopped from outside; when it does not end by itself soon, the process leaves
+without waiting: what is complete stays complete and a cut step continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE_S = 5.0
-"""How long an interrupted run waits for the steps inside this process."""
+"""How long an interrupted run waits for what this process does itself."""
 MESSAGES = {130: "anyloom: interrupted; run the same command to continue", 143: "anyloom: terminated; run the same command to continue"}
 """Exit code (128 + signal) -> last words."""
 

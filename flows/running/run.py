@@ -14,7 +14,7 @@ from flows.running.runner import run_graph
 from infra.logs import quiet
 from infra.materialize import REUSED, Place
 from infra.plan import PlanRow, plan, topological
-from infra.settings import Settings, load_settings, offline_environment
+from infra.settings import Settings, offline_environment
 from infra.step import AnyloomError, Step
 from infra.storage import Remote
 
@@ -69,20 +69,19 @@ def make_place(settings: Settings) -> Place:
 
 def run_targets(
     recipe: str,
+    settings: Settings,
     *,
-    root: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     targets: Sequence[str] | None = None,
     force: Sequence[str] = (),
     lists: Mapping[str, str] | None = None,
     weights: Mapping[str, str] | None = None,
-    settings: Settings | None = None,
     display: Display | None = None,
     finished: Callable[[GraphRun, list[PlanRow]], None] | None = None,
 ) -> dict[str, str]:
     """Materialize targets of a recipe. The rest as in run_steps."""
     steps = select(recipe_steps(recipe, overrides or {}, lists, weights), targets)
-    return run_steps(steps, settings or load_settings(root=root), force=force, display=display, finished=finished)
+    return run_steps(steps, settings, force=force, display=display, finished=finished)
 
 
 def run_steps(

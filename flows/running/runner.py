@@ -1,12 +1,10 @@
-"""Runner: a graph of steps, as threads of this process or as task runs of a Prefect flow.
+"""Runner: brings a run's steps to their end, inputs first, in threads or Prefect task runs that wait for the steps' processes.
 
-Owns what waits for what. Input: steps, the place of their artifacts, settings and a display. Output: a GraphRun with every outcome. Raises AnyloomError for a
-forced step that is not there, else the first error of a step, after what was running has ended.
+Input: steps, where they live, settings. Output: the GraphRun with an outcome of every step. Raises: the first step's error, or the interrupt.
 """
 
 from __future__ import annotations
 
-import importlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -36,14 +34,14 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
         watch()
         ray_session.start(settings.num_threads, gpus)
         gpus, threads = ray_session.num_gpus(gpus), min(threads, ray_session.cpus_of_a_node(threads))
-    else:
-        importlib.import_module("transformers")  # it replaces itself while it is imported: two steps' threads must not be the first to ask for it
     run = GraphRun(steps=ordered, place=place, settings=settings, display=display, force=force, threads=threads, gpus=gpus)
     try:
         (_submit_prefect if settings.use_prefect else _submit_threads)(run)
     except BaseException as error:  # SIGTERM, Ctrl-C; what a step raises is in run.errors
         run.interrupt(error)
         raise
+    finally:
+        run.pool.stop()
     if run.errors:
         raise next(iter(run.errors.values()))
     return run

@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from flows.running.graph import RUNS, NotRun
+from infra.step import StepDied
 
 RETRIES = 2
 BACKOFF_S = 2
@@ -19,7 +20,9 @@ _ABOUT_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirector
 
 
 def of_infrastructure(error: BaseException) -> bool:
-    """True for a lost worker, a network or a storage error; wrong input and wrong code stay wrong however often they are tried."""
+    """True for a dead process, a lost worker, a network or a storage error; wrong input and wrong code stay wrong however often they are tried."""
+    if isinstance(error, StepDied):
+        return True
     if isinstance(error, OSError):
         return not isinstance(error, _ABOUT_FILES)
     return any(kind.__module__.split(".")[0] in INFRASTRUCTURE for kind in type(error).__mro__)

@@ -22,7 +22,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 
 from infra.storage import list_files, write_atomic
 from mmcore.concepts.config import ImageDecoderConfig
-from mmcore.runtime.building import building
 from mmcore.runtime.seeding import seeded
 
 TRACES = ("_name_or_path", "name_or_path", "local_files_only", "is_local")
@@ -152,7 +151,6 @@ def noisy(states_BTE: torch.Tensor, spread_E: torch.Tensor, most: float, generat
 # ---- prompts and the directory --------------------------------------------------------------------------------------
 
 
-@building()
 def load_text_parts(directory: Path, tokens: int) -> tuple[Any, Any]:
     """(tokenizer, text encoder) of a transformers directory, set up as a StableDiffusionPipeline needs them: it pads every prompt to the tokenizer's
     model_max_length, and hands on the mask when the encoder's config says so."""
@@ -199,7 +197,6 @@ def save_pipeline(directory: Path, vae: Any, unet: Any, tokenizer: Any, text_enc
             write_atomic(path, json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-@building()
 def load_pipeline(directory: Path) -> Any:
     """The saved StableDiffusionPipeline, silent, on the CPU."""
     pipeline = StableDiffusionPipeline.from_pretrained(directory, local_files_only=True, use_safetensors=True, safety_checker=None)

@@ -21,7 +21,6 @@ from transformers.models.whisper.modeling_whisper import WhisperModel
 from infra.step import AnyloomError
 from infra.storage import read_json
 from mmcore.media.decode import decode_audio
-from mmcore.runtime.building import building
 
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 BEGIN = ("<|startoftranscript|>", "<|notimestamps|>")
@@ -34,7 +33,6 @@ LONGEST = 16
 class SpeechJudge:
     """heard_s: seconds of a sound that are heard; the encoder sees that window only (its first positions), at that share of its cost."""
 
-    @building()
     def __init__(self, directory: Path, heard_s: float = 30.0):
         from tokenizers import Tokenizer
 

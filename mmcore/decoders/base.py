@@ -22,7 +22,6 @@ from torch.nn import functional
 from infra.step import AnyloomError
 from mmcore.decoders import texts
 from mmcore.decoders.contract import DecoderContract, Stream
-from mmcore.decoders.libraries import load_libraries
 from mmcore.decoders.opening import open_weights
 from mmcore.types import Medium
 
@@ -83,7 +82,6 @@ class Decoder:
         return open_weights(kind, self.directory / part, self.dtype, self.device)
 
     def _scheduler(self) -> Any:
-        load_libraries()
         import diffusers
 
         found = getattr(diffusers, self.contract.scheduler, None)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from infra.step import AnyloomError
-from mmcore.runtime.building import building
 
 EMPTY = "empty.safetensors"
 """File in a decoder's directory: the conditioning of the empty text (see mmcore.decoders.texts.write_empty)."""
@@ -20,7 +19,6 @@ EMPTY = "empty.safetensors"
 NO_SAFETENSORS = "its weights could not be opened as safetensors; convert them once with torch.load(weights_only=True) and safetensors.torch.save_file"
 
 
-@building()
 def open_weights(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
     """A model of diffusers or transformers, frozen and in evaluation mode. Raises AnyloomError when the folder is missing, holds no
     safetensors or lacks a tensor."""
@@ -28,7 +26,7 @@ def open_weights(kind: Any, folder: Path, dtype: torch.dtype, device: torch.devi
         raise AnyloomError(f"{folder} is missing; copy the decoder's whole directory")
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     if kind.__module__.startswith("diffusers"):
-        # its saving of memory while loading would make every module that another thread builds meanwhile an empty one
+        # without its saving of memory, which raises an error of its own for a tensor that is missing
         options |= {"torch_dtype": dtype, "low_cpu_mem_usage": False}
     else:
         options["dtype"] = dtype

@@ -19,7 +19,6 @@ from torch.nn import functional
 from infra.step import AnyloomError
 from infra.storage import read_json
 from mmcore.decoders.contract import AUDIOLDM, AUDIOLDM2, COGVIDEOX, INDEX, STABLE_DIFFUSION, TEXT_TO_VIDEO, VOICE, DecoderContract, read_contract
-from mmcore.decoders.libraries import load_libraries
 from mmcore.decoders.opening import EMPTY, open_weights
 from mmcore.decoders.speech.text import VoiceText
 
@@ -47,7 +46,6 @@ class TextSide:
         """
         if not texts:
             raise AnyloomError(f"{self.contract.family}: no texts to encode; give at least one")
-        load_libraries()
         streams, masks = ENCODERS[self.contract.family](self, list(texts))
         return tuple(stream.float() for stream in streams), masks
 

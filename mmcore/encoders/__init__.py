@@ -15,7 +15,6 @@ from pathlib import Path
 
 from mmcore.config import EncoderSpec, check_encoder
 from mmcore.encoders.base import COMPUTE, Encoder, check_device
-from mmcore.runtime.building import building
 
 
 def _from(module: str, name: str) -> Callable[[EncoderSpec, Path], Encoder]:
@@ -55,7 +54,6 @@ MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in (*ENCODERS, *OF_DECODER
 """What each kind encodes."""
 
 
-@building()
 def load_encoder(spec: EncoderSpec, weights_dir: Path, device: str = "cpu") -> Encoder:
     """The encoder of `spec` on `device`, with the weights of an artifact (`weights_dir/encoder/…`, or `weights_dir/pipeline/…` of a decoder).
 

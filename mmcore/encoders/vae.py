@@ -22,7 +22,6 @@ from PIL import Image, ImageOps
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
-from mmcore.decoders.libraries import load_libraries
 from mmcore.decoders.opening import open_weights
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.media.decode import decode_image
@@ -45,7 +44,6 @@ class VaeEncoder(BatchedEncoder):
         """Raises ValueError when the weights are of another class or have another number of latent channels."""
         self.spec = spec
         folder = vae_folder(weights_dir)
-        load_libraries()
         import diffusers
 
         name = read_json(folder / "config.json").get("_class_name")

@@ -24,7 +24,6 @@ from mmcore.config import QUANTIZE, SpecialTokens
 from mmcore.lm.families import check_family, longest_row
 from mmcore.lm.lora_layers import routed
 from mmcore.lm.unpadded import Places, RowsCache, prepare, unpadded
-from mmcore.runtime.building import building
 from mmcore.runtime.devices import arithmetic
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -198,7 +197,6 @@ def _quantization(quantize: str, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
 
 
-@building()
 def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, quantize: str = "", device: str = "cpu") -> LanguageModel:
     """A frozen LM from a transformers directory, eager attention (faster than SDPA at short rows on CPU).
 

@@ -29,7 +29,6 @@ from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, 
 from mmcore.lm.language_model import load_tokenizer, own_code_refused
 from mmcore.lm.lora import attach_lora, lora_parameters, save_lora
 from mmcore.model.any_model import LORA, TENSORS
-from mmcore.runtime.building import building
 
 WRAPPERS = ("<Img>", "</Img>")
 """Tokens that the old prompts put around an item's embedding; they precede the signal tokens."""
@@ -198,7 +197,6 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     return {str(name): value.detach() for name, value in state.items()}
 
 
-@building()
 def _base(directory: Path) -> tuple[Any, Any, LmShape]:
     """(LM, tokenizer with the wrapper tokens, sizes) of a transformers directory. Raises AnyloomError for one that cannot carry the checkpoint."""
     from transformers import AutoModelForCausalLM

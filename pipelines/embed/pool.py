@@ -8,11 +8,11 @@ Refuses to know what a part is made of.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from infra import ray_session
@@ -80,7 +80,7 @@ def _with_actors(tasks: Sequence[PartTask], arguments: tuple[EncoderSpec, Path, 
 
 
 def _with_threads(tasks: Sequence[PartTask], arguments: tuple[EncoderSpec, Path, Path], resources: Resources) -> Iterator[PartDone]:
-    """Each thread has its own encoder copy; torch lets go of the interpreter while it computes."""
+    """Each thread has an encoder copy for itself while it builds a part; torch lets go of the interpreter while it computes."""
     import torch
 
     gpus = min(resources.gpus, torch.cuda.device_count())
@@ -88,14 +88,18 @@ def _with_threads(tasks: Sequence[PartTask], arguments: tuple[EncoderSpec, Path,
     workers = max(1, min(gpus or threads, len(tasks)))
     decoders = max(1, threads // workers) if gpus else 1
     before = torch.get_num_threads()
-    own, started = threading.local(), iter(range(workers))
+    free: SimpleQueue[PartBuilder] = SimpleQueue()
 
     def build(task: PartTask) -> PartDone:
-        if not hasattr(own, "builder"):
-            own.builder = PartBuilder(*arguments, f"cuda:{next(started)}" if gpus else "cpu", decoders)
-        return replace(own.builder.build(task), workers=workers)
+        builder = free.get()
+        try:
+            return replace(builder.build(task), workers=workers)
+        finally:
+            free.put(builder)
 
     try:
+        for number in range(workers):  # one after the other: transformers changes torch for every thread while it builds a model
+            free.put(PartBuilder(*arguments, f"cuda:{number}" if gpus else "cpu", decoders))
         if workers == 1:
             yield from map(build, tasks)
             return

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.step import AnyloomError
-from mmcore.runtime.building import building
 from pipelines.weights.ct2 import read_model, whisper_encoder
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@building()
 def llama_from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Dequantise a GGUF file once into a plain bfloat16 model (a model loaded from GGUF refuses to be saved)."""
     import torch
@@ -38,7 +36,6 @@ def llama_from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     return model.to(torch.bfloat16), tokenizer  # type: ignore[arg-type]  # transformers wraps Module.to and loses its types
 
 
-@building()
 def whisper_encoder_from_ct2(path: Path) -> PreTrainedModel:
     """Whisper tiny.en's encoder from a CTranslate2 file: 4 layers, E=384, 6 heads, 1500 frames; float32."""
     import torch

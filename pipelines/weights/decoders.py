@@ -17,7 +17,6 @@ from infra.step import AnyloomError, StepContext
 from infra.storage import list_files, read_json, write_json
 from mmcore.decoders.catalogue import known
 from mmcore.decoders.contract import INDEX, DecoderContract, read_contract
-from mmcore.decoders.libraries import load_libraries
 from pipelines.weights.config import DecoderConfig
 from pipelines.weights.given_files import decoder_parts
 from pipelines.weights.writing import CONTRACT, PIPELINE, RANDOM_LICENCE, TRACES
@@ -35,7 +34,6 @@ def run(ctx: StepContext[DecoderConfig]) -> dict[str, Any]:
         raise AnyloomError(
             f"{ctx.name}: the decoder {config.name}{terms} is not downloaded for you; give its diffusers directory with --weights decoder_{config.modality}=DIR"
         )
-    load_libraries()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, ctx.resources.threads))
     ctx.progress(0, 1, config.name)

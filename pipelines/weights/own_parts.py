@@ -16,7 +16,6 @@ from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, write_json
 from mmcore.config import EncoderSpec
 from mmcore.encoders import MODALITY_OF, catalogue, load_encoder
-from mmcore.runtime.building import building
 from pipelines.toys.media import medium
 from pipelines.weights.config import ImportConfig
 from pipelines.weights.given_files import FRONTS, TOKENIZERS, loader_of
@@ -117,7 +116,6 @@ def _class(spec: EncoderSpec, family: str) -> str:
     return hf_audio.FAMILIES[family] if spec.kind == "hf_audio" else hf_vision.FAMILIES[family].model
 
 
-@building()
 def _half(given: Path, folder: Path, name: str) -> Any:
     """One half of a checkpoint, by name, through transformers' own reader (which knows the older names of published files)."""
     import torch
@@ -140,7 +138,6 @@ def _half(given: Path, folder: Path, name: str) -> Any:
     return model
 
 
-@building()
 def _whisper(given: Path, folder: Path) -> Any:
     """Whisper's encoder, from a whole checkpoint or an encoder of its own."""
     from transformers import WhisperConfig
@@ -156,7 +153,6 @@ def _whisper(given: Path, folder: Path) -> Any:
     return model
 
 
-@building()
 def _vae(given: Path, folder: Path, described: Mapping[str, Any]) -> Any:
     """An autoencoder with its decoder, through diffusers' own reader."""
     import torch

@@ -52,14 +52,15 @@ def run(options: argparse.Namespace) -> list[dict]:
 
 
 def recorded_seconds(recipe: str, root: Path) -> float:
-    """Seconds of all steps of a finished run, by their records. Raises RuntimeError when it is not finished."""
+    """Seconds of all steps of a finished run, by their records. Raises AnyloomError when it is not finished."""
     from flows.running.run import recipe_steps
     from infra.plan import DONE, plan
+    from infra.step import AnyloomError
 
     rows = plan(recipe_steps(recipe, {}).values(), root)
     open_steps = [row.step.name for row in rows if row.status != DONE or row.record is None]
     if open_steps:
-        raise RuntimeError(f"{root} is not a finished run of {recipe}: {', '.join(open_steps)}")
+        raise AnyloomError(f"--root {root} is not a finished run ({', '.join(open_steps)}); make it first: anyloom run --recipe {recipe} --root {root}")
     return sum(row.record.provenance.seconds for row in rows if row.record)
 
 

@@ -26,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from branches import artifacts
+from demo_process import read_root
 from store_bench import anyloom, pinned, rates, scratch
 
 from evals.questions.lists import QuestionRow, draw_questions, read_questions, write_vqav2_parquet
 from evals.suites.task_files import write_task_dir
 from infra.settings import offline_environment
+from infra.step import AnyloomError
 
 TASK, LIST = "easyvqa_as_vqav2", "instruct/easyvqa_test.json"
 LIMIT = 16
@@ -78,14 +80,14 @@ def finished(options: argparse.Namespace, box: Path) -> Path:
     from flows.running.run import recipe_steps
 
     if options.root is not None:
-        return options.root.absolute()
+        return read_root(options.root, options.recipe, "export*", "lists")
     export = "export_early" if "export_early" in recipe_steps(options.recipe, {}) else "export"
     anyloom("run", export, "lists", "--recipe", options.recipe, "--root", str(box / "runs"), "--no-prefect", "--no-ray")
     return box / "runs"
 
 
 def prepared(root: Path, options: argparse.Namespace, box: Path) -> Work:
-    """The recipe's export in a root, the questions and the task. Raises RuntimeError when the root does not have them."""
+    """The recipe's export in a root, the questions and the task. Raises AnyloomError when the root does not have them."""
     import torch
 
     from mmcore.inference.generator import Generator
@@ -94,7 +96,7 @@ def prepared(root: Path, options: argparse.Namespace, box: Path) -> Work:
     rows = artifacts(options.recipe, root, {})
     export, lists = rows.get("export_early") or rows.get("export"), rows.get("lists")
     if export is None or lists is None:
-        raise RuntimeError(f"{root} has no finished export of the recipe {options.recipe} as it is now: run it first")
+        raise AnyloomError(f"{root} has no export of the recipe as it is now; make it first: anyloom run export lists --recipe {options.recipe} --root {root}")
     read = read_questions(lists.path / LIST)
     once = list({(question.picture, question.question): question for question in read}.values())
     questions = draw_questions(once, min(options.questions, len(once)), options.seed)

@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from demo_process import PROJECT, check_code, digests, environment, kill_all, start, wait_end, wait_for, working
+from demo_process import PROJECT, check_code, digests, environment, kill_all, read_root, start, wait_end, wait_for, working
 
 from infra.storage import RECORD, digest_tree, read_json
 from pipelines.embed.fill import part_name
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> list[dict]:
     if options.root is None:
         prepare(box / "base", options.recipe, small)
     else:
-        copy_data(options.root, box / "base")
+        copy_data(read_root(options.root, options.recipe, "shards_*", "weights_*"), box / "base")
     shutil.copytree(box / "base", box / "reference")
     log = box / "builds.log"
     finish(box / "reference", options.recipe, log, small)

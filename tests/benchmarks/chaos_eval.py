@@ -25,7 +25,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from demo_process import check_code, digests, kill_all, start, wait_end, wait_for
+from demo_process import check_code, digests, kill_all, read_root, start, wait_end, wait_for
 
 from evals.harness.answers import AnswerFile
 
@@ -48,8 +48,10 @@ def run(options: argparse.Namespace) -> list[dict]:
     settings = SETTINGS | ({} if options.recipe.startswith("tiny") else OTHER)
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     log = box / "runs.log"
-    for folder in ("artifacts", "stores") if options.root is not None else ():
-        shutil.copytree(options.root / folder, box / "base" / folder)
+    if options.root is not None:
+        root = read_root(options.root, options.recipe)
+        for folder in ("artifacts", "stores"):
+            shutil.copytree(root / folder, box / "base" / folder)
     finish(box / "base", options.recipe, log, [], ("history",), threads=os.cpu_count() or 1, timeout_s=BASE_TIMEOUT_S)
     strip(box / "base")
     shutil.copytree(box / "base", box / "reference")

@@ -52,6 +52,18 @@ def kill_all(child: subprocess.Popen[bytes]) -> int:
     return len(victims)
 
 
+def read_root(given: Path, recipe: str, *targets: str) -> Path:
+    """A root that --root names. Raises AnyloomError, with the command that makes it, when one of the targets (steps, or prefix*) was never made there."""
+    from infra.step import AnyloomError
+
+    for target in targets or ("lists",):
+        if not any((given / "artifacts").glob(f"{target}/*/artifact.json")):
+            raise AnyloomError(
+                f"--root {given} holds no {target}; make it first: {' '.join(('anyloom run', *map(repr, targets), '--recipe', recipe))} --root {given}"
+            )
+    return given.absolute()
+
+
 def working(root: Path) -> set[str]:
     """Steps at work right now: those whose lock a process holds (a killed process holds none; what it left on disk says nothing)."""
     with open("/proc/locks") as table:

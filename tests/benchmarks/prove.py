@@ -1,4 +1,4 @@
-"""The proof harness: `prove.py bench|chaos|fuzz [ONLY] [--option value]`. Prints a table and writes build/<kind>.json.
+"""The proof harness: `prove.py bench|chaos|fuzz [ONLY[,ONLY...]] [--option value]`. Prints a table and writes build/<kind>.json.
 
 A module beside this file named <kind>_<name>.py is one entry; it has `run(options) -> list[dict]` and a docstring saying what it shows; a kill test also has
 KILLS, how many it makes unless told.
@@ -30,7 +30,7 @@ def main() -> int:
     """Run the entries of one kind. Exit 1 when one of them found a failure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=FIELDS)
-    parser.add_argument("only", nargs="?", default="")
+    parser.add_argument("only", nargs="?", default="", help="entries by name, separated by commas (default: all)")
     parser.add_argument("--recipe", default="smol")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, help="chaos: kills (demo: per phase); default: KILLS of the entry")
@@ -57,12 +57,15 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=40, help="fuzz: inputs per mutation class")
     parser.add_argument("--out", type=Path, default=PROJECT / "build", help="where the JSON goes")
     options = parser.parse_args()
-    names = sorted(path.stem for path in HERE.glob(f"{options.kind}_*.py") if path.stem == f"{options.kind}_{options.only}" or not options.only)
-    if not names:
-        known = ", ".join(sorted(p.stem.split("_", 1)[1] for p in HERE.glob(f"{options.kind}_*.py")))
-        print(f"no {options.kind} entry called {options.only}; there are: {known}", file=sys.stderr)
+    from infra.step import AnyloomError
+
+    results = []
+    try:
+        for name in chosen(options.kind, options.only):
+            results += run(importlib.import_module(f"{options.kind}_{name}"), options)
+    except AnyloomError as error:
+        print(f"prove: {error}", file=sys.stderr)
         return 2
-    results = [entry for name in names for entry in run(importlib.import_module(name), options)]
     fields = FIELDS[options.kind]
     for entry in results:
         missing = [field for field in fields if field not in entry]
@@ -71,6 +74,18 @@ def main() -> int:
         print("\n".join(f"{field:>12}  {entry[field]}" for field in fields), end="\n\n")
     write(options.out / f"{options.kind}.json", results)
     return int(any(entry[field] for entry in results for field in FAILS[options.kind]))
+
+
+def chosen(kind: str, only: str) -> list[str]:
+    """The entries of a kind that are named, separated by commas; all when none is. Raises AnyloomError listing what there is."""
+    from infra.step import AnyloomError
+
+    known = sorted(path.stem.split("_", 1)[1] for path in HERE.glob(f"{kind}_*.py"))
+    wanted = [name.strip() for name in only.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise AnyloomError(f"no {kind} entry called {unknown[0]}; there are: {', '.join(known)}")
+    return wanted or known
 
 
 def run(module: ModuleType, options: argparse.Namespace) -> list[dict]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from demo_process import read_root
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
@@ -115,7 +116,7 @@ def scratch() -> Iterator[Path]:
 def ensure_root(given: Path | None, recipe: str, box: Path, extra: Sequence[str] = ()) -> Path:
     """A root with finished shards and weights of the recipe: the one given, or one made in `box`."""
     if given is not None:
-        return given.absolute()
+        return read_root(given, recipe, "shards_*", "weights_*")
     anyloom("run", "shards_*", "weights_*", "--recipe", recipe, "--root", str(box / "runs"), "--no-prefect", "--no-ray", *extra)
     return box / "runs"
 

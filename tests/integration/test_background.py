@@ -20,18 +20,18 @@ def nice_and_pid(until=None):
 
 ray_session.start(1, 2)
 found, word = {}, sys.argv[1]
-slow = threading.Thread(target=lambda: found.update(slow=ray_session.run_isolated(nice_and_pid, word, background=True)))
+slow = threading.Thread(target=lambda: found.update(slow=ray_session.run_isolated("note", nice_and_pid, word, background=True)))
 slow.start()
 time.sleep(1)
 own = os.getpriority(os.PRIO_PROCESS, 0)
-first = ray_session.run_isolated(nice_and_pid)  # the only CPU is free, although the other one still runs
+first = ray_session.run_isolated("note", nice_and_pid)  # the only CPU is free, although the other one still runs
 assert slow.is_alive()
 open(word, "w").close()
 slow.join()
-later = [ray_session.run_isolated(nice_and_pid) for _ in range(3)]
+later = [ray_session.run_isolated("note", nice_and_pid) for _ in range(3)]
 assert found["slow"][0] == 19 and found["slow"][2:] == ("1", True), found
 assert all(priority == own and pid != found["slow"][1] and not idle for priority, pid, _, idle in (first, *later)), (first, later)
-visible = [ray_session.run_isolated(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"), gpus=gpus) for gpus in (2, 1, 0)]
+visible = [ray_session.run_isolated("note", lambda: os.environ.get("CUDA_VISIBLE_DEVICES"), gpus=gpus) for gpus in (2, 1, 0)]
 assert visible[0] == "0,1" and visible[1] in ("0", "1") and visible[2] in ("", None), visible
 assert ray_session.num_gpus(2) == 2
 ray_session.stop()
@@ -49,7 +49,7 @@ import sys
 from pathlib import Path
 
 from flows.running.display import Display
-from flows.running.graph import run_graph
+from flows.running.runner import run_graph
 from infra.materialize import Place
 from infra.settings import load_settings
 from infra.step import Step

@@ -32,6 +32,18 @@ def test_every_flow_has_a_deployment_that_loads():
     assert names == {"prepare-data", "embed", "train-stage1", "train-stage2", "train-stage3", "evaluate", "nightly-eval", "end-to-end"}
 
 
+def test_the_form_of_a_flow_shows_its_own_parameters_with_what_they_are():
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.deployments import stages
+
+    shared = ["recipe", "root", "overrides", "force", "lists", "weights", "threads"]
+    for flow in (stages.prepare_data, stages.embed, stages.train_stage1, stages.train_stage2, stages.train_stage3, stages.evaluate, stages.end_to_end):
+        form = parameter_schema(flow).properties
+        assert list(form) == (shared if flow is not stages.end_to_end else [*shared[:4], "targets", *shared[4:], "use_ray"])
+        assert "tiny" in form["recipe"]["enum"] and all(one["description"] for one in form.values())
+
+
 def test_flow_stages_name_real_steps():
     from flows.running.run import EMBED, EVALUATE, PREPARE_DATA, recipe_steps, select, stage_targets
 

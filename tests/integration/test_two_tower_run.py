@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(900)
 
 def materialize(root, recipe="tiny_two_tower", **options):
     settings = Settings(root=root, threads=1, use_ray=False, use_prefect=False)
-    return run_targets(recipe, settings=settings, display=Display(), **options)
+    return run_targets(recipe, settings, display=Display(), **options)
 
 
 @pytest.fixture(scope="module")
