@@ -2,7 +2,7 @@
 
 diffusers and transformers find their classes lazily, module by module. Steps run side by side in threads, and two threads that first ask for classes of
 diffusers at once can meet in each other's half-imported modules: one of them then gets "cannot import name". Whoever is about to open or make a part of a
-decoder calls `load_libraries` first. Refuses to know what is opened.
+decoder calls `load_libraries` first.
 """
 
 from __future__ import annotations
