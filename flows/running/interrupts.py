@@ -2,7 +2,7 @@
 
 SIGTERM becomes an exception of the main thread, as Ctrl-C is one already, so that a run ends in order: Ray's processes first, then whoever waited
 for them. Work inside this process cannot be stopped from outside; when it does not end by itself soon, the process leaves without waiting:
-what is complete stays complete and a cut step continues from its last checkpoint. Refuses to know what was running.
+what is complete stays complete and a cut step continues from its last checkpoint.
 """
 
 from __future__ import annotations

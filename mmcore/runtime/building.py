@@ -1,7 +1,7 @@
 """One model at a time: transformers and diffusers swap parts of torch for all threads while they build or load a model.
 
 They change its default type, its initialisers, how parameters are registered and the tying of weights. Steps of a run work side by side in threads: what
-another thread builds meanwhile would come out empty, untied or of another type. Refuses to know what is built, and torch, so that planning stays instant.
+another thread builds meanwhile would come out empty, untied or of another type. Importing this module must not import torch, so that planning stays instant.
 """
 
 from __future__ import annotations

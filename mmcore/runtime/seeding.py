@@ -1,7 +1,7 @@
 """Seeded construction of modules: the same seed gives the same weights, whatever other threads draw meanwhile.
 
 Steps of a run work side by side in threads, and torch's global generator is shared by all of them: seeding it would let one step's draws
-shift another's weights. Inside `seeded` every random operation of this thread reads a private generator instead. Refuses to know what is built.
+shift another's weights. Inside `seeded` every random operation of this thread reads a private generator instead.
 """
 
 from __future__ import annotations
