@@ -1,6 +1,6 @@
 """Blank media: a white picture, a white clip, silence. What a model is shown when the question is whether it looks at all.
 
-Owns their shape. Input: a modality and a place for scratch files. Output: a file's bytes. Refuses to know what is asked about them.
+Owns their shape. Input: a modality and a place for scratch files. Output: a file's bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Configs of the evaluation steps: what is asked, of how many, with which randomness.
 
 Owns plain frozen dataclasses (torch-free: importing this module keeps planning instant). Every field is identity.
-Refuses to know paths, models in memory or how a number is computed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tables: the columns of evaluation results.
 
 Owns the Arrow schemas of samples and metrics, and the making of metric rows from scores. Input: plain rows. Output: Parquet with
-the same bytes for the same rows. Refuses to know where scores come from.
+the same bytes for the same rows.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Owns atomic files, atomic directories, digests and store entries on the local disk, and `Remote`, the same contract on
 any fsspec file system. Everything is written temp -> fsync -> rename -> fsync of the parent; the record goes last.
-Refuses to know what the bytes mean.
 
 Object stores have no rename, no lock and no mmap: `Remote` puts every object once and the record last, so double work
 must give equal bytes, and readers go through a local cache.

@@ -1,9 +1,8 @@
 """Types that the model, the training data and the generator pass to each other.
 
-Owns plain containers only; refuses to know how any of them is computed.
-Shape letters: B rows of a batch, T tokens of a row, N feature tokens, E encoder width, S signal tokens, D LM width, Q queries,
-C conditioning width. A row is one packed sequence: a prefix (segment 0) and segments 1, 2, ... that each see the prefix and
-themselves only. Segment -1 is padding.
+Owns plain containers only. Shape letters: B rows of a batch, T tokens of a row, N feature tokens, E encoder width, S signal tokens, D LM width, Q queries, C
+conditioning width. A row is one packed sequence: a prefix (segment 0) and segments 1, 2, ... that each see the prefix and themselves only. Segment -1 is
+padding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Scores of captions against references: CIDEr, BLEU-1..4, ROUGE-L and, where it can run, SPICE, all by pycocoevalcap.
 
-Owns the tokenizers and how the library is called. Input: generated captions and their references; output: numbers a caption and for the corpus. Refuses to
-know where captions come from.
+Owns the tokenizers and how the library is called. Input: generated captions and their references; output: numbers a caption and for the corpus.
 
 The scores of two tokenizers are not comparable: the tokenizer's name is part of what a score is called. `words-1` is ours and runs everywhere; `ptb` is the
 library's PTB tokenizer, a Java program, which published scores are made with.

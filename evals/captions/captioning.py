@@ -1,7 +1,7 @@
 """The eval_captioning step: what an exported model says of held-out media, scored against their captions and for objects that are not there.
 
 Input: `export`, the shards. Output: samples.parquet (every caption), metrics.parquet, details.parquet (formula, tokenizer, library and references of every
-number). A killed run continues after the last captioned batch. Refuses to know how anything was trained.
+number). A killed run continues after the last captioned batch.
 
 Captions are the model's own, greedy, asked for as stage 1 taught. Scores: CIDEr, ROUGE-L, BLEU-1..4, and SPICE with SPIDEr (the mean of SPICE and CIDEr, Liu et
 al. 2017, arXiv 1612.00370) where the config asks for them. Floor `shuffled`: the same captions against another medium's references. CHAIR: see chair;

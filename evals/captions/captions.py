@@ -1,8 +1,7 @@
 """Held-out evaluation of stage 1 (captions with the right, the wrong or blank media) and of stage 2 (alignment).
 
 Owns the pairing with a wrong media, the paired differences and their intervals, clustered by media. Input: shards, embeddings,
-stage tensors. Output: samples.parquet and metrics.parquet. Refuses to know how the model computes a loss (mmcore.training.scoring,
-mmcore.model do) and how the history stores results.
+stage tensors. Output: samples.parquet and metrics.parquet.
 """
 
 from __future__ import annotations

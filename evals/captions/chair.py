@@ -1,7 +1,7 @@
 """CHAIR: how often captions name objects that are not in the picture.
 
 Owns the two rates, their floor against other pictures' objects, and how much of what is there gets named (silence has no hallucination). Input: object words
-of captions and of pictures; output: rows of METRICS. Refuses to know how words are found (evals.captions.objects) and where captions come from.
+of captions and of pictures; output: rows of METRICS.
 
 Rohrbach et al. 2018 (arXiv 1809.02156): chair_i = hallucinated mentions / mentions, chair_s = captions with one / captions. Not the COCO benchmark: the names
 are easyvqa_chair and stamps_chair.

@@ -2,7 +2,7 @@
 
 Owns the comparison of held-out captions before and after: the alignment error of the conditioning, and the cross-entropy of the signal tokens in the
 plainest request. Input: `states` and `aligned` (the stage 2 looked at, before), the stages up to stage 3 (after), weights_lm, caption targets and
-shards. Output: samples.parquet and metrics.parquet. Refuses to know how either is trained.
+shards. Output: samples.parquet and metrics.parquet.
 
 Stage 2 trains on hidden states that later stages move; the output projectors stay where they were. Before: from the cached states that stage 2 was
 trained on. After: the same captions through the model as it is after stage 3. Captions whose text training has are left out.

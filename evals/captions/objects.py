@@ -1,6 +1,6 @@
 """Objects: the words for what a picture shows, and which of them a caption names.
 
-Owns the object vocabularies and the matching of words. Input: captions, or what questions affirm; output: sets of words. Refuses to know models and scores.
+Owns the object vocabularies and the matching of words. Input: captions, or what questions affirm; output: sets of words.
 
 Two worlds: easy-VQA, where the questions together tell shape and colour (its object words are these eleven, colours too); and stamps, where the one thing
 that a caption's head word names is known to be there and nothing else is known to be absent, so a right word that no caption has counts as hallucinated.

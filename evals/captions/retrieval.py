@@ -1,7 +1,7 @@
 """Held-out retrieval of the two-tower model, and whether the encoders' own features put like beside like (step eval_retrieval).
 
 Owns ranks, recall, chance levels and their intervals. Input: the two towers, features, caption vectors, shards. Output: samples.parquet (one row per
-query) and metrics.parquet. Refuses to know how vectors are made (mmcore.two_tower does) and how the history stores results.
+query) and metrics.parquet.
 
 Candidates of a query are all distinct media, or all distinct captions, of the held-out dataset of its modality. A caption that several media carry is
 right for each of them, so a hit for any counts. Chance is exact: what k candidates drawn at random hit, k / candidates for a query with one right answer.

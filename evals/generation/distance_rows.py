@@ -1,7 +1,6 @@
 """Rows of metrics about distances: made media to real ones, beside real ones among themselves and scrambled ones.
 
-Owns which sets are compared, at what number, and the words that say so. Input: vectors of three sets; output: rows of METRICS with their definition. Refuses to
-know encoders' internals and where media come from.
+Owns which sets are compared, at what number, and the words that say so. Input: vectors of three sets; output: rows of METRICS with their definition.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The eval_drawing step: does the exported model draw when it is asked to, only then, and what was asked for?
 
 Input: `export` (with its picture decoder), `picture_judge`, the shards. Output: replies.parquet (every prompt and whether it was answered with a signal
-block), samples.parquet (every picture that was drawn, judged), metrics.parquet and grids. Refuses to know how anything was trained.
+block), samples.parquet (every picture that was drawn, judged), metrics.parquet and grids.
 
 Prompts: `asked_new_wording` (shapes and colours in requests that no training list has), `asked_trained_wording`, `asked_other` (held-out stamps, in new
 wordings), `asked_after_question` (shapes and colours in new wordings, after a question about a test picture in the same conversation); `talk` and

@@ -1,6 +1,6 @@
 """Prompts of eval_drawing: requests for a picture in wordings that no training list has, and ordinary talk that asks for none.
 
-Owns words only. Refuses to know models.
+Owns words only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Extractors: media -> vectors by the exported model's own encoders, and the space that some of them share with sentences.
 
 Owns how a medium becomes one vector (the mean of its tokens; of a clip, one for each looked-at frame), scrambled controls, and where CLIPScore is allowed.
-Input: an export, a text encoder's weights; output: float32 vectors and digests. Refuses to know what is compared with what.
+Input: an export, a text encoder's weights; output: float32 vectors and digests.
 
 Shape letters: M media, E encoder width.
 """

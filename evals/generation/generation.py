@@ -2,7 +2,7 @@
 
 Input: `export` with its decoders, the shards; where the recipe has them `picture_judge`, `speech_judge` and `weights_query`. Output: media/ (everything that
 was made), index.tsv, samples.parquet (every request), metrics.parquet, details.parquet (extractor, weights, reference set and number behind a score). A killed
-run continues after the last batch. Refuses to know how anything was trained and how a score is made (evals.generation.scores).
+run continues after the last batch.
 
 Suites: `held_out` (captions of held-out media) and `concepts` (24 of mmcore.concepts.shapes), in wordings that no training list has. How: `asked` (greedy; a
 block counts when the model writes all of it by itself) and, where the config names it, `forced` (the block stands behind the request).

@@ -1,7 +1,7 @@
 """Grids: many small pictures in one PNG, each in a frame that says whether it is right.
 
-Owns the layout only. Input: pictures as arrays, marks and labels; output: PNG bytes, the same for the same input. Refuses to choose: every
-picture that is handed in is shown, failures included.
+Owns the layout only. Input: pictures as arrays, marks and labels; output: PNG bytes, the same for the same input. Every picture that is handed in is shown,
+failures included.
 """
 
 from __future__ import annotations

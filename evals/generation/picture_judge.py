@@ -1,7 +1,7 @@
 """The picture_judge step: trains the classifier that made pictures are judged with, and says how good it is on real ones.
 
 Input: `shards_instruct`, whose test pictures no decoder learns from; a hash of each picture's bytes puts it among those the judge learns from or
-those it is tested on. Output: judge.safetensors, split.json. Refuses to know any decoder: the judge sees real pictures only.
+those it is tested on. Output: judge.safetensors, split.json. The judge sees real pictures only.
 """
 
 from __future__ import annotations

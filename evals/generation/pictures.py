@@ -1,7 +1,7 @@
 """The eval_pictures step: what the picture decoder makes of words, judged on seeded draws, every draw counted and shown.
 
 Input: `image_decoder` (a diffusers pipeline), `picture_judge`, and the shards both learned from. Output: metrics.parquet, samples.parquet, one
-grid PNG for each condition and one of made pictures over their nearest training pictures. Refuses to know how either was trained.
+grid PNG for each condition and one of made pictures over their nearest training pictures.
 
 Conditions: `new_wording` (prompts in wordings that no training prompt had, through the pipeline's own text encoder), `trained_wording`, `targets`
 (the plain caption with zeros behind its last token, as output projectors learn it) and the control `unrelated` (a prompt that names no concept, judged

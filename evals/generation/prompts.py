@@ -1,7 +1,7 @@
 """Requests for media: the prompts of eval_generation, and the media that what is made is compared with.
 
-Owns the wordings of clips and sounds, the draw of held-out captions and of reference media. Input: shards; output: Request, Reference. Refuses to know models.
-No wording here stands in a training list.
+Owns the wordings of clips and sounds, the draw of held-out captions and of reference media. Input: shards; output: Request, Reference. No wording here
+stands in a training list.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Requests to a whole exported model: prompts, its answers, and what counts as a medium given.
 
 Owns what eval_drawing and eval_speaking share. Input: a Generator, prompts, the pictures that questions are about; output: answers, rows of replies and the
-metrics of their signal blocks. A block counts when the model writes all of it by itself. Refuses to know decoders and judges.
+metrics of their signal blocks. A block counts when the model writes all of it by itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What made media are worth: whether there are any, whether a judge finds in them what was asked for, CLIPScore, and distances to real media.
 
-Input: the requests, their rows and files; output: rows of METRICS with a row of DETAILS each, and what was not scored and why. Refuses to know how media are
-made.
+Input: the requests, their rows and files; output: rows of METRICS with a row of DETAILS each, and what was not scored and why.
 
 Conditions: the suite (`held_out`, `concepts`), `…, forced`; controls `…, shuffled` (the same media against another request), `…, scrambled` (their pixels or
 samples in a random order) and `real` (real media among themselves: what a perfect generator of that number would get).

@@ -1,8 +1,7 @@
 """The eval_speaking step: does the exported model answer with a sound when it is asked to, only then, and does the sound say what was asked for?
 
 Input: `export` (with its voice), `voice` (the decoder's own text half), `speech_judge`, the shards of the questions. Output: replies.parquet (every prompt and
-what it was answered with), samples.parquet (every sound, with what the judge heard), metrics.parquet and sounds/ (seeded draws). Refuses to know how anything
-was trained.
+what it was answered with), samples.parquet (every sound, with what the judge heard), metrics.parquet and sounds/ (seeded draws).
 
 Prompts: `asked_new_wording` (the 24 concepts, in requests that no training list has), `asked_trained_wording` and `asked_after_question` (new wordings, after
 a question about a test picture in the same conversation); `talk`, `picture_question` and `asked_for_a_picture` ask for no sound. Sounds come from the model's

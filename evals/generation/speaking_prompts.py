@@ -1,6 +1,6 @@
 """Prompts of eval_speaking: requests to say something in wordings that no training list has.
 
-Owns words only. Refuses to know models.
+Owns words only.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns AnyloomLmms (requests of the harness -> Generator.answer, grouped by picture, persisted batch by batch), run_lmms and mmbench_hits.
 Input: a task directory (evals.suites.task_files) and an export directory or a generator object. Output: answers in a file that survives a
-kill, and the harness's result dict. Refuses to know how a task scores or what a result means.
+kill, and the harness's result dict.
 
 `infra.settings.offline_environment()` must have run before this module is imported: lmms_eval and datasets read it at import.
 """

@@ -2,7 +2,6 @@
 
 Owns the reading of an embed artifact by the medium's sha256 (StoredFeatures) and a growing directory of features that evaluations
 encoded themselves (KeptFeatures); both refuse another encoder's. Input: sha256 of a medium's bytes; output: features [N, E] or None.
-Refuses to know questions and answers, and what the features are used for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shown: the pictures of a task's questions, from the document to the features the model is given.
 
 Owns a picture's identity, the pictures of the conditions blank and shuffled, and threads that decode and encode the pictures of the next
-batches while the model answers. Input: documents as callables; output: features by picture. Refuses to know prompts, answers and scores.
+batches while the model answers. Input: documents as callables; output: features by picture.
 
 A picture is known by the sha256 of its file's bytes where the document has them, else of the pixels as PNG. The bytes themselves go to the
 encoder only where decoding them gives the very pixels that the task shows; else the shown pixels go, as PNG.

@@ -1,7 +1,6 @@
 """Check: the history's files against themselves and against history.duckdb.
 
-Owns what counts as a problem. Input: the store and the database. Output: one line per problem. Refuses to repair anything: the line says
-what to do.
+Owns what counts as a problem. Input: the store and the database. Output: one line per problem. Nothing is repaired: the line says what to do.
 """
 
 from __future__ import annotations

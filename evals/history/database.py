@@ -1,8 +1,7 @@
 """History: every evaluation there ever was, as append-only Parquet, and a DuckDB file derived from it.
 
 Owns `{stores}/history/<table>/<name>.parquet` (the source of truth, safe for any number of writers; tables: evals/history/tables.py) and
-history.duckdb (derived, replaced as a whole). Input: tables of a run. Output: rows one can query with SQL. Refuses to know how a score
-was made (evals/history/rows.py reads the evaluations' artifacts).
+history.duckdb (derived, replaced as a whole). Input: tables of a run. Output: rows one can query with SQL.
 
 Plain DuckDB lets one process write, and an open reader blocks it; so nobody ever writes the file that readers open: a new one is
 built beside it under a lock and moved over it. Readers keep the old file, new readers see the new one.

@@ -1,6 +1,6 @@
 """Export: tables and views of history.duckdb as Parquet or CSV files.
 
-Owns the writing of files that other tools read. Input: the database. Output: one file per table. Refuses to know what the rows mean.
+Owns the writing of files that other tools read. Input: the database. Output: one file per table.
 """
 
 from __future__ import annotations

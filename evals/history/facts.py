@@ -1,7 +1,7 @@
 """History facts: what a page about the history asks of history.duckdb.
 
-Owns the reading: runs, the choice of the two that are compared, and rows as dicts. Input: an open read-only connection. Output: plain rows. Refuses to
-compute a score, and to put two numbers beside each other that are not of one history_fingerprint.
+Owns the reading: runs, the choice of the two that are compared, and rows as dicts. Input: an open read-only connection. Output: plain rows. Two numbers
+stand beside each other only when they are of one history_fingerprint.
 """
 
 from __future__ import annotations

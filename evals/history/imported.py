@@ -1,7 +1,7 @@
 """Import: result folders of lmms-eval as runs of the history.
 
 Owns the reading of `<date>_results.json` and `<date>_samples_<task>.jsonl`. Input: a folder. Output: runs, named by the bytes they came
-from, so that a second import adds nothing. Refuses to know lmms-eval's code: it reads files.
+from, so that a second import adds nothing. It reads files only, never lmms-eval's code.
 
 What those files do not say, or say wrongly, is not taken from them: `doc_hash` is one constant, `versions` is "Yaml", `lmms_eval_version` names
 the commit of whatever repository encloses the installation, `date` is in UTC+8 unless the run said otherwise, and `target` may be the

@@ -1,7 +1,7 @@
 """Loading: the history's Parquet files into an open DuckDB database.
 
 Owns which files count, and how they get into the tables: many at once where they have today's schema, through evals/history/migrations.py where
-they are older. Input: the store and (folder, file) pairs. Output: rows. Refuses to know where the database file is and who may write it.
+they are older. Input: the store and (folder, file) pairs. Output: rows.
 """
 
 from __future__ import annotations

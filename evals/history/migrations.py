@@ -1,7 +1,7 @@
 """Migrations: files of an older history schema, read as today's tables.
 
 Owns one function per step from a version to the next. Input: the tables of one run as an older version wrote them. Output: tables of
-today's schema. Refuses to change a file: what was written stays as it is, and is read through these every time a database is built anew.
+today's schema. No file is changed: each is read through these whenever a database is built anew.
 """
 
 from __future__ import annotations

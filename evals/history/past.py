@@ -1,8 +1,7 @@
 """Past: what the history says about a run and the nights before it.
 
 Owns the reading of `{stores}/history/<table>/*.parquet` for statistics: runs in the order of time, samples, scores and series of comparable nights. Input:
-Parquet files, also those of the history's first version. Output: rows, and matrices of scores on the same samples. Refuses to write anything and
-to know what is significant.
+Parquet files, also those of the history's first version. Output: rows, and matrices of scores on the same samples. Nothing is written.
 """
 
 from __future__ import annotations

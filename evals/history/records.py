@@ -1,7 +1,7 @@
 """Records about runs: comparisons, change points, annotations and nights, appended to the history.
 
 Owns their files and ids. Input: plain rows (comparison, change point), what somebody says (annotation) or did (night). Output: files of tables that
-stand for themselves, safe for any number of writers. Refuses to know how a comparison or a change point is computed.
+stand for themselves, safe for any number of writers.
 """
 
 from __future__ import annotations

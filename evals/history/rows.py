@@ -1,7 +1,7 @@
 """Rows of a run: what the history keeps of the artifacts of one recipe's evaluations.
 
 Owns the run's identity and the reading of metrics.parquet, samples.parquet, parsed.parquet and losses.parquet into the history's tables, and the
-history_fingerprint of an evaluation that does not state its own. Input: artifacts. Output: Arrow tables. Refuses to know where they are kept.
+history_fingerprint of an evaluation that does not state its own. Input: artifacts. Output: Arrow tables.
 """
 
 from __future__ import annotations

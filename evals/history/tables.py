@@ -1,7 +1,7 @@
 """History tables: what is in each table of the history, and the files it is kept in.
 
 Owns the Arrow schemas, the schema version that every file carries, and the rules of what makes a row the same row. Input: Arrow tables.
-Output: Arrow tables with exactly the schema's columns. Refuses to know who writes them and how DuckDB reads them.
+Output: Arrow tables with exactly the schema's columns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Alerts: which differences a person should hear of.
 
-Owns the rule. Input: rows of comparisons and change points, and how much scores move when nothing changes. Output: alerts and notes, in order. Refuses to
-know how they are sent.
+Owns the rule. Input: rows of comparisons and change points, and how much scores move when nothing changes. Output: alerts and notes, in order.
 
 A drop is an alert when it is outside the noise band *and* bigger than the smallest relevant drop. The noise band of a comparison is the paired
 test after Holm's correction; where enough nights went before, it also covers what training again does to the whole model (`retraining_sd`), which no

@@ -1,7 +1,7 @@
 """Comparison: two runs on the same samples, and which of their differences are more than chance.
 
 Owns the joining of two runs' samples (by key *and* content, never by position) and the rows of the comparison table. Input: rows of the history's
-sample table. Output: rows of COMPARISONS. Refuses to know where rows are kept and what deserves an alert.
+sample table. Output: rows of COMPARISONS.
 
 Every number is run_b minus run_a: with a before b, a negative delta is a drop. What is compared of a task are the metrics that are means of its samples'
 scores, in their own units (evals.suites.catalogue.sample_scores). Within one comparison the tests that may raise an alert (subgroup "all" of every task and

@@ -1,7 +1,7 @@
 """Nightly review: what the newest run means beside the nights before it and the pinned baselines.
 
 Owns which runs are compared, the change points of every score, and the summary. Input: the history's Parquet files and a run in it. Output: Review.
-Refuses to know who runs it every night and where alerts go. The same history gives the same review; once its rows are in the history, its alerts are notes.
+The same history gives the same review; once its rows are in the history, its alerts are notes.
 """
 
 from __future__ import annotations

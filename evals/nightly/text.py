@@ -1,6 +1,6 @@
 """Review text: the nightly review as Markdown.
 
-Input: alerts, comparisons, change points and series. Output: Markdown, the same for the same input. Refuses to compute anything.
+Input: alerts, comparisons, change points and series. Output: Markdown, the same for the same input.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Charts: hand-written inline SVG that follows the page's light or dark colours.
 
 Owns three forms: intervals on one axis (a dot with its 95 % whisker), line charts with a smoothed line, and bars for a table cell.
-Input: plain numbers and labels. Output: SVG text with the classes of evals/pages/page.py. Refuses to know what the numbers mean.
+Input: plain numbers and labels. Output: SVG text with the classes of evals/pages/page.py.
 """
 
 from __future__ import annotations

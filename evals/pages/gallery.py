@@ -1,7 +1,7 @@
 """Gallery: media in one self-contained HTML sheet, each with its score, key and caption.
 
 Owns the small previews: a thumbnail of a picture, a few frames of a clip, a player for a sound that is small enough. Input: raw media bytes.
-Output: HTML text that loads nothing; every text in it is escaped. Refuses to know where media come from and what a score means.
+Output: HTML text that loads nothing; every text in it is escaped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Page: the look of the report, as one HTML document that needs nothing else.
 
 Owns the style (light and dark, also on a phone), escaping and the few HTML forms the sections use. Input: text and numbers. Output: HTML text.
-Refuses to know results, and to let a page load or run anything but what it was made with.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Suites: local question lists in VQAv2's shape.
 
 Owns the reading of an instruction list as single questions and the Parquet file in VQAv2's column layout. Input: an instruct list (.json) and its
-pictures. Output: a file that lmms-eval's packaged task reads (evals.suites.task_files). Refuses to know models and scores.
+pictures. Output: a file that lmms-eval's packaged task reads (evals.suites.task_files).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The eval_media_questions step: does the exported model answer questions about clips and sounds that it was never shown?
 
 Owns the held-out questions, the conditions (as eval_vqa has them), what is shown under each, the floor and the intervals. Input: the export and the
-lists (questions and media). Output: samples.parquet (columns of eval_vqa, `picture` being the medium) and metrics.parquet. Refuses to know how
-anything was trained and how questions were made.
+lists (questions and media). Output: samples.parquet (columns of eval_vqa, `picture` being the medium) and metrics.parquet.
 
 Media are encoded by the export's own encoders. blank: a white clip, or silence; shuffled: another medium of the same list. An answer counts when it is
 the true one but for case, spaces and a final period. Floor `blind_majority`: the most frequent training answer to the same words; to words that

@@ -1,7 +1,7 @@
 """The eval_objects_as_pope step: does an exported model say yes to objects that are not in the picture?
 
 Input: `export`, the shards. Output: samples.parquet (every question and answer), metrics.parquet, details.parquet. A killed run continues after the last
-answered batch. Refuses to know how questions are chosen (evals.questions.pope_questions) and how anything was trained.
+answered batch.
 
 Tasks: `easyvqa_as_pope` (objects are shapes and colours, known from the pictures' questions) and `stamps_as_pope` (the thing that a caption's head word
 names; what else a picture shows is not known). Neither is the POPE benchmark. Accuracy, precision, recall, F1 of `yes`, the share of yes, and of answers that

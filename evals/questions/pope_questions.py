@@ -1,6 +1,6 @@
 """Questions about objects that are, or are not, in a picture: which are asked, after POPE's three ways of choosing absent ones.
 
-Owns the choice and the wording. Input: pictures with the objects they show; output: questions. Refuses to know models and scores.
+Owns the choice and the wording. Input: pictures with the objects they show; output: questions.
 
 Li et al. 2023 (arXiv 2305.10355): for every picture as many absent objects as present ones, `random` (seeded), `popular` (the most frequent of the dataset)
 or `adversarial` (those that stand most often beside the present ones). Where every picture shows one object, nothing stands beside anything, and

@@ -2,7 +2,7 @@
 
 Owns the conditions (helped, plain prompt, blank, shuffled pictures), the floors on the same questions and their intervals.
 Input: the export and the lists. Output: task/ (runs from the shell too), samples.parquet, metrics.parquet. The score of a
-sample is always the harness's own. Refuses to know how the model answers and how the history stores results.
+sample is always the harness's own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Change points: from which night on is a score another one?
 
 Owns the test for a lasting step in a series of nights, its location, and the rows of the change_point table. Input: one value per night, and where the
-nights share their samples the scores themselves. Output: changes and rows of CHANGE_POINTS. Refuses to know where nights are kept and what deserves an alert.
+nights share their samples the scores themselves. Output: changes and rows of CHANGE_POINTS.
 
 What makes nights differ is not the standard error of a score (that is about other questions, and every night asks the same ones) but that training again
 flips single answers, and perhaps moves the whole model. The first part is known from the samples, cluster by cluster, after two nights

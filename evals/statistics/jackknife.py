@@ -1,7 +1,7 @@
 """Jackknife: intervals of scores that are no mean, such as a distance between two sets of media or a corpus score.
 
 Owns the delete-a-group jackknife over whole clusters. A bootstrap repeats samples, which moves distances between sets away from 0; leaving groups out does
-not. Input: a score as a function of the rows that are kept; output: Interval. Refuses to know what the score means.
+not. Input: a score as a function of the rows that are kept; output: Interval.
 
 Sources: Kott 2001 (Journal of Official Statistics 17:521), the delete-a-group jackknife; its interval is Student's with groups - 1 degrees of freedom.
 """

@@ -1,7 +1,7 @@
 """Significance: is a difference between two sets of scores on the same items more than chance?
 
 Owns McNemar's exact test, the paired permutation test over clusters, Holm's correction and the smallest difference a comparison could have
-shown. Input: plain numbers. Output: p-values and differences. Refuses to know what a score means and which runs are compared.
+shown. Input: plain numbers. Output: p-values and differences.
 
 The permutation test swaps the two sides of a whole cluster (a picture with all its questions), so questions about one picture count as one. McNemar's
 test is its special case for answers that are right or wrong when no two changed answers share a cluster.

@@ -1,7 +1,7 @@
 """Suite catalogue: which lmms-eval tasks a suite has, where their official data comes from and how they are read.
 
-Owns a literal list of SuiteTask. Importing it loads no library. Refuses to know models, files on this machine and scores.
-Names: the plain name of a benchmark is for its official data only; other data in its shape keeps `<data>_as_<benchmark>`.
+Owns a literal list of SuiteTask. Importing it loads no library. Names: the plain name of a benchmark is for its official data only; other data in its shape
+keeps `<data>_as_<benchmark>`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Suite data: official benchmark data as local Parquet, prepared once and read offline ever after.
 
 Owns what `anyloom eval prepare` writes: <data>/<task>/ with the Parquet files, prepared.json (sha256 of each) and the task YAML, and <data>/<suite>.json,
-which pins them all. Input: the hub, or a folder with the official files; output: files whose schema was checked. Refuses to know models and scores.
+which pins them all. Input: the hub, or a folder with the official files; output: files whose schema was checked.
 
 Files are copied byte by byte. GQA's questions and pictures, which the hub keeps apart, are joined.
 """

@@ -1,7 +1,7 @@
 """Hub Parquet: files that `datasets` opens with the types of an official data set.
 
 Owns the Arrow schema with the `huggingface` metadata that makes a struct an image, and the reading of such files without their pictures. Input:
-plain rows; output: Parquet with the same bytes for the same rows. Refuses to know benchmarks.
+plain rows; output: Parquet with the same bytes for the same rows.
 """
 
 from __future__ import annotations

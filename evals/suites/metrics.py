@@ -1,7 +1,7 @@
 """Suite metrics: the two scores of a task side by side, the harness's own and ours, with intervals.
 
 Owns the rows of metrics.parquet of a suite's task, and the account of where the two scores differ. Input: Docs and answers with both scores; output:
-rows of METRICS. Refuses to know models and the harness.
+rows of METRICS.
 
 metric: a name of the harness's (`exact_match`, `gpt_eval_score`, ...) has exactly the harness's value, in its unit (MMBench, MM-Vet: 0 to 100);
 `harness_vanilla` is its judge on every rotation by itself; `ours_*` is our own reading (evals.suites.reading), from 0 to 1: `ours_accuracy` or, with rotations,

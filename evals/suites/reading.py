@@ -2,7 +2,6 @@
 
 Owns how a letter, a yes or no and a short answer are read out of what a model said, and what that is worth. Input: the answer and what is right;
 output: Scored, which also says how it was read. Nothing is ever drawn at random: what cannot be read is wrong, and counted (`UNPARSED`).
-Refuses to know models, files and the harness.
 
 Soft accuracy: Antol et al. 2015 (VQA, section 4): an answer is worth min(1, matches / 3), averaged over all subsets of nine annotators.
 """

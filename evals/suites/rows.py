@@ -1,7 +1,7 @@
 """Suite rows: the questions of a task's Parquet files, what is right, and which of them belong together.
 
 Owns Doc, the draw of whole groups and pictures, and our own score of an answer. Input: Parquet files in an official schema; output: Docs in the order of
-the rows. Refuses to know the model and the harness's scores.
+the rows.
 """
 
 from __future__ import annotations

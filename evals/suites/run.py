@@ -3,7 +3,7 @@
 Owns which questions are asked, under which conditions, and what a task needs. Input: the export, and either the lists and the stored features (stand-ins)
 or a prepared suite; output: task/ (the stand-in's Parquet and YAML, which the shell command runs too), samples.parquet (columns of eval_vqa; score is the
 harness's), parsed.parquet (both scores, how ours was read), metrics.parquet. A task that needs a judge or a program and has none is skipped with the reason,
-never scored. Refuses to know how the model answers and how the history stores results.
+never scored.
 
 Answers are kept in the stores by checkpoint, task, data and batches, so that scoring them anew asks nothing again.
 """

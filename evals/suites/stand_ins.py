@@ -2,7 +2,7 @@
 
 Owns stamps_as_mmbench (which caption fits a held-out stamp? four options, all rotations) and words_as_textvqa (words written on held-out stamps).
 Input: the lists' held-out captions and pictures; output: one Parquet file that lmms-eval's packaged task reads. It is data in the shape of a
-benchmark, not the benchmark. Refuses to know models and scores.
+benchmark, not the benchmark.
 
 A stamp that is transparent is put on white first, because the packaged tasks would show its hidden colours; `aliases` says which medium it was.
 """

@@ -1,7 +1,7 @@
 """Task files: a packaged lmms-eval task on Parquet files of ours.
 
 Owns the YAML that keeps the packaged prompt, scorer and metric and replaces where the data is. Input: a SuiteTask and Parquet files; output: a
-directory that `lmms-eval --include_path` runs unchanged. Never imports lmms_eval: its packaged YAML is read as text. Refuses to know models and scores.
+directory that `lmms-eval --include_path` runs unchanged. Never imports lmms_eval: its packaged YAML is read as text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tables of `anyloom recipes` and `anyloom decoders`: what each recipe is made of, what its parts permit, what trains and what it needs.
 
 Owns the words of the tables. Counts and memory come from mmcore.model.sizes by arithmetic, licences from pipelines.dag.licences; no model library is loaded and
-nothing is downloaded. Refuses to judge data: the licence of every dataset is in `anyloom recipes NAME`.
+nothing is downloaded. The licence of every dataset is in `anyloom recipes NAME`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Search the embedding store with a sentence: an HTML sheet of the nearest media and a table on the terminal.
 
-Owns the command's options, its errors and its output. Refuses to know how media are compared (pipelines.embed.search) and drawn (evals.pages.gallery).
-Hooking it in takes two lines: `add_search(subparsers, [which])`, and to call `args.handler(args)` when a command has one.
+Owns the command's options, its errors and its output. Hooking it in takes two lines: `add_search(subparsers, [which])`, and to call `args.handler(args)`
+when a command has one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """anyloom train-decoder: trains the recipe's small picture decoder, judges what it draws, and says how to use it.
 
-Owns the command's options and its closing words. Does not know how images are learned (pipelines.training.image_decoder) or judged (evals.generation.pictures).
+Owns the command's options and its closing words.
 """
 
 from __future__ import annotations

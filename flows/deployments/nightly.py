@@ -1,7 +1,7 @@
 """nightly-eval: the newest export and the pinned baselines evaluated, compared, and an alert where scores are worse.
 
 What the history has already is not evaluated again: an export's evaluation is the same steps every night, and the records decide. The comparison is
-evals.nightly's; what is worse than it may be, and was not told before, goes to flows.deployments.alerts. Refuses to train.
+evals.nightly's; what is worse than it may be, and was not told before, goes to flows.deployments.alerts. Nothing is trained.
 """
 
 from __future__ import annotations

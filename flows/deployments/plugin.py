@@ -2,7 +2,7 @@
 
 Every deployment of ours is called like its flow (prefect.yaml), so the name of one is the name of both; Prefect's client wants FLOW/DEPLOYMENT.
 Prefect loads this module through the entry point group `prefect.plugins`, where `[plugins] enabled = true` (prefect.toml) switches plugins on.
-Output: both Prefect clients expand NAME to NAME/NAME before they ask the server. Refuses to know which deployments there are; a full name is left as it is.
+Output: both Prefect clients expand NAME to NAME/NAME before they ask the server. A full name is left as it is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Results in Prefect: what a flow run leaves in the UI as artifacts.
 
 Input: a finished GraphRun. Output: a table of its steps, a Markdown page of scores, a link to the report, a picture of the last stage's loss.
-They are for looking at; the truth is on storage. Refuses to know how anything was computed.
+They are for looking at; the truth is on storage.
 """
 
 from __future__ import annotations

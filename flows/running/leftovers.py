@@ -1,8 +1,8 @@
 """What a killed run leaves behind: Prefect's own server and the processes of its local Ray cluster, some of which outlive a SIGKILL of their starter.
 
 Two ways in. `watch` marks the environment of all that this process starts from then on and starts a small process that ends whatever carries the mark
-once this process is gone, however it went. `end_orphaned_servers` finds a server by its Prefect home, for what no watcher has ended. Refuses to touch
-a server that somebody looks after (`prefect server start`), a cluster that was given (RAY_ADDRESS) and any other process.
+once this process is gone, however it went. `end_orphaned_servers` finds a server by its Prefect home, for what no watcher has ended. Never touched: a server
+that somebody looks after (`prefect server start`), a cluster that was given (RAY_ADDRESS) and any other process.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Asking: the ways in which a caption is asked for, whose states stage 2 learns from.
 
-Owns the templates' choice and Asking, a request with what stands before it in its conversation. Refuses to know models, tokens and files.
+Owns the templates' choice and Asking, a request with what stands before it in its conversation.
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@
 Owns the turns (pieces from mmcore.chat.templates), the prompts of our own making and the shared-prefix layout: a picture prefix (with
 or without a caption turn) as segment 0, then one segment per question; each segment sees the prefix and itself only, and its position ids go on from the
 end of the prefix. A row with no shared part has an empty prefix. Only answers (and their end token) are targets.
-Refuses to know features (only how many tokens they take), batches and models. Special names of the LM inside contents are read as plain
-text, so where a template's marks are special tokens no line of a user's text can forge a turn.
-Each piece becomes ids on its own, as it would stand in the middle of a text, so the same ids stand in training and in generation.
+Special names of the LM inside contents are read as plain text, so where a template's marks are special tokens no line of a user's text can forge a turn. Each
+piece becomes ids on its own, as it would stand in the middle of a text, so the same ids stand in training and in generation.
 """
 
 from __future__ import annotations

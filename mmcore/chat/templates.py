@@ -2,7 +2,7 @@
 
 Owns the literal pieces and nothing else: a template is five short lists of pieces, each a special token's name or plain text. mmcore.chat.chat
 turns them into ids. A template keeps user text from forging a turn only where its marks are special tokens (chatml, llama3); the marks of the
-others are plain words, as those models were trained. Refuses to know tokenizers and media.
+others are plain words, as those models were trained.
 """
 
 from __future__ import annotations

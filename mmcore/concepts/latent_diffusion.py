@@ -1,8 +1,7 @@
 """A small latent diffusion model: the networks, their losses, and the directory that diffusers opens.
 
 Owns the autoencoder, the UNet and the noise schedule as diffusers' own classes, what each learns, and how they are packed together with a text
-encoder as an ordinary StableDiffusionPipeline. Input: crops, token states of prompts; output: networks and a pipeline directory. Refuses to know
-files of pictures, steps and artifacts (pipelines.training.image_decoder does).
+encoder as an ordinary StableDiffusionPipeline. Input: crops, token states of prompts; output: networks and a pipeline directory.
 
 The latents are standardised per channel inside the autoencoder's 1x1 convolutions, so that scaling_factor is 1 and no reader needs a shift. The noise
 schedule reaches zero signal (Lin et al. 2024, arXiv 2305.08891), which needs the velocity as target (Salimans & Ho 2022, arXiv 2202.00512).

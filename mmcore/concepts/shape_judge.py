@@ -1,7 +1,7 @@
 """The judge: a small classifier of shape and colour for crops of easy-VQA's world.
 
-Owns the network and how it learns from real pictures. Input: crops; output: logits of the 3 shapes and the 8 colours. Refuses to know generators:
-it must never be trained on a made picture.
+Owns the network and how it learns from real pictures. Input: crops; output: logits of the 3 shapes and the 8 colours. The judge is never trained on a made
+picture.
 
 Shape letters: B batch, H, W pixels.
 """

@@ -1,8 +1,8 @@
 """The world of the small picture decoder: 3 shapes in 8 colours, in crops around the shape.
 
 Owns the concepts, the words for them, what questions and captions say about a picture, and the crop. Input: shards whose pictures hold one
-shape on a plain background (easy-VQA); output: crops with their concept. Refuses to know models. It is a world of 24 concepts: nothing that is
-learned from it says anything about pictures at large.
+shape on a plain background (easy-VQA); output: crops with their concept. It is a world of 24 concepts: nothing that is learned from it says anything about
+pictures at large.
 
 Shape letters: N pictures, H, W pixels.
 """

@@ -1,7 +1,7 @@
 """The judge of spoken words: a frozen Whisper (Radford et al. 2022, arXiv 2212.04356) that writes down what it hears.
 
 Owns the opening and the greedy transcription without timestamps; the first token is no blank and no end, as in the authors' decoding. Input: a directory of
-the speech_judge step, sounds as files' bytes; output: texts. Refuses to know what should have been said.
+the speech_judge step, sounds as files' bytes; output: texts.
 
 Shape letters: B sounds, T tokens.
 """

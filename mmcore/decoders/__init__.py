@@ -4,7 +4,7 @@ Owns the registry of families (a literal dict) and the loading of a decoder from
 writes it, safetensors only, local files only; output: a Decoder, which predicts (for the denoising loss) and generates. The parts are opened as
 diffusers' model classes, not through its pipeline classes, so a pipeline that diffusers retires (text-to-video, AudioLDM) goes on working, and only
 what a call needs is opened: the denoiser at once; VAE and vocoder when something is decoded; a text encoder only to encode texts (mmcore.decoders.texts).
-Refuses to know language models, output projectors and where conditioning comes from. Importing this module must not import torch.
+Importing this module must not import torch.
 """
 
 from __future__ import annotations

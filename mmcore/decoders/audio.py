@@ -1,7 +1,7 @@
 """Sounds: AudioLDM (Liu et al. 2023, arXiv 2301.12503) and AudioLDM2 (Liu et al. 2023, arXiv 2308.05734): mel latents, a VAE and a HiFi-GAN vocoder.
 
 Owns how their UNets are called and how latents become samples. AudioLDM is driven by one CLAP vector that enters as a class label beside the time
-embedding; it has no text to attend to. AudioLDM2 attends to two sequences. Refuses to know texts, losses and sampling.
+embedding; it has no text to attend to. AudioLDM2 attends to two sequences.
 
 Shape letters: B batch.
 """

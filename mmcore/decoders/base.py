@@ -1,8 +1,7 @@
 """What every decoder shares: opening parts, checking conditioning, the noise schedule, and one guided prediction.
 
 Owns Conditioning (the tensors that drive a decoder), Medium (what one makes) and the Decoder base class. A family adds how its denoiser is called and
-how its latents become a medium. Input: a diffusers directory and its contract; output: predictions and media. Refuses to know losses and sampling
-loops (mmcore.decoders.denoising, mmcore.decoders.sampling) and text (mmcore.decoders.texts).
+how its latents become a medium. Input: a diffusers directory and its contract; output: predictions and media.
 
 Shape letters: B batch, Q conditioning tokens, C conditioning width.
 """

@@ -2,8 +2,7 @@
 
 Owns facts in one literal table, no code that loads anything; importing it loads no library. Licences are those that the publisher's model card names for
 the weights; what a card does not say is not guessed. The widths and tokens of a decoder are not here: mmcore.decoders.contract reads them from its
-configs. A file of your own has the licence its publisher gave it, whatever this table says about its family. Refuses to know where weights are on
-this machine.
+configs. A file of your own has the licence its publisher gave it, whatever this table says about its family.
 """
 
 from __future__ import annotations

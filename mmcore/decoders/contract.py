@@ -2,7 +2,7 @@
 
 Owns the reading of a diffusers directory's configs (model_index.json and the config of each part) into one DecoderContract; weights are not
 opened and torch is not imported, so that planning stays instant. A value that a config leaves out is the default of the diffusers 0.42 class that
-reads it. Input: a directory as save_pretrained writes it; output: a DecoderContract. Refuses to know weights, tensors and what a decoder is asked for.
+reads it. Input: a directory as save_pretrained writes it; output: a DecoderContract.
 
 Shape letters: Q conditioning tokens, C conditioning width, F frames, H/W cells.
 """

@@ -3,7 +3,7 @@
 Owns the forward noising, the targets of the three prediction types and the Min-SNR weights. All of them follow the decoder's own noise schedule
 (alpha-bar of its scheduler's config), whatever sampler that config names: with a sigma-based sampler such as EulerDiscrete the denoiser still expects
 variance-preserving latents, which is what that sampler's scale_model_input restores. Input: a decoder, clean latents and a conditioning; output: one
-loss per item, whose gradients reach the conditioning only. Refuses to know VAEs (latents are given), projectors and the weights of other losses.
+loss per item, whose gradients reach the conditioning only.
 
 Shape letters: B batch, T steps of the noise schedule.
 """

@@ -1,7 +1,6 @@
 """Pictures: Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv 2112.10752), a UNet over VAE latents that attends to text states.
 
-Owns how its UNet is called and how latents become pictures; what the UNet predicts (noise in 1.x, velocity in 2.x) is the contract's. Refuses to know
-texts, losses and sampling.
+Owns how its UNet is called and how latents become pictures; what the UNet predicts (noise in 1.x, velocity in 2.x) is the contract's.
 
 Shape letters: B batch, H/W latent cells.
 """

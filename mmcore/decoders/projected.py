@@ -2,8 +2,7 @@
 
 Owns the layout: the tokens of a projector are those of the decoder's streams one after the other; every stream but the last takes the number of tokens
 that its contract says, the last one what is left, at most its own number. The projector is as wide as the widest stream; a narrower one takes the first
-channels of its tokens (AudioLDM2: 768 and 1024). Input: a contract and tensors; output: tensors. Refuses to know projectors, decoders and losses.
-Importing this module must not import torch.
+channels of its tokens (AudioLDM2: 768 and 1024). Input: a contract and tensors; output: tensors. Importing this module must not import torch.
 
 Shape letters: B batch, Q tokens of the projector, C its width.
 """

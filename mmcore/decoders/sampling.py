@@ -1,8 +1,7 @@
 """Sampling: conditioning -> media, by a decoder's own sampler with classifier-free guidance.
 
 Owns the loop and the draws. Every item draws from a generator of its own seed on the CPU, so what one item becomes does not depend on its company in
-the batch or on the device's generator. Input: a decoder, a conditioning and one seed per item; output: Medium each. Refuses to know texts, files and
-language models.
+the batch or on the device's generator. Input: a decoder, a conditioning and one seed per item; output: Medium each.
 """
 
 from __future__ import annotations

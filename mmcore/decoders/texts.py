@@ -2,7 +2,7 @@
 
 Owns the tokenizing and encoding of each family, and the file that keeps the empty conditioning beside the weights, so that generating from
 conditioning opens no text encoder. Only the text parts of a directory are opened; a TextSide keeps them as long as it lives. Input: a diffusers
-directory and texts; output: one tensor per stream of the contract, with its mask. Refuses to know denoisers, VAEs and losses.
+directory and texts; output: one tensor per stream of the contract, with its mask.
 
 Shape letters: B texts, Q conditioning tokens, C conditioning width.
 """

@@ -1,7 +1,7 @@
 """Clips: text-to-video UNets (ModelScope and ZeroScope; Wang et al. 2023, arXiv 2308.06571) and CogVideoX (Yang et al. 2024, arXiv 2408.06072).
 
 Owns how their denoisers are called and how latents become pictures. The UNet3D has no pipeline of diffusers behind it here, because diffusers has
-retired that class. Refuses to know texts, losses and sampling loops.
+retired that class.
 
 Shape letters: B batch, F frames, H/W latent cells.
 """

@@ -1,8 +1,7 @@
 """Encoders: frozen modality encoders behind one face, raw bytes -> features.
 
 Owns the registry (a literal dict), the Encoder protocol, and where and in what precision encoders compute. Input: an EncoderSpec, a weights
-artifact directory and a device; output: an Encoder. Refuses to know where features are stored and in what order items come.
-Importing this module must not import torch, so that planning stays instant.
+artifact directory and a device; output: an Encoder. Importing this module must not import torch, so that planning stays instant.
 
 Shape letters: N feature tokens, E encoder width.
 """

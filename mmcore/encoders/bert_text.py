@@ -2,7 +2,7 @@
 
 Owns tokenization, truncation to spec.tokens (CLS and SEP included) and the forward pass. Input: UTF-8 bytes of a text;
 output: features [N, E] of the real tokens only, or with tokens=0 their mean [1, E] (mean pooling of sentence-transformers, Reimers & Gurevych 2019,
-arXiv 1908.10084, not normalised). A text's padding depends on its own length alone, never on its neighbours. Refuses to know what the states are for.
+arXiv 1908.10084, not normalised). A text's padding depends on its own length alone, never on its neighbours.
 
 Shape letters: B batch, N tokens, E width.
 """

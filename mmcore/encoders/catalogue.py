@@ -3,7 +3,7 @@
 Owns facts in two literal tables, no code that loads anything; importing it loads no library. Licences are those of the weights as their publisher
 states them: Whisper's and DINOv2's repositories and the model cards of the others say so in words; CLIP's is that of the repository the weights are
 released from; Whisper's cards on the model hub say Apache-2.0 instead. A file of your own has the licence its publisher gave it, whatever this table
-says about its family. Refuses to know where weights are on this machine.
+says about its family.
 
 Not here: BEATs (Chen et al. 2022, arXiv 2212.09058). Neither transformers 5.23 nor timm carries it; the packages that do bring a speech toolkit
 (ESPnet) or a vendored copy of its encoder. HuBERT, CLAP, Whisper and ImageBind are the sound encoders that can be opened.

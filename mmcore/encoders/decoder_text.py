@@ -2,7 +2,7 @@
 
 Owns nothing but the way from one face to the other: mmcore.decoders.texts encodes, mmcore.decoders.projected lays the streams out as the projector's
 spec.tokens tokens of spec.width channels. Input: an artifact with a decoder in `pipeline/`, UTF-8 bytes of texts; output: features [N, E], N at most
-spec.tokens. Refuses to know what the states are for.
+spec.tokens.
 
 Shape letters: N tokens, E width.
 """

@@ -1,7 +1,7 @@
 """How the encoders of transformers open one part of a saved model.
 
 Owns the checks of family and completeness: transformers itself goes on with random values where a tensor is missing. Input: a directory as
-`save_pretrained` writes it, of the part alone or of the whole model; output: a frozen float32 module. Refuses to know the families.
+`save_pretrained` writes it, of the part alone or of the whole model; output: a frozen float32 module.
 """
 
 from __future__ import annotations

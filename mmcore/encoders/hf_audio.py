@@ -3,7 +3,7 @@
 Owns the choice between the pooled vector (tokens 0: the unit vector of CLAP's shared space, HuBERT's mean state) and spec.tokens tokens in time order.
 The front end is the model's own feature extractor; a sound longer than CLAP's window is cut to its beginning, because the extractor would cut a piece out
 at random. Each sound is an encoder call of its own, so its features do not depend on the others' lengths. Input: a transformers directory and media
-bytes; output: features [N, E]. Refuses to know what the features are for.
+bytes; output: features [N, E].
 
 Shape letters: F encoder frames, N feature tokens, E encoder width.
 """

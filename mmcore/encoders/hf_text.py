@@ -3,7 +3,7 @@
 Owns tokenization (the tokenizer saved beside the weights; longer texts are cut, special tokens stay), padding and the forward pass. Cosines with the pooled
 vectors of hf_image, hf_video (clip, siglip) and hf_audio (clap) of the same model are its similarities. CLIP and SigLIP texts are padded to the model's full
 context, SigLIP's without a mask, as it was trained; each CLAP text is a call of its own: no text depends on its neighbours' length. Input: a
-transformers directory and UTF-8 bytes; output: features [1, E]. Refuses to know what the vectors are for.
+transformers directory and UTF-8 bytes; output: features [1, E].
 
 Shape letters: B batch, T tokens, E encoder width.
 """

@@ -2,7 +2,7 @@
 
 Owns the choice between the pooled vector (grid 0: the unit vector of the shared space for CLIP and SigLIP, the CLS state for DINOv2) and patch tokens
 (of the output or an earlier layer) pooled to a grid. Preprocessing is the model's own image processor, after spec.pad. Input: a transformers directory and
-media bytes; output: features [N, E]. Refuses to know what the features are for.
+media bytes; output: features [N, E].
 
 Shape letters: B batch, N feature tokens, E encoder width.
 """

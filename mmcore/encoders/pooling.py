@@ -1,6 +1,6 @@
 """Patch states -> a square grid of feature tokens, the same for every vision encoder.
 
-Owns the pooling only. Input: tensors on any device; output: tensors there. Refuses to know where the patches come from.
+Owns the pooling only. Input: tensors on any device; output: tensors there.
 
 Shape letters: B batch, N patches, E encoder width, H/W cells.
 """

@@ -1,7 +1,7 @@
 """Sounds at another rate: interpolation with a windowed sinc.
 
-Owns the formula. Input: mono samples and two rates; output: mono samples. Refuses to know who listens. An encoder whose authors resampled this way
-hears what they did: FFmpeg's own resampler, behind mmcore.media.decode, keeps more of the last tenth below the new Nyquist frequency.
+Owns the formula. Input: mono samples and two rates; output: mono samples. An encoder whose authors resampled this way hears what they did: FFmpeg's own
+resampler, behind mmcore.media.decode, keeps more of the last tenth below the new Nyquist frequency.
 
 Source: J. O. Smith, "Digital audio resampling" (ccrma.stanford.edu/~jos/resample), with a Hann window over ZEROS zero crossings on each side and the
 cutoff at ROLLOFF of the lower Nyquist frequency: the choice of `torchaudio.functional.resample`.

@@ -1,7 +1,6 @@
 """Pictures made square without losing any of them: bars of one colour at the short sides.
 
 Owns the padding of EncoderSpec.pad, which LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) and NExT-GPT train with. Input: a picture; output: a picture.
-Refuses to know encoders and sizes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Large pictures as a thumbnail and tiles, through any encoder of pictures.
 
 Owns the choice of the grid, the cutting and the order: the whole picture as the encoder prepares it, then squares of its own size, row by row from the
-top left. Input: picture bytes; output: features [(1 + tiles) * N, E] of one picture, so lengths differ from picture to picture. Refuses to know the encoder.
+top left. Input: picture bytes; output: features [(1 + tiles) * N, E] of one picture, so lengths differ from picture to picture.
 
 The grid is chosen as LLaVA-NeXT does for images of any resolution (https://llava-vl.github.io/blog/2024-01-30-llava-next/; `select_best_resolution` in
 https://github.com/haotian-liu/LLaVA, llava/mm_utils.py): most of the picture's own pixels first, then least padding. Here every grid of at most spec.tiles

@@ -4,7 +4,7 @@ Owns preprocessing (square, on white), the forward pass and the pooling to grid 
 into the convolutions (same function, rounding apart) and memory is channels-last: with freed memory kept (pipelines.embed.worker)
 EfficientNet-lite0 makes 50 to 60 pictures per second and core instead of 17. spec.compute is float32 there: bfloat16 is twice as fast
 again, but moves EfficientNet-lite0's features by 10 % of their norm on average, by half at worst.
-Input: PNG, JPEG … or MP4 … bytes; output: features [N, E]. Refuses to know what the features are for.
+Input: PNG, JPEG … or MP4 … bytes; output: features [N, E].
 
 Shape letters: B batch, N feature tokens, E encoder width, H/W pixels or cells.
 """

@@ -5,7 +5,7 @@ and denoiser are of one decoder. The latent is the mean of the encoder's distrib
 diffusion model is trained in: (mean - shift_factor) * scaling_factor of the model's config (Stable Diffusion: no shift, 0.18215; Rombach et al.
 2022, arXiv 2112.10752). spec.image_size pixels per side give side = image_size / downsampling, stored row by row from the top left as
 [side * side, channels]; spec.grid is ignored. A clip's rows follow each other frame by frame. `latents` turns a picture's rows back (for every modality:
-mmcore.stores.latents). Input: a diffusers directory and media bytes; output: features [N, E]. Refuses to know what the latents are for.
+mmcore.stores.latents). Input: a diffusers directory and media bytes; output: features [N, E].
 
 Shape letters: B batch, C latent channels (the width E), F frames, H/W cells, N cells in all.
 """

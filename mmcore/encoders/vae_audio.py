@@ -4,7 +4,7 @@ Owns the way from samples to mel cells, as those models were trained (Liu et al.
 audioldm/audio): mean removed, peak 0.5, silence behind; magnitudes of a Hann window of 1024 samples, the vocoder's hop and number of mel bins from 0 Hz to
 half the rate on Slaney's scale with unit areas, natural logarithm of at least 1e-5. Every sound gets the length of spec.max_seconds, in whole cells.
 The latent is the mean, in the units the diffusion model is trained in. Input: a decoder's artifact and media bytes; output: features [N, E], one row per
-cell, time first. Refuses to know what the latents are for.
+cell, time first.
 
 Shape letters: S samples, T mel frames, M mel bins, C latent channels (the width E), N cells in all.
 """

@@ -2,7 +2,7 @@
 
 Owns the log-mel front end, the forward pass over one window, the cut to the clip's own duration and the pooling to spec.tokens tokens.
 The window is spec.max_seconds: 30 is the model's own; a shorter one uses the first positions only and costs that much less (10 s: a
-quarter of the time). Input: OGG, WAV, FLAC … bytes; output: features [tokens, E]. Refuses to know what the features are for.
+quarter of the time). Input: OGG, WAV, FLAC … bytes; output: features [tokens, E].
 
 Shape letters: B batch, F encoder frames, N feature tokens, E encoder width.
 """

@@ -4,7 +4,6 @@ Input: a Generator, and per turn a prompt with its media; output: a stream of Te
 A model that was trained with caption turns writes one first about a turn's only medium, as it does for a single question.
 With LoRA adapters per modality the whole conversation goes through the adapters of all media it has had so far: a turn that brings a new
 modality makes the cache be computed again (mmcore.inference.decoding), so an answer is the one that a fresh run over the same turns would give.
-Refuses to know files, decoders and terminals.
 """
 
 from __future__ import annotations

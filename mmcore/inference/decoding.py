@@ -7,7 +7,6 @@ With LoRA adapters per modality, everything in a row goes through the adapters o
 that the row did not have, its route changes, and the keys and values of all rows are computed again: the result is that of a fresh run.
 When a stream emits a signal token, the rest of the modality's block is forced in order (or, when blocks are not to be completed, must follow
 by itself: a block that does not is reported as broken), and the hidden states become its conditioning.
-Refuses to know prompts, encoders and text.
 
 Shape letters: B rows, T new tokens of a row, L cached tokens, D LM width.
 """

@@ -1,7 +1,6 @@
 """What a signal block becomes: the medium that the exported model's own decoder makes of its conditioning.
 
-Input: an export directory, SignalBlocks; output: Medium each. A decoder is opened when its first block comes. Refuses to know language models and files
-of media.
+Input: an export directory, SignalBlocks; output: Medium each. A decoder is opened when its first block comes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Signal blocks that the model did not begin itself: the whole block stands behind the request, as stage 2 learns from it.
 
-Input: a model, requests; output: a SignalBlock each. What is made of them shows the output side alone, and is disclosed as help. Refuses to know decoders.
+Input: a model, requests; output: a SignalBlock each. What is made of them shows the output side alone, and is disclosed as help.
 """
 
 from __future__ import annotations

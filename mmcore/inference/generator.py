@@ -2,7 +2,7 @@
 
 Input: an export directory (anyloom.json, lm/, lora/, tensors.safetensors, encoders/); media as bytes or features; questions.
 Output: Answers, or a stream of TextPiece, SignalBlock and BrokenBlock. Questions about one medium share its encoding, its prefix and, with the caption
-turn, one self-written caption. Refuses to know files outside the export, benchmarks and decoders.
+turn, one self-written caption.
 
 Shape letters: N feature tokens, E encoder width, Q decoder queries, C conditioning width.
 """

@@ -1,8 +1,7 @@
 """Base weights: the language model of an exported directory, in it or by reference and digest.
 
 An export that is to be taken away need not carry the weights of its language model, which its reader may have already: BASE then names each file that was left
-behind, with its sha256. Input: an exported directory and, for such a one, a directory with these files; output: a directory that transformers opens. Refuses to
-know what the files say.
+behind, with its sha256. Input: an exported directory and, for such a one, a directory with these files; output: a directory that transformers opens.
 """
 
 from __future__ import annotations

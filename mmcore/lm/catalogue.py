@@ -2,7 +2,7 @@
 
 Owns facts in one literal table, no code that loads anything; importing it loads no library. All are of the LLaMA layout (a gated feed-forward network, RMS
 norms, no biases). Licences are those that the publisher's model card names for the weights. A directory of your own has the licence its publisher gave
-it, whatever this table says. Refuses to know where weights are on this machine.
+it, whatever this table says.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the names of the linear layers that LoRA goes on, per transformers model type, and the checks that a model computes what
 LanguageModel assumes: logits are the head applied to the last hidden states, and every layer attends to all earlier tokens.
-Input: a transformers model or its config. Refuses to know weights, tokenizers and how anything is trained.
+Input: a transformers model or its config.
 """
 
 from __future__ import annotations

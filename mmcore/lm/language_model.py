@@ -3,7 +3,7 @@
 Owns what the rest of the code asks of a language model (LanguageModelLike), and the causal ones of transformers behind it: loading, the input embedding
 of old and new tokens, the hidden states and the logits. The signal tokens' rows are separate float32 parameters for input and head, tied neither to each
 other nor to the base matrices, which stay bit-identical; they start at the mean row plus small seeded noise (equal rows could never be told apart).
-Placeholder tokens own no row: they are replaced by features and cannot be emitted. Refuses to know media, chat and losses.
+Placeholder tokens own no row: they are replaced by features and cannot be emitted.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 One adapter for everything (mode `shared`), or one for text and one per input modality (mode `per_modality`; see mmcore.lm.lora_layers for the
 arithmetic and mmcore.lm.routes for who goes where). `PeftModel.from_pretrained(base, directory)` loads what `save_lora` wrote: the shared
 adapter stands in the directory itself, adapters per modality in a folder each. The files are a function of the weights alone: no paths,
-no set order, no times. Refuses to know what else is trained.
+no set order, no times.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ of them are computed for all tokens, and the routes multiply the low-rank activa
 outputs, since B has no bias), so every adapter has a gradient in every step, whatever media the batch holds.
 Plain linear layers compute y = x W' + b + (x A') B' s in the base's dtype with float32 parameters, which on a CPU with bfloat16 saves
 the float32 copies of every input that peft's own forward makes (a seventh of a training step). Any other layer (quantised, Conv1D) computes
-its own output, and the adapters run in float32 beside it. Refuses to know which media a token belongs to, files and what else is trained.
+its own output, and the adapters run in float32 beside it.
 
 Dropout leaves out inputs of the adapters alone, as peft does (Hu et al. 2021, arXiv 2106.09685); which ones is a hash of (token, draw, layer, channel).
 

@@ -3,7 +3,7 @@
 A route looks only at what is known when an answer is generated: the input media, that is the placeholder tokens of a sample. Text is always
 part of it. A segment's route is text, the media of the prefix it sees, and its own media; so every token of a sample has the route that
 the sample would have alone. When a later turn brings a new modality, the route of everything before it changes too (mmcore.inference.decoding then
-computes the keys and values again). Signal tokens change nothing. Refuses to know the adapters' arithmetic.
+computes the keys and values again). Signal tokens change nothing.
 
 Shape letters: B rows, L tokens of a row, A adapters.
 """

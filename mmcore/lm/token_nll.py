@@ -2,7 +2,7 @@
 
 Owns the negative log-likelihood of supervised positions over base vocabulary and signal tokens. Small tables are computed at once; larger ones in chunks of
 the vocabulary, whose logits are made again in the backward pass and never kept (after "Cut Your Losses in Large-Vocabulary Language Models", Wijmans et
-al. 2024, arXiv 2411.09009, here in plain torch): memory is P x CHUNK instead of P x V. Refuses to know batches, weights of losses and ranks.
+al. 2024, arXiv 2411.09009, here in plain torch): memory is P x CHUNK instead of P x V.
 
 Shape letters: P supervised positions, D LM width, V base vocabulary, S signal tokens.
 """

@@ -3,7 +3,7 @@
 Owns the way of a batch of rows of unequal length through a causal model of transformers: its layers get one row with all real tokens, and only attention sees
 the rows as they stand, because a token must not see another row's. Padding then costs a little attention and no linear layer, which has nearly all of the work.
 Input: embeddings, mask, positions, and which tokens are real; output: hidden states, 0 at padding. Attention itself is the family's own eager one. The idea is
-that of Effective Transformer (ByteDance) and ByteTransformer (arXiv 2210.03052). Refuses to know tokens, segments and LoRA.
+that of Effective Transformer (ByteDance) and ByteTransformer (arXiv 2210.03052).
 
 Shape letters: B rows, T tokens of a row, N real tokens of all rows, L cached and new tokens, H heads, D width.
 """

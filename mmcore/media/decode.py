@@ -3,7 +3,6 @@
 Owns sniffing (what the bytes say they are), decoding and probing. Input: bytes; output: PIL pictures, float32 sound, or Probe.
 The sound of a video file is read like any other sound. Which frames of a clip are wanted is told from outside (see scenes).
 Every failure is a MediaError with a reason of the closed set, whose text depends on the bytes alone (no addresses, no paths).
-Refuses to know where the bytes come from, what an encoder wants, and what a sample is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Generated media -> files: pictures as png, clips as mp4 (H.264 through PyAV), sounds as wav (16-bit PCM).
 
-Owns the formats; a file appears whole or not at all, and the same medium gives the same bytes. Input: a Medium and a path; output: the path. Refuses
-to know decoders. Importing this module must not import torch.
+Owns the formats; a file appears whole or not at all, and the same medium gives the same bytes. Input: a Medium and a path; output: the path. Importing this
+module must not import torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Scenes: which frames of a clip an encoder sees.
 
 Owns the cuts of a clip and how a budget of frames is spread over what lies between them. Input: video bytes; output: RGB pictures in time order.
-Refuses to know what an encoder does with them, and how bytes are decoded (media).
 
 A cut is found on the lines of PySceneDetect's AdaptiveDetector (https://www.scenedetect.com/docs/latest/api/detectors.html): a frame differs from the one
 before by at least CHANGE, and by at least STANDS_OUT times as much as any frame less than MIN_SCENE_S away. Unlike there, frames are compared as small

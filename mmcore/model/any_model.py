@@ -1,8 +1,7 @@
 """AnyModel: input projectors, language model and output projectors as one module.
 
 Owns where features go: projected features replace the placeholder tokens of a batch, and any mismatch of their counts raises. Returns
-hidden states; logits are asked for only where something is supervised. Refuses to know encoders, decoders, losses
-and stages.
+hidden states; logits are asked for only where something is supervised.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ LoRA on q k v o, three transformer output projectors, and embedding and head mat
 added tokens: <Img> and </Img>, which stay in the base here, then [IMG..], [VID..], [AUD..], our signal tokens in our order, so that ids agree.
 
 Input: that file and a transformers directory of the LM under it (Vicuna-7B v0). Output: a directory for `load_model`. The file is read with
-weights_only: nothing is unpickled. Refuses to know prompts and encoders (the old code's audio features are ImageBind's *with* its factor 20).
+weights_only: nothing is unpickled.
 
 Shape letters: V rows of the LM's own vocabulary, D its width, S signal tokens of all modalities; Q, C, W as in output_projectors.
 """

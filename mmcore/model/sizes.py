@@ -1,7 +1,7 @@
 """Sizes without tensors: exact parameter counts of everything that trains, and an estimate of a training stage's memory.
 
 Owns the arithmetic; importing it loads no library, so that a table of 7-billion-parameter recipes is instant. test_full_size.py holds every
-count against the real modules on meta tensors. Input: a ModelSpec, a KnownLm, a StageConfig. Refuses to know recipes and files.
+count against the real modules on meta tensors. Input: a ModelSpec, a KnownLm, a StageConfig.
 
 Shape letters: E encoder width, D LM width, W inner width, S signal tokens, Q and C tokens and width of the conditioning, V vocabulary, T tokens of a row.
 """

@@ -2,7 +2,6 @@
 
 The per-channel mean and standard deviation are buffers, computed once from the training features and saved with the trained
 tensors, so that a projector sees unit-variance input and can start at the size of the LM's own embeddings.
-Refuses to know how features become embeddings.
 """
 
 from __future__ import annotations

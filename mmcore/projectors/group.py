@@ -7,7 +7,7 @@ Sizes by default: width 512, stages of 6 / 3 / 3 layers, 64 then 8 groups, so K 
 
 The assignment is hard with a straight-through gradient: to the most similar group, and while training (`draw` set) to a sample of the softmax over
 groups (Gumbel noise; Jang et al. 2017, arXiv 1611.01144). Padding takes part in nothing; an item without tokens has an all-False mask.
-The paper has no positions here: the features carry their own. Refuses to know where features come from.
+The paper has no positions here: the features carry their own.
 
 Shape letters: W inner width, G groups, N segments; otherwise as everywhere.
 """

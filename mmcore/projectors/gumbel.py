@@ -1,6 +1,6 @@
 """Gumbel noise of an item: a hash of (its features, draw, place, token, group); see mmcore.runtime.noise.
 
-Refuses to know what the noise is added to.
+
 
 Shape letters: B items, N tokens, E channels, G groups.
 """

@@ -3,7 +3,6 @@
 Owns the registry (kind -> class, and how many tokens the kind makes of N feature tokens). A projector maps
 (features_BNE, lengths_B) -> (embeds_BKD, mask_BK) and may be fitted to the training features before its first step.
 A new kind is one file with a StandardisedProjector and one line here; the sizes it needs are fields of InputProjectorSpec.
-Refuses to know where the embeddings go.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ counts); `nextgpt_legacy`, for its public checkpoint; `linear`. There the querie
 start at std 0.02 plus sinusoidal positions, so no two outputs are tied (`nextgpt_legacy` has no positions: it was trained without).
 The output is `mean + scale * network`: mean and scale are buffers fitted to the training targets, so that the untrained projector is
 the mean predictor. Its input is standardised per position and channel, by buffers fitted to the training states (`nextgpt_legacy` excepted): a language
-model's last states share a few huge channels, beside which what a caption changes is a hundredth of their length. Refuses to know losses and decoders.
+model's last states share a few huge channels, beside which what a caption changes is a hundredth of their length.
 
 Shape letters: W inner width; Q queries and C channels of the conditioning; otherwise as everywhere.
 """

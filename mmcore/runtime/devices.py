@@ -1,7 +1,6 @@
 """Where a model computes, and in which type: the one place that asks whether there is a GPU and what the CPU can multiply.
 
-Input: the number of GPUs a step was given, or a type; output: a torch device name, or the type to compute in. Refuses to know models, Ray and how GPUs are
-shared out.
+Input: the number of GPUs a step was given, or a type; output: a torch device name, or the type to compute in.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Noise that is a function of what it falls on and the training step, not of a random generator.
 
 A generator's numbers depend on what was drawn before: on the other items of the batch, on the number of ranks, on what other threads do. Numbers hashed
-from (item, draw, place) give the same bytes after a restart, and another world size changes rounding only. Owns the hash; refuses to know what the noise is
-for.
+from (item, draw, place) give the same bytes after a restart, and another world size changes rounding only. Owns the hash.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """EmbeddingSet: reads the features that one embed artifact pins, by sample key.
 
 Owns memory-mapped access to ragged rows of the embedding store. Input: an artifact directory (generation.json, rows.parquet) and the
-stores directory its parts live in; output: zero-padded batches. Refuses to read a part without a committed record or with another digest
-than the artifact pins, and to be taken for another encoder's features. Refuses to know how features are made.
+stores directory its parts live in; output: zero-padded batches. A part without a committed record, with another digest than the artifact pins or of another
+encoder is an error.
 
 Shape letters: B batch, N feature tokens, E encoder width.
 """

@@ -2,7 +2,7 @@
 
 Owns the four stored types and the error each one costs. Input: features [T, E] of a part; output: arrays to write beside each other, and
 `FeatureFile`, which maps them. float16, float32: the values. bfloat16: the upper half of the float32 bits, as uint16. int8: one symmetric scale
-per row (LLM.int8(), Dettmers et al. 2022, row-wise absmax). Refuses to know which row belongs to which medium.
+per row (LLM.int8(), Dettmers et al. 2022, row-wise absmax).
 
 Shape letters: T rows (tokens) of a part, E encoder width.
 """

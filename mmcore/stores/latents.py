@@ -1,7 +1,7 @@
 """Stored latents of media -> what a denoiser is trained on.
 
 Owns the way back from the rows of the embedding store (kinds vae_image, vae_video, vae_audio of mmcore.encoders: one row per latent cell) to the tensor
-that a decoder's contract describes. Input: stored features by sample key; output: latents in the decoder's units. Refuses to know media, VAEs and losses.
+that a decoder's contract describes. Input: stored features by sample key; output: latents in the decoder's units.
 
 Shape letters: B batch, C latent channels, F latent frames, H/W latent cells, T/M latent cells along time and mel, N cells in all.
 """

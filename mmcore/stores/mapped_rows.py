@@ -1,8 +1,8 @@
 """Many .npy files read as one array: each is mapped where its rows fall into line with those of the others.
 
 Owns one stretch of reserved address space per object, and the maps inside it. Input: files [T, E] of one dtype, whose rows come in items of one
-length; output: copies of items of any of them by one NumPy indexing call, without a Python step per item. Refuses files that differ from the
-first one in header, dtype or width.
+length; output: copies of items of any of them by one NumPy indexing call, without a Python step per item. Raises for files that differ from the first one in
+header, dtype or width.
 
 A map begins at a page, and the values of a file begin behind its header. So the files are placed at multiples of both a page and an item, which
 puts every item of every file a whole number of items behind the first. Linux and macOS; `AVAILABLE` says whether this machine can.

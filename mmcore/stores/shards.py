@@ -2,7 +2,7 @@
 
 Owns the schemas of index and ledger and random access to tars by offset. Input: a generation directory (generation.json, index.parquet)
 and the stores directory its entries live in; output: media bytes and the key.json of samples.
-Refuses to read an entry without a committed record, or whose digest is not the one the generation pins. Refuses to know how shards are made.
+An entry without a committed record, or with another digest than the generation pins, is an error.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The language model reads a medium, says its caption, and goes on with the signal block; the block's hidden states go through the output projector that an
 earlier stage 2 trained, and alignment with the caption's targets (and the frozen decoder's denoising error of the medium itself) is added to the caption's
 cross-entropy. Output projectors, language model and decoder are frozen, so the gradient reaches the input projectors only. Owns these losses and their
-weight beside the tokens'. Input: a batch with its hidden states; output: a StepLoss. Refuses to know which captions are drawn, files, ranks and optimizers.
+weight beside the tokens'. Input: a batch with its hidden states; output: a StepLoss.
 
 The losses of a sample count once for each of its supervised tokens: a step is divided by its global number of tokens, so generation_loss compares them
 with the cross-entropy of one token, whatever the lengths of captions and the number of ranks.

@@ -1,7 +1,7 @@
 """Checkpoint: everything a killed training run needs to go on with the same bytes.
 
 One atomic directory per checkpoint: `tensors.safetensors` (trained tensors), `optimizer.safetensors`, `rng.safetensors`, `state.json`
-(step, data cursor, loss log). Nothing is pickled. Refuses to know what is trained.
+(step, data cursor, loss log). Nothing is pickled.
 """
 
 from __future__ import annotations

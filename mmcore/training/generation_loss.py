@@ -2,7 +2,7 @@
 
 Owns the pairing of decoder and latents, and the draws: noise and timestep of a sample are a function of (seed, step, place in the global batch), so that
 neither the number of ranks nor a resumption changes them. Input: conditioning and sample keys; output: one loss per sample, whose gradients reach the
-conditioning only. Refuses to know projectors, language models, the weights of other losses and files.
+conditioning only.
 
 Shape letters: B batch, Q queries, C conditioning width.
 """

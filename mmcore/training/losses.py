@@ -1,7 +1,7 @@
 """Losses: sums and the weights to divide them by.
 
 Every loss is handed on as an undivided sum with its weight, because the divisor is the *global* weight of the step over all ranks:
-world size then changes nothing but rounding. Refuses to know models, batches and ranks.
+world size then changes nothing but rounding.
 """
 
 from __future__ import annotations

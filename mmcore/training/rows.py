@@ -2,7 +2,6 @@
 
 Turns the samples of a step (captions or conversations, with or without media) into collated batches and their loss. Input: samples by
 dataset, a feature source per modality, the stage's config; with generation losses in stage 1 also their half (mmcore.training.caption_generation).
-Refuses to know files, ranks' communication and optimizers.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Everything that the hidden states of a caption's signal block depend on is frozen in stage 2 (LM, LoRA, input rows), so they are computed
 once: the hidden states at the predicting, signal and negative positions, and the log-sum-exp of the base vocabulary's logits there. With
 them the loss and the gradient of stage 2 (output projectors, head rows) are those of the full model.
-Owns the row layout, the computation, the files and their reader. Refuses to know the loss and how captions are chosen.
+Owns the row layout, the computation, the files and their reader.
 
 Layout of one caption's P = 1 + S + NEGATIVES positions: the position before the block; its S signal tokens; then positions of an exchange in words (a
 question with its answer, or where there is none a reply to the same caption), where no signal token may come.

@@ -1,8 +1,5 @@
 """What each stage is: literals that say what trains (matched against the model's parameter names; everything else is frozen), with which losses, on which
-kind of batch.
-
-Refuses to know how batches are made and losses computed.
-"""
+kind of batch."""
 
 from __future__ import annotations
 

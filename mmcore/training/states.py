@@ -2,7 +2,7 @@
 
 Per caption: token loss (cross-entropy of the signal tokens, and "no signal token" at negative positions) plus alignment (mean distance to
 the decoder's text-encoder states, divided by what the mean predictor costs, so 1 is worthless and 0 perfect) plus, where the stage's denoise_loss is not 0,
-what the frozen decoder says about the captioned medium under that conditioning (mmcore.training.generation_loss). Refuses to know files, ranks and optimizers.
+what the frozen decoder says about the captioned medium under that conditioning (mmcore.training.generation_loss).
 """
 
 from __future__ import annotations

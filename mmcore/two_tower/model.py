@@ -1,7 +1,7 @@
 """The two-tower model: stored features of media and texts -> unit vectors in one space, trained with InfoNCE.
 
 Owns the towers, the learnable temperature, the loss with its masks and the gather over ranks. Input: features of frozen encoders. Output: vectors
-whose cosine says how well a medium and a text go together. Refuses to know files, which samples a step sees, and how ranks communicate.
+whose cosine says how well a medium and a text go together.
 
 CLIP: Radford et al. 2021 (arXiv 2103.00020, section 2.3 and figure 3); InfoNCE: van den Oord et al. 2018 (arXiv 1807.03748, equation 4).
 Shape letters: B rows of the global batch, b rows of this rank, N feature tokens, E encoder width, W width of the shared space.

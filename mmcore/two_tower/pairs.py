@@ -2,7 +2,7 @@
 
 Turns the samples of a step into stored features, and those into the loss of this rank's share of the batch. The batch is formed in the global order
 and then split, every rank sees the vectors of all rows: the world size changes nothing but rounding. Input: samples by dataset, a feature source per
-modality and one for texts. Refuses to know files, optimizers and how ranks communicate.
+modality and one for texts.
 """
 
 from __future__ import annotations

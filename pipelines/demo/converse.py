@@ -2,8 +2,7 @@
 
 NExT-GPT's modality-switching instructions (MosIT; Wu et al. 2023, arXiv 2309.05519, section 5.3) are such conversations, whose media were never published. Here
 their turns come from the other lists: easy-VQA's training questions, the requests for pictures and words, and ordinary talk. Owns which turns follow each
-other. Input: training pictures with their questions and captions; output: instruction records. What is asked for is no matter of what was shown. Refuses to
-know files.
+other. Input: training pictures with their questions and captions; output: instruction records. What is asked for is no matter of what was shown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """List files: writes datasets in the formats the outside world uses (CC3M, WebVid, AudioCaps, NExT-GPT instructions).
 
 Owns the columns and the escaping of those formats. Input: rows of strings; output: one list file per dataset, media uris relative to
-the list root. Refuses to know where the rows come from. The readers of the same formats are pipelines.readers.{cc3m,webvid,audiocaps,instruct}.
+the list root. The readers of the same formats are pipelines.readers.{cc3m,webvid,audiocaps,instruct}.
 """
 
 from __future__ import annotations

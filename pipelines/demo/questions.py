@@ -1,8 +1,7 @@
 """Questions about clips and sounds: instruction records with short answers, each with its kind.
 
 Owns the wordings, the kinds and the choice of the other name in a yes/no question. Input: what each medium shows or lets hear; output: records
-in the format of pipelines.readers.instruct, with `question_kinds` beside `question_ids` (ours; readers of the format ignore both). Refuses to
-know where the media come from and how an answer is judged.
+in the format of pipelines.readers.instruct, with `question_kinds` beside `question_ids` (ours; readers of the format ignore both).
 
 Kinds: `yes/no` (its own name, and the name of another medium of the list), `name`, `motion` (clips) and `language` (voices). Every name is asked
 for as often where the answer is yes as where it is no, in the same words: from a question's text alone its answer cannot be told.

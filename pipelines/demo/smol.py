@@ -1,7 +1,7 @@
 """Lists of the smol recipe: real pictures, sounds and questions in the formats of CC3M, WebVid, AudioCaps and NExT-GPT.
 
 Owns which asset goes into which dataset, the hold-out and the captions. Input: the `assets` artifact; output: list files by group and
-the `media/` tree they point to. Refuses to know about manifests and shards.
+the `media/` tree they point to.
 
 Hold-out: pictures that share a caption or their bytes form a group; a group goes to one side by a hash of its captions, and takes
 its clips, sounds and spoken descriptions along, and the questions about them. Captions of easy-VQA pictures say only what the training questions

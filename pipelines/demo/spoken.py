@@ -1,8 +1,7 @@
 """Lists of spoken words: the captions of mmcore.concepts.shapes, said by the demo's voice.
 
 Owns the datasets spoken_train (the sounds with what is said) and speak_train (requests for them). Input: voice/ of the `assets` artifact; output: the list
-files and media/spoken/*.wav, the same bytes for the same assets. Its world are the 24 concepts: whoever learns from it can say nothing else. Refuses to know
-models.
+files and media/spoken/*.wav, the same bytes for the same assets. Its world are the 24 concepts: whoever learns from it can say nothing else.
 """
 
 from __future__ import annotations

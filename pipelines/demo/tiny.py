@@ -1,7 +1,7 @@
 """Lists of the tiny recipe: the datasets of smol in the same formats, generated in about a second.
 
 Owns the generated pictures (coloured shapes, 48 x 48), tones, clips and questions. Input: a seed; output: list files by group and the
-`media/` tree. Refuses to know about manifests and shards. It is data for tests: nothing learned from it means anything.
+`media/` tree. It is data for tests: nothing learned from it means anything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Check: are the stored features still what the encoder gives? Re-encodes a seeded sample and compares.
 
 Owns the sample, the tolerance per stored type and the comparison. Input: an embedding artifact, the shards and weights it was made from; output: one
-Checked. Refuses to repair anything. Bytes may differ between machines, library versions and batch sizes; features must not, beyond rounding.
+Checked. Nothing is repaired. Bytes may differ between machines, library versions and batch sizes; features must not, beyond rounding.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Owns the plan (what the store lacks, cut into parts in a fixed order) and the artifact that pins the parts. Input: artifact `weights` and every
 `shards_*`; output: generation.json, rows.parquet (key -> part, offset, length). `run_targets` does the same for the captions' token states.
-Refuses to know how features are computed (mmcore.encoders), how parts are made (pipelines.embed.worker) and who reads them (mmcore.stores.embeddings).
 
 A space is one encoder with its preprocessing, weights and stored type; what is computed in it is addressed by the hash of the medium's bytes.
 Parts are the unit of work: killed at any moment, the same command continues with the plan it had, so the bytes come out the same.

@@ -2,7 +2,6 @@
 
 Owns how many workers there are, on which device, and how many threads decode for each: one worker per GPU where there are GPUs (decoding shared out
 over the CPU threads), else one single-threaded worker per CPU thread. Input: part tasks; output: a PartDone for each, in any order.
-Refuses to know what a part is made of.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns what is compared: in TowerSpace the query through the text encoder and the text tower against every stored medium through its tower; in
 SharedSpace the query through the text side of the media's own model against their pooled vectors. Input: artifacts of one recipe. Output: hits,
-nearest first. Refuses to know which artifacts a recipe has, and how hits are shown.
+nearest first.
 
 Shape letters: M media, N feature tokens, E encoder width, W width of the space.
 """

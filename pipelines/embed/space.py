@@ -1,7 +1,7 @@
 """Space: one encoder's place in the embedding store, and what is in it.
 
 Owns the address of a space (encoder, preprocessing, weights, stored type), the addresses of media in it, and the list of committed parts. Input: a
-spec and a weights digest; output: where every medium's rows are. Refuses to know how parts are made (pipelines.embed.worker) and who pins them.
+spec and a weights digest; output: where every medium's rows are.
 """
 
 from __future__ import annotations

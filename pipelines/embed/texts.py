@@ -1,7 +1,7 @@
 """Embed texts: every distinct caption of the shards -> one vector each in the embedding store.
 
 Owns the choice of the texts; the store's plan, parts and artifact are those of pipelines.embed. Input: artifact `weights` and every `shards_*`;
-output: generation.json, rows.parquet (`text:<sha256 of the caption>` -> part, offset, length). Refuses to know what the vectors are for.
+output: generation.json, rows.parquet (`text:<sha256 of the caption>` -> part, offset, length).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Owns the question which clips have a sound that can be read. Input: artifact `weights` of the sound encoder and every `shards_*`; output: an artifact like
 that of pipelines.embed, its rows keyed by the clips' sample keys, and left_out.parquet. A clip without a sound track, or whose track cannot be decoded
-in the clip's span, has no row and stands in left_out.parquet: silent clips are common and no error. Refuses to know how the store is filled (pipelines.embed)
-and what the features are for: mmcore.stores.embeddings opens the artifact like any other, and training does not read it yet.
+in the clip's span, has no row and stands in left_out.parquet: silent clips are common and no error. mmcore.stores.embeddings opens the artifact like any other;
+training does not read it yet.
 
 The space is that of the sounds (same encoder, same weights). A clip is addressed there by its own bytes, as a sound file would be, so nothing can be mixed
 up: in one space the same bytes and span mean the same sound.

@@ -2,7 +2,7 @@
 
 Owns the loop read -> decode -> encode -> commit. On a CPU every torch call of an encoder uses one thread, and a part's batches are fixed by its task, so
 the bytes are the same with one worker or many, with Ray or without. When memory runs out the batch is halved, for the rest of this worker's life, and
-the part's record says so. Refuses to know which parts are needed and how many workers there are (pipelines.embed.pool).
+the part's record says so.
 """
 
 from __future__ import annotations

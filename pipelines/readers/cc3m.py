@@ -1,6 +1,6 @@
 """CC3M lists: tab-separated `caption <tab> url` without a header; quotes are plain characters.
 
-Input: a .tsv; output: one image Row per line. Refuses to know whether the url can be reached.
+Input: a .tsv; output: one image Row per line.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Input: records with `conversations` [{from: human|gpt, value}], input media `image|video|audio` or `input_image|input_video|input_audio`, output
 media `output_image|output_video|output_audio` (a uri or a list of uris), captions `image_captions|video_captions|audio_captions`;
-other fields are ignored. Output: one Row per record. Refuses to know how a conversation becomes tokens.
+other fields are ignored. Output: one Row per record.
 
 Placeholders `<image>`, `<video>`, `<audio>` stand in human turns for input media and in gpt turns for output media: their numbers must agree.
 """

@@ -1,7 +1,7 @@
 """Rows: what every reader of a source list yields, and the checks they share.
 
 Owns Row, Media, reader options and decoding of list files. Input: files people really have (BOM, CRLF, quotes); output: text and records.
-Refuses to know any one format. A malformed list is an AnyloomError that names file, line or record, and column.
+A malformed list is an AnyloomError that names file, line or record, and column.
 """
 
 from __future__ import annotations

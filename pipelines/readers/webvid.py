@@ -1,7 +1,7 @@
 """WebVid lists: comma-separated with header videoid,contentUrl,duration,page_dir,name.
 
 Input: a .csv; output: one video Row per record. Only videoid, contentUrl and name are needed; a media template may use any column
-(`videos/{page_dir}/{videoid}.mp4`). Refuses to know whether the video can be reached.
+(`videos/{page_dir}/{videoid}.mp4`).
 """
 
 from __future__ import annotations

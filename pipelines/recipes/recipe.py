@@ -1,7 +1,7 @@
 """Recipe: the named set of every decision that changes numbers. Reading one shows the whole experiment.
 
 A recipe is a function returning a complete Recipe; variants go through dataclasses.replace or `--set key=value`. Owns the dataclass and the
-overrides; refuses to know paths, threads or how anything is computed.
+overrides.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Owns the bytes of a shard, which depend on the rows, the media and the config alone: members in row order, fixed header fields, no times.
 Every row ends in the ledger: written, quarantined (bytes kept in quarantine/) or failed (no bytes). The original bytes of media are never touched.
-Refuses to know which shards are needed and where else work is done.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Owns what may be reached (no path outside the base, no private network), how much (size limit) and how long (total time limit).
 Input: uri, base, FetchPolicy; output: bytes; every failure is a FetchError with a reason of the closed set.
-Refuses to know what the bytes mean.
 
 A manifest is untrusted input: a host is resolved once, every address it has must be public, and the connection goes to exactly
 the address that was checked (so a second DNS answer cannot redirect it); redirects are checked the same way.

@@ -1,8 +1,8 @@
 """Manifest: source lists -> one Parquet table of samples.
 
 Owns the columns, the keys and their order. Input: the `lists` artifact (or list files from outside, as sources of the step); output:
-`manifest.parquet`, sorted by (source, row). Refuses to open any medium: the shards step does. No row is dropped: a record without text
-stays, with empty texts and conversations, and becomes a ledger row.
+`manifest.parquet`, sorted by (source, row). No medium is opened: the shards step does that. No row is dropped: a record without text stays, with empty texts
+and conversations, and becomes a ledger row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Overlap: which held-out pictures the model may already have seen in training.
 
 Owns the comparison. Input: the shard generations `shards_cc3m` and `shards_instruct`; output: `overlap.json` (counts per training and
-held-out dataset) and `overlap.parquet` (pairs). Nothing is removed: the report prints the counts beside the scores. Refuses to judge
-text, sound or video.
+held-out dataset) and `overlap.parquet` (pairs). Nothing is removed: the report prints the counts beside the scores. Text, sound and video are not compared.
 
 exact: the same media bytes. near: not exact, a 64-bit difference hash (dHash: is each cell of an 8 x 8 grid brighter than its left
 neighbour) at most `max_bits` apart, and the same colours on an 8 x 8 grid: the hash alone sees no colour.

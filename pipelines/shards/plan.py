@@ -3,7 +3,6 @@
 Owns the plan (which rows make which shard, which shards are there already) and the generation's index, ledger and duplicate flags.
 Input: artifacts `manifest` (manifest.parquet) and `lists` (base of relative uris; none where every list is the user's); output: generation.json,
 index.parquet, ledger.parquet.
-Refuses to know how bytes are fetched (fetch), what a shard looks like inside (shard_build) and who reads it (mmcore.stores.shards).
 
 A shard's id is its number and a fingerprint of its rows, of the bytes of their local media and of the options. So rows appended to a list
 leave full shards alone, and a file that appears, changes or goes makes exactly its own shard anew.

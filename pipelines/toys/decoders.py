@@ -1,7 +1,7 @@
 """Random decoders at toy size, made from a seed: real diffusers pipelines with the layout, schedules and prediction types of the published ones.
 
 Owns the toy architectures. Input: a seed; output: a pipeline of diffusers whose save_pretrained writes the standard directory. Same seed, same values.
-The two pipeline classes that diffusers has retired are built in pipelines.toys.retired. Refuses to know where they are saved.
+The two pipeline classes that diffusers has retired are built in pipelines.toys.retired.
 """
 
 from __future__ import annotations

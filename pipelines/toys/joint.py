@@ -1,7 +1,7 @@
 """Random models with two sides in one space, at toy size: CLIP, SigLIP and CLAP with their own tokenizers and front ends.
 
 Owns the toy architectures and their alphabets (one token per byte, no merges). Input: a seed; output: a model of transformers and what belongs beside it.
-Same seed, same values. Refuses to know where they are saved.
+Same seed, same values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One small generated medium per modality, to see that an encoder opens its weights. Nothing random; refuses to know any encoder."""
+"""One small generated medium per modality, to see that an encoder opens its weights. Nothing random."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Random weights at toy sizes, made from a seed: what the tiny recipe has in place of pretrained parts.
 
 Owns the toy architectures and the byte-level tokenizer. Input: a seed; output: torch modules and tokenizers. Same seed, same
-values. Refuses to know where they are saved.
+values.
 """
 
 from __future__ import annotations

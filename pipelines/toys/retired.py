@@ -1,7 +1,7 @@
 """Toy decoders whose pipeline classes diffusers has retired (last supported in 0.33): text-to-video and AudioLDM.
 
 Owns the only imports of those classes, which are needed to write a directory in their layout; mmcore.decoders opens such a directory without them.
-When diffusers drops the classes, this file is what breaks. Input: a seed; output: a pipeline of diffusers. Refuses to know where it is saved.
+When diffusers drops the classes, this file is what breaks. Input: a seed; output: a pipeline of diffusers.
 """
 
 from __future__ import annotations

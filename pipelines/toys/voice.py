@@ -1,7 +1,7 @@
 """A random voice at toy size, made from a seed: the two ONNX graphs and the dictionary that mmcore.decoders.speech.voice opens.
 
 Owns the toy graphs. Input: a seed; output: what saves itself as a voice's directory. Same seed, same bytes. What it says is noise, and different words are
-different noise. Refuses to know real voices (pipelines.weights.voice).
+different noise.
 """
 
 from __future__ import annotations

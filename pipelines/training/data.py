@@ -1,7 +1,7 @@
 """From artifacts to training data: which samples a stage's mixture means, and where their features are.
 
 Owns the reading of shard generations, embeddings, targets and earlier stages for the training steps. A dataset that is not a training
-split is refused. Flagged duplicates are left out. Refuses to know models and losses.
+split is refused. Flagged duplicates are left out.
 """
 
 from __future__ import annotations

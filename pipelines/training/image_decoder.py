@@ -4,7 +4,6 @@ Input: `weights` (the text encoder whose token states the `targets` step stores)
 split. It depends on nothing else, so it may run beside the stages. Output: `pipeline/` (what StableDiffusionPipeline.from_pretrained opens: our
 autoencoder, UNet and noise schedule, the frozen text encoder and its tokenizer), the losses of both fits, and which pictures were learned from.
 Killed and continued it gives the same bytes; it uses one thread, so they do not depend on the number of cores it is given.
-Refuses to know how well the pictures turn out (evals.generation.pictures does).
 """
 
 from __future__ import annotations

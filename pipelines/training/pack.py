@@ -1,7 +1,7 @@
 """Packing: an exported model as a directory to take away, with or without the weights of its language model.
 
-Input: an export; output: a directory that `anyloom generate`, `chat` and lmms-eval open (with --base when the weights stayed behind). Refuses to change the
-export.
+Input: an export; output: a directory that `anyloom generate`, `chat` and lmms-eval open (with --base when the weights stayed behind). The export is not
+changed.
 """
 
 from __future__ import annotations

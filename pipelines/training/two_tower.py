@@ -1,6 +1,6 @@
 """The two-tower stage: from artifacts to the model and its data. pipelines.training.train launches it, pipelines.training.loop trains it.
 
-Input: features (`embed_<modality>`), caption vectors (`embed_text`) and shards. Refuses to know losses and checkpoints.
+Input: features (`embed_<modality>`), caption vectors (`embed_text`) and shards.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Reader of CTranslate2 model files (binary version 6), and the names of a Whisper model's two halves inside one.
 
-Owns the byte layout and the renaming to transformers' names. Input: `model.bin`; output: numpy arrays. Refuses to know about
-torch or how the arrays are used.
+Owns the byte layout and the renaming to transformers' names. Input: `model.bin`; output: numpy arrays. This module does not import torch.
 
 Layout, little endian: u32 binary version, string spec name, u32 spec revision, u32 number of variables; per variable: string name,
 u8 rank, u32 dimensions, u8 type, u32 number of bytes, data; then u32 number of aliases with two strings each. A string is

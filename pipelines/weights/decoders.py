@@ -2,7 +2,7 @@
 
 Owns the two sources: a random toy made from a seed (recipes of kind random), or the files of a published decoder that the user has (chosen while planning
 by pipelines.weights.given_files). Output: `pipeline/` with `empty.safetensors` in it (the conditioning of the empty text, for guidance), `contract.json` (what
-drives it and what it predicts), `licence.json`. Refuses weights that are no safetensors, and to know who is going to drive the decoder.
+drives it and what it predicts), `licence.json`. Weights that are not safetensors are an error.
 """
 
 from __future__ import annotations

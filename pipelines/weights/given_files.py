@@ -1,6 +1,6 @@
 """Which files of the user's own weights count: decided while planning, so that each is a source of the step and counts by its bytes.
 
-Input: the path given with --weights and the encoders that will open it; output: file name -> path. Refuses to open them: pipelines.weights.own_parts does.
+Input: the path given with --weights and the encoders that will open it; output: file name -> path. The files are opened in pipelines.weights.own_parts.
 
 Directories (transformers, diffusers): config.json, weights (model.safetensors, its numbered shards with their index, or pytorch_model.bin), and
 preprocessor_config.json or a tokenizer's files. A language model's weights are in safetensors. timm: one .safetensors or .pth in timm's own layout.

@@ -2,8 +2,8 @@
 
 Owns the proof that the files are a whole model of the family that config.json names and that the recipe's chat template and LoRA targets fit it; sizes
 are compared on meta tensors, so nothing of the model is held in memory. Input: the files that pipelines.weights.given_files chose, as sources of the step;
-output: `lm/` and `licence.json`, like the other weights steps. The weights are copied as they are. Refuses to convert: a pickled checkpoint, a tensor
-that is missing or of another shape, and a family that LanguageModel cannot use are errors that say so.
+output: `lm/` and `licence.json`, like the other weights steps. The weights are copied as they are. Nothing is converted: pickled checkpoints, missing tensors,
+tensors of another shape and families that LanguageModel cannot use are errors.
 """
 
 from __future__ import annotations

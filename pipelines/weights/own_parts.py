@@ -2,8 +2,8 @@
 
 Owns the cut to the half that the recipe's encoder needs (vision, audio or text) and the proof that the encoder opens what was written. Input: the
 files that pipelines.weights.given_files chose, as sources of the step; output: `encoder/`, `encoder.json`, `licence.json`, like the other weights steps. The
-licence is that of the catalogue's family; for weights of which it knows nothing it is "unknown: see publisher". Refuses to guess: a tensor that is
-missing or of another shape, another family or another width is an error that names it. Nothing but tensors is unpickled.
+licence is that of the catalogue's family; for weights of which it knows nothing it is "unknown: see publisher". A missing tensor, another shape, another family
+or another width is an error that names it. Nothing but tensors is unpickled.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Owns the conversion of the assets' file formats and the random stand-ins of the tiny recipe. Input: the `assets` artifact
 (pretrained) or nothing (random, from a seed). Output: `lm/` or `encoder/` in safetensors with tokenizer or feature extractor, and
-`licence.json`. Refuses to know how the parts are wired together. Every checkpoint key must find its place, or it is an error.
-Files of the user's own come in through pipelines.weights.own_parts.
+`licence.json`. Every checkpoint key must find its place, or it is an error. Files of the user's own come in through pipelines.weights.own_parts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The speech_judge step: a whole Whisper from the demo's assets, which writes down what made sounds say (mmcore.concepts.speech_judge opens it).
 
 Owns the conversion. Input: whisper/{model.bin, tokenizer.json} of the `assets` artifact; output: model.safetensors (as stored: float16), config.json,
-tokenizer.json, licence.json. It was trained on nothing of this project. Refuses to know what is judged.
+tokenizer.json, licence.json. It was trained on nothing of this project.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the cut of the ONNX graph at the latents that the flow gives its HiFi-GAN, the layout of the directory that mmcore.decoders.speech.voice opens. Input: the
 `assets` artifact with voice/{model.onnx, config.json, dictionary.txt}; output: `pipeline/` (model_index.json, vocoder/, text_encoder/), `contract.json`,
-`licence.json`. Nothing is trained, nothing is unpickled. Refuses to know what is said.
+`licence.json`. Nothing is trained, nothing is unpickled.
 """
 
 from __future__ import annotations

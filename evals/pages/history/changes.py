@@ -1,6 +1,6 @@
 """Report sections on what moved: the comparison of the two runs, and the worst regressions of the history.
 
-Input: Facts. Output: HTML of sections. Refuses to test anything: comparisons and change points are those that the nightly review put into the history.
+Input: Facts. Output: HTML of sections. The comparisons and change points are those that the nightly review put into the history.
 """
 
 from __future__ import annotations

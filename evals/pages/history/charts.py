@@ -1,7 +1,7 @@
 """Charts of a history: inline SVG that follows the page's light or dark colours, like evals/pages/charts.py.
 
 Owns three forms: a whisker for a table cell, a trend of segments that are never joined, and training curves of several runs. Input: plain numbers and
-labels. Output: SVG text with the classes of evals/pages/page.py. Refuses to know what the numbers mean, and to choose what is shown.
+labels. Output: SVG text with the classes of evals/pages/page.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The report's section on training: the loss of every stage of the compared runs, on shared axes.
 
-Input: Facts (table train_metrics). Output: HTML. Refuses to know what a stage trains.
+Input: Facts (table train_metrics). Output: HTML.
 """
 
 from __future__ import annotations

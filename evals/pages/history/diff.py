@@ -1,7 +1,7 @@
 """The report's section on two checkpoints, question by question: picture, question, both answers and the right one.
 
 Owns the draw and the filter. Input: Facts, two runs, the root of artifacts (pictures). Output: HTML, and the page's only script: it hides what the filter
-does not ask for; without it everything is shown, flips first. Refuses to choose questions by hand: a seeded draw, how many are left out is said.
+does not ask for; without it everything is shown, flips first. The questions are a seeded draw; the page says how many are left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The report's section of what models made: pictures, clips and sounds, each with its prompt, failures included.
 
-Input: the newest run whose evaluations kept media (its samples.parquet have `prompt` and `file` or `sound`, or it has grids). Output: HTML. Refuses to choose:
-a seeded draw of the requests, those that got nothing included, and it says how many are left out.
+Input: the newest run whose evaluations kept media (its samples.parquet have `prompt` and `file` or `sound`, or it has grids). Output: HTML. The media are a
+seeded draw of the requests, including those that got nothing; the page says how many are left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Report sections about scores: the leaderboard, and the categories of the newest run.
 
-Owns which scores stand beside each other: those of one task, metric and history_fingerprint. Input: Facts. Output: HTML of sections. Refuses to rank
-across fingerprints, and to compute a score.
+Owns which scores stand beside each other: those of one task, metric and history_fingerprint. Input: Facts. Output: HTML of sections. Nothing is ranked
+across history_fingerprints.
 """
 
 from __future__ import annotations

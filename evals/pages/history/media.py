@@ -1,7 +1,7 @@
 """History media: the pictures that a run's questions are about, and small previews of them for a page.
 
 Owns the way from a sample's `picture` to its bytes: the evaluation's own task file (named there, or known by its sha256), else the lists it was made from.
-Input: the root of artifacts and a run. Output: bytes, HTML. Refuses to read outside the artifacts; what is gone is None, never an error.
+Input: the root of artifacts and a run. Output: bytes, HTML. Nothing outside the artifacts is read; what is gone is None, never an error.
 """
 
 from __future__ import annotations

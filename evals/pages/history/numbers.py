@@ -1,7 +1,7 @@
 """Report numbers: how a score of the history is written, as per cent where it is a share, as it is elsewhere.
 
-Input: rows of `metric` or `comparison`. Output: text, and the axis that several rows share. Refuses to round a number into another meaning: a share is known
-by its metric's name and its range, never guessed from the range alone.
+Input: rows of `metric` or `comparison`. Output: text, and the axis that several rows share. A share is known by its metric's name and its range, never
+guessed from the range alone.
 """
 
 from __future__ import annotations

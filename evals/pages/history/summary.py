@@ -1,6 +1,6 @@
 """The history's summary as Markdown: leaderboard, the comparison of the two runs, regressions.
 
-Input: Facts and the two runs. Output: Markdown that Prefect, a forge or a terminal shows; text from data cannot become markup. Refuses to compute anything.
+Input: Facts and the two runs. Output: Markdown that Prefect, a forge or a terminal shows; text from data cannot become markup.
 """
 
 from __future__ import annotations

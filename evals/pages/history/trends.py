@@ -1,7 +1,7 @@
 """The report's section on trends: one small chart for a task and condition, with change points and annotations.
 
-Owns which evaluations are one series. Input: Facts. Output: HTML. Refuses to join what is not comparable: a line ends where the history_fingerprint changes
-and where an annotation begins a new segment.
+Owns which evaluations are one series. Input: Facts. Output: HTML. A line ends where the history_fingerprint changes and where an annotation begins a new
+segment.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The report's section on drift: what stage 3 does to the output side that was trained before it.
 
-Input: the eval_drift artifact. Output: HTML. Refuses to compute scores.
+Input: the eval_drift artifact. Output: HTML.
 """
 
 from __future__ import annotations

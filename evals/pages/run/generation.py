@@ -1,7 +1,7 @@
 """The report's sections on generation: what was made of requests, with a gallery; captions of media; objects that are not there.
 
-Input: the artifacts eval_generation, eval_captioning and eval_objects_as_pope. Output: HTML that loads nothing. Refuses to choose media and captions: they
-are the seeded draws that the steps marked, failures included, and refuses to compute scores.
+Input: the artifacts eval_generation, eval_captioning and eval_objects_as_pope. Output: HTML that loads nothing. The media and captions are the seeded draws
+that the steps marked, failures included.
 """
 
 from __future__ import annotations

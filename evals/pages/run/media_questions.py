@@ -1,6 +1,6 @@
 """The report's section on questions about clips and sounds: accuracy by kind of question, under every condition and beside its floor.
 
-Input: the eval_media_questions artifact. Output: HTML. Refuses to choose questions.
+Input: the eval_media_questions artifact. Output: HTML.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The report's sections on made pictures: shares judged right beside their floors and ceilings, the grids, and when the model draws at all.
 
-Input: the eval_pictures and eval_drawing artifacts. Output: HTML. Refuses to choose pictures: a grid holds every draw of its condition.
+Input: the eval_pictures and eval_drawing artifacts. Output: HTML. A grid holds every draw of its condition.
 """
 
 from __future__ import annotations

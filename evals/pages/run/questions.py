@@ -1,7 +1,7 @@
 """Report sections about picture questions: headline, question types, conditions, disclosure, samples.
 
 Owns how question scores are told. Input: the artifacts eval_vqa, lists (pictures) and stage3 (what helped in training). Output: HTML of
-sections. Refuses to compute scores and to choose samples by their outcome.
+sections. Samples are never chosen by their outcome.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Owns the sections that are of no evaluation; those of evaluations come from the table (evals.evaluation), in its order. Input: the artifacts of a run; any may
 be absent, then its section is.
 Output: report.html, the same bytes for the same artifacts. What was shared by training and test comes before any held-out number; shown
-samples are a seeded draw, failures included. Refuses to compute scores: it prints those of the artifacts.
+samples are a seeded draw, failures included. No score is computed here: all are read from the artifacts.
 """
 
 from __future__ import annotations

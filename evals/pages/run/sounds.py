@@ -1,6 +1,6 @@
 """The report's section on spoken answers: when the model speaks, what a judge heard, and sounds to listen to.
 
-Input: the eval_speaking artifact. Output: HTML that loads nothing. Refuses to choose sounds: they are the seeded draws that the step kept, failures included.
+Input: the eval_speaking artifact. Output: HTML that loads nothing. The sounds are the seeded draws that the step kept, failures included.
 """
 
 from __future__ import annotations

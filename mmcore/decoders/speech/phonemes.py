@@ -2,7 +2,7 @@
 
 Owns the reading of CMU's dictionary (words in ARPAbet) and its table to the IPA signs of Piper's espeak-ng voices, after the phone list of the dictionary
 and the phonemes of espeak-ng's en-us. Input: the dictionary's text, the voice's table sign -> id, a text; output: ids. A word that the dictionary does not
-have is an error, never guessed. Refuses to know networks and sound. Importing this module must not import torch.
+have is an error, never guessed. Importing this module must not import torch.
 """
 
 from __future__ import annotations

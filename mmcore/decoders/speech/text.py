@@ -1,7 +1,7 @@
 """Texts -> the latent frames in which a voice says them: the first half of a Piper VITS, and how ONNX graphs are opened.
 
 Graphs run on the CPU by one thread of onnxruntime, so that equal input gives equal bytes. Input: text_encoder/{config.json, model.onnx, dictionary.txt} of a
-directory as pipelines.weights.voice writes it; output: latent frames. Does not know sound (mmcore.decoders.speech.voice). This module must not import torch.
+directory as pipelines.weights.voice writes it; output: latent frames. This module must not import torch.
 
 Shape letters: B batch, N a text's own latent frames, Q conditioning tokens, C their width.
 """

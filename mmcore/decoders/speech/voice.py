@@ -2,7 +2,7 @@
 
 It is a HiFi-GAN (Kong et al. 2020, arXiv 2010.05646), a decoder without noise: its conditioning is what it decodes. The first half, which says what
 conditioning a text should have (caption targets), is mmcore.decoders.speech.text. Input: a directory as pipelines.weights.voice writes it, with
-vocoder/{config.json, model.onnx}; output: sounds, of one length. Refuses to know texts and how the graph was made.
+vocoder/{config.json, model.onnx}; output: sounds, of one length.
 
 Shape letters: B batch, Q conditioning tokens, C their width, N latent frames.
 """

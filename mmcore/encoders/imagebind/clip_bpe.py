@@ -2,7 +2,7 @@
 
 Owns the cleaning of a text, its cut into words and the 49408 pieces. The list of merges is the file that the package open_clip_torch carries (MIT; the
 package itself is not imported), checked by its hash; the merging is done by `tokenizers`. Input: a text; output: ids without start, end and padding
-(mmcore.encoders.imagebind.inputs adds those). Refuses to know how long a text may be.
+(mmcore.encoders.imagebind.inputs adds those).
 
 Source: Radford et al. 2021 (arXiv 2103.00020), section 2.4; byte-pair merging: Sennrich et al. 2016 (arXiv 1508.07909).
 """

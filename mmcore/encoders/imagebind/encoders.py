@@ -2,8 +2,7 @@
 
 spec.grid (pictures, clips) and spec.tokens (sounds) choose what is stored: 0 gives the one pooled vector of the shared space, as NExT-GPT uses it
 (normalised, without the logit scale); texts have nothing else. More gives the trunk's own tokens, averaged over crops and pooled to that many, time
-step by time step. Input: bytes; output: features [N, E]. Refuses to know the architecture (mmcore.encoders.imagebind) and the preprocessing
-(…imagebind_inputs).
+step by time step. Input: bytes; output: features [N, E].
 
 Shape letters: B items, S clips of one item, N feature tokens, E width, out the width of the shared space.
 """

@@ -1,8 +1,8 @@
 """Log-mel filter banks as Kaldi computes them, in torch.
 
-Owns the frames, the window, the mel bank and the logarithm. Input: mono samples in -1..1; output: fbank_FM float32. Refuses to know which encoder
-wants them. Formulas: Kaldi's feat/feature-fbank and feat/mel-computations with `htk_compat`, `snip_edges`, no dither and no energy
-(Povey et al. 2011, "The Kaldi speech recognition toolkit"); mel(f) = 1127 ln(1 + f / 700).
+Owns the frames, the window, the mel bank and the logarithm. Input: mono samples in -1..1; output: fbank_FM float32. Formulas: Kaldi's feat/feature-fbank and
+feat/mel-computations with `htk_compat`, `snip_edges`, no dither and no energy (Povey et al. 2011, "The Kaldi speech recognition toolkit"); mel(f) = 1127
+ln(1 + f / 700).
 
 Shape letters: F frames, W samples of a window, M mel bins.
 """

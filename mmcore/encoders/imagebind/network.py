@@ -1,7 +1,7 @@
 """ImageBind: six modalities in one space, from the published architecture, loading the released `imagebind_huge` layout strictly.
 
 Owns the layers and their names (those of the released file) and the forward pass. Input: preprocessed tensors (mmcore.encoders.imagebind.inputs);
-output: pooled vectors [B, out] and token states. Trunks that are not asked for are neither built nor loaded. Refuses to decode media.
+output: pooled vectors [B, out] and token states. Trunks that are not asked for are neither built nor loaded.
 
 Source: Girdhar et al. 2023 (arXiv 2305.05665). The weights are CC-BY-NC-SA 4.0: research only.
 
