@@ -25,6 +25,7 @@ from evals.questions.vqa import metric_rows
 from evals.statistics.change_points import CHANGE_POINTS
 from evals.tables import METRICS, VQA_SAMPLES, write_table
 from flows.deployments import nightly as flow
+from infra.settings import Settings
 from infra.step import AnyloomError, Artifact, StepContext
 
 START = datetime(2026, 3, 1, 2)
@@ -198,10 +199,10 @@ def test_a_night_tells_first_and_keeps_what_it_told_afterwards(tmp_path: Path, m
     monkeypatch.setattr(flow, "get_client", lambda **_: client)
     monkeypatch.setattr(flow, "alert", dies)
     with pytest.raises(ConnectionError):
-        flow._review(stores, names[2], [names[0]], "tiny", 0)
-    monkeypatch.setattr(flow, "alert", lambda run, title, text: told.append(text))
+        flow._review(Settings(root=tmp_path), names[2], [names[0]], "tiny", 0)
+    monkeypatch.setattr(flow, "alert", lambda run, title, text, settings: told.append(text))
     for _ in range(3):  # the same export, night after night
-        flow._review(stores, names[2], [names[0]], "tiny", 0)
+        flow._review(Settings(root=tmp_path), names[2], [names[0]], "tiny", 0)
     assert len(told) == 1 and told[0].count("exact_match of easyvqa_as_vqav2") == 2
     assert history.query(history.database_path(stores), "SELECT count(*) > 0 FROM comparison")[1] == [(True,)]
 

@@ -57,7 +57,7 @@ def test_plan_of_a_fresh_root_runs_nothing(tmp_path):
 def test_recipes_can_be_read_as_json():
     import json
 
-    assert json.loads(anyloom("recipes", "tiny", "--set", "stage1.lr=0.5").stdout)["stage1"]["lr"] == 0.5
+    assert json.loads(anyloom("recipes", "tiny", "--set", "stage1.lr=0.5").stdout)["stages"][0]["lr"] == 0.5
 
 
 def test_report_of_the_history_runs_no_step_and_says_where_it_is(tmp_path):

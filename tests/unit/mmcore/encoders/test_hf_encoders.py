@@ -122,7 +122,7 @@ def joint(tmp_path_factory):
     """Weights of the three families with two sides, as their step writes them."""
     root = tmp_path_factory.mktemp("joint")
     for family, part in (("clip", "image"), ("siglip", "image"), ("clap", "audio")):
-        run_step(root, f"weights_{family}", f"pipelines.weights:run_{part}", WeightsConfig(kind="random", arch=f"tiny-{family}", seed=1), {})
+        run_step(root, f"weights_{family}", f"pipelines.weights.parts:run_{part}", WeightsConfig(kind="random", arch=f"tiny-{family}", seed=1), {})
     return root
 
 
