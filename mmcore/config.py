@@ -70,11 +70,11 @@ SAMPLED = ("timm_video", "hf_video")
 def check_encoder(spec: EncoderSpec) -> None:
     """Raises ValueError for a sampling, a padding, a number of tiles or a layer that the kind of encoder has no use for."""
     if spec.pad and spec.kind not in PADDED:
-        raise ValueError(f"{spec.kind} pads no pictures: set pad to false (true: for {', '.join(PADDED)})")
+        raise ValueError(f"{spec.kind} does not support pad=true (only {', '.join(PADDED)} do)")
     if spec.sampling != "uniform" and (spec.sampling != "scenes" or spec.kind not in SAMPLED):
-        raise ValueError(f"{spec.kind} has no sampling '{spec.sampling}': set it to uniform (scenes: for {', '.join(SAMPLED)})")
+        raise ValueError(f"{spec.kind} does not support sampling={spec.sampling} (only uniform; {', '.join(SAMPLED)} also support scenes)")
     if spec.tiles and not spec.kind.endswith("_image"):
-        raise ValueError(f"{spec.kind} encodes no pictures: set tiles to 0")
+        raise ValueError(f"{spec.kind} does not support tiles (only image encoders do); set tiles to 0")
     if spec.layer > 0 or (spec.layer and (spec.kind not in ("hf_image", "hf_video") or not spec.grid)):
         raise ValueError(f"{spec.kind} with layer {spec.layer} and grid {spec.grid}: hf_image and hf_video with a grid take 0, or -1, -2, ... from the end")
     if spec.tiles < 0 or spec.tiles == 1:

@@ -19,7 +19,7 @@ _ABOUT_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirector
 
 
 def of_infrastructure(error: BaseException) -> bool:
-    """True for a lost worker, a network or a storage error; wrong input and wrong code stay wrong however often they are tried."""
+    """True for a lost worker, a network or a storage error; retrying does not help bad input or bugs."""
     if isinstance(error, OSError):
         return not isinstance(error, _ABOUT_FILES)
     return any(kind.__module__.split(".")[0] in INFRASTRUCTURE for kind in type(error).__mro__)
