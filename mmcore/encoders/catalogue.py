@@ -243,7 +243,7 @@ TWINS: dict[str, EncoderSpec] = {
 
 
 def family(arch: str) -> str:
-    """`clip:vit-large-patch14` -> clip."""
+    """`clip:vit-large-patch14` -> `clip`."""
     return arch.partition(":")[0]
 
 
