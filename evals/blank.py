@@ -1,4 +1,4 @@
-"""Blank media: a white picture, a white clip, silence. What a model is shown when the question is whether it looks at all.
+"""Blank media: a white image, a white video, silence. What a model is shown when the question is whether it looks at all.
 
 Owns their shape. Input: a modality and a place for scratch files. Output: a file's bytes.
 """
@@ -14,11 +14,11 @@ from mmcore.types import Medium
 
 BLANK = "blank"
 SECONDS, FRAMES_HZ, SIDE, SOUND_HZ = 1.5, 12, 224, 16_000
-"""Of clips and sounds; frames per second; pixels; samples per second."""
+"""Of videos and audio clips; frames per second; pixels; samples per second."""
 
 
 def blank_medium(modality: str, work: Path) -> bytes:
-    """A white PNG, a white clip, or silence, as a file's bytes. work: where a scratch file may be written."""
+    """A white PNG, a white video, or silence, as a file's bytes. work: where a scratch file may be written."""
     from PIL import Image
 
     from mmcore.media.encode import write_media

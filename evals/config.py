@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from mmcore.config import EncoderSpec, FitConfig, ModelSpec
 
 CONDITIONS = ("helped", "plain_prompt", "blank", "shuffled")
-"""What the model is given: helped (right picture, self-written caption turn first), plain_prompt (right picture, question
-alone), blank (a white picture), shuffled (another picture of the test). Blank and shuffled are asked the way the export is
+"""What the model is given: helped (right image, self-written caption turn first), plain_prompt (right image, question
+alone), blank (a white image), shuffled (another image of the test). Blank and shuffled are asked the way the export is
 used: with the caption turn when it has one."""
 
 LICENCES: tuple[tuple[str, str], ...] = ()
@@ -24,9 +24,9 @@ class EvalConfig:
     lmms_task: str = "easyvqa_as_vqav2"
     """Name of the lmms-eval task; data in the shape of a benchmark keeps `<data>_as_<benchmark>`."""
     num_questions: int = 0
-    """Whole pictures are drawn until there are at least this many questions; 0 asks all of them."""
+    """Whole images are drawn until there are at least this many questions; 0 asks all of them."""
     seed: int = 0
-    """Draws the questions and the shuffled pictures."""
+    """Draws the questions and the shuffled images."""
     conditions: tuple[str, ...] = CONDITIONS
     """Subset of CONDITIONS; `helped` means plain_prompt when the export has no caption turn."""
     chunk: int = 256
@@ -43,10 +43,10 @@ class SuiteConfig:
     lmms_task: str = ""
     """Name of the task in evals.suites.catalogue; the recipe's value is filled in task by task."""
     num_questions: int = 0
-    """Whole pictures and whole groups of rotations are drawn until there are at least this many questions; 0 asks all of them, and so does a number that a
+    """Whole images and whole groups of rotations are drawn until there are at least this many questions; 0 asks all of them, and so does a number that a
     task does not have."""
     seed: int = 0
-    """Draws the questions, the stand-ins' options and words, and the shuffled pictures."""
+    """Draws the questions, the stand-ins' options and words, and the shuffled images."""
     conditions: tuple[str, ...] = ("helped", "plain_prompt", "blank")
     """Subset of CONDITIONS; `helped` means plain_prompt when the export has no caption turn."""
     chunk: int = 192
@@ -111,12 +111,12 @@ class DriftEvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaQuestionsEvalConfig:
-    """Held-out questions about clips and sounds (eval_media_questions)."""
+    """Held-out questions about videos and audio clips (eval_media_questions)."""
 
     datasets: tuple[tuple[str, str], ...]
     """(modality, dataset of the held-out side); the training side is named alike, with `train` in place of `heldout`."""
     conditions: tuple[str, ...] = CONDITIONS
-    """Subset of CONDITIONS; `helped` is left out when the export has no caption turn. Blank: a white clip, or silence."""
+    """Subset of CONDITIONS; `helped` is left out when the export has no caption turn. Blank: a white video, or silence."""
     max_new_tokens: int = 16
     """Longest answer."""
     chunk: int = 192
@@ -184,19 +184,19 @@ class SpeakingEvalConfig:
     draws: int = 1
     """Requests for every concept, in new and in trained wordings."""
     questions: int = 24
-    """Test pictures that are asked about, and as many requests for pictures; none of these asks for a sound."""
+    """Test images that are asked about, and as many requests for images; none of these asks for an audio clip."""
     questions_source: str = "easyvqa_test"
-    """Dataset of these pictures."""
+    """Dataset of these images."""
     max_new_tokens: int = 16
     """Longest reply."""
     chunk: int = 192
     """Prompts answered together; part of the identity because batches fix the rounding."""
     batch: int = 24
-    """Sounds heard together; the same."""
+    """Audio clips heard together; the same."""
     heard_s: float = 10.0
     """Window of the judge's encoder in seconds; its own is 30, which costs more than three times as much."""
     shown: int = 8
-    """Seeded draws whose sounds are kept for the report."""
+    """Seeded draws whose audio clips are kept for the report."""
     seed: int = 0
     """Draws the prompts and what is shown."""
     bootstrap_draws: int = 2000
@@ -209,7 +209,7 @@ ASKED, FORCED = "asked", "forced"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationEvalConfig:
-    """Text to picture, clip and sound (eval_generation)."""
+    """Text to image, video and audio (eval_generation)."""
 
     how: tuple[str, ...] = (ASKED,)
     """`asked`, and `forced` beside it: what the output side can do where the model does not begin a block. A forced medium is help and named so."""
@@ -226,7 +226,7 @@ class GenerationEvalConfig:
     references: int = 192
     """Reference media of each dataset at most, drawn with the seed."""
     frames: int = 4
-    """Frames of a clip that are looked at."""
+    """Frames of a video that are looked at."""
     query: EncoderSpec | None = None
     """Encoder of sentences into the space of the recipe's media encoders; None: no such space, and no CLIPScore. Filled in."""
     max_new_tokens: int = 40
@@ -252,7 +252,7 @@ class CaptioningEvalConfig:
     datasets: tuple[tuple[str, str], ...] = (("image", "stamps_heldout"), ("video", "clips_heldout"), ("audio", "sounds_heldout"))
     """(modality, held-out dataset): every distinct medium, with all its captions as references."""
     asked_source: str = "easyvqa_test"
-    """Dataset of pictures whose questions tell what they show; "" leaves it out."""
+    """Dataset of images whose questions tell what they show; "" leaves it out."""
     vocabulary: tuple[str, ...] = ("stamps_train", "stamps_heldout")
     """Datasets of captions whose head words are the object words of stamps_chair."""
     limit: int = 48
@@ -274,34 +274,34 @@ class CaptioningEvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PopeEvalConfig:
-    """Yes/no questions about objects that are, or are not, in a picture (eval_objects_as_pope)."""
+    """Yes/no questions about objects that are, or are not, in an image (eval_objects_as_pope)."""
 
     asked_source: str = "easyvqa_test"
-    """Dataset of pictures whose questions tell what they show (easyvqa_as_pope); "" leaves it out."""
+    """Dataset of images whose questions tell what they show (easyvqa_as_pope); "" leaves it out."""
     captioned_source: str = "stamps_heldout"
-    """Dataset of pictures whose captions name one object (stamps_as_pope); "" leaves it out."""
+    """Dataset of images whose captions name one object (stamps_as_pope); "" leaves it out."""
     pictures: int = 32
-    """Pictures of each dataset, drawn with the seed; 0 takes all."""
+    """Images of each dataset, drawn with the seed; 0 takes all."""
     max_new_tokens: int = 4
     """Longest answer."""
     chunk: int = 192
     """Questions answered and persisted together; part of the identity because batches fix the rounding."""
     seed: int = 0
-    """Draws the pictures and the random negatives."""
+    """Draws the images and the random negatives."""
     bootstrap_draws: int = 2000
     bootstrap_seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeConfig:
-    """A classifier of shape and colour that learns from real pictures which no decoder has seen (picture_judge)."""
+    """A classifier of shape and colour that learns from real images which no decoder has seen (picture_judge)."""
 
     source: str = "easyvqa_test"
-    """Dataset with questions about its pictures; what they affirm is the truth."""
+    """Dataset with questions about its images; what they affirm is the truth."""
     side: int = 32
     """Pixels of a crop's side, as the decoder makes them."""
     train_share: float = 0.5
-    """Share of the pictures that it learns from; it is tested on the others."""
+    """Share of the images that it learns from; it is tested on the others."""
     fit: FitConfig = FitConfig(steps=250, batch=64, lr=2e-3, warmup_steps=40, weight_decay=1e-2)
 
 
@@ -318,15 +318,15 @@ class DrawingEvalConfig:
     others_max_words: int = 5
     """Longest caption."""
     questions: int = 100
-    """Test pictures that are asked about; none of these questions asks for a picture."""
+    """Test images that are asked about; none of these questions asks for an image."""
     questions_source: str = "easyvqa_test"
-    """Dataset of these pictures."""
+    """Dataset of these images."""
     max_new_tokens: int = 24
     """Longest reply."""
     chunk: int = 192
     """Prompts answered together; part of the identity because batches fix the rounding."""
     batch: int = 24
-    """Pictures drawn together; the same."""
+    """Images drawn together; the same."""
     seed: int = 0
     """Draws the prompts and the noise."""
     bootstrap_draws: int = 2000
@@ -338,14 +338,14 @@ class PicturesEvalConfig:
     """Seeded draws of the decoder, judged (eval_pictures)."""
 
     draws: int = 4
-    """Pictures of every concept under every condition."""
+    """Images of every concept under every condition."""
     steps: int = 25
-    """DDIM steps of a picture."""
+    """DDIM steps of an image."""
     guidance: float = 2.0
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598). Measured on 48 pictures in new wordings: 1 gives 0.88, 2 gives 0.98, 4 gives 0.85
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598). Measured on 48 images in new wordings: 1 gives 0.88, 2 gives 0.98, 4 gives 0.85
     and 7 gives 0.54 with shape and colour right: with a noise schedule that reaches zero signal, stronger guidance shifts the colours."""
     batch: int = 24
-    """Pictures drawn together; part of the identity because it fixes the rounding."""
+    """Images drawn together; part of the identity because it fixes the rounding."""
     seed: int = 0
     """Draws the noise and the wordings; the same noise under every condition."""
     bootstrap_draws: int = 2000

@@ -36,7 +36,7 @@ class Facts:
     captions: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     """Split -> modality -> datasets of captions."""
     questions: tuple[tuple[str, str], ...] = ()
-    """(modality, dataset) of held-out questions about videos and sounds."""
+    """(modality, dataset) of held-out questions about videos and audio clips."""
     concepts: tuple[tuple[str, str], ...] = ()
     """(modality, dataset with real media) of the concepts that a decoder's whole world consists of."""
     suites: tuple[str, ...] = ()

@@ -193,7 +193,7 @@ PICTURE_SAMPLES = pa.schema(
         ("nearest_rmse", pa.float64()),
     ]
 )
-"""made_as: the condition; seen_*: what the judge says; shape, colour, both: 1 where that is what was asked for; nearest_key: the training picture that is
+"""made_as: the condition; seen_*: what the judge says; shape, colour, both: 1 where that is what was asked for; nearest_key: the training image that is
 nearest, itself or mirrored; nearest_rmse: root mean square difference to it, of pixels in [0, 1]."""
 
 DRAWING_REPLIES = pa.schema(
@@ -225,10 +225,10 @@ DRAWING_SAMPLES = pa.schema(
         ("both_of_other", pa.float64()),
     ]
 )
-"""As PICTURE_SAMPLES; drawn: 1 when the model drew anything; *_of_other: the same picture judged against other_concept."""
+"""As PICTURE_SAMPLES; drawn: 1 when the model drew anything; *_of_other: the same image judged against other_concept."""
 
 SPEAKING_REPLIES = pa.schema([*DRAWING_REPLIES, ("pictures", pa.int64())])
-"""pictures: whole signal blocks of pictures in the reply."""
+"""images: whole signal blocks of images in the reply."""
 
 SPEAKING_SAMPLES = pa.schema(
     [
@@ -247,8 +247,8 @@ SPEAKING_SAMPLES = pa.schema(
         ("both_of_other", pa.float64()),
     ]
 )
-"""spoken: 1 when there was a sound; heard: what the judge wrote down; sound: file in the artifact, "" when it was not kept; shape, colour, both: 1 where
-that word was heard; *_of_other: the same sound against other_concept."""
+"""spoken: 1 when there was an audio clip; heard: what the judge wrote down; audio: file in the artifact, "" when it was not kept; shape, colour, both: 1 where
+that word was heard; *_of_other: the same audio clip against other_concept."""
 
 METRICS = pa.schema(
     [
@@ -304,7 +304,7 @@ def score_rows(
     seed: int,
     minus: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Metric rows `exact_match` of all samples and of each subgroup present, with intervals clustered by picture.
+    """Metric rows `exact_match` of all samples and of each subgroup present, with intervals clustered by image.
 
     samples: dicts with `picture` and `answer_type`; minus: scores of the same samples to subtract (paired difference).
     """

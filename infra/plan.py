@@ -84,7 +84,7 @@ def pinned_record(step: Step, root: Path) -> tuple[Path, ArtifactRecord]:
     path = artifact_dir(root, step.name, step.pinned)
     record = read_record(path)
     if record is None:
-        raise AnyloomError(f"{path} is gone, which {step.name} was pinned to: pin another artifact (anyloom artifacts)")
+        raise AnyloomError(f"{step.name} is pinned to {path}, which no longer exists; pin another (see `anyloom artifacts`)")
     return path, record
 
 

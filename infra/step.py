@@ -79,7 +79,7 @@ class StepContext(Generic[ConfigT]):
 ALL_GPUS = -1
 """Step.gpus of a step that spreads over every GPU."""
 ALL_BUT_ONE = -1
-"""Step.threads of a step that leaves one thread to a long one in the background. The number is the same whether that one runs or not: it decides rounding."""
+"""Step.threads: all but one, kept free for a long background step. Fixed even when nothing runs there, because the count affects rounding."""
 RunFunction = Callable[[StepContext[Any]], Mapping[str, Any]]
 
 

@@ -29,24 +29,24 @@ class EncoderSpec:
     grid: int = 0
     """image, video: side of the pooled token grid of one frame (grid * grid tokens each). ImageBind, transformers: 0 stores the one pooled vector."""
     frames: int = 1
-    """video: frames taken from a clip."""
+    """video: frames taken from a video."""
     sampling: str = "uniform"
-    """video: `uniform` takes the middles of equal parts; `scenes` spreads the frames over the clip's scenes (see mmcore.media.scenes)."""
+    """video: `uniform` takes the middles of equal parts; `scenes` spreads the frames over the video's scenes (see mmcore.media.scenes)."""
     image_size: int = 224
     """image, video: pixels per side after resizing (square; media are composited on white)."""
     pad: bool = False
-    """hf_image, imagebind_image: True pads a picture to a square with the encoder's mean colour before it is resized, as LLaVA does; False cuts off what
+    """hf_image, imagebind_image: True pads an image to a square with the encoder's mean colour before it is resized, as LLaVA does; False cuts off what
     is beyond the central square."""
     tiles: int = 0
-    """image: largest number of tiles that a picture too large for image_size is also cut into (see mmcore.encoders.tiled); 0: the whole picture only."""
+    """image: largest number of tiles that an image too large for image_size is also cut into (see mmcore.encoders.tiled); 0: the whole image only."""
     tokens: int = 0
-    """audio: tokens per clip; the encoder's frames inside the clip's duration are mean-pooled into this many. ImageBind, transformers: 0 stores the one
+    """audio: tokens per audio clip; the encoder's frames inside its duration are mean-pooled into this many. ImageBind, transformers: 0 stores the one
     pooled vector. bert_text: longest text, or 0 for the mean over a text's tokens; other texts: 0, they have the pooled vector only."""
     layer: int = 0
     """hf_image, hf_video with a grid: hidden state that the patch tokens are, counted from the end (-2: before the last layer, as LLaVA reads CLIP);
     0: the model's output."""
     max_seconds: float = 30.0
-    """audio: longer clips are cut, in seconds."""
+    """audio: longer audio is cut, in seconds."""
     dtype: str = "float16"
     """Stored type of the features."""
     compute: str = "float32"
@@ -61,7 +61,7 @@ class EncoderSpec:
 
 
 PADDED = ("hf_image", "imagebind_image")
-"""Kinds that follow EncoderSpec.pad; timm's squeeze a picture into the square."""
+"""Kinds that follow EncoderSpec.pad; timm's squeeze an image into the square."""
 
 SAMPLED = ("timm_video", "hf_video")
 """Kinds that follow EncoderSpec.sampling; ImageBind has clip times of its own."""
@@ -70,11 +70,11 @@ SAMPLED = ("timm_video", "hf_video")
 def check_encoder(spec: EncoderSpec) -> None:
     """Raises ValueError for a sampling, a padding, a number of tiles or a layer that the kind of encoder has no use for."""
     if spec.pad and spec.kind not in PADDED:
-        raise ValueError(f"{spec.kind} pads no pictures: set pad to false (true: for {', '.join(PADDED)})")
+        raise ValueError(f"{spec.kind} does not support pad=true (only {', '.join(PADDED)} do)")
     if spec.sampling != "uniform" and (spec.sampling != "scenes" or spec.kind not in SAMPLED):
-        raise ValueError(f"{spec.kind} has no sampling '{spec.sampling}': set it to uniform (scenes: for {', '.join(SAMPLED)})")
+        raise ValueError(f"{spec.kind} does not support sampling={spec.sampling} (only uniform; {', '.join(SAMPLED)} also support scenes)")
     if spec.tiles and not spec.kind.endswith("_image"):
-        raise ValueError(f"{spec.kind} encodes no pictures: set tiles to 0")
+        raise ValueError(f"{spec.kind} does not support tiles (only image encoders do); set tiles to 0")
     if spec.layer > 0 or (spec.layer and (spec.kind not in ("hf_image", "hf_video") or not spec.grid)):
         raise ValueError(f"{spec.kind} with layer {spec.layer} and grid {spec.grid}: hf_image and hf_video with a grid take 0, or -1, -2, ... from the end")
     if spec.tiles < 0 or spec.tiles == 1:
@@ -299,7 +299,7 @@ class FitConfig:
     steps: int
     """Optimizer steps."""
     batch: int
-    """Pictures per step."""
+    """Images per step."""
     lr: float
     """Peak of the learning rate."""
     warmup_steps: int
@@ -312,7 +312,7 @@ class FitConfig:
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     seed: int = 0
-    """Draws the initial weights, the order of the pictures and the noise."""
+    """Draws the initial weights, the order of the images and the noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

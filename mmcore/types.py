@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """One generated picture, clip or sound."""
+    """One generated image, video or audio."""
 
     modality: str
     data: np.ndarray
     """image: uint8 [height, width, 3]; video: uint8 [frames, height, width, 3]; audio: float32 [samples] in -1..1."""
     rate_hz: float = 0.0
-    """video: pictures per second; audio: samples per second."""
+    """video: images per second; audio: samples per second."""
 
 
 IGNORE = -100

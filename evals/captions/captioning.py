@@ -5,7 +5,7 @@ number). A killed run continues after the last captioned batch.
 
 Captions are the model's own, greedy, asked for as stage 1 taught. Scores: CIDEr, ROUGE-L, BLEU-1..4, and SPICE with SPIDEr (the mean of SPICE and CIDEr, Liu et
 al. 2017, arXiv 1612.00370) where the config asks for them. Floor `shuffled`: the same captions against another medium's references. CHAIR: see chair;
-easyvqa_chair on pictures whose questions tell what they show, stamps_chair on captioned pictures. Intervals draw whole media.
+easyvqa_chair on images whose questions tell what they show, stamps_chair on captioned images. Intervals draw whole media.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def _digest(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _vocabularies(ctx: StepContext[CaptioningEvalConfig]) -> dict[str, tuple[str, ...]]:
-    """Dataset of pictures -> its object words. Raises AnyloomError for captions without any."""
+    """Dataset of images -> its object words. Raises AnyloomError for captions without any."""
 
     config = ctx.config
     pictures = [dataset for modality, dataset in config.datasets if modality == "image"]
@@ -250,7 +250,7 @@ def _vocabularies(ctx: StepContext[CaptioningEvalConfig]) -> dict[str, tuple[str
 
 
 def _chair(config: CaptioningEvalConfig, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """CHAIR of every dataset of pictures."""
+    """CHAIR of every dataset of images."""
     rows = []
     for source in dict.fromkeys(sample["source"] for sample in samples if sample["modality"] == "image"):
         mine = [sample for sample in samples if sample["source"] == source]

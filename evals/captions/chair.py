@@ -1,7 +1,7 @@
-"""CHAIR: how often captions name objects that are not in the picture.
+"""CHAIR: how often captions name objects that are not in the image.
 
-Owns the two rates, their floor against other pictures' objects, and how much of what is there gets named (silence has no hallucination). Input: object words
-of captions and of pictures; output: rows of METRICS.
+Owns the two rates, their floor against other images' objects, and how much of what is there gets named (silence has no hallucination). Input: object words
+of captions and of images; output: rows of METRICS.
 
 Rohrbach et al. 2018 (arXiv 1809.02156): chair_i = hallucinated mentions / mentions, chair_s = captions with one / captions. Not the COCO benchmark: the names
 are easyvqa_chair and stamps_chair.
@@ -28,7 +28,7 @@ def chair_metrics(
 ) -> list[dict[str, Any]]:
     """Rows of METRICS of one set of captions, subgroup `task`.
 
-    words: object words of each caption; present: of its picture; other: of another picture (the floor `shuffled`); clusters: the pictures.
+    words: object words of each caption; present: of its image; other: of another image (the floor `shuffled`); clusters: the images.
     """
     rows = []
     for condition, kind, truth in (("generated", "score", present), ("generated, shuffled", "floor", other)):

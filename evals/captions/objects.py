@@ -1,4 +1,4 @@
-"""Objects: the words for what a picture shows, and which of them a caption names.
+"""Objects: the words for what an image shows, and which of them a caption names.
 
 Owns the object vocabularies and the matching of words. Input: captions, or what questions affirm; output: sets of words.
 

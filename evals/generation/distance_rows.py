@@ -29,7 +29,7 @@ class Vectors:
 
     @classmethod
     def of(cls, extractor: Extractor, media: Sequence[Any], clusters: Sequence[str]) -> Vectors:
-        """Of media in the order of their clusters; a clip has several vectors."""
+        """Of media in the order of their clusters; a video has several vectors."""
         rows_ME, owners = extractor.vectors(media)
         return cls(rows_ME=rows_ME, clusters=[clusters[owner] for owner in owners])
 

@@ -2,9 +2,9 @@
 
 Owns how torchmetrics is handed features that are already there. Input: features of two sets; output: a number.
 
-Fréchet: Heusel et al. 2017 (arXiv 1706.08500), for sounds Kilgour et al. 2019 (arXiv 1812.08466). It grows when samples are few (Chong & Forsyth 2020, arXiv
-1911.07023), so it is read beside its value between two halves of real media of the same number. Kernel: Binkowski et al. 2018 (arXiv 1801.01401), unbiased
-at any number, and below 0 by chance.
+Fréchet: Heusel et al. 2017 (arXiv 1706.08500), for audio clips Kilgour et al. 2019 (arXiv 1812.08466). It grows when samples are few (Chong & Forsyth 2020,
+arXiv 1911.07023), so it is read beside its value between two halves of real media of the same number. Kernel: Binkowski et al. 2018 (arXiv 1801.01401),
+unbiased at any number, and below 0 by chance.
 
 Shape letters: N, M items, E encoder width, R rank of all rows together.
 """

@@ -1,12 +1,12 @@
 """The eval_drawing step: does the exported model draw when it is asked to, only then, and what was asked for?
 
-Input: `export` (with its picture decoder), `picture_judge`, the shards. Output: replies.parquet (every prompt and whether it was answered with a signal
-block), samples.parquet (every picture that was drawn, judged), metrics.parquet and grids.
+Input: `export` (with its image decoder), `picture_judge`, the shards. Output: replies.parquet (every prompt and whether it was answered with a signal
+block), samples.parquet (every image that was drawn, judged), metrics.parquet and grids.
 
 Prompts: `asked_new_wording` (shapes and colours in requests that no training list has), `asked_trained_wording`, `asked_other` (held-out stamps, in new
-wordings), `asked_after_question` (shapes and colours in new wordings, after a question about a test picture in the same conversation); `talk` and
-`picture_question` ask for no picture. A block counts when the model writes all of it by itself. Pictures come from the model's own
-signal tokens through the output projector and the decoder; a request that got no picture counts as wrong. Floor `shuffled`: the same pictures judged
+wordings), `asked_after_question` (shapes and colours in new wordings, after a question about a test image in the same conversation); `talk` and
+`picture_question` ask for no image. A block counts when the model writes all of it by itself. Images come from the model's own
+signal tokens through the output projector and the decoder; a request that got no image counts as wrong. Floor `shuffled`: the same images judged
 against another request's concept. The bootstrap draws whole concepts. The decoder's world is 24 concepts: of `asked_other` only the block is judged.
 """
 
@@ -102,11 +102,11 @@ def _other_captions(ctx: StepContext[DrawingEvalConfig]) -> list[str]:
     return [short[i] for i in sorted(picks.tolist())]
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- images -------------------------------------------------------------------------------------------------------
 
 
 def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """(rows of DRAWING_SAMPLES, uint8 pictures [N, 3, H, W] in the same order; a request without a picture has a white one)."""
+    """(rows of DRAWING_SAMPLES, uint8 images [N, 3, H, W] in the same order; a request without an image has a white one)."""
     import torch
 
     from mmcore.concepts.shape_judge import judged, load_judge
@@ -166,7 +166,7 @@ def _grid(name: str, samples: Sequence[Mapping[str, Any]], pixels: np.ndarray) -
 
 
 def picture_metrics(config: DrawingEvalConfig, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """judged_right by part: each condition, the same pictures against another request's concept, the paired difference, and exact chance."""
+    """judged_right by part: each condition, the same images against another request's concept, the paired difference, and exact chance."""
 
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     rows = []

@@ -1,4 +1,4 @@
-"""Prompts of eval_drawing: requests for a picture in wordings that no training list has, and ordinary talk that asks for none.
+"""Prompts of eval_drawing: requests for an image in wordings that no training list has, and ordinary talk that asks for none.
 
 Owns words only.
 """
@@ -15,7 +15,7 @@ NEW_REQUESTS = (
 )
 """{c}: colour, {s}: shape."""
 NEW_REQUESTS_OF = ("could you sketch {} for me", "produce an illustration of {}", "would you kindly draw {}", "give me a drawing of {}, nothing else")
-"""{}: what the picture should show, with its article."""
+"""{}: what the image should show, with its article."""
 TALK = (
     "What is the capital of France?",
     "How many sides does a triangle have?",
@@ -58,4 +58,4 @@ TALK = (
     "Do cameras show the world as it is?",
     "What is your name?",
 )
-"""Ordinary talk, some of it about shapes, colours and pictures: none of it asks for one."""
+"""Ordinary talk, some of it about shapes, colours and images: none of it asks for one."""

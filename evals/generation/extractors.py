@@ -1,6 +1,6 @@
 """Extractors: media -> vectors by the exported model's own encoders, and the space that some of them share with sentences.
 
-Owns how a medium becomes one vector (the mean of its tokens; of a clip, one for each looked-at frame), scrambled controls, and where CLIPScore is allowed.
+Owns how a medium becomes one vector (the mean of its tokens; of a video, one for each looked-at frame), scrambled controls, and where CLIPScore is allowed.
 Input: an export, a text encoder's weights; output: float32 vectors and digests.
 
 Shape letters: M media, E encoder width.
@@ -28,7 +28,7 @@ CLIPSCORE_WEIGHT = 2.5
 
 
 class Extractor:
-    """One encoder of an export. spec: of pictures for pictures and for the frames of clips; frames: looked at in a clip."""
+    """One encoder of an export. spec: of images for images and for the frames of videos; frames: looked at in a video."""
 
     def __init__(self, spec: EncoderSpec, weights: Path, modality: str, frames: int, device: str = "cpu"):
         self.spec, self._weights, self._modality, self._frames, self._device = spec, weights, modality, frames, device
@@ -50,7 +50,7 @@ class Extractor:
         return load_encoder(self.spec, self._weights, self._device)
 
     def vectors(self, media: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
-        """(vectors [M', E] float32, the medium each is of): M' is M, for clips M times the frames. Raises MediaError."""
+        """(vectors [M', E] float32, the medium each is of): M' is M, for videos M times the frames. Raises MediaError."""
         items = list(media) if self._modality != "video" else [frame for clip in media for frame in frames_of(clip, self._frames)]
         owners = [i for i in range(len(media)) for _ in range(self._frames if self._modality == "video" else 1)]
         features = self._encoder.encode(items)
@@ -58,14 +58,14 @@ class Extractor:
 
 
 def frames_of(clip: bytes, count: int) -> list[bytes]:
-    """Frames of a clip, evenly spread, as PNG."""
+    """Frames of a video, evenly spread, as PNG."""
     from mmcore.media.decode import decode_video_frames
 
     return [_png(np.asarray(frame)) for frame in decode_video_frames(clip, count)]
 
 
 def scrambled(modality: str, data: bytes, seed: int, frames: int) -> bytes | list[bytes]:
-    """The same pixels or samples in a random order: what is left when nothing is shown. A clip becomes scrambled frames, as PNG."""
+    """The same pixels or samples in a random order: what is left when nothing is shown. A video becomes scrambled frames, as PNG."""
     draws = np.random.default_rng(seed)
     if modality == "audio":
         from mmcore.media.decode import decode_waveform

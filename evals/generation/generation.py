@@ -1,4 +1,4 @@
-"""The eval_generation step: pictures, clips and sounds that an exported model makes when it is asked to, kept with their prompts, and what they are worth.
+"""The eval_generation step: images, videos and audio clips that an exported model makes when it is asked to, kept with their prompts, and what they are worth.
 
 Input: `export` with its decoders, the shards; where the recipe has them `picture_judge`, `speech_judge` and `weights_query`. Output: media/ (everything that
 was made), index.tsv, samples.parquet (every request), metrics.parquet, details.parquet (extractor, weights, reference set and number behind a score). A killed

@@ -1,6 +1,6 @@
-"""Grids: many small pictures in one PNG, each in a frame that says whether it is right.
+"""Grids: many small images in one PNG, each in a frame that says whether it is right.
 
-Owns the layout only. Input: pictures as arrays, marks and labels; output: PNG bytes, the same for the same input. Every picture that is handed in is shown,
+Owns the layout only. Input: images as arrays, marks and labels; output: PNG bytes, the same for the same input. Every image that is handed in is shown,
 failures included.
 """
 
@@ -21,12 +21,12 @@ RIGHT, WRONG, UNMARKED = (30, 150, 70), (210, 40, 40), (190, 190, 190)
 def grid_png(
     pictures: np.ndarray, marks: Sequence[bool | None], columns: int, row_labels: Sequence[str] = (), column_labels: Sequence[tuple[int, str]] = ()
 ) -> bytes:
-    """pictures uint8 [N, 3, S, S], row by row from the top left; marks: True in a green frame, False in a red one, None in a grey one.
+    """images uint8 [N, 3, S, S], row by row from the top left; marks: True in a green frame, False in a red one, None in a grey one.
 
-    column_labels: (column it begins at, text). Raises ValueError unless there is one mark for each picture.
+    column_labels: (column it begins at, text). Raises ValueError unless there is one mark for each image.
     """
     if len(pictures) != len(marks) or not len(pictures):
-        raise ValueError(f"a grid needs one mark for each picture and at least one picture, not {len(marks)} and {len(pictures)}")
+        raise ValueError(f"a grid needs one mark for each image and at least one image, not {len(marks)} and {len(pictures)}")
     cell = pictures.shape[-1] * SCALE + 2 * (FRAME + GAP)
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (LABEL_WIDTH + columns * cell, LABEL_HEIGHT + rows * cell), "white")

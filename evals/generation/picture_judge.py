@@ -1,7 +1,7 @@
-"""The picture_judge step: trains the classifier that made pictures are judged with, and says how good it is on real ones.
+"""The picture_judge step: trains the classifier that made images are judged with, and says how good it is on real ones.
 
-Input: `shards_instruct`, whose test pictures no decoder learns from; a hash of each picture's bytes puts it among those the judge learns from or
-those it is tested on. Output: judge.safetensors, split.json. The judge sees real pictures only.
+Input: `shards_instruct`, whose test images no decoder learns from; a hash of each image's bytes puts it among those the judge learns from or
+those it is tested on. Output: judge.safetensors, split.json. The judge sees real images only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPLIT = "split.json"
 
 
 def run(ctx: StepContext[JudgeConfig]) -> Mapping[str, Any]:
-    """Step entry. Returns counts and the accuracies on real test pictures with their 95 % Wilson intervals."""
+    """Step entry. Returns counts and the accuracies on real test images with their 95 % Wilson intervals."""
     import torch
     from safetensors.torch import save
 
@@ -37,7 +37,7 @@ def run(ctx: StepContext[JudgeConfig]) -> Mapping[str, Any]:
     crops = asked_crops(ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), config.source, config.side)
     learned, tested = split(crops, config.train_share)
     if not learned or not tested:
-        raise AnyloomError(f"{ctx.name}: {len(learned)} pictures of {config.source} to learn from and {len(tested)} to test on: change train_share")
+        raise AnyloomError(f"{ctx.name}: {len(learned)} images of {config.source} to learn from and {len(tested)} to test on: change train_share")
     judge = fit_judge(crops.where(learned), config.fit, ctx.work / "judge", ctx.progress)
     test = crops.where(tested)
     shapes, colours = judged(judge, torch.from_numpy(test.pixels).float() / 255)
@@ -49,13 +49,13 @@ def run(ctx: StepContext[JudgeConfig]) -> Mapping[str, Any]:
 
 
 def split(crops: Crops, share: float) -> tuple[list[int], list[int]]:
-    """(rows to learn from, rows to test on), by a hash of each picture's bytes: a picture stays on its side when others are added."""
+    """(rows to learn from, rows to test on), by a hash of each image's bytes: an image stays on its side when others are added."""
     learned = [i for i, sha256 in enumerate(crops.sha256) if int(sha256[:16], 16) / 2**64 < share]
     return learned, sorted(set(range(len(crops))) - set(learned))
 
 
 def right(concepts: np.ndarray, shapes: np.ndarray, colours: np.ndarray) -> dict[str, np.ndarray]:
-    """0/1 per picture: is the shape right, the colour, both. concepts: what is true; shapes, colours: what was seen."""
+    """0/1 per image: is the shape right, the colour, both. concepts: what is true; shapes, colours: what was seen."""
     from mmcore.concepts.shape_judge import concepts_of
 
     true_shapes, true_colours = concepts_of(concepts)

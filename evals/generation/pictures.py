@@ -1,12 +1,12 @@
-"""The eval_pictures step: what the picture decoder makes of words, judged on seeded draws, every draw counted and shown.
+"""The eval_pictures step: what the image decoder makes of words, judged on seeded draws, every draw counted and shown.
 
 Input: `image_decoder` (a diffusers pipeline), `picture_judge`, and the shards both learned from. Output: metrics.parquet, samples.parquet, one
-grid PNG for each condition and one of made pictures over their nearest training pictures.
+grid PNG for each condition and one of made images over their nearest training images.
 
 Conditions: `new_wording` (prompts in wordings that no training prompt had, through the pipeline's own text encoder), `trained_wording`, `targets`
 (the plain caption with zeros behind its last token, as output projectors learn it) and the control `unrelated` (a prompt that names no concept, judged
-against each in turn). Floors: exact chance, 1/3, 1/8 and 1/24. Ceilings: the judge on real test pictures, as they are and through the autoencoder.
-The bootstrap draws whole concepts, because pictures of one concept fail together. It is a world of 24 concepts in small crops.
+against each in turn). Floors: exact chance, 1/3, 1/8 and 1/24. Ceilings: the judge on real test images, as they are and through the autoencoder.
+The bootstrap draws whole concepts, because images of one concept fail together. It is a world of 24 concepts in small crops.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ UNRELATED = "hello world"
 CONDITIONS = ("new_wording", "trained_wording", "targets", "unrelated")
 PARTS = ("shape", "colour", "both")
 QUANTILE = 0.05
-"""A made picture counts as a copy when it is nearer to a training picture than this share of real test pictures are."""
+"""A made image counts as a copy when it is nearer to a training image than this share of real test images are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
-    """The pictures of one condition."""
+    """The images of one condition."""
 
     prompts: list[str]
     concepts: np.ndarray
@@ -70,7 +70,7 @@ def run(ctx: StepContext[PicturesEvalConfig]) -> Mapping[str, Any]:
     real = real.where(i for i, key in enumerate(real.keys) if key in tested)
     overlap = set(train.sha256) & set(real.sha256)
     if overlap:
-        raise AnyloomError(f"{ctx.name}: {len(overlap)} pictures of {about['source']} are in {learned['source']} too: the decoder has seen them")
+        raise AnyloomError(f"{ctx.name}: {len(overlap)} images of {about['source']} are in {learned['source']} too: the decoder has seen them")
     drawn = {condition: _draw(ctx, pipeline, condition, number) for number, condition in enumerate(CONDITIONS)}
     shown = torch.from_numpy(real.pixels).float() / 255
     through = decode(pipeline.vae, encode(pipeline.vae, shown * 2 - 1)) / 2 + 0.5
@@ -101,7 +101,7 @@ def prompts_of(condition: str, draws: int, seed: int) -> tuple[list[str], np.nda
 
 
 def _draw(ctx: StepContext[PicturesEvalConfig], pipeline: Any, condition: str, before: int) -> Drawn:
-    """The pictures of one condition; picture i starts from the same noise under every condition."""
+    """The images of one condition; image i starts from the same noise under every condition."""
     import torch
 
     from mmcore.concepts.latent_diffusion import prompt_states, sample
@@ -151,7 +151,7 @@ def _samples(name: str, drawn: Drawn, seen: tuple[np.ndarray, np.ndarray], train
 
 
 def nearest(pixels: torch.Tensor, train: Crops) -> tuple[np.ndarray, np.ndarray]:
-    """For pictures [N, 3, H, W] in [0, 1]: (row of the nearest training picture, or len(train) + row of it mirrored; root mean square difference)."""
+    """For images [N, 3, H, W] in [0, 1]: (row of the nearest training image, or len(train) + row of it mirrored; root mean square difference)."""
     import torch
 
     known = torch.from_numpy(train.pixels).float() / 255
@@ -184,7 +184,7 @@ def _metrics(config: PicturesEvalConfig, samples: Mapping[str, Sequence[Mapping[
 
 
 def _ceiling(config: PicturesEvalConfig, name: str, real: Crops, seen: tuple[np.ndarray, np.ndarray]) -> list[dict[str, Any]]:
-    """What the judge says of real pictures: no decoder can be judged better than that."""
+    """What the judge says of real images: no decoder can be judged better than that."""
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed, "proportion": True}
     scores = right(real.concepts, *seen)
     return [
@@ -193,8 +193,8 @@ def _ceiling(config: PicturesEvalConfig, name: str, real: Crops, seen: tuple[np.
 
 
 def _memorised(config: PicturesEvalConfig, samples: Mapping[str, Sequence[Mapping[str, Any]]], real_rmse: np.ndarray) -> list[dict[str, Any]]:
-    """How near made pictures are to their nearest training picture, beside how near real test pictures are (both through the autoencoder, whose
-    blur brings a picture nearer to everything), and the share of made ones that are nearer than a QUANTILE of the real ones: QUANTILE if nothing is copied."""
+    """How near made images are to their nearest training image, beside how near real test images are (both through the autoencoder, whose
+    blur brings an image nearer to everything), and the share of made ones that are nearer than a QUANTILE of the real ones: QUANTILE if nothing is copied."""
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     limit = float(np.quantile(real_rmse, QUANTILE))
     single = [str(i) for i in range(len(real_rmse))]
@@ -226,7 +226,7 @@ def _grid(drawn: Drawn, samples: Sequence[Mapping[str, Any]], draws: int) -> byt
 
 
 def _nearest_grid(drawn: Drawn, samples: Sequence[Mapping[str, Any]], train: Crops, seed: int, columns: int = 12) -> bytes:
-    """Two rows of seeded draws, each over the training pictures that are nearest (mirrored where that is nearer)."""
+    """Two rows of seeded draws, each over the training images that are nearest (mirrored where that is nearer)."""
     chosen = np.random.default_rng(seed).permutation(len(samples))[: 2 * columns]
     chosen = chosen[: len(chosen) // columns * columns] if len(chosen) >= columns else chosen
     columns = min(columns, len(chosen))

@@ -1,6 +1,6 @@
 """Requests for media: the prompts of eval_generation, and the media that what is made is compared with.
 
-Owns the wordings of clips and sounds, the draw of held-out captions and of reference media. Input: shards; output: Request, Reference. No wording here
+Owns the wordings of videos and audio clips, the draw of held-out captions and of reference media. Input: shards; output: Request, Reference. No wording here
 stands in a training list.
 """
 
@@ -107,7 +107,7 @@ def _shards(ctx: StepContext[GenerationEvalConfig], modality: str) -> ShardSet:
 
 
 def references_of(ctx: StepContext[GenerationEvalConfig], suite: str, modality: str, side: int) -> tuple[str, list[Reference]]:
-    """(dataset, a seeded draw of its distinct media, in the drawn order). side: pixels of the made pictures, to which pictures of concepts are cropped.
+    """(dataset, a seeded draw of its distinct media, in the drawn order). side: pixels of the made images, to which images of concepts are cropped.
 
     Raises AnyloomError or ValueError when there are none.
     """
@@ -122,7 +122,7 @@ def references_of(ctx: StepContext[GenerationEvalConfig], suite: str, modality: 
 
 
 def _crops(ctx: StepContext[GenerationEvalConfig], dataset: str, side: int) -> tuple[str, list[Reference]]:
-    """Test pictures, cut as the decoder's own pictures are."""
+    """Test images, cut as the decoder's own images are."""
     import hashlib
 
     from PIL import Image

@@ -1,6 +1,6 @@
 """Requests to a whole exported model: prompts, its answers, and what counts as a medium given.
 
-Owns what eval_drawing and eval_speaking share. Input: a Generator, prompts, the pictures that questions are about; output: answers, rows of replies and the
+Owns what eval_drawing and eval_speaking share. Input: a Generator, prompts, the images that questions are about; output: answers, rows of replies and the
 metrics of their signal blocks. A block counts when the model writes all of it by itself.
 """
 
@@ -46,9 +46,9 @@ class Prompt:
     concept: int = -1
     """Place in CONCEPTS; -1: none is judged."""
     media_key: str = ""
-    """Picture that the question is about."""
+    """Image that the question is about."""
     before: str = ""
-    """Question about that picture which is asked, and answered by the model, before the text is said; "" for a text that begins the conversation."""
+    """Question about that image which is asked, and answered by the model, before the text is said; "" for a text that begins the conversation."""
 
 
 def concept_requests(condition: str, wordings: Sequence[str], draws: int, seed: int) -> list[Prompt]:
@@ -62,7 +62,7 @@ def concept_requests(condition: str, wordings: Sequence[str], draws: int, seed: 
 
 
 def picture_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig]) -> list[Prompt]:
-    """The first question of each of a seeded draw (config.questions, seed) of the test pictures of config.questions_source."""
+    """The first question of each of a seeded draw (config.questions, seed) of the test images of config.questions_source."""
     import json
 
     shards = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores)
@@ -78,13 +78,13 @@ def picture_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig]) 
 
 
 def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> list[Prompt]:
-    """The requests, each at the end of a conversation that begins with one of the questions about a picture."""
+    """The requests, each at the end of a conversation that begins with one of the questions about an image."""
     pairs = zip(requests, (questions[i % len(questions)] for i in range(len(requests))), strict=True) if questions else ()
     return [replace(asked, condition=AFTER, media_key=question.media_key, before=question.text) for asked, question in pairs]
 
 
 def answered(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig], generator: Any, prompts: Sequence[Prompt]) -> list[Answer]:
-    """Greedy answers in the order of the prompts; pictures are encoded by the export's own encoder.
+    """Greedy answers in the order of the prompts; images are encoded by the export's own encoder.
 
     Blocks are not completed. Texts that begin a conversation, and those after a question, config.chunk together.
     """

@@ -106,7 +106,7 @@ def _emitted(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group
 
 
 def _judged(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group) -> None:
-    """judged_right of concepts, by the recipe's classifier of pictures or of spoken words."""
+    """judged_right of concepts, by the recipe's classifier of images or of spoken words."""
     name = {"image": "picture_judge", "audio": "speech_judge"}.get(group.modality, "")
     if group.suite != CONCEPTS_SUITE:
         return
@@ -134,7 +134,7 @@ def _judged(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group)
 
 
 def _pictures_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
-    """Fill in seen, right and right_of_other of the made pictures."""
+    """Fill in seen, right and right_of_other of the made images."""
     import torch
 
     from mmcore.concepts.shape_judge import judged, load_judge
@@ -154,7 +154,7 @@ def _pictures_right(ctx: StepContext[GenerationEvalConfig], group: Group, others
 
 
 def _sounds_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
-    """The same of the made sounds, from what is heard in them."""
+    """The same of the made audio clips, from what is heard in them."""
     from mmcore.concepts.speech_judge import SpeechJudge
 
     config = ctx.config

@@ -1,14 +1,14 @@
-"""The eval_speaking step: does the exported model answer with a sound when it is asked to, only then, and does the sound say what was asked for?
+"""The eval_speaking step: does the exported model answer with an audio clip when it is asked to, only then, and does the audio clip say what was asked for?
 
 Input: `export` (with its voice), `voice` (the decoder's own text half), `speech_judge`, the shards of the questions. Output: replies.parquet (every prompt and
-what it was answered with), samples.parquet (every sound, with what the judge heard), metrics.parquet and sounds/ (seeded draws).
+what it was answered with), samples.parquet (every audio clip, with what the judge heard), metrics.parquet and sounds/ (seeded draws).
 
 Prompts: `asked_new_wording` (the 24 concepts, in requests that no training list has), `asked_trained_wording` and `asked_after_question` (new wordings, after
-a question about a test picture in the same conversation); `talk`, `picture_question` and `asked_for_a_picture` ask for no sound. Sounds come from the model's
-own signal tokens through the output projector and the frozen half of the voice; a judge that was trained on nothing of this (Whisper) writes them down, and a
-word is right when it stands there. A request that got no sound counts as wrong. `voice`: the same words as the voice itself says them, the upper limit. Floor
-`shuffled`: the same sounds against another request's words. The bootstrap draws
-whole concepts. The model's spoken world are these 24 concepts, all of them in training: only the wording of the request is new.
+a question about a test image in the same conversation); `talk`, `picture_question` and `asked_for_a_picture` ask for no audio clip. Audio clips come from the
+model's own signal tokens through the output projector and the frozen half of the voice; a judge that was trained on nothing of this (Whisper) writes them down,
+and a word is right when it stands there. A request that got no audio clip counts as wrong. `voice`: the same words as the voice itself says them, the upper
+limit. Floor `shuffled`: the same audio clips against another request's words. The bootstrap draws whole concepts. The model's spoken world are these 24
+concepts, all of them in training: only the wording of the request is new.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ def prompts_of(ctx: StepContext[SpeakingEvalConfig]) -> list[Prompt]:
     return found + after_questions(concept_requests(AFTER, NEW_REQUESTS, 1, config.seed), questions)
 
 
-# ---- sounds ---------------------------------------------------------------------------------------------------------
+# ---- audio clips ---------------------------------------------------------------------------------------------------------
 
 Place = tuple[str, int]
 """(condition, number of the prompt; for `voice` of the concept)."""
 
 
 def _sounds(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[Place, bytes]:
-    """The .wav of every request that got a sound, then of every concept as the voice itself says it."""
+    """The .wav of every request that got an audio clip, then of every concept as the voice itself says it."""
     from mmcore.concepts.shapes import CONCEPTS
     from mmcore.decoders.sampling import generate
     from mmcore.decoders.texts import encode_texts
@@ -118,7 +118,7 @@ def _sounds(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], ans
 
 
 def _heard(ctx: StepContext[SpeakingEvalConfig], sounds: Mapping[Place, bytes]) -> dict[Place, str]:
-    """What the judge writes down of each sound."""
+    """What the judge writes down of each audio clip."""
     from mmcore.concepts.speech_judge import SpeechJudge
 
     config = ctx.config
@@ -132,7 +132,7 @@ def _heard(ctx: StepContext[SpeakingEvalConfig], sounds: Mapping[Place, bytes]) 
 
 
 def _kept(ctx: StepContext[SpeakingEvalConfig], sounds: Mapping[Place, bytes]) -> dict[Place, str]:
-    """Write a seeded draw of the sounds asked for in new wordings -> their file names."""
+    """Write a seeded draw of the audio clips asked for in new wordings -> their file names."""
     config = ctx.config
     places = sorted(place for place in sounds if place[0] == JUDGED[0])
     picks = np.random.default_rng(config.seed).permutation(len(places))[: config.shown]
@@ -155,7 +155,7 @@ def right_words(heard: str, concept: int) -> dict[str, float]:
 
 
 def rows_of(config: SpeakingEvalConfig, prompts: Sequence[Prompt], heard: Mapping[Place, str], kept: Mapping[Place, str]) -> list[dict[str, Any]]:
-    """Rows of SPEAKING_SAMPLES: every request for a sound, answered or not, then the voice's own sounds."""
+    """Rows of SPEAKING_SAMPLES: every request for an audio clip, answered or not, then the voice's own audio clips."""
     from mmcore.concepts.shapes import CONCEPTS
 
     asked = [(number, prompt) for number, prompt in enumerate(prompts) if prompt.condition in JUDGED]
@@ -187,7 +187,7 @@ def rows_of(config: SpeakingEvalConfig, prompts: Sequence[Prompt], heard: Mappin
 
 
 def picture_blocks(config: SpeakingEvalConfig, replies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """emits_block of pictures: asked for one (as it should be), and asked for a sound (as it should not)."""
+    """emits_block of images: asked for one (as it should be), and asked for an audio clip (as it should not)."""
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed, "proportion": True}
     rows = []
     for name, chosen in (("asked", JUDGED), ("asked_for_a_picture", ("asked_for_a_picture",))):
@@ -198,7 +198,7 @@ def picture_blocks(config: SpeakingEvalConfig, replies: Sequence[Mapping[str, An
 
 
 def word_metrics(config: SpeakingEvalConfig, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """heard_right by word: each condition, the same sounds against another request's words, and the paired difference."""
+    """heard_right by word: each condition, the same audio clips against another request's words, and the paired difference."""
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     rows = []
     for word in WORDS:

@@ -1,6 +1,6 @@
 """The only file that imports lmms_eval: our model behind its interface, its evaluator and its scorers behind functions.
 
-Owns AnyloomLmms (requests of the harness -> Generator.answer, grouped by picture, persisted batch by batch), run_lmms and mmbench_hits.
+Owns AnyloomLmms (requests of the harness -> Generator.answer, grouped by image, persisted batch by batch), run_lmms and mmbench_hits.
 Input: a task directory (evals.suites.task_files) and an export directory or a generator object. Output: answers in a file that survives a
 kill, and the harness's result dict.
 
@@ -36,7 +36,7 @@ __all__ = ["CONDITIONS", "AnyloomLmms", "harness_version", "manifest", "mmbench_
 MAX_NEW_TOKENS = 128
 """Limit of an answer where the task sets none."""
 BUCKET = 64
-"""Pictures whose questions are within this many characters of each other are answered together."""
+"""Images whose questions are within this many characters of each other are answered together."""
 
 
 def manifest() -> Any:
@@ -63,7 +63,7 @@ class _Ask:
 
     key: str
     shown: str
-    """Identity of the picture that is shown; "" without one."""
+    """Identity of the image that is shown; "" without one."""
     text: str
     until: tuple[str, ...]
     max_new_tokens: int
@@ -73,10 +73,10 @@ class AnyloomLmms(lmms):
     """An exported Anyloom model, or any GeneratorLike, as an lmms-eval model.
 
     path: export directory; base: its language model's weights, when it was packed without them; digest: identity of the model's bytes (hashed from
-    `path` when left out); caption_turn: auto (as exported), true or false; condition: right, blank (white picture) or shuffled (another picture of the
+    `path` when left out); caption_turn: auto (as exported), true or false; condition: right, blank (white image) or shuffled (another image of the
     task, seeded); answers: file that keeps answers over a kill; chunk: questions per persisted batch; embeddings: an embed artifact whose features are
-    used; sources: more of the kind; features: directory of stores where encoded pictures are kept; media_threads: threads that prepare pictures ahead;
-    by_bytes: False knows pictures by their pixels as PNG, and bucket=0 orders batches by picture alone, as eval_vqa always had it.
+    used; sources: more of the kind; features: directory of stores where encoded images are kept; media_threads: threads that prepare images ahead;
+    by_bytes: False knows images by their pixels as PNG, and bucket=0 orders batches by image alone, as eval_vqa always had it.
     Other keywords of the harness are accepted and unused.
     """
 
@@ -131,7 +131,7 @@ class AnyloomLmms(lmms):
         self._task: Any = None
 
     def under(self, condition: str, caption_turn: bool | None, progress: Callable[[int, int], None] | None = None) -> AnyloomLmms:
-        """The same loaded model, answers and encoded pictures, asked under another condition."""
+        """The same loaded model, answers and encoded images, asked under another condition."""
         other = AnyloomLmms(
             caption_turn="auto" if caption_turn is None else caption_turn,
             condition=condition,
@@ -161,9 +161,9 @@ class AnyloomLmms(lmms):
         raise AnyloomError("this task needs several rounds; the anyloom model answers generate_until tasks: choose such a task")
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers in request order. Equal (picture, question) pairs are asked once; what the answer file holds is not asked again.
+        """Answers in request order. Equal (image, question) pairs are asked once; what the answer file holds is not asked again.
 
-        The batches are a function of all requests, and a batch is done whole or not at all, so a continued run meets the same ones. The pictures of the
+        The batches are a function of all requests, and a batch is done whole or not at all, so a continued run meets the same ones. The images of the
         next batch are decoded and encoded meanwhile.
         """
         asks = self._asks(requests)
@@ -185,7 +185,7 @@ class AnyloomLmms(lmms):
         return [self._result(ask) for ask in asks]
 
     def _batches(self, asks: Sequence[_Ask]) -> list[list[_Ask]]:
-        """Distinct asks cut into chunks. Pictures with equally many questions, about as long, stand together: their rows are equally long."""
+        """Distinct asks cut into chunks. Images with equally many questions, about as long, stand together: their rows are equally long."""
         by_key = {ask.key: ask for ask in asks}
         num_asked, characters = Counter[str](), Counter[str]()
         for ask in by_key.values():
@@ -210,7 +210,7 @@ class AnyloomLmms(lmms):
         return GenerationResult(text=text, token_counts=TokenCounts(input_tokens=reply.num_input_tokens, output_tokens=reply.num_tokens))
 
     def _asks(self, requests: list[Instance]) -> list[_Ask]:
-        """Every request with its identity: checkpoint, task file, harness, prompt, picture, decoding. Raises AnyloomError for a task that samples."""
+        """Every request with its identity: checkpoint, task file, harness, prompt, image, decoding. Raises AnyloomError for a task that samples."""
         files: dict[tuple[str, str], Callable[[int], list[Callable[[], bytes]]]] = {}
         shown = self.pictures.under([self._picture(request, files) for request in requests], self.condition, self.seed)
         tasks: dict[int, str] = {}
@@ -264,7 +264,7 @@ def _loaded(path: Path | None, threads: int | None, device: Any, base: str) -> G
 
 
 def _task_identity(task: Any) -> str:
-    """Hash of a task's file as the harness read it, without where its data is (the picture and the prompt say what the data is), and of the harness."""
+    """Hash of a task's file as the harness read it, without where its data is (the image and the prompt say what the data is), and of the harness."""
     config = task.config.to_dict() if task is not None else {}
     told = {key: value for key, value in config.items() if not key.startswith("dataset_")}
     text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(told, sort_keys=True, default=str))
@@ -272,7 +272,7 @@ def _task_identity(task: Any) -> str:
 
 
 def _picture_files(documents: Any) -> Callable[[int], list[Callable[[], bytes]]]:
-    """Document number -> how to read the picture files in it, undecoded; none when its pictures are not plain columns."""
+    """Document number -> how to read the image files in it, undecoded; none when its images are not plain columns."""
     from datasets import Image
 
     features = getattr(documents, "features", None) or {}
@@ -297,8 +297,8 @@ def _picture_files(documents: Any) -> Callable[[int], list[Callable[[], bytes]]]
 def run_lmms(task_yaml_dir: Path, task: str, model: lmms, limit: int | None = None, scratch: Path | None = None) -> dict[str, Any]:
     """Run one task of a task directory through lmms-eval and return its result dict with `samples` in document order.
 
-    The model stays usable afterwards. Its own bootstrap is off (evals.statistics resamples pictures) and scoring runs in one thread
-    because some scorers draw at random. scratch: where scorers write files of their own, and documents are scored without decoding their pictures again;
+    The model stays usable afterwards. Its own bootstrap is off (evals.statistics resamples images) and scoring runs in one thread
+    because some scorers draw at random. scratch: where scorers write files of their own, and documents are scored without decoding their images again;
     None: the working directory. limit: first rows to ask, for trying out; a fraction is refused because the harness carries it from task to task, and what is
     sampled is drawn before (evals.suites.rows). Raises AnyloomError when the directory has no such task.
     """

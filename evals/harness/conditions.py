@@ -1,6 +1,6 @@
 """Conditions: under which an export is asked, and what each shows the model.
 
-Owns the meaning of a condition: the picture it shows and whether a caption turn comes first. Input: the export of a step's context. Output: the
+Owns the meaning of a condition: the image it shows and whether a caption turn comes first. Input: the export of a step's context. Output: the
 conditions that apply, in their order. Raises AnyloomError for an unknown one, or when none is left.
 """
 

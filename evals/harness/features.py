@@ -1,4 +1,4 @@
-"""Features: encoded pictures that an evaluation need not encode again.
+"""Features: encoded images that an evaluation need not encode again.
 
 Owns the reading of an embed artifact by the medium's sha256 (StoredFeatures) and a growing directory of features that evaluations
 encoded themselves (KeptFeatures); both refuse another encoder's. Input: sha256 of a medium's bytes; output: features [N, E] or None.
@@ -47,7 +47,7 @@ def exported_encoder(export: Path, modality: str = "image") -> tuple[EncoderSpec
 class StoredFeatures:
     """Features of one embed artifact, by the sha256 of the medium.
 
-    aliases: sha256 of other bytes with the same pixels -> sha256 of the medium that was embedded (a picture that was put on white, say).
+    aliases: sha256 of other bytes with the same pixels -> sha256 of the medium that was embedded (an image that was put on white, say).
     """
 
     def __init__(self, artifact: Path, stores: Path, export: Path, modality: str = "image", aliases: Mapping[str, str] | None = None):

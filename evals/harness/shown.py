@@ -1,9 +1,9 @@
-"""Shown: the pictures of a task's questions, from the document to the features the model is given.
+"""Shown: the images of a task's questions, from the document to the features the model is given.
 
-Owns a picture's identity, the pictures of the conditions blank and shuffled, and threads that decode and encode the pictures of the next
-batches while the model answers. Input: documents as callables; output: features by picture.
+Owns an image's identity, the images of the conditions blank and shuffled, and threads that decode and encode the images of the next
+batches while the model answers. Input: documents as callables; output: features by image.
 
-A picture is known by the sha256 of its file's bytes where the document has them, else of the pixels as PNG. The bytes themselves go to the
+An image is known by the sha256 of its file's bytes where the document has them, else of the pixels as PNG. The bytes themselves go to the
 encoder only where decoding them gives the very pixels that the task shows; else the shown pixels go, as PNG.
 """
 
@@ -27,19 +27,19 @@ CONDITIONS = ("right", "blank", "shuffled")
 KEPT_BYTES = 512 * 2**20
 """Features that stay in memory, in bytes."""
 Visuals = Callable[[], list[Any]]
-"""Gives the pictures that a task shows with a document."""
+"""Gives the images that a task shows with a document."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """How to get at a picture again."""
+    """How to get at an image again."""
 
     visuals: Visuals
     raw: Callable[[], bytes] | None
 
 
 class Pictures:
-    """Pictures by identity; `encode` makes features of a picture's bytes, `sources` are asked before it, `kept` remembers what it made."""
+    """Images by identity; `encode` makes features of an image's bytes, `sources` are asked before it, `kept` remembers what it made."""
 
     def __init__(self, encode: Callable[[bytes], np.ndarray], sources: Sequence[FeatureSource] = (), kept: KeptFeatures | None = None, threads: int = 2):
         self._encode, self._sources, self._kept, self._threads = encode, (*sources, *([kept] if kept else [])), kept, threads
@@ -51,14 +51,14 @@ class Pictures:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self.encoded = 0
-        """Pictures that went through the encoder."""
+        """Images that went through the encoder."""
 
     # ---- identity ---------------------------------------------------------------------------------------------------
 
     def known(self, where: str, visuals: Visuals, raws: Sequence[Callable[[], bytes]] = ()) -> str:
-        """Identity of the picture of one document, "" when it has none. raws: the document's picture files.
+        """Identity of the image of one document, "" when it has none. raws: the document's image files.
 
-        where: names the document in errors. Raises AnyloomError for a document that shows several pictures or other media.
+        where: names the document in errors. Raises AnyloomError for a document that shows several images or other media.
         """
         if len(raws) == 1:
             sha = hashlib.sha256(raws[0]()).hexdigest()
@@ -73,17 +73,17 @@ class Pictures:
         return sha
 
     def under(self, own: list[str], condition: str, seed: int) -> list[str]:
-        """The picture each question gets under a condition.
+        """The image each question gets under a condition.
 
-        shuffled: one cycle through all distinct pictures in seeded order, so nobody keeps its own and every picture is shown as often
-        as another one's questions ask. blank: white, in the size of the picture it replaces.
+        shuffled: one cycle through all distinct images in seeded order, so nobody keeps its own and every image is shown as often
+        as another one's questions ask. blank: white, in the size of the image it replaces.
         """
         if condition == "right":
             return own
         distinct = sorted({sha for sha in own if sha})
         if condition == "shuffled":
             if len(distinct) == 1:
-                raise AnyloomError("condition=shuffled needs questions about at least two different pictures")
+                raise AnyloomError("condition=shuffled needs questions about at least two different images")
             order = [distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))]
             other = dict(zip(order, order[1:] + order[:1], strict=True))
         else:
@@ -112,14 +112,14 @@ class Pictures:
                 pool.shutdown(cancel_futures=True)
 
     def prepare(self, shas: Iterable[str]) -> None:
-        """Begin to decode and encode these pictures, unless they are at hand."""
+        """Begin to decode and encode these images, unless they are at hand."""
         assert self._pool is not None
         for sha in shas:
             if sha and sha not in self._features and sha not in self._waiting:
                 self._waiting[sha] = self._pool.submit(self._load, sha)
 
     def features(self, sha: str) -> np.ndarray:
-        """[N, E] of one picture, as soon as it is ready. Raises what decoding or encoding it raised."""
+        """[N, E] of one image, as soon as it is ready. Raises what decoding or encoding it raised."""
         if sha not in self._features:
             waiting = self._waiting.pop(sha, None)
             self._remember(sha, waiting.result() if waiting is not None else self._load(sha))
@@ -142,7 +142,7 @@ class Pictures:
         self._bytes.clear()
 
     def _load(self, sha: str) -> np.ndarray:
-        """Features of one picture; runs in a thread, encodes one picture at a time."""
+        """Features of one image; runs in a thread, encodes one image at a time."""
         data = self._bytes[sha] if sha in self._bytes else self._shown_bytes(sha)
         address = sha if sha in self._bytes else hashlib.sha256(data).hexdigest()
         for source in self._sources:
@@ -172,9 +172,9 @@ class Pictures:
 
 
 def _only(where: str, shown: list[Any]) -> Any:
-    """The one picture of a document."""
+    """The one image of a document."""
     if len(shown) != 1 or not hasattr(shown[0], "convert"):
-        raise AnyloomError(f"{where}: the anyloom model takes one picture per question, not {len(shown)} media")
+        raise AnyloomError(f"{where}: the anyloom model takes one image per question, not {len(shown)} media")
     return shown[0]
 
 

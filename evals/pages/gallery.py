@@ -1,6 +1,6 @@
 """Gallery: media in one self-contained HTML sheet, each with its score, key and caption.
 
-Owns the small previews: a thumbnail of a picture, a few frames of a clip, a player for a sound that is small enough. Input: raw media bytes.
+Owns the small previews: a thumbnail of an image, a few frames of a video, a player for an audio clip that is small enough. Input: raw media bytes.
 Output: HTML text that loads nothing; every text in it is escaped.
 """
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 SIDE = 240
 """Longest side of a preview in pixels."""
 FRAMES = 4
-"""Frames shown of a clip, in two rows."""
+"""Frames shown of a video, in two rows."""
 MAX_SOUND_BYTES = 400_000
-"""A larger sound is named, not put into the sheet."""
+"""A larger audio file is named, not put into the sheet."""
 SOUND_TYPES = {"ogg": "audio/ogg", "flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg", "m4a": "audio/mp4", "webm": "audio/webm"}
 STYLE = """<style>.card img{height:170px;image-rendering:auto}
 .card .sound{display:flex;align-items:center;height:170px;margin:0;padding:0 10px;
@@ -45,7 +45,7 @@ class Shown:
     """The original file."""
     start_s: float = 0.0
     end_s: float | None = None
-    """Span of a clip in seconds."""
+    """Span of a video in seconds."""
 
 
 def sheet(title: str, about: str, items: Sequence[Shown]) -> str:
@@ -75,7 +75,7 @@ def _card(rank: int, item: Shown) -> str:
 
 
 def _picture(image: Image.Image, caption: str) -> str:
-    """A PIL picture as a small JPEG inside the page."""
+    """A PIL image as a small JPEG inside the page."""
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)

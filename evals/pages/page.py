@@ -114,7 +114,7 @@ def count_of(number: int, what: str) -> str:
 
 
 def picture(path: Path, alt: str) -> str:
-    """An image element with the file's bytes inside; nothing for a file that is absent or no common picture format."""
+    """An image element with the file's bytes inside; nothing for a file that is absent or no common image format."""
     if path.suffix.lower() not in MIME or not path.is_file():
         return ""
     data = base64.b64encode(path.read_bytes()).decode()

@@ -1,7 +1,7 @@
 """Suites: local question lists in VQAv2's shape.
 
 Owns the reading of an instruction list as single questions and the Parquet file in VQAv2's column layout. Input: an instruct list (.json) and its
-pictures. Output: a file that lmms-eval's packaged task reads (evals.suites.task_files).
+images. Output: a file that lmms-eval's packaged task reads (evals.suites.task_files).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ANNOTATORS = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuestionRow:
-    """One question about one picture."""
+    """One question about one image."""
 
     doc_key: str
     """`<sample key>#<question>`: the sample key is `<dataset>-<row>`."""
@@ -59,7 +59,7 @@ def read_questions(list_path: Path) -> list[QuestionRow]:
 def _record_questions(list_path: Path, row: int, record: Any) -> list[QuestionRow]:
     where = f"{list_path.name} record {row}"
     if not isinstance(record, dict) or not isinstance(record.get("image"), str):
-        raise AnyloomError(f"{where}: field image is missing: a question needs a picture")
+        raise AnyloomError(f"{where}: field image is missing: a question needs an image")
     turns = record.get("conversations")
     if not isinstance(turns, list) or len(turns) % 2 or len(turns) >= 2000:
         raise AnyloomError(f"{where}: field conversations must hold human/gpt pairs (fewer than 1000)")
@@ -83,9 +83,9 @@ def _record_questions(list_path: Path, row: int, record: Any) -> list[QuestionRo
 
 
 def draw_questions(questions: list[QuestionRow], num_questions: int, seed: int) -> list[QuestionRow]:
-    """A seeded random draw of whole pictures, with all their questions, until there are at least `num_questions`; in list order. 0: all.
+    """A seeded random draw of whole images, with all their questions, until there are at least `num_questions`; in list order. 0: all.
 
-    Pictures, not questions, are drawn because intervals are clustered by picture and questions share a picture's prefix.
+    Images, not questions, are drawn because intervals are clustered by image and questions share an image's prefix.
     Raises AnyloomError when there are too few.
     """
     if num_questions == 0:
@@ -107,10 +107,10 @@ def draw_questions(questions: list[QuestionRow], num_questions: int, seed: int) 
 
 
 def write_vqav2_parquet(questions: list[QuestionRow], list_root: Path, target: Path) -> None:
-    """Write questions and their untouched picture bytes in VQAv2's columns, readable by `datasets` with a decoded image.
+    """Write questions and their untouched image bytes in VQAv2's columns, readable by `datasets` with a decoded image.
 
     The ten annotators agree; each answer has its own answer_id because the scorer tells annotators apart by dict inequality.
-    Raises AnyloomError naming a picture that is missing or lies outside the list root.
+    Raises AnyloomError naming an image that is missing or lies outside the list root.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -121,7 +121,7 @@ def write_vqav2_parquet(questions: list[QuestionRow], list_root: Path, target: P
         if question.picture not in pictures:
             path = (root / question.picture).resolve()
             if not path.is_relative_to(root) or not path.is_file():
-                raise AnyloomError(f"{question.doc_key}: picture {question.picture} is not a file below the list root: prepare the lists again")
+                raise AnyloomError(f"{question.doc_key}: image {question.picture} is not a file below the list root: prepare the lists again")
             pictures[question.picture] = path.read_bytes()
     columns = {
         "question_type": [" ".join(q.question.lower().split()[:2]) for q in questions],

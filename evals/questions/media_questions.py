@@ -1,9 +1,9 @@
-"""The eval_media_questions step: does the exported model answer questions about clips and sounds that it was never shown?
+"""The eval_media_questions step: does the exported model answer questions about videos and audio clips that it was never shown?
 
 Owns the held-out questions, the conditions (as eval_vqa has them), what is shown under each, the floor and the intervals. Input: the export and the
 lists (questions and media). Output: samples.parquet (columns of eval_vqa, `picture` being the medium) and metrics.parquet.
 
-Media are encoded by the export's own encoders. blank: a white clip, or silence; shuffled: another medium of the same list. An answer counts when it is
+Media are encoded by the export's own encoders. blank: a white video, or silence; shuffled: another medium of the same list. An answer counts when it is
 the true one but for case, spaces and a final period. Floor `blind_majority`: the most frequent training answer to the same words; to words that
 training never asks, the most frequent one to that kind of question. The bootstrap draws whole media. Subgroups: a modality, or a modality and a kind.
 Names of the held-out side are in no training list, so `name` asks for words that tuning never taught.
@@ -79,7 +79,7 @@ def run(ctx: StepContext[MediaQuestionsEvalConfig]) -> Mapping[str, Any]:
 
 
 def read_media_questions(list_path: Path, modality: str) -> list[MediaQuestion]:
-    """Every question of an instruct list about clips or sounds, in list order. Raises AnyloomError naming file and record of one that is unlike ours."""
+    """Every question of an instruct list about videos or audio clips, in list order. Raises AnyloomError naming file and record of one that is unlike ours."""
     if not list_path.is_file():
         raise AnyloomError(f"{list_path} does not exist: prepare the lists again")
     found = []

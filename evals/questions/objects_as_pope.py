@@ -1,12 +1,12 @@
-"""The eval_objects_as_pope step: does an exported model say yes to objects that are not in the picture?
+"""The eval_objects_as_pope step: does an exported model say yes to objects that are not in the image?
 
 Input: `export`, the shards. Output: samples.parquet (every question and answer), metrics.parquet, details.parquet. A killed run continues after the last
 answered batch.
 
-Tasks: `easyvqa_as_pope` (objects are shapes and colours, known from the pictures' questions) and `stamps_as_pope` (the thing that a caption's head word
-names; what else a picture shows is not known). Neither is the POPE benchmark. Accuracy, precision, recall, F1 of `yes`, the share of yes, and of answers that
+Tasks: `easyvqa_as_pope` (objects are shapes and colours, known from the images' questions) and `stamps_as_pope` (the thing that a caption's head word
+names; what else an image shows is not known). Neither is the POPE benchmark. Accuracy, precision, recall, F1 of `yes`, the share of yes, and of answers that
 are neither, which count as wrong; and the accuracy over all questions, which is the mean of the samples' scores. Control `blank`: the same questions about a
-white picture. Floor: always yes. Intervals draw whole pictures.
+white image. Floor: always yes. Intervals draw whole images.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def questions_of(ctx: StepContext[PopeEvalConfig]) -> list[PopeQuestion]:
 
 
 def _answered(ctx: StepContext[PopeEvalConfig], questions: Sequence[PopeQuestion], condition: str) -> list[str]:
-    """What the model says to each, as the export is used. About a white picture each wording is asked once."""
+    """What the model says to each, as the export is used. About a white image each wording is asked once."""
     import torch
 
     from mmcore.inference.generator import Generator
@@ -108,7 +108,7 @@ def _answered(ctx: StepContext[PopeEvalConfig], questions: Sequence[PopeQuestion
 
 
 def _items(ctx: StepContext[PopeEvalConfig], generator: Generator, batch: Sequence[PopeQuestion], condition: str, features: dict[str, np.ndarray]) -> list[Any]:
-    """mmcore.types.Question of each, about its own or a white picture. features: of the pictures so far, by digest."""
+    """mmcore.types.Question of each, about its own or a white image. features: of the images so far, by digest."""
 
     config = ctx.config
     names = {"shards_instruct", "shards_cc3m"} & set(ctx.inputs)
@@ -184,7 +184,7 @@ def pope_metrics(config: PopeEvalConfig, questions: Sequence[PopeQuestion], answ
 
 
 def _rates(truth: Sequence[bool], said: Sequence[str], clusters: Sequence[str], config: PopeEvalConfig) -> dict[str, Interval]:
-    """Each rate is a ratio of two sums, and its interval draws whole pictures. A rate without cases is left out."""
+    """Each rate is a ratio of two sums, and its interval draws whole images. A rate without cases is left out."""
     pairs = list(zip(truth, said, strict=True))
     yes = [float(answer == "yes") for answer in said]
     right = [float(answer == ("yes" if there else "no")) for there, answer in pairs]

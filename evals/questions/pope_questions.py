@@ -1,9 +1,9 @@
-"""Questions about objects that are, or are not, in a picture: which are asked, after POPE's three ways of choosing absent ones.
+"""Questions about objects that are, or are not, in an image: which are asked, after POPE's three ways of choosing absent ones.
 
-Owns the choice and the wording. Input: pictures with the objects they show; output: questions.
+Owns the choice and the wording. Input: images with the objects they show; output: questions.
 
-Li et al. 2023 (arXiv 2305.10355): for every picture as many absent objects as present ones, `random` (seeded), `popular` (the most frequent of the dataset)
-or `adversarial` (those that stand most often beside the present ones). Where every picture shows one object, nothing stands beside anything, and
+Li et al. 2023 (arXiv 2305.10355): for every image as many absent objects as present ones, `random` (seeded), `popular` (the most frequent of the dataset)
+or `adversarial` (those that stand most often beside the present ones). Where every image shows one object, nothing stands beside anything, and
 `adversarial` is left out.
 """
 
@@ -23,7 +23,7 @@ PRESENT = "present"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """A picture and the objects it is known to show."""
+    """An image and the objects it is known to show."""
 
     key: str
     sha256: str
@@ -55,9 +55,9 @@ class PopeQuestion:
 
 
 def pope_questions(task: str, asked: Sequence[Shown], everything: Sequence[Shown], seed: int) -> list[PopeQuestion]:
-    """The questions about the pictures `asked`, in their order; present objects first. everything: the whole dataset, whose counts say what is popular.
+    """The questions about the images `asked`, in their order; present objects first. everything: the whole dataset, whose counts say what is popular.
 
-    A picture for which there are too few absent objects is left out.
+    An image for which there are too few absent objects is left out.
     """
     frequency = Counter(name for picture in everything for name in picture.objects)
     beside: dict[str, Counter[str]] = {name: Counter() for name in frequency}

@@ -1,6 +1,6 @@
-"""Evaluation of an export on picture questions, through lmms-eval (step eval_vqa).
+"""Evaluation of an export on image questions, through lmms-eval (step eval_vqa).
 
-Owns the conditions (helped, plain prompt, blank, shuffled pictures), the floors on the same questions and their intervals.
+Owns the conditions (helped, plain prompt, blank, shuffled images), the floors on the same questions and their intervals.
 Input: the export and the lists. Output: task/ (runs from the shell too), samples.parquet, metrics.parquet. The score of a
 sample is always the harness's own.
 """
@@ -118,7 +118,7 @@ def _keep_harness_results(ctx: StepContext[EvalConfig], condition: str, results:
 
 
 def floor_scores(questions: list[QuestionRow], train: list[QuestionRow]) -> dict[str, list[float]]:
-    """Scores of two answerers that never see the picture, on the same questions: floor name -> one score per question.
+    """Scores of two answerers that never see the image, on the same questions: floor name -> one score per question.
 
     always_yes; blind_majority: the most frequent answer to the same question text in the *training* list (ties: alphabetical), the
     most frequent training answer of all for a text that was never asked.

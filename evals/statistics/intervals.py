@@ -1,7 +1,7 @@
-"""Statistics: intervals for means of scores that share pictures.
+"""Statistics: intervals for means of scores that share images.
 
-Owns Wilson intervals, cluster-robust standard errors, and seeded bootstraps that resample whole clusters (pictures,
-media), because questions about one picture are not independent. Input: plain numpy arrays. Output: Interval.
+Owns Wilson intervals, cluster-robust standard errors, and seeded bootstraps that resample whole clusters (images,
+media), because questions about one image are not independent. Input: plain numpy arrays. Output: Interval.
 
 Sources: Wilson 1927 (JASA 22:209); percentile bootstrap, Efron & Tibshirani 1993 chapter 13; resampling clusters, Field & Welsh
 2007 (JRSS B 69:369); clustered standard error and paired differences, Miller 2024 (arXiv 2411.00640, equation 4 and section 4).

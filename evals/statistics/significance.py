@@ -3,7 +3,7 @@
 Owns McNemar's exact test, the paired permutation test over clusters, Holm's correction and the smallest difference a comparison could have
 shown. Input: plain numbers. Output: p-values and differences.
 
-The permutation test swaps the two sides of a whole cluster (a picture with all its questions), so questions about one picture count as one. McNemar's
+The permutation test swaps the two sides of a whole cluster (an image with all its questions), so questions about one image count as one. McNemar's
 test is its special case for answers that are right or wrong when no two changed answers share a cluster.
 """
 

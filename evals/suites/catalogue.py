@@ -34,7 +34,7 @@ class SuiteTask:
     """Official data set on the hub; "" for a stand-in."""
     hub_config: str = ""
     images: tuple[str, str, str] | None = None
-    """(config, split, key column) of pictures that the hub keeps apart from the questions, whose `id` is the key (GQA)."""
+    """(config, split, key column) of images that the hub keeps apart from the questions, whose `id` is the key (GQA)."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the task file in place of the packaged ones; None removes one."""
     drop_metrics: tuple[str, ...] = ()

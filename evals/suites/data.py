@@ -3,7 +3,7 @@
 Owns what `anyloom eval prepare` writes: <data>/<task>/ with the Parquet files, prepared.json (sha256 of each) and the task YAML, and <data>/<suite>.json,
 which pins them all. Input: the hub, or a folder with the official files; output: files whose schema was checked.
 
-Files are copied byte by byte. GQA's questions and pictures, which the hub keeps apart, are joined.
+Files are copied byte by byte. GQA's questions and images, which the hub keeps apart, are joined.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _prepare_task(task: SuiteTask, folder: Path, target: Path) -> None:
 
 
 def check_schema(task: SuiteTask, file: Path) -> None:
-    """Raises AnyloomError when a column that the packaged task reads is missing or no picture, MMBench's index no number, or VQAv2's annotators have no id."""
+    """Raises AnyloomError when a column that the packaged task reads is missing or no image, MMBench's index no number, or VQAv2's annotators have no id."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -119,7 +119,7 @@ def check_schema(task: SuiteTask, file: Path) -> None:
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     for name in picture_columns([file]):
         if "Image" not in json.dumps(features.get(name, {})):
-            raise AnyloomError(f"{file}: column {name} holds pictures but its metadata does not say so: write it with `datasets` (Dataset.to_parquet)")
+            raise AnyloomError(f"{file}: column {name} holds images but its metadata does not say so: write it with `datasets` (Dataset.to_parquet)")
 
 
 def _fields_of(kind: Any) -> list[str]:
@@ -164,7 +164,7 @@ def _from_hub(task: SuiteTask) -> Path:
 
 
 def _join(task: SuiteTask, questions: Sequence[Path], pictures: Sequence[Path], target: Path) -> None:
-    """Questions with the picture of their key. Raises AnyloomError for a question whose picture is missing."""
+    """Questions with the image of their key. Raises AnyloomError for a question whose image is missing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -175,7 +175,7 @@ def _join(task: SuiteTask, questions: Sequence[Path], pictures: Sequence[Path], 
     place = {name: number for number, name in enumerate(shown.column("id").to_pylist())}
     lost = sorted({name for name in asked.column(key).to_pylist() if name not in place})
     if lost:
-        raise AnyloomError(f"{task.hub} has no picture {lost[0]} ({len(lost)} are missing): download {task.images[0]} again")
+        raise AnyloomError(f"{task.hub} has no image {lost[0]} ({len(lost)} are missing): download {task.images[0]} again")
     taken = shown.column("image").take(pa.array([place[name] for name in asked.column(key).to_pylist()]))
     features = _features(pq.read_schema(questions[0])) | {"image": {"_type": "Image"}}
     joined = asked.append_column("image", taken)

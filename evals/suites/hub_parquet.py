@@ -1,6 +1,6 @@
 """Hub Parquet: files that `datasets` opens with the types of an official data set.
 
-Owns the Arrow schema with the `huggingface` metadata that makes a struct an image, and the reading of such files without their pictures. Input:
+Owns the Arrow schema with the `huggingface` metadata that makes a struct an image, and the reading of such files without their images. Input:
 plain rows; output: Parquet with the same bytes for the same rows.
 """
 
@@ -42,7 +42,7 @@ def write_rows(target: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping
 
 
 def picture_columns(files: Sequence[Path]) -> list[str]:
-    """Columns that hold pictures, or lists of them."""
+    """Columns that hold images, or lists of them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -54,7 +54,7 @@ def picture_columns(files: Sequence[Path]) -> list[str]:
 
 
 def rows_without_pictures(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every row of the files, in order, without its pictures."""
+    """Every row of the files, in order, without its images."""
     import pyarrow.parquet as pq
 
     pictures = set(picture_columns(files))
@@ -62,7 +62,7 @@ def rows_without_pictures(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def picture_hashes(files: Sequence[Path], batch: int = 256) -> Iterator[tuple[str, int]]:
-    """(sha256 of the bytes of its picture, or of all of them together; how many it has) of every row, in order; "" for a row without a picture."""
+    """(sha256 of the bytes of its image, or of all of them together; how many it has) of every row, in order; "" for a row without an image."""
     import pyarrow.parquet as pq
 
     pictures = picture_columns(files)

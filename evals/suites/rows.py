@@ -1,6 +1,6 @@
 """Suite rows: the questions of a task's Parquet files, what is right, and which of them belong together.
 
-Owns Doc, the draw of whole groups and pictures, and our own score of an answer. Input: Parquet files in an official schema; output: Docs in the order of
+Owns Doc, the draw of whole groups and images, and our own score of an answer. Input: Parquet files in an official schema; output: Docs in the order of
 the rows.
 """
 
@@ -35,7 +35,7 @@ class Doc:
     group: int
     """Rows of one group are rotations of one question."""
     picture: str
-    """sha256 of its picture's bytes; "" without one."""
+    """sha256 of its image's bytes; "" without one."""
     pictures: int
     """How many it has."""
     question: str
@@ -115,14 +115,14 @@ def own_score(reading: str, doc: Doc, prediction: str) -> Scored:
 
 
 def askable(docs: Sequence[Doc]) -> tuple[list[Doc], dict[str, int]]:
-    """(Docs that the model can be asked, why the others are left out -> how many): it takes one picture per question."""
+    """(Docs that the model can be asked, why the others are left out -> how many): it takes one image per question."""
     kept = [doc for doc in docs if doc.pictures <= 1]
     left = len(docs) - len(kept)
     return kept, {"more than one picture": left} if left else {}
 
 
 def clustered(docs: Sequence[Doc]) -> list[str]:
-    """Cluster of every Doc: rows that share a picture or a group, directly or through others, are in one."""
+    """Cluster of every Doc: rows that share an image or a group, directly or through others, are in one."""
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:

@@ -71,7 +71,7 @@ def why_skipped(task: SuiteTask, config: SuiteConfig) -> str:
 
 
 def _data(ctx: StepContext[SuiteConfig], task: SuiteTask, config: SuiteConfig) -> tuple[list[Doc], dict[str, int], dict[str, str]]:
-    """Write work/task/<task>.parquet with the rows that are asked. Returns its Docs, what is left out, and pictures that are media of the lists."""
+    """Write work/task/<task>.parquet with the rows that are asked. Returns its Docs, what is left out, and images that are media of the lists."""
     drawn, aliases = ctx.work / "task" / f"{task.lmms_task}.parquet", {}
     if task.stand_in:
         whole = ctx.work / "stand_in.parquet"

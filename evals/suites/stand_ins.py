@@ -1,7 +1,7 @@
-"""Stand-ins: the demo's own pictures as MMBench and TextVQA questions, in their exact schemas.
+"""Stand-ins: the demo's own images as MMBench and TextVQA questions, in their exact schemas.
 
 Owns stamps_as_mmbench (which caption fits a held-out stamp? four options, all rotations) and words_as_textvqa (words written on held-out stamps).
-Input: the lists' held-out captions and pictures; output: one Parquet file that lmms-eval's packaged task reads. It is data in the shape of a
+Input: the lists' held-out captions and images; output: one Parquet file that lmms-eval's packaged task reads. It is data in the shape of a
 benchmark, not the benchmark.
 
 A stamp that is transparent is put on white first, because the packaged tasks would show its hidden colours; `aliases` says which medium it was.
@@ -64,7 +64,7 @@ class StandIn:
 
     rows: int = 0
     aliases: dict[str, str] = field(default_factory=dict)
-    """sha256 of a picture in the file -> sha256 of the medium with the same pixels in the lists."""
+    """sha256 of an image in the file -> sha256 of the medium with the same pixels in the lists."""
 
 
 def write_stand_in(task: str, lists: Path, target: Path, seed: int) -> StandIn:
@@ -93,7 +93,7 @@ def heldout_stamps(lists: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         caption, tab, uri = line.partition("\t")
         if not tab or not caption or not uri:
-            raise AnyloomError(f"{path} line {number}: needs a caption and a picture, separated by a tab")
+            raise AnyloomError(f"{path} line {number}: needs a caption and an image, separated by a tab")
         stamps.append((caption, uri))
     return stamps
 
@@ -142,7 +142,7 @@ def _words(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, mad
 
 
 def _written(picture: Image.Image, word: str, draws: random.Random) -> Image.Image:
-    """The picture in a square of 224 pixels with a word on a white band near its lower edge."""
+    """The image in a square of 224 pixels with a word on a white band near its lower edge."""
     from PIL import Image, ImageDraw, ImageFont
 
     side = 224
@@ -160,7 +160,7 @@ def _written(picture: Image.Image, word: str, draws: random.Random) -> Image.Ima
 def _file(lists: Path, uri: str) -> bytes:
     path = (lists / uri).resolve()
     if not path.is_relative_to(lists.resolve()) or not path.is_file():
-        raise AnyloomError(f"{HELDOUT}: picture {uri} is not a file below the list root: prepare the lists again")
+        raise AnyloomError(f"{HELDOUT}: image {uri} is not a file below the list root: prepare the lists again")
     return path.read_bytes()
 
 

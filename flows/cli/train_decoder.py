@@ -1,4 +1,4 @@
-"""anyloom train-decoder: trains the recipe's small picture decoder, judges what it draws, and says how to use it.
+"""anyloom train-decoder: trains the recipe's small image decoder, judges what it draws, and says how to use it.
 
 Owns the command's options and its closing words.
 """
@@ -32,7 +32,7 @@ def add_train_decoder(commands: Any, how: argparse.ArgumentParser) -> None:
     commands.add_parser(
         "train-decoder",
         parents=[how],
-        help="train the recipe's small picture decoder and judge its pictures",
+        help="train the recipe's small image decoder and judge its images",
         description=ABOUT,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -40,7 +40,7 @@ def add_train_decoder(commands: Any, how: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the steps, then print the scores and where everything is. Raises AnyloomError for a recipe without a picture decoder."""
+    """Run the steps, then print the scores and where everything is. Raises AnyloomError for a recipe without an image decoder."""
     from flows.cli.options import parse_overrides, parse_pairs, settings_of
     from flows.cli.run import run_recipe
     from flows.running.run import recipe_steps

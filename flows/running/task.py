@@ -20,7 +20,7 @@ _ABOUT_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirector
 
 
 def of_infrastructure(error: BaseException) -> bool:
-    """True for a dead process, a lost worker, a network or a storage error; wrong input and wrong code stay wrong however often they are tried."""
+    """True for a dead process, a lost worker, a network or a storage error; retrying does not help bad input or bugs."""
     if isinstance(error, StepDied):
         return True
     if isinstance(error, OSError):

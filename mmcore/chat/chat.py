@@ -1,6 +1,6 @@
 """Chat: conversations and captions -> packed token rows with answer-only targets.
 
-Owns the turns (pieces from mmcore.chat.templates), the prompts of our own making and the shared-prefix layout: a picture prefix (with
+Owns the turns (pieces from mmcore.chat.templates), the prompts of our own making and the shared-prefix layout: an image prefix (with
 or without a caption turn) as segment 0, then one segment per question; each segment sees the prefix and itself only, and its position ids go on from the
 end of the prefix. A row with no shared part has an empty prefix. Only answers (and their end token) are targets.
 Special names of the LM inside contents are read as plain text, so where a template's marks are special tokens no line of a user's text can forge a turn. Each

@@ -1,4 +1,4 @@
-"""Settings of the small picture decoder that is trained here, of its judge, and of the fits that train them.
+"""Settings of the small image decoder that is trained here, of its judge, and of the fits that train them.
 
 Owns plain frozen dataclasses only: importing this module must not import torch, so that planning stays instant. Every field is identity.
 """
@@ -15,7 +15,7 @@ class ImageDecoderConfig:
     """A latent diffusion model of crops around easy-VQA's shapes, driven by the token states of a text encoder."""
 
     source: str = "easyvqa_captions"
-    """Dataset of the training split; its pictures whose caption names a colour and a shape are learned from."""
+    """Dataset of the training split; its images whose caption names a colour and a shape are learned from."""
     side: int = 32
     """Pixels of a crop's side; a multiple of the autoencoder's cell (2 ** (number of vae_widths - 1))."""
     tokens: int = 16
@@ -37,9 +37,9 @@ class ImageDecoderConfig:
     norm_groups: int = 16
     unet: FitConfig = FitConfig(steps=1200, batch=32, lr=1e-3, warmup_steps=50, weight_decay=1e-3, ema=0.995)
     empty_share: float = 0.1
-    """Share of the training pictures whose prompt is empty, for classifier-free guidance."""
+    """Share of the training images whose prompt is empty, for classifier-free guidance."""
     state_noise: float = 0.6
-    """Noise that is added to a training prompt's states: a share of their own spread, drawn evenly from 0 to this for each picture. An output projector comes
+    """Noise that is added to a training prompt's states: a share of their own spread, drawn evenly from 0 to this for each image. An output projector comes
     near the states it aims at, not upon them; a decoder that only knows exact ones mistakes the colours."""
     padded_share: float = 0.5
     """Share of the prompts whose rows behind the last token are the text encoder's own, as a diffusers pipeline gives them; the other prompts

@@ -206,7 +206,7 @@ def load_pipeline(directory: Path) -> Any:
 def sample(pipeline: Any, states_BTE: torch.Tensor, empty_TE: torch.Tensor, noise_BCHW: torch.Tensor, steps: int, guidance: float) -> torch.Tensor:
     """Pixels [B, 3, H, W] in [0, 1] of prompt states: the pipeline's own call, guided away from the empty prompt's states.
 
-    noise: standard normal latents, one for each picture.
+    noise: standard normal latents, one for each image.
     """
     with torch.inference_mode():
         made = pipeline(

@@ -1,7 +1,7 @@
 """The judge: a small classifier of shape and colour for crops of easy-VQA's world.
 
-Owns the network and how it learns from real pictures. Input: crops; output: logits of the 3 shapes and the 8 colours. The judge is never trained on a made
-picture.
+Owns the network and how it learns from real images. Input: crops; output: logits of the 3 shapes and the 8 colours. The judge is never trained on a made
+image.
 
 Shape letters: B batch, H, W pixels.
 """
@@ -23,9 +23,9 @@ from mmcore.training.fit import batch_rows, draws, fit
 
 TENSORS = "judge.safetensors"
 MAX_SHIFT = 3
-"""Pixels by which a training picture is moved at most, each way."""
+"""Pixels by which a training image is moved at most, each way."""
 MAX_NOISE = 0.05
-"""Deviation of the noise that is added to a training picture at most, of pixels in [0, 1]."""
+"""Deviation of the noise that is added to a training image at most, of pixels in [0, 1]."""
 
 
 class ShapeJudge(nn.Module):

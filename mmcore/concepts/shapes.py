@@ -1,10 +1,10 @@
-"""The world of the small picture decoder: 3 shapes in 8 colours, in crops around the shape.
+"""The world of the small image decoder: 3 shapes in 8 colours, in crops around the shape.
 
-Owns the concepts, the words for them, what questions and captions say about a picture, and the crop. Input: shards whose pictures hold one
+Owns the concepts, the words for them, what questions and captions say about an image, and the crop. Input: shards whose images hold one
 shape on a plain background (easy-VQA); output: crops with their concept. It is a world of 24 concepts: nothing that is learned from it says anything about
-pictures at large.
+images at large.
 
-Shape letters: N pictures, H, W pixels.
+Shape letters: N images, H, W pixels.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ PHRASES = (
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """What a picture shows."""
+    """What an image shows."""
 
     colour: str
     shape: str
 
     @property
     def caption(self) -> str:
-        """The caption that the lists give such a picture."""
+        """The caption that the lists give such an image."""
         return WORDINGS[0].format(c=self.colour, s=self.shape)
 
     def worded(self, wording: str) -> str:
@@ -99,7 +99,7 @@ CONCEPTS = tuple(Concept(colour, shape) for colour in COLOURS for shape in SHAPE
 
 
 def affirmed(question: str, answer: str) -> set[str]:
-    """Words (a colour, a shape) that a question and its answer together say are in the picture."""
+    """Words (a colour, a shape) that a question and its answer together say are in the image."""
     named = set(re.findall(rf"\b(?:{'|'.join((*SHAPES, *COLOURS))})\b", question))
     if question.startswith("what"):
         return named | {answer}
@@ -115,7 +115,7 @@ def caption_of(questions: Sequence[tuple[int, str, str]]) -> str:
     known: set[str] = set().union(*(affirmed(question, answer) for _, question, answer in questions))
     shapes, colours = sorted(known & set(SHAPES)), sorted(known - set(SHAPES))
     if len(shapes) > 1 or len(colours) > 1:
-        raise AnyloomError(f"easy-VQA: questions {questions[0][0]}..{questions[-1][0]} affirm {shapes} and {colours} of one picture")
+        raise AnyloomError(f"easy-VQA: questions {questions[0][0]}..{questions[-1][0]} affirm {shapes} and {colours} of one image")
     return f"a {' '.join([*colours, *(shapes or ['shape'])])}" if known else ""
 
 
@@ -133,7 +133,7 @@ class Crops:
 
     keys: list[str]
     sha256: list[str]
-    """Of the whole picture each was cut from."""
+    """Of the whole image each was cut from."""
     pixels: np.ndarray
     """uint8 [N, 3, H, W]."""
     shape_mask: np.ndarray
@@ -157,19 +157,19 @@ class Crops:
 
 
 def crop(picture: Image.Image, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [side, side, 3], bool [side, side] of the shape's pixels): the square around the middle of the shape, moved inside the picture.
+    """(uint8 [side, side, 3], bool [side, side] of the shape's pixels): the square around the middle of the shape, moved inside the image.
 
-    The background is the most frequent colour. Raises ValueError when the picture is smaller than a crop, or shows nothing but background.
+    The background is the most frequent colour. Raises ValueError when the image is smaller than a crop, or shows nothing but background.
     """
     pixels = np.asarray(picture.convert("RGB"))
     height, width = pixels.shape[:2]
     if min(height, width) < side:
-        raise ValueError(f"a picture of {width} x {height} pixels has no crop of {side} x {side}")
+        raise ValueError(f"an image of {width} x {height} pixels has no crop of {side} x {side}")
     colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
     background = colours[counts.argmax()].astype(int)
     mask = (np.abs(pixels.astype(int) - background) > BACKGROUND_STEP).any(-1)
     if not mask.any():
-        raise ValueError("a picture shows nothing but background")
+        raise ValueError("an image shows nothing but background")
     starts = []
     for axis, size in ((1, height), (0, width)):
         found = np.nonzero(mask.any(axis))[0]
@@ -179,19 +179,19 @@ def crop(picture: Image.Image, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def captioned_crops(shards: ShardSet, source: str, side: int) -> Crops:
-    """Crops of the training pictures of a dataset whose first caption names a concept, by key. Raises AnyloomError: see `_crops`."""
+    """Crops of the training images of a dataset whose first caption names a concept, by key. Raises AnyloomError: see `_crops`."""
     metas = shards.metas(sorted(shards.keys(source=source, split="train")))
     return _crops(shards, source, side, [(meta, meta["texts"][0] if meta["texts"] else "") for meta in metas])
 
 
 def asked_crops(shards: ShardSet, source: str, side: int) -> Crops:
-    """Crops of the pictures of a dataset whose questions together affirm a concept, by key. Raises AnyloomError: see `_crops`."""
+    """Crops of the images of a dataset whose questions together affirm a concept, by key. Raises AnyloomError: see `_crops`."""
     metas = shards.metas(sorted(shards.keys(source=source)))
     return _crops(shards, source, side, [(meta, caption_of(_questions(meta))) for meta in metas])
 
 
 def asked_concepts(shards: ShardSet, source: str) -> list[tuple[str, int]]:
-    """(key, place in CONCEPTS) of every picture of a dataset whose questions together affirm a concept, by key; each picture once."""
+    """(key, place in CONCEPTS) of every image of a dataset whose questions together affirm a concept, by key; each image once."""
     found: dict[str, tuple[str, int]] = {}
     for meta in shards.metas(sorted(shards.keys(source=source))):
         number, sha256 = number_of(caption_of(_questions(meta))), shards.media_sha(meta["key"])
@@ -208,7 +208,7 @@ def _questions(meta: dict[str, Any]) -> list[tuple[int, str, str]]:
 
 
 def _crops(shards: ShardSet, source: str, side: int, captioned: list[tuple[dict[str, Any], str]]) -> Crops:
-    """Each picture once (the lowest key wins). Raises AnyloomError when no picture shows a known concept, or one cannot be cropped."""
+    """Each image once (the lowest key wins). Raises AnyloomError when no image shows a known concept, or one cannot be cropped."""
     keys, pixels, masks, concepts = [], [], [], []
     hashes: dict[str, None] = {}
     for meta, caption in captioned:
@@ -225,5 +225,5 @@ def _crops(shards: ShardSet, source: str, side: int, captioned: list[tuple[dict[
         masks.append(mask)
         concepts.append(number)
     if not keys:
-        raise AnyloomError(f"no picture of {source} is known to show a colour and a shape: name a dataset of easy-VQA pictures in `source`")
+        raise AnyloomError(f"no image of {source} is known to show a colour and a shape: name a dataset of easy-VQA images in `source`")
     return Crops(keys=keys, sha256=list(hashes), pixels=np.stack(pixels), shape_mask=np.stack(masks), concepts=np.array(concepts, np.int64))

@@ -1,9 +1,9 @@
 """The judge of spoken words: a frozen Whisper (Radford et al. 2022, arXiv 2212.04356) that writes down what it hears.
 
 Owns the opening and the greedy transcription without timestamps; the first token is no blank and no end, as in the authors' decoding. Input: a directory of
-the speech_judge step, sounds as files' bytes; output: texts.
+the speech_judge step, audio clips as files' bytes; output: texts.
 
-Shape letters: B sounds, T tokens.
+Shape letters: B audio clips, T tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LONGEST = 16
 
 
 class SpeechJudge:
-    """heard_s: seconds of a sound that are heard; the encoder sees that window only (its first positions), at that share of its cost."""
+    """heard_s: seconds of an audio clip that are heard; the encoder sees that window only (its first positions), at that share of its cost."""
 
     def __init__(self, directory: Path, heard_s: float = 30.0):
         from tokenizers import Tokenizer
@@ -59,7 +59,7 @@ class SpeechJudge:
 
     @torch.inference_mode()
     def hear(self, sounds: Sequence[bytes]) -> list[str]:
-        """What each sound file says, stripped. Raises MediaError for bytes that are no sound."""
+        """What each audio file says, stripped. Raises MediaError for bytes that are no audio clip."""
         states = self._model.encoder(torch.from_numpy(np.stack([self._mel(sound) for sound in sounds]))).last_hidden_state
         ids_BT = torch.tensor([self._begin] * len(sounds))
         ended_B = torch.zeros(len(sounds), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Decoders: frozen diffusion models, and a speaking voice, behind one face: conditioning -> pictures, clips and sounds.
+"""Decoders: frozen diffusion models, and a speaking voice, behind one face: conditioning -> images, videos and audio clips.
 
 Owns the registry of families (a literal dict) and the loading of a decoder from a diffusers directory. Input: a directory as save_pretrained
 writes it, safetensors only, local files only; output: a Decoder, which predicts (for the denoising loss) and generates. The parts are opened as

@@ -1,4 +1,4 @@
-"""Sounds: AudioLDM (Liu et al. 2023, arXiv 2301.12503) and AudioLDM2 (Liu et al. 2023, arXiv 2308.05734): mel latents, a VAE and a HiFi-GAN vocoder.
+"""Audio clips: AudioLDM (Liu et al. 2023, arXiv 2301.12503) and AudioLDM2 (Liu et al. 2023, arXiv 2308.05734): mel latents, a VAE and a HiFi-GAN vocoder.
 
 Owns how their UNets are called and how latents become samples. AudioLDM is driven by one CLAP vector that enters as a class label beside the time
 embedding; it has no text to attend to. AudioLDM2 attends to two sequences.
@@ -19,7 +19,7 @@ from mmcore.types import Medium
 
 
 class AudioLDMDecoder(Decoder):
-    """Latents [B, 8, time, mel] -> sounds, driven by a class label."""
+    """Latents [B, 8, time, mel] -> audio clips, driven by a class label."""
 
     def _denoiser_class(self) -> Any:
         from diffusers import UNet2DConditionModel

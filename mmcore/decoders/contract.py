@@ -23,7 +23,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a denoiser may predict: the noise, the velocity (Salimans & Ho 2022, arXiv 2202.00512), or the clean latent."""
 TEXT_TOKENS, SD_SCALE, COG_SCALE = 77, 0.18215, 1.15258426
 VIDEO_FRAMES, VIDEO_HZ = 16, 8.0
-"""UNet3D pipelines: frames of a clip where none are asked for, and pictures per second; no config of theirs names them (diffusers' defaults)."""
+"""UNet3D pipelines: frames of a video where none are asked for, and images per second; no config of theirs names them (diffusers' defaults)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,13 +68,13 @@ class DecoderContract:
     cell: int
     """Pixels (audio: mel frames and mel bins) per latent cell and side."""
     frame_cell: int = 1
-    """video: pictures per latent frame, after the first."""
+    """video: images per latent frame, after the first."""
     frame_multiple: int = 1
     """video: latent frames come in multiples of this many; the surplus ones stand first and are dropped."""
     frames: int = 0
-    """video: pictures of a clip where no number is asked for."""
+    """video: images of a video where no number is asked for."""
     rate_hz: float = 0.0
-    """video: pictures per second; audio: samples per second."""
+    """video: images per second; audio: samples per second."""
     hop: int = 0
     """audio: samples per mel frame (voice: per latent frame)."""
     steps: int
@@ -88,19 +88,20 @@ class DecoderContract:
         return bool(self.scheduler)
 
     def sized(self, *, height: int | None = None, width: int | None = None, frames: int | None = None, seconds: float | None = None) -> tuple[int, ...]:
-        """Latent shape of a picture or clip of other sides (pixels) and frames, or a sound of other seconds. Raises AnyloomError when it cannot be made."""
+        """Latent shape of an image or video of other sides (pixels) and frames, or an audio clip of other seconds. Raises AnyloomError when it cannot be
+        made."""
         if self.modality == "audio":
             if height is not None or width is not None or frames is not None:
-                raise AnyloomError(f"{self.family} makes sound: ask for seconds, not for height, width or frames")
+                raise AnyloomError(f"{self.family} makes audio: ask for seconds, not for height, width or frames")
             channels, time, mel = self.latent_shape
             mel_frames = time * self.cell if seconds is None else int(seconds * self.rate_hz / self.hop)
             if mel_frames < self.cell:
-                raise AnyloomError(f"{self.family} makes sounds of at least {self.cell * self.hop / self.rate_hz:g} s: {seconds:g} s were asked for")
+                raise AnyloomError(f"{self.family} makes audio clips of at least {self.cell * self.hop / self.rate_hz:g} s: {seconds:g} s were asked for")
             return channels, math.ceil(mel_frames / self.cell), mel
         if seconds is not None:
             raise AnyloomError(f"{self.family} makes {self.modality}: ask for height, width and frames, not for seconds")
         if frames is not None and self.modality == "image":
-            raise AnyloomError(f"{self.family} makes pictures: it has no frames")
+            raise AnyloomError(f"{self.family} makes images: it has no frames")
         for name, pixels in (("height", height), ("width", width)):
             if pixels is not None and (pixels < self.cell or pixels % self.cell):
                 raise AnyloomError(f"{self.family}: {name} {pixels} is no multiple of {self.cell} pixels")
@@ -109,7 +110,7 @@ class DecoderContract:
         shape[-1] = shape[-1] if width is None else width // self.cell
         if frames is not None:
             if frames < 1:
-                raise AnyloomError(f"{self.family}: a clip needs at least one frame, not {frames}")
+                raise AnyloomError(f"{self.family}: a video needs at least one frame, not {frames}")
             shape[self.frame_axis] = math.ceil(self.latent_frames(frames) / self.frame_multiple) * self.frame_multiple
         return tuple(shape)
 
@@ -119,7 +120,7 @@ class DecoderContract:
         return 0 if self.family == COGVIDEOX else 1
 
     def latent_frames(self, frames: int) -> int:
-        """video: latent frames that show `frames` pictures."""
+        """video: latent frames that show `frames` images."""
         return (frames - 1) // self.frame_cell + 1
 
 

@@ -1,6 +1,6 @@
-"""Pictures: Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv 2112.10752), a UNet over VAE latents that attends to text states.
+"""Images: Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv 2112.10752), a UNet over VAE latents that attends to text states.
 
-Owns how its UNet is called and how latents become pictures; what the UNet predicts (noise in 1.x, velocity in 2.x) is the contract's.
+Owns how its UNet is called and how latents become images; what the UNet predicts (noise in 1.x, velocity in 2.x) is the contract's.
 
 Shape letters: B batch, H/W latent cells.
 """
@@ -16,7 +16,7 @@ from mmcore.types import Medium
 
 
 class StableDiffusionDecoder(Decoder):
-    """Latents [B, 4, H, W] -> pictures."""
+    """Latents [B, 4, H, W] -> images."""
 
     def _denoiser_class(self) -> Any:
         from diffusers import UNet2DConditionModel

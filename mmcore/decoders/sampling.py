@@ -31,9 +31,9 @@ class SamplingOptions:
     width: int | None = None
     """image, video: pixels."""
     frames: int | None = None
-    """video: pictures."""
+    """video: images."""
     seconds: float | None = None
-    """audio: length of the sound."""
+    """audio: length of the audio clip."""
 
 
 def generate(decoder: Decoder, conditioning: Conditioning, seeds: Sequence[int], options: SamplingOptions = SamplingOptions()) -> list[Medium]:
@@ -59,7 +59,7 @@ def sample(decoder: Decoder, conditioning: Conditioning, seeds: Sequence[int], o
         raise AnyloomError(f"{contract.family}: {len(conditioning)} conditionings and {len(seeds)} seeds were given; one seed per item")
     if not contract.denoises:
         if asked := [field.name for field in fields(options) if getattr(options, field.name) is not None]:
-            raise AnyloomError(f"{contract.family} denoises nothing and makes sounds of one length: leave {', '.join(asked)} out")
+            raise AnyloomError(f"{contract.family} denoises nothing and makes audio clips of one length: leave {', '.join(asked)} out")
         return decoder.direct(conditioning)
     steps = contract.steps if options.steps is None else options.steps
     guidance = contract.guidance if options.guidance is None else options.guidance

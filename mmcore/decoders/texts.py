@@ -27,7 +27,7 @@ Encoded = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]
 
 
 TEXT_ENCODERS = {"CLIPTextModel": "CLIPTokenizer", "BertModel": "BertTokenizer"}
-"""UNet decoders of pictures and clips: class of the text encoder -> class of its tokenizer."""
+"""UNet decoders of images and videos: class of the text encoder -> class of its tokenizer."""
 
 
 class TextSide:

@@ -1,6 +1,6 @@
-"""Clips: text-to-video UNets (ModelScope and ZeroScope; Wang et al. 2023, arXiv 2308.06571) and CogVideoX (Yang et al. 2024, arXiv 2408.06072).
+"""Videos: text-to-video UNets (ModelScope and ZeroScope; Wang et al. 2023, arXiv 2308.06571) and CogVideoX (Yang et al. 2024, arXiv 2408.06072).
 
-Owns how their denoisers are called and how latents become pictures. The UNet3D has no pipeline of diffusers behind it here, because diffusers has
+Owns how their denoisers are called and how latents become images. The UNet3D has no pipeline of diffusers behind it here, because diffusers has
 retired that class.
 
 Shape letters: B batch, F frames, H/W latent cells.
@@ -18,7 +18,7 @@ from mmcore.types import Medium
 
 
 class TextToVideoDecoder(Decoder):
-    """Latents [B, 4, F, H, W] of a UNet3D -> clips; every frame is decoded by itself."""
+    """Latents [B, 4, F, H, W] of a UNet3D -> videos; every frame is decoded by itself."""
 
     def _denoiser_class(self) -> Any:
         from diffusers import UNet3DConditionModel
@@ -38,7 +38,7 @@ class TextToVideoDecoder(Decoder):
 
 
 class CogVideoXDecoder(Decoder):
-    """Latents [B, F, 16, H, W] of a transformer over text and video tokens -> clips; the VAE spreads frames over time."""
+    """Latents [B, F, 16, H, W] of a transformer over text and video tokens -> videos; the VAE spreads frames over time."""
 
     part = "transformer"
 

@@ -6,7 +6,7 @@ released from; Whisper's cards on the model hub say Apache-2.0 instead. A file o
 says about its family.
 
 Not here: BEATs (Chen et al. 2022, arXiv 2212.09058). Neither transformers 5.23 nor timm carries it; the packages that do bring a speech toolkit
-(ESPnet) or a vendored copy of its encoder. HuBERT, CLAP, Whisper and ImageBind are the sound encoders that can be opened.
+(ESPnet) or a vendored copy of its encoder. HuBERT, CLAP, Whisper and ImageBind are the audio encoders that can be opened.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class KnownWeights:
     published: str
     """Where its publisher keeps it: a code repository, or a name on the model hub."""
     features: str
-    """Shape of one picture's, frame's, sound's or text's features as text; grid and tokens are the spec's."""
+    """Shape of one image's, frame's, audio's or text's features as text; grid and tokens are the spec's."""
     tiny: str
     """Name in TWINS."""
 
@@ -243,7 +243,7 @@ TWINS: dict[str, EncoderSpec] = {
 
 
 def family(arch: str) -> str:
-    """`clip:vit-large-patch14` -> clip."""
+    """`clip:vit-large-patch14` -> `clip`."""
     return arch.partition(":")[0]
 
 

@@ -1,8 +1,8 @@
-"""Sounds through an audio model of transformers: CLAP, HuBERT.
+"""Audio clips through an audio model of transformers: CLAP, HuBERT.
 
 Owns the choice between the pooled vector (tokens 0: the unit vector of CLAP's shared space, HuBERT's mean state) and spec.tokens tokens in time order.
-The front end is the model's own feature extractor; a sound longer than CLAP's window is cut to its beginning, because the extractor would cut a piece out
-at random. Each sound is an encoder call of its own, so its features do not depend on the others' lengths. Input: a transformers directory and media
+The front end is the model's own feature extractor; an audio clip longer than CLAP's window is cut to its beginning, because the extractor would cut a piece out
+at random. Each audio clip is an encoder call of its own, so its features do not depend on the others' lengths. Input: a transformers directory and media
 bytes; output: features [N, E].
 
 Shape letters: F encoder frames, N feature tokens, E encoder width.
@@ -29,7 +29,7 @@ FAMILIES = {"clap": "ClapAudioModelWithProjection", "hubert": "HubertModel"}
 
 
 class HfAudioEncoder(BatchedEncoder):
-    """One sound -> one vector, or spec.tokens tokens."""
+    """One audio clip -> one vector, or spec.tokens tokens."""
 
     def __init__(self, spec: EncoderSpec, weights_dir: Path):
         """Raises ValueError for an unknown family, or a model of another width."""

@@ -1,7 +1,7 @@
-"""Texts through the text side of CLIP, SigLIP or CLAP: one unit vector in the space that the model's pictures or sounds share.
+"""Texts through the text side of CLIP, SigLIP or CLAP: one unit vector in the space that the model's images or audio clips share.
 
 Owns tokenization (the tokenizer saved beside the weights; longer texts are cut, special tokens stay), padding and the forward pass. Cosines with the pooled
-vectors of hf_image, hf_video (clip, siglip) and hf_audio (clap) of the same model are its similarities. CLIP and SigLIP texts are padded to the model's full
+vectors of hf_image, hf_video (video, siglip) and hf_audio (clap) of the same model are its similarities. CLIP and SigLIP texts are padded to the model's full
 context, SigLIP's without a mask, as it was trained; each CLAP text is a call of its own: no text depends on its neighbours' length. Input: a
 transformers directory and UTF-8 bytes; output: features [1, E].
 

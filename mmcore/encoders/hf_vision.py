@@ -1,4 +1,4 @@
-"""Pictures and clips through a vision model of transformers: CLIP, SigLIP, DINOv2.
+"""Images and videos through a vision model of transformers: CLIP, SigLIP, DINOv2.
 
 Owns the choice between the pooled vector (grid 0: the unit vector of the shared space for CLIP and SigLIP, the CLS state for DINOv2) and patch tokens
 (of the output or an earlier layer) pooled to a grid. Preprocessing is the model's own image processor, after spec.pad. Input: a transformers directory and
@@ -51,7 +51,7 @@ FAMILIES = {
 
 
 class HfImageEncoder(BatchedEncoder):
-    """One picture -> one vector, or grid * grid tokens row by row."""
+    """One image -> one vector, or grid * grid tokens row by row."""
 
     def __init__(self, spec: EncoderSpec, weights_dir: Path):
         """Raises ValueError for an unknown family, or a model of another width."""
@@ -65,7 +65,7 @@ class HfImageEncoder(BatchedEncoder):
         self._processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
-        """Bytes -> [3, H, W]; a picture has no span."""
+        """Bytes -> [3, H, W]; an image has no span."""
         return self.prepare_picture(decode_image(data))
 
     def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
@@ -110,9 +110,9 @@ class HfImageEncoder(BatchedEncoder):
 
 
 class HfVideoEncoder(HfImageEncoder):
-    """One clip -> the tokens of `frames` pictures, frame by frame, or one vector: the mean of theirs (of length 1 in a shared space).
+    """One video -> the tokens of `frames` images, frame by frame, or one vector: the mean of theirs (of length 1 in a shared space).
 
-    A clip is one encoder call, whatever else is in the batch.
+    A video is one encoder call, whatever else is in the batch.
     """
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:

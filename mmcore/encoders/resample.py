@@ -1,4 +1,4 @@
-"""Sounds at another rate: interpolation with a windowed sinc.
+"""Audio clips at another rate: interpolation with a windowed sinc.
 
 Owns the formula. Input: mono samples and two rates; output: mono samples. An encoder whose authors resampled this way hears what they did: FFmpeg's own
 resampler, behind mmcore.media.decode, keeps more of the last tenth below the new Nyquist frequency.
@@ -15,7 +15,7 @@ import numpy as np
 
 ZEROS, ROLLOFF = 6, 0.99
 CHUNK = 1 << 15
-"""Output samples per block, so that memory does not grow with the sound."""
+"""Output samples per block, so that memory does not grow with the audio clip."""
 
 
 def resample(samples: np.ndarray, hz: int, wanted_hz: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Pictures made square without losing any of them: bars of one colour at the short sides.
+"""Images made square without losing any of them: bars of one colour at the short sides.
 
-Owns the padding of EncoderSpec.pad, which LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) and NExT-GPT train with. Input: a picture; output: a picture.
+Owns the padding of EncoderSpec.pad, which LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) and NExT-GPT train with. Input: an image; output: an image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def padded_square(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """RGB of any size -> RGB of its longer side, the picture in the middle. mean: the encoder's mean colour, red, green, blue in 0..1 (cut to whole 255ths)."""
+    """RGB of any size -> RGB of its longer side, the image in the middle. mean: the encoder's mean colour, red, green, blue in 0..1 (cut to whole 255ths)."""
     width, height = picture.size
     if width == height:
         return picture

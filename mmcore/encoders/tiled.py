@@ -1,10 +1,10 @@
-"""Large pictures as a thumbnail and tiles, through any encoder of pictures.
+"""Large images as a thumbnail and tiles, through any encoder of images.
 
-Owns the choice of the grid, the cutting and the order: the whole picture as the encoder prepares it, then squares of its own size, row by row from the
-top left. Input: picture bytes; output: features [(1 + tiles) * N, E] of one picture, so lengths differ from picture to picture.
+Owns the choice of the grid, the cutting and the order: the whole image as the encoder prepares it, then squares of its own size, row by row from the
+top left. Input: image bytes; output: features [(1 + tiles) * N, E] of one image, so lengths differ from image to image.
 
 The grid is chosen as LLaVA-NeXT does for images of any resolution (https://llava-vl.github.io/blog/2024-01-30-llava-next/; `select_best_resolution` in
-https://github.com/haotian-liu/LLaVA, llava/mm_utils.py): most of the picture's own pixels first, then least padding. Here every grid of at most spec.tiles
+https://github.com/haotian-liu/LLaVA, llava/mm_utils.py): most of the image's own pixels first, then least padding. Here every grid of at most spec.tiles
 squares may be chosen, one square meaning none (the thumbnail shows the same), and the padding is white like all of our backgrounds, not black.
 
 Shape letters: N feature tokens of one encoder input, E encoder width.
@@ -26,7 +26,7 @@ from mmcore.media.decode import decode_image
 
 @runtime_checkable
 class PictureEncoder(Protocol):
-    """What an encoder of pictures offers beside the bytes' way in. One whose preprocessing cuts off the rim also has prepare_tile."""
+    """What an encoder of images offers beside the bytes' way in. One whose preprocessing cuts off the rim also has prepare_tile."""
 
     def prepare_picture(self, picture: Image.Image) -> Any:
         """RGB -> one prepared item."""
@@ -38,12 +38,12 @@ class PictureEncoder(Protocol):
 
 
 class TiledEncoder(BatchedEncoder):
-    """One picture -> the tokens of its thumbnail, then those of every tile. spec.batch counts encoder inputs, not pictures."""
+    """One image -> the tokens of its thumbnail, then those of every tile. spec.batch counts encoder inputs, not images."""
 
     def __init__(self, spec: EncoderSpec, inner: Encoder):
-        """Raises ValueError for an encoder that takes no decoded pictures, or sees squares of another size."""
+        """Raises ValueError for an encoder that takes no decoded images, or sees squares of another size."""
         if not isinstance(inner, PictureEncoder):
-            raise ValueError(f"{spec.kind} takes no decoded pictures: set tiles to 0")
+            raise ValueError(f"{spec.kind} takes no decoded images: set tiles to 0")
         self.spec, self._inner = spec, inner
         self._prepare_tile = getattr(inner, "prepare_tile", inner.prepare_picture)
         blank = inner.prepare_picture(Image.new("RGB", (spec.image_size, spec.image_size)))
@@ -52,7 +52,7 @@ class TiledEncoder(BatchedEncoder):
             raise ValueError(f"{spec.arch} sees {side} x {side} pixels, the spec says {spec.image_size}: tiles need image_size {side}")
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> list[Any]:
-        """Bytes -> prepared thumbnail and tiles; a picture has no span."""
+        """Bytes -> prepared thumbnail and tiles; an image has no span."""
         picture = decode_image(data)
         tiles = cut(picture, self.spec.image_size, self.spec.tiles)
         return [self._inner.prepare_picture(picture), *(self._prepare_tile(tile) for tile in tiles)]
@@ -68,9 +68,9 @@ class TiledEncoder(BatchedEncoder):
 
 
 def grid(width: int, height: int, side: int, most: int) -> tuple[int, int]:
-    """(columns, rows) of at most `most` squares of `side` pixels for a picture of width x height; (1, 1) when more would show nothing more.
+    """(columns, rows) of at most `most` squares of `side` pixels for an image of width x height; (1, 1) when more would show nothing more.
 
-    The grid in which the fitted picture keeps most pixels (never counted beyond its own), then the one with the least padding; then fewest
+    The grid in which the fitted image keeps most pixels (never counted beyond its own), then the one with the least padding; then fewest
     squares, then fewest columns.
     """
     best, chosen = (-1, 0), (1, 1)
@@ -84,9 +84,9 @@ def grid(width: int, height: int, side: int, most: int) -> tuple[int, int]:
 
 
 def cut(picture: Image.Image, side: int, most: int) -> list[Image.Image]:
-    """The tiles of a picture, side x side pixels each, row by row from the top left; none for a picture that one square holds.
+    """The tiles of an image, side x side pixels each, row by row from the top left; none for an image that one square holds.
 
-    The picture is scaled (bicubic) until it fits its grid in one direction, and centred on white in the other.
+    The image is scaled (bicubic) until it fits its grid in one direction, and centred on white in the other.
     """
     columns, rows = grid(*picture.size, side, most)
     if columns * rows == 1:

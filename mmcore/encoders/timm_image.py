@@ -1,8 +1,8 @@
-"""Pictures and clips through a timm backbone.
+"""Images and videos through a timm backbone.
 
-Owns preprocessing (square, on white), the forward pass and the pooling to grid * grid tokens per picture. Batch normalisation is folded
+Owns preprocessing (square, on white), the forward pass and the pooling to grid * grid tokens per image. Batch normalisation is folded
 into the convolutions (same function, rounding apart) and memory is channels-last: with freed memory kept (pipelines.embed.worker)
-EfficientNet-lite0 makes 50 to 60 pictures per second and core instead of 17. spec.compute is float32 there: bfloat16 is twice as fast
+EfficientNet-lite0 makes 50 to 60 images per second and core instead of 17. spec.compute is float32 there: bfloat16 is twice as fast
 again, but moves EfficientNet-lite0's features by 10 % of their norm on average, by half at worst.
 Input: PNG, JPEG … or MP4 … bytes; output: features [N, E].
 
@@ -32,11 +32,11 @@ from mmcore.media.decode import decode_image
 from mmcore.media.scenes import sample_frames
 
 TRANSFORMERS = ("vit_", "deit", "beit", "eva", "test_vit")
-"""timm families that must be told the picture size and give tokens instead of a map."""
+"""timm families that must be told the image size and give tokens instead of a map."""
 
 
 class TimmImageEncoder(BatchedEncoder):
-    """One picture -> grid * grid tokens, row by row from the top left."""
+    """One image -> grid * grid tokens, row by row from the top left."""
 
     def __init__(self, spec: EncoderSpec, weights_dir: Path):
         """Raises ValueError when the weights are of another architecture or width."""
@@ -56,7 +56,7 @@ class TimmImageEncoder(BatchedEncoder):
         self._mean, self._std = self._mean.to(device), self._std.to(device)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Bytes -> uint8 [H, W, 3]; a picture has no span."""
+        """Bytes -> uint8 [H, W, 3]; an image has no span."""
         return self.prepare_picture(decode_image(data))
 
     def prepare_picture(self, picture: Image.Image) -> np.ndarray:
@@ -73,7 +73,7 @@ class TimmImageEncoder(BatchedEncoder):
 
     @torch.inference_mode()
     def _features(self, pixels_BHWC: np.ndarray) -> np.ndarray:
-        """uint8 pictures -> features_BNE of the stored dtype."""
+        """uint8 images -> features_BNE of the stored dtype."""
         pixels = self._put(torch.from_numpy(pixels_BHWC)).permute(0, 3, 1, 2)  # already channels-last in memory
         pixels = (pixels.float() / 255 - self._mean) / self._std
         with self._arithmetic():
@@ -93,7 +93,7 @@ class TimmImageEncoder(BatchedEncoder):
 
 
 class TimmVideoEncoder(TimmImageEncoder):
-    """One clip -> frames * grid * grid tokens, frame by frame. A clip is one encoder call, whatever else is in the batch."""
+    """One video -> frames * grid * grid tokens, frame by frame. A video is one encoder call, whatever else is in the batch."""
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Bytes -> uint8 [frames, H, W, 3]."""

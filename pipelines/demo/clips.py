@@ -1,6 +1,6 @@
-"""Clips: short H.264 videos of one picture in motion, on white, with or without a sound.
+"""Videos: short H.264 videos of one image in motion, on white, with or without audio.
 
-Owns the motions and the encoder settings. Input: a PIL picture (and samples); output: mp4 bytes, the same for the same picture whatever the
+Owns the motions and the encoder settings. Input: a PIL image (and samples); output: mp4 bytes, the same for the same image whatever the
 machine load (see X264; no times in the container).
 """
 
@@ -17,11 +17,11 @@ X264 = {"threads": "1", "crf": "23", "preset": "veryfast", "x264-params": "cpu-i
 """One thread, the same decisions on every processor, and no macroblock tree: its vector code gives other bytes from run to run."""
 SOUND_HZ = 16_000
 TRAVEL = 0.28
-"""moving: distance of the picture's centre from the frame's centre at both ends, as a share of the side."""
+"""moving: distance of the image's centre from the frame's centre at both ends, as a share of the side."""
 
 
 def frames(picture: Image.Image, motion: str, count: int, side: int) -> Iterator[Image.Image]:
-    """`count` RGB frames of side x side pixels: the picture on white, in motion."""
+    """`count` RGB frames of side x side pixels: the image on white, in motion."""
     base = picture.convert("RGBA")
     base.thumbnail((side * 2, side * 2), Image.Resampling.LANCZOS)
     for number in range(count):
@@ -76,7 +76,7 @@ def encode_mp4(pictures: Iterable[Image.Image], rate_hz: int, sound: np.ndarray 
                     track = added
             container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         if stream is None:
-            raise ValueError("a clip needs at least one frame")
+            raise ValueError("a video needs at least one frame")
         container.mux(stream.encode())
         if track is not None and sound is not None:
             frame = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")

@@ -154,9 +154,9 @@ class SmolListsConfig:
     heldout: float = 0.12
     """Share of the groups of stamps that is kept out of training."""
     clips: int = 160
-    """Video clips rendered, of distinct stamps."""
+    """Videos rendered, of distinct stamps."""
     pictures: int = 4000
-    """easy-VQA training pictures, with all their questions."""
+    """easy-VQA training images, with all their questions."""
     clip_side: int = 224
     """Pixels."""
     clip_rate_hz: int = 12
@@ -169,7 +169,7 @@ class SmolListsConfig:
     converse_per_concept: int = 12
     """Conversations that come to ask for each concept."""
     max_words: int = 8
-    """Longest caption that is put inside a sentence (draw requests, clips, sounds)."""
+    """Longest caption that is put inside a sentence (draw requests, videos, audio clips)."""
     spoken: tuple[tuple[str, str], ...] = (("en", "English"), ("fr", "French"), ("es", "Spanish"))
     """(code, name in captions) of the languages of spoken descriptions."""
     spoken_each: int = 80
@@ -186,13 +186,13 @@ class TinyListsConfig:
 
     seed: int = 0
     side: int = 48
-    """Pixels of a picture's side."""
+    """Pixels of an image's side."""
     stamps_train: int = 40
     stamps_heldout: int = 12
     easyvqa_train: int = 24
     easyvqa_test: int = 12
     questions: int = 6
-    """Per easy-VQA picture."""
+    """Per easy-VQA image."""
     clips_train: int = 12
     clips_heldout: int = 4
     sounds_train: int = 12

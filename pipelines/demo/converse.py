@@ -1,8 +1,8 @@
-"""Conversations that turn from one thing to another (the dataset converse_train): questions about a picture, then a request for a picture or for spoken words.
+"""Conversations that turn from one thing to another (the dataset converse_train): questions about an image, then a request for an image or for spoken words.
 
 NExT-GPT's modality-switching instructions (MosIT; Wu et al. 2023, arXiv 2309.05519, section 5.3) are such conversations, whose media were never published. Here
-their turns come from the other lists: easy-VQA's training questions, the requests for pictures and words, and ordinary talk. Owns which turns follow each
-other. Input: training pictures with their questions and captions; output: instruction records. What is asked for is no matter of what was shown.
+their turns come from the other lists: easy-VQA's training questions, the requests for images and words, and ordinary talk. Owns which turns follow each
+other. Input: training images with their questions and captions; output: instruction records. What is asked for is no matter of what was shown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KINDS = (
     ("ask", "draw", "ask"),
     ("draw", "talk"),
 )
-"""What follows what. ask: a question about the picture that is shown."""
+"""What follows what. ask: a question about the image that is shown."""
 Pair = tuple[str, str]
 
 
@@ -39,7 +39,7 @@ def converse_records(
 ) -> list[dict[str, Any]]:
     """`per_concept` conversations that ask for each concept, the kinds in turn.
 
-    questions: picture number -> its (number, question, answer)s; captions, uri_of: picture number -> caption and uri; voice: some ask for spoken words;
+    questions: image number -> its (number, question, answer)s; captions, uri_of: image number -> caption and uri; voice: some ask for spoken words;
     restate: answers say what is asked for before they give it.
     """
     of_concept: dict[str, list[int]] = defaultdict(list)
@@ -92,7 +92,7 @@ def _request(modality: str, said: str, number: int) -> str:
 
 
 def _spoken_by(turns: Sequence[Pair], shown: bool) -> list[dict[str, str]]:
-    """The turns as an instruction list has them; shown: the first one shows the picture."""
+    """The turns as an instruction list has them; shown: the first one shows the image."""
     found = []
     for place, (human, gpt) in enumerate(turns):
         found += [{"from": "human", "value": ("<image>\n" if shown and place == 0 else "") + human}, {"from": "gpt", "value": gpt}]

@@ -70,7 +70,7 @@ def write_instruct(root: Path, dataset: str, records: Sequence[dict[str, Any]]) 
 
 
 def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str, str]], modality: str = "image") -> dict[str, Any]:
-    """One picture (or another medium) with its independent (question id, question, answer)s; question_ids is ours, readers of the format ignore it."""
+    """One image (or another medium) with its independent (question id, question, answer)s; question_ids is ours, readers of the format ignore it."""
     turns = []
     for position, (_, question, answer) in enumerate(questions):
         turns.append({"from": "human", "value": (f"<{modality}>\n" if position == 0 else "") + question})
@@ -79,7 +79,7 @@ def question_record(identity: str, uri: str, questions: Sequence[tuple[int, str,
 
 
 def draw_record(identity: str, caption: str, uri: str, phrase: int, modality: str = "image", said: str = "", restate: bool = False) -> dict[str, Any]:
-    """A request for a picture, or another medium; the answer is the placeholder that the model has to emit as a signal block.
+    """A request for an image, or another medium; the answer is the placeholder that the model has to emit as a signal block.
 
     said: the caption in other words, for the request; "": as it stands in a sentence. restate: the answer says the caption before it.
     """

@@ -1,9 +1,9 @@
-"""Questions about clips and sounds: instruction records with short answers, each with its kind.
+"""Questions about videos and audio clips: instruction records with short answers, each with its kind.
 
 Owns the wordings, the kinds and the choice of the other name in a yes/no question. Input: what each medium shows or lets hear; output: records
 in the format of pipelines.readers.instruct, with `question_kinds` beside `question_ids` (ours; readers of the format ignore both).
 
-Kinds: `yes/no` (its own name, and the name of another medium of the list), `name`, `motion` (clips) and `language` (voices). Every name is asked
+Kinds: `yes/no` (its own name, and the name of another medium of the list), `name`, `motion` (videos) and `language` (voices). Every name is asked
 for as often where the answer is yes as where it is no, in the same words: from a question's text alone its answer cannot be told.
 """
 
@@ -39,14 +39,14 @@ class Subject:
     """One medium that is asked about."""
 
     what: str
-    """clip, sound or voice."""
+    """video, audio or voice."""
     stem: str
     """Its name in the list; decides the wordings."""
     uri: str
     name: str
     """What it shows or lets hear, as it stands in a sentence: `a frog`."""
     motion: str = ""
-    """clip: how the picture moves."""
+    """video: how the image moves."""
     language: str = ""
     """voice: what it speaks."""
 

@@ -1,10 +1,10 @@
-"""Lists of the smol recipe: real pictures, sounds and questions in the formats of CC3M, WebVid, AudioCaps and NExT-GPT.
+"""Lists of the smol recipe: real images, audio clips and questions in the formats of CC3M, WebVid, AudioCaps and NExT-GPT.
 
 Owns which asset goes into which dataset, the hold-out and the captions. Input: the `assets` artifact; output: list files by group and
 the `media/` tree they point to.
 
-Hold-out: pictures that share a caption or their bytes form a group; a group goes to one side by a hash of its captions, and takes
-its clips, sounds and spoken descriptions along, and the questions about them. Captions of easy-VQA pictures say only what the training questions
+Hold-out: images that share a caption or their bytes form a group; a group goes to one side by a hash of its captions, and takes
+its videos, audio clips and spoken descriptions along, and the questions about them. Captions of easy-VQA images say only what the training questions
 affirm.
 """
 
@@ -91,7 +91,7 @@ def run(ctx: StepContext[SmolListsConfig]) -> dict[str, Any]:
 
 
 def read_questions(folder: Path) -> dict[int, list[Question]]:
-    """Picture number -> its (line number in questions.json, question, answer)s, both in the file's order."""
+    """Image number -> its (line number in questions.json, question, answer)s, both in the file's order."""
     out: dict[int, list[Question]] = defaultdict(list)
     for number, (question, answer, picture) in enumerate(json.loads((folder / "questions.json").read_text(encoding="utf-8"))):
         out[picture].append((number, question, answer))
@@ -141,7 +141,7 @@ def read_stamps(root: Path, heldout: float, languages: tuple[str, ...] = ()) -> 
 
 
 def _groups(root: Path, found: list[tuple[str, str, tuple[str, ...]]]) -> dict[str, str]:
-    """stem -> name of its group: stamps with the same caption or the same picture bytes are one group (named by its lowest caption)."""
+    """stem -> name of its group: stamps with the same caption or the same image bytes are one group (named by its lowest caption)."""
     parent: dict[str, str] = {}
 
     def leader(node: str) -> str:
@@ -190,7 +190,7 @@ def _stamps(output: Path, assets: Path, stamps: list[Stamp], config: SmolListsCo
 
 
 def _heard(what: str, name: str, thing: str, language: str = "") -> Subject:
-    """A sound that is asked about. name: its file among the stamps."""
+    """An audio clip that is asked about. name: its file among the stamps."""
     return Subject(what=what, stem=_flat(name).removesuffix(".ogg"), uri=f"media/audio/{_flat(name)}", name=thing, language=language)
 
 
@@ -205,7 +205,7 @@ def _spoken(stamps: list[Stamp], split: str, config: SmolListsConfig) -> list[tu
 
 
 def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: SmolListsConfig) -> int:
-    """Requests for easy-VQA shapes (each caption in turn with its pictures; half of them say it in other words) and for the stamps of the training side."""
+    """Requests for easy-VQA shapes (each caption in turn with its images; half of them say it in other words) and for the stamps of the training side."""
     by_caption: dict[str, list[int]] = defaultdict(list)
     for number, caption in captions.items():
         if " " in caption and not caption.endswith("shape"):
@@ -225,11 +225,11 @@ def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: S
     return write_instruct(output, "draw_train", records)
 
 
-# ---- clips ----------------------------------------------------------------------------------------------------------
+# ---- videos ----------------------------------------------------------------------------------------------------------
 
 
 def _clip_pictures(assets: Path, stamps: list[Stamp], captions: dict[int, str], config: SmolListsConfig) -> list[tuple[str, Path, str, str]]:
-    """(name, picture, caption inside a sentence, split) of each clip, in an order given by a hash of the name."""
+    """(name, image, caption inside a sentence, split) of each video, in an order given by a hash of the name."""
     pictures = [
         (_flat(s.stem), assets / "stamps" / f"{s.stem}.png", in_sentence(s.caption), s.split)
         for s in stamps
@@ -245,7 +245,7 @@ def _clip_pictures(assets: Path, stamps: list[Stamp], captions: dict[int, str], 
 
 
 def _clips(ctx: StepContext[SmolListsConfig], pictures: list[tuple[str, Path, str, str]], config: SmolListsConfig) -> dict[str, int]:
-    """Render every clip (kept in ctx.work, so a killed run continues) and write the lists."""
+    """Render every video (kept in ctx.work, so a killed run continues) and write the lists."""
     rows: dict[str, list[tuple[str, str, int, str]]] = {"train": [], "heldout": []}
     shown: dict[str, list[Subject]] = {"train": [], "heldout": []}
     seconds = round(config.clip_frames / config.clip_rate_hz)

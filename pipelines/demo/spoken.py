@@ -1,6 +1,6 @@
 """Lists of spoken words: the captions of mmcore.concepts.shapes, said by the demo's voice.
 
-Owns the datasets spoken_train (the sounds with what is said) and speak_train (requests for them). Input: voice/ of the `assets` artifact; output: the list
+Owns the datasets spoken_train (the audio clips with what is said) and speak_train (requests for them). Input: voice/ of the `assets` artifact; output: the list
 files and media/spoken/*.wav, the same bytes for the same assets. Its world are the 24 concepts: whoever learns from it can say nothing else.
 """
 
@@ -18,12 +18,12 @@ from pipelines.demo.listfiles import draw_record, write_audiocaps, write_instruc
 
 FOLDER = "media/spoken"
 SPOKEN = 'the words "{}"'
-"""Caption of a sound in which a voice says something: what is said stands between double quotes."""
+"""Caption of an audio clip in which a voice says something: what is said stands between double quotes."""
 
 
 def write_spoken(output: Path, voice: Path | None, per_caption: int, restate: bool) -> dict[str, int]:
     """Say every concept once and write both lists, empty ones without a voice. per_caption: requests for each, in the wordings of REQUESTS in turn;
-    restate: answers say the caption before the sound.
+    restate: answers say the caption before the audio clip.
 
     Returns rows per dataset.
     """
@@ -35,12 +35,12 @@ def write_spoken(output: Path, voice: Path | None, per_caption: int, restate: bo
 
 
 def stem_of(concept: Concept) -> str:
-    """Name of the sound that says a concept."""
+    """Name of the audio clip that says a concept."""
     return f"{concept.colour}_{concept.shape}"
 
 
 def _say_all(output: Path, voice: Path) -> list[tuple[str, str]]:
-    """Write the sound of every concept. Returns (stem of the file, caption) each."""
+    """Write the audio clip of every concept. Returns (stem of the file, caption) each."""
     settings, graph = read_json(voice / SETTINGS), open_graph(voice / GRAPH)
     pronouncer, rate_hz = Pronouncer(voice / DICTIONARY, settings["phoneme_id_map"]), settings["audio"]["sample_rate"]
     said = []

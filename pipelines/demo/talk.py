@@ -1,7 +1,7 @@
 """Ordinary talk: questions that ask for no medium, with short answers in words (the dataset talk_train).
 
 NExT-GPT's third stage has text-only instructions beside the multimodal ones (Wu et al. 2023, arXiv 2309.05519, section 5), so that a model that learned to draw
-does not draw whenever it is spoken to. Many of these name shapes, colours or pictures. Owns words only; the evaluation's talk is other talk.
+does not draw whenever it is spoken to. Many of these name shapes, colours or images. Owns words only; the evaluation's talk is other talk.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lists of the tiny recipe: the datasets of smol in the same formats, generated in about a second.
 
-Owns the generated pictures (coloured shapes, 48 x 48), tones, clips and questions. Input: a seed; output: list files by group and the
+Owns the generated images (coloured shapes, 48 x 48), tones, videos and questions. Input: a seed; output: list files by group and the
 `media/` tree. It is data for tests: nothing learned from it means anything.
 """
 
@@ -41,7 +41,7 @@ MAX_QUESTIONS = 18
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a generated picture shows."""
+    """What a generated image shows."""
 
     colour: str
     shape: str
@@ -82,9 +82,9 @@ def run(ctx: StepContext[TinyListsConfig]) -> dict[str, Any]:
 
 
 def questions(shape: Shape, count: int, draws: random.Random) -> list[tuple[str, str]]:
-    """(question, answer)s about one picture in easy-VQA's wording: the shape, the colour, then yes/no ones."""
+    """(question, answer)s about one image in easy-VQA's wording: the shape, the colour, then yes/no ones."""
     if count > MAX_QUESTIONS:
-        raise AnyloomError(f"tiny lists: {count} questions per picture, at most {MAX_QUESTIONS} can differ; lower `questions`")
+        raise AnyloomError(f"tiny lists: {count} questions per image, at most {MAX_QUESTIONS} can differ; lower `questions`")
     out = [("what shape is present?", shape.shape), (f"what color is the {shape.shape}?", shape.colour)]
     while len(out) < count:
         word = draws.choice((shape.shape, draws.choice(SHAPES), f"{shape.colour} shape", f"{draws.choice(sorted(COLOURS))} shape"))
@@ -138,7 +138,7 @@ def _samples(pitch_hz: float, shape: str, seconds: float) -> np.ndarray:
 
 
 def _pictures(output: Path, folder: str, count: int, config: TinyListsConfig) -> list[tuple[str, Shape]]:
-    """`count` pictures with their uris; colours and shapes in turn, so that every pair appears."""
+    """`count` images with their uris; colours and shapes in turn, so that every pair appears."""
     draws = random.Random(f"{config.seed} {folder}")
     pairs = [Shape(colour, shape) for colour in sorted(COLOURS) for shape in SHAPES]
     draws.shuffle(pairs)
@@ -153,7 +153,7 @@ def _pictures(output: Path, folder: str, count: int, config: TinyListsConfig) ->
 
 
 def _clips(output: Path, stamps: dict[str, list[tuple[str, Shape]]], config: TinyListsConfig) -> dict[str, int]:
-    """Half-second clips of the stamps of the same split, in motion; every other one with a tone."""
+    """Half-second videos of the stamps of the same split, in motion; every other one with a tone."""
     counts, pitches = {}, tuple(TONES.values())
     for split, size in (("train", config.clips_train), ("heldout", config.clips_heldout)):
         rows, shown = [], []

@@ -19,7 +19,7 @@ class EmbedConfig:
 
     spec: EncoderSpec
     splits: tuple[str, ...] = ("train", "heldout")
-    """Splits that are encoded. The pictures of `test` are not read here: the exported model encodes them itself when it is evaluated."""
+    """Splits that are encoded. The images of `test` are not read here: the exported model encodes them itself when it is evaluated."""
     sources: tuple[str, ...] = ()
     """texts: datasets whose captions are encoded; empty: all."""
 

@@ -1,4 +1,4 @@
-"""Media: the steps that embed pictures, clips and sounds with a frozen encoder.
+"""Media: the steps that embed images, videos and audio clips with a frozen encoder.
 
 Owns which samples are embedded and under which address. Input: shards and the encoder's weights. Output: the artifact of pipelines.embed.fill, keyed by
 sample. Raises AnyloomError as that does.

@@ -1,12 +1,13 @@
-"""Embed tracks: the sound of every clip in the shards -> features in the embedding store, beside those of its pictures.
+"""Embed tracks: the audio of every video in the shards -> features in the embedding store, beside those of its images.
 
-Owns the question which clips have a sound that can be read. Input: artifact `weights` of the sound encoder and every `shards_*`; output: an artifact like
-that of pipelines.embed, its rows keyed by the clips' sample keys, and left_out.parquet. A clip without a sound track, or whose track cannot be decoded
-in the clip's span, has no row and stands in left_out.parquet: silent clips are common and no error. mmcore.stores.embeddings opens the artifact like any other;
-training does not read it yet.
+Owns the question which videos have audio that can be read. Input: artifact `weights` of the audio encoder and every `shards_*`; output: an artifact like
+that of pipelines.embed, its rows keyed by the videos' sample keys, and left_out.parquet. A video without an audio track, or whose track cannot be decoded
+in the video's span, has no row and stands in left_out.parquet: silent videos are common and no error. mmcore.stores.embeddings opens the artifact like any
+other; training does not read it yet.
 
-The space is that of the sounds (same encoder, same weights). A clip is addressed there by its own bytes, as a sound file would be, so nothing can be mixed
-up: in one space the same bytes and span mean the same sound.
+The space is that of the audio clips (same encoder, same weights). A video is addressed there by its own bytes, as an audio file would be, so nothing can be
+mixed
+up: in one space the same bytes and span mean the same audio clip.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ LEFT_OUT_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("de
 NO_TRACK = "no_track"
 PROBE_HZ = 16_000
 AT_ONCE = 8
-"""Clips held in memory, per thread."""
+"""Videos held in memory, per thread."""
 
 Verdict = tuple[str, str]
-"""(reason, detail) why a clip is left out; both empty for one with a sound."""
+"""(reason, detail) why a video is left out; both empty for one with audio."""
 
 
 def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
-    """Features of the sound of every clip of the config's splits. Returns counts: those of pipelines.embed, and how many clips are left out and why."""
+    """Features of the audio of every video of the config's splits. Returns counts: those of pipelines.embed, and how many videos are left out and why."""
     config = ctx.config
     if MODALITY_OF[config.spec.kind] != "audio":
         raise ValueError(f"the sound of clips needs an encoder of sounds, got {config.spec.kind}")

@@ -1,7 +1,7 @@
 """AudioCaps lists: comma-separated with header audiocap_id,youtube_id,start_time,caption.
 
 Input: a .csv and a media template, because the list names videos, not files; output: one audio Row per record.
-Files are usually cut to the clip already (`{youtube_id}_{start_time}.wav`); for whole soundtracks ReadOptions.span_s takes that many seconds from start_time.
+Files are usually cut to the span already (`{youtube_id}_{start_time}.wav`); for whole soundtracks ReadOptions.span_s takes that many seconds from start_time.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Every weight is given with --weights and every list with --list; nothing is downloaded. Sources of the values: [llava] the repository
 haotian-liu/LLaVA at c121f04, scripts/v1_5/pretrain.sh and finetune_lora.sh, [ours] a decision of this project and why. Of the two published
 ways to tune it, the whole LM and LoRA, this is LoRA: the LM's own matrices never change here. Differences that no value can express: stage 1
-with the prompt that stands in its list and pictures padded (there neither).
-Feature files: 576 tokens of 1024 in half precision are 1.2 MB a picture, 1.4 TB for both lists.
+with the prompt that stands in its list and images padded (there neither).
+Feature files: 576 tokens of 1024 in half precision are 1.2 MB an image, 1.4 TB for both lists.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DATASETS = (
 
 
 def llava15_7b() -> Recipe:
-    """LLaVA-1.5: Vicuna-7B v1.5, CLIP ViT-L/14 at 336 px, MLP projector, 576 tokens a picture; reads pictures, writes text; stages 1-3 with LoRA."""
+    """LLaVA-1.5: Vicuna-7B v1.5, CLIP ViT-L/14 at 336 px, MLP projector, 576 tokens an image; reads images, writes text; stages 1-3 with LoRA."""
     return Recipe(
         name="llava15_7b",
         lists="own",

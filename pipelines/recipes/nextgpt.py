@@ -4,8 +4,8 @@ Every weight is given with --weights and every list with --list; nothing is down
 NExT-GPT/NExT-GPT at 60d618b (2025-05-13), [old] its folder NExT-GPT-Lagacy, whose layout the only public checkpoint has, [author] answers in the
 repository's issue threads 13 and 17, [ours] a decision of this project and why. Where the reference's code does not do what its README says, the README
 is followed.
-Files that the steps of nextgpt_7b keep: 154 KiB a caption of a picture or clip (targets, 77 x 1024 in half precision), 6 KiB a picture, 200 KiB a clip and
-65 KiB a sound of latents, 2 KiB a medium of features; give lists of the size that the stages' steps draw.
+Files that the steps of nextgpt_7b keep: 154 KiB a caption of an image or video (targets, 77 x 1024 in half precision), 6 KiB an image, 200 KiB a video and
+65 KiB an audio clip of latents, 2 KiB a medium of features; give lists of the size that the stages' steps draw.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProje
 from pipelines.recipes.recipe import Dataset, Recipe, Weights, change_stage
 
 NEXTGPT_DECODERS = (("image", "stabilityai/stable-diffusion-2"), ("video", "cerspense/zeroscope_v2_576w"), ("audio", "cvssp/audioldm"))
-"""[new] scripts/*.sh; for clips the README's ZeroScope 576w, not the scripts' XL, which is made to enlarge clips of 576w."""
+"""[new] scripts/*.sh; for videos the README's ZeroScope 576w, not the scripts' XL, which is made to enlarge videos of 576w."""
 LEGACY_DECODERS = (("image", "runwayml/stable-diffusion-v1-5"), ("video", "cerspense/zeroscope_v2_576w"), ("audio", "cvssp/audioldm-l-full"))
 """[old] config/base.yaml."""
 
 DATASETS = (
-    # [new] data/T-X_pair_data: captions of three modalities. WebVid can no longer be downloaded: give any list of clips in its format
+    # [new] data/T-X_pair_data: captions of three modalities. WebVid can no longer be downloaded: give any list of videos in its format
     Dataset(name="cc3m", group="cc3m", split="train", licence="captions: Google, any purpose; pictures: their owners'"),
     Dataset(name="webvid", group="webvid", split="train", licence="non-commercial research"),
     Dataset(name="audiocaps", group="audiocaps", split="train", licence="captions: MIT; sounds: their owners'"),
@@ -40,9 +40,9 @@ INSTRUCTIONS = (("llava_150k", 150.0), ("alpaca", 52.0), ("videochat", 11.0), ("
 """[ours] By size in thousands, as a concatenation of the sets would give."""
 
 LATENTS: dict[str, Any] = {
-    # [new] training_utils.py: target pictures of 224 px (SD 2 itself was trained at 768)
+    # [new] training_utils.py: target images of 224 px (SD 2 itself was trained at 768)
     "latents": EncoderSpec(kind="vae_image", arch="stabilityai/stable-diffusion-2", width=4, image_size=224, batch=16, part_rows=1024),
-    # [new] training_utils.py: 16 frames of 576 x 320; [ours] the central square of 320 px, frames spread over the whole clip (there one a second)
+    # [new] training_utils.py: 16 frames of 576 x 320; [ours] the central square of 320 px, frames spread over the whole video (there one a second)
     "latents_video": EncoderSpec(kind="vae_video", arch="cerspense/zeroscope_v2_576w", width=4, image_size=320, frames=16, batch=1, part_rows=256),
     # [new] audio_processor.py: 10.4 s at 16 kHz, 64 mel bins, hop 160
     "latents_audio": EncoderSpec(kind="vae_audio", arch="cvssp/audioldm", width=8, max_seconds=10.4, batch=16, part_rows=1024),
@@ -68,7 +68,7 @@ def nextgpt_7b() -> Recipe:
         weights=Weights(kind="own", lm="vicuna-7b-v1.5", image="imagebind_huge", audio="imagebind_huge", text="none"),
         datasets=DATASETS,
         samples_per_shard=1000,  # [ours] shards of some 100 MB
-        # [new] ImageBind/models/imagebind_model.py: the pooled 1024-d vector reaches the projector, one per item (clips: mean over 15 crops)
+        # [new] ImageBind/models/imagebind_model.py: the pooled 1024-d vector reaches the projector, one per item (videos: mean over 15 crops)
         # pad: [new] scripts/*.sh: --image_aspect_ratio pad
         image=EncoderSpec(kind="imagebind_image", arch="imagebind_huge", width=1024, pad=True, batch=64, part_rows=4096),
         video=EncoderSpec(kind="imagebind_video", arch="imagebind_huge", width=1024, batch=4, part_rows=1024),
@@ -124,7 +124,7 @@ def nextgpt_7b() -> Recipe:
                 token_loss=1.0,  # [new] nextgpt_llama.py: every loss has weight 1
                 align_loss=1.0,  # [ours] normalised by the mean predictor's: 33 against 1 in the reference, image against audio
                 denoise_loss=1.0,  # [new] weight 1, for every modality; the target is what the decoder predicts (there always the noise)
-                min_snr_gamma=0.0,  # [new] gamma 5 for pictures only, and there its weights are averaged away before they count; [ours] none
+                min_snr_gamma=0.0,  # [new] gamma 5 for images only, and there its weights are averaged away before they count; [ours] none
             ),
         ),
     )
@@ -148,7 +148,7 @@ def nextgpt_7b_legacy() -> Recipe:
     return replace(
         recipe,
         name="nextgpt_7b_legacy",
-        image=replace(recipe.image, pad=False),  # [old] pictures as ImageBind's own code prepares them
+        image=replace(recipe.image, pad=False),  # [old] images as ImageBind's own code prepares them
         weights=replace(recipe.weights, lm="vicuna-7b-v0"),  # [old] config/base.yaml
         lm_dtype="float16",  # [old] dsconfig: fp16
         chat="vicuna_v0",  # [old] "### Human:" and "### Assistant:"

@@ -103,28 +103,28 @@ class Recipe:
     weights: Weights = Weights()
     datasets: tuple[Dataset, ...]
     heldout: float = 0.2
-    """smol lists: share of the groups of stamps (pictures, clips, sounds) kept out of training."""
+    """smol lists: share of the groups of stamps (images, videos, audio clips) kept out of training."""
     clips: int = 400
-    """smol lists: video clips rendered from stamps."""
+    """smol lists: videos rendered from stamps."""
     easyvqa_pictures: int = 4000
-    """smol lists: easy-VQA training pictures that are taken, with all their questions (of 4,000)."""
+    """smol lists: easy-VQA training images that are taken, with all their questions (of 4,000)."""
     samples_per_shard: int = 500
     near_duplicate_bits: int = 2
-    """Pictures whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""
+    """Images whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""
     image: EncoderSpec
     video: EncoderSpec | None
-    """None: the model reads no clips."""
+    """None: the model reads no videos."""
     audio: EncoderSpec | None
-    """None: the model reads no sounds."""
+    """None: the model reads no audio clips."""
     video_audio: bool = False
-    """Also encode the sound of the clips, with the encoder of sounds (step embed_video_audio). Nothing is trained on it yet."""
+    """Also encode the audio of the videos, with the audio encoder (step embed_video_audio). Nothing is trained on it yet."""
     latents: EncoderSpec | None = None
-    """Also keep a picture decoder's latents of the captioned pictures (kind vae_image, step embed_latents), for denoising losses; by the autoencoder of the
+    """Also keep an image decoder's latents of the captioned images (kind vae_image, step embed_latents), for denoising losses; by the autoencoder of the
     recipe's decoder where it has one. None: not kept."""
     latents_video: EncoderSpec | None = None
-    """The same for clips (kind vae_video), by the autoencoder of the decoder of clips."""
+    """The same for videos (kind vae_video), by the video decoder's autoencoder."""
     latents_audio: EncoderSpec | None = None
-    """The same for sounds (kind vae_audio), by the autoencoder of the decoder of sounds."""
+    """The same for audio clips (kind vae_audio), by the audio decoder's autoencoder."""
     lm_dtype: str = "bfloat16"
     quantize: str = ""
     """Frozen linear layers of the LM in `4bit` or `8bit` (bitsandbytes, CUDA only); "": in lm_dtype."""
@@ -150,22 +150,22 @@ class Recipe:
     query_weights: str = ""
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
     restate: bool = False
-    """smol lists: the answer to a request says what is asked for before it gives it ("a red circle" and then the picture). Its words stand between the
+    """smol lists: the answer to a request says what is asked for before it gives it ("a red circle" and then the image). Its words stand between the
     request, however worded, and the signal tokens, whose states then depend on little else."""
     decoders: tuple[tuple[str, str], ...] = ()
     """(modality, decoder) of what turns signal blocks into media; `trained`: the one of image_decoder; `voice`: the speaking voice of the demo's assets; a
     published name of mmcore.decoders.catalogue (give its directory with --weights decoder_<modality>=DIR); or, in a recipe of kind random, a toy of
     pipelines.toys.decoders. All but the first also give stage 2 its caption targets. A modality without a decoder gives its conditioning only."""
     image_decoder: ImageDecoderConfig | None = None
-    """Not None: a small picture decoder is trained on the recipe's own pictures (step image_decoder) and judged (eval_pictures)."""
+    """Not None: a small image decoder is trained on the recipe's own images (step image_decoder) and judged (eval_pictures)."""
     picture_judge: JudgeConfig = JudgeConfig()
-    """Classifier of the decoder's pictures; used with image_decoder only."""
+    """Classifier of the decoder's images; used with image_decoder only."""
     eval_pictures: PicturesEvalConfig = PicturesEvalConfig()
     """Draws that are judged; used with image_decoder only."""
     eval_drawing: DrawingEvalConfig = DrawingEvalConfig()
     """Requests to the whole model; used with image_decoder among the decoders only."""
     eval_speaking: SpeakingEvalConfig = SpeakingEvalConfig()
-    """Requests for sounds; used with the voice among the decoders only."""
+    """Requests for audio clips; used with the voice among the decoders only."""
     generation: bool = False
     """Also judge media that are asked for by held-out captions, the model's own captions, and what it says of things that are not there (eval_generation,
     eval_captioning, eval_objects_as_pope)."""
@@ -174,7 +174,7 @@ class Recipe:
     eval_captioning: CaptioningEvalConfig = CaptioningEvalConfig()
     """Captions of held-out media, and the objects in them."""
     eval_objects_as_pope: PopeEvalConfig = PopeEvalConfig()
-    """Yes/no questions about objects that are, or are not, in a picture."""
+    """Yes/no questions about objects that are, or are not, in an image."""
     two_tower: Retrieval | None = None
     """Not None: the recipe is the data steps, then embed_text -> two_tower -> eval_retrieval; no stage is trained."""
 
@@ -335,7 +335,7 @@ def encoders(recipe: Recipe) -> tuple[tuple[str, EncoderSpec], ...]:
 
 
 def asked_about(recipe: Recipe, modality: str) -> list[str]:
-    """Datasets of the recipe with questions about clips or sounds."""
+    """Datasets of the recipe with questions about videos or audio clips."""
     return [dataset.name for dataset in recipe.datasets if dataset.name in QUESTIONS.get(modality, ())]
 
 
@@ -351,7 +351,7 @@ def caption_targets(recipe: Recipe) -> TargetsConfig:
 
 
 def spoken_datasets(recipe: Recipe) -> tuple[str, ...]:
-    """The datasets of sounds that the model is to say: those whose captions a voice can say. Empty for a recipe without a voice."""
+    """The datasets of audio clips that the model is to say: those whose captions a voice can say. Empty for a recipe without a voice."""
     if dict(recipe.decoders).get("audio") != VOICE:
         return ()
     groups = {dataset.name: dataset.group for dataset in recipe.datasets}

@@ -1,7 +1,7 @@
 """smol: real pretrained parts and real data on a laptop, without a model hub.
 
-SmolLM2-135M, EfficientNet-lite0 and the Whisper tiny.en encoder; Tux Paint stamps (pictures, sounds, clips rendered from them) and easy-vqa. It answers with
-pictures of easy-vqa's shapes and, by the sound half of a Piper voice, with their spoken names: a world of 24 concepts.
+SmolLM2-135M, EfficientNet-lite0 and the Whisper tiny.en encoder; Tux Paint stamps (images, audio clips, videos rendered from them) and easy-vqa. It answers
+with images of easy-vqa's shapes and, by the audio half of a Piper voice, with their spoken names: a world of 24 concepts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DATASETS = (
 )
 
 MEDIA_QUESTIONS = tuple(Dataset(name=name, group="instruct", split=name.rsplit("_", 1)[-1], licence=STAMPS) for names in QUESTIONS.values() for name in names)
-"""Questions about clips and sounds, both sides."""
+"""Questions about videos and audio clips, both sides."""
 
 
 ASKED_FOR = (("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("spoken_train", 0.7))
@@ -125,7 +125,7 @@ def smol_frozen() -> Recipe:
 
 
 def smol_mix() -> Recipe:
-    """smol, also asked about clips and sounds in stage 3; more steps, so that pictures get as many as in smol."""
+    """smol, also asked about videos and audio clips in stage 3; more steps, so that images get as many as in smol."""
     recipe = smol()
     mixture = (*recipe.entries["stage3"].mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))
     return replace(change_stage(recipe, "stage3", steps=280, mixture=mixture), name="smol_mix", datasets=(*recipe.datasets, *MEDIA_QUESTIONS))

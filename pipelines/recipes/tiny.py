@@ -98,7 +98,7 @@ def tiny() -> Recipe:
 
 
 def tiny_mix() -> Recipe:
-    """tiny, also asked about clips and sounds in stage 3 (tests smol_mix)."""
+    """tiny, also asked about videos and audio clips in stage 3 (tests smol_mix)."""
     recipe = tiny()
     questions = tuple(replace(dataset, licence="Apache-2.0 (generated here)") for dataset in MEDIA_QUESTIONS)
     mixture = (*recipe.entries["stage3"].mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))

@@ -1,6 +1,6 @@
 """tiny_nextgpt: the parts of NExT-GPT at toy size, through the whole DAG with its generation losses. For tests.
 
-ImageBind (one pooled vector per picture, clip and sound, as in the public NExT-GPT code), a Llama, the group projector, NExT-GPT's output projectors, and the
+ImageBind (one pooled vector per image, video and audio, as in the public NExT-GPT code), a Llama, the group projector, NExT-GPT's output projectors, and the
 layouts of Stable Diffusion 2, ZeroScope and AudioLDM. Stage 2 aligns with each decoder's own text encoder and minimises each decoder's denoising error.
 """
 
@@ -14,7 +14,7 @@ from pipelines.recipes.tiny import tiny
 
 WIDTH = 32
 TEXT_WIDTH, TEXT_TOKENS, CLAP_WIDTH = 32, 64, 16
-"""The toy decoders' conditioning: CLIP states of pictures and clips (1024 wide and 77 tokens in the published ones), CLAP vectors of sounds (512)."""
+"""The toy decoders' conditioning: CLIP states of images and videos (1024 wide and 77 tokens in the published ones), CLAP vectors of audio clips (512)."""
 PROJECTOR = OutputProjectorSpec(kind="nextgpt", width=32, layers=1, heads=2, ffn=64, queries=TEXT_TOKENS, out=TEXT_WIDTH)
 
 

@@ -63,7 +63,7 @@ class ManifestConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OverlapConfig:
-    """When two pictures count as the same."""
+    """When two images count as the same."""
 
     max_bits: int = 2
     """Near-duplicate: 64-bit difference hashes at most this many bits apart ..."""

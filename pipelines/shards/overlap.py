@@ -1,7 +1,7 @@
-"""Overlap: which held-out pictures the model may already have seen in training.
+"""Overlap: which held-out images the model may already have seen in training.
 
 Owns the comparison. Input: the shard generations `shards_cc3m` and `shards_instruct`; output: `overlap.json` (counts per training and
-held-out dataset) and `overlap.parquet` (pairs). Nothing is removed: the report prints the counts beside the scores. Text, sound and video are not compared.
+held-out dataset) and `overlap.parquet` (pairs). Nothing is removed: the report prints the counts beside the scores. Text, audio and video are not compared.
 
 exact: the same media bytes. near: not exact, a 64-bit difference hash (dHash: is each cell of an 8 x 8 grid brighter than its left
 neighbour) at most `max_bits` apart, and the same colours on an 8 x 8 grid: the hash alone sees no colour.
@@ -28,16 +28,16 @@ from pipelines.shards.config import OverlapConfig
 PAIR_SCHEMA = pa.schema([("heldout_key", pa.string()), ("train_key", pa.string()), ("kind", pa.string()), ("bits", pa.int32())])
 """kind: exact or near; bits: distance of the two hashes."""
 COMPARED_AT_ONCE = 1 << 25
-"""Pairs of pictures held in memory at once (a byte and two flags each)."""
+"""Pairs of images held in memory at once (a byte and two flags each)."""
 COLOURS_AT_ONCE = 1 << 16
-"""Pairs of pictures whose colours are compared at once."""
+"""Pairs of images whose colours are compared at once."""
 GRID = 8
 """Cells per side of the colour grid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """The pictures of one dataset, in key order."""
+    """The images of one dataset, in key order."""
 
     source: str
     keys: list[str]
@@ -47,7 +47,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Prints:
-    """Fingerprints of the distinct pictures, by media number."""
+    """Fingerprints of the distinct images, by media number."""
 
     hashes: np.ndarray
     """[M] uint64."""
@@ -123,7 +123,7 @@ def _datasets(sets: list[ShardSet]) -> tuple[list[Pictures], list[Pictures], dic
 
 
 def _fingerprints(ctx: StepContext[OverlapConfig], sets: list[ShardSet], first_seen: dict[str, tuple[int, str]]) -> Prints:
-    """Decode every distinct picture once, in the order of first_seen (the media numbers)."""
+    """Decode every distinct image once, in the order of first_seen (the media numbers)."""
 
     hashes = np.zeros(len(first_seen), dtype=np.uint64)
     colours = np.zeros((len(first_seen), GRID * GRID * 3), dtype=np.uint8)
@@ -136,7 +136,7 @@ def _fingerprints(ctx: StepContext[OverlapConfig], sets: list[ShardSet], first_s
 
 
 def _compare(heldout: Pictures, train: Pictures, prints: Prints, config: OverlapConfig) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
-    """(held-out key, kind, pairs listed) for every held-out picture that has a counterpart in the training dataset."""
+    """(held-out key, kind, pairs listed) for every held-out image that has a counterpart in the training dataset."""
     block = max(1, COMPARED_AT_ONCE // max(1, len(train.keys)))
     for start in range(0, len(heldout.keys), block):
         mine = heldout.media[start : start + block]

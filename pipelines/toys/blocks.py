@@ -1,6 +1,6 @@
 """Blocks: the parts that several toy decoders share.
 
-Owns the toy text encoder, the toy sound side (VAE and vocoder) and the sizes of the 2D networks. Input: a seed. Output: random models, the same ones each
+Owns the toy text encoder, the toy audio side (VAE and vocoder) and the sizes of the 2D networks. Input: a seed. Output: random models, the same ones each
 time. Raises nothing of its own.
 """
 

@@ -45,7 +45,7 @@ def _stable_diffusion(seed: int, scheduler: Any) -> Any:
 
 
 def tiny_sd15(seed: int) -> Any:
-    """Stable Diffusion 1.5's layout: predicts the noise, PNDM sampler; pictures of 32 x 32."""
+    """Stable Diffusion 1.5's layout: predicts the noise, PNDM sampler; images of 32 x 32."""
     from diffusers import PNDMScheduler
 
     return _stable_diffusion(seed, PNDMScheduler(**SCALED, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1))
@@ -89,7 +89,7 @@ def tiny_audioldm2(seed: int) -> Any:
 
 
 def tiny_cogvideox(seed: int, rotary: bool = False) -> Any:
-    """CogVideoX's layout: 5 pictures of 32 x 32 in 2 latent frames; predicts the velocity, its schedule ends in pure noise.
+    """CogVideoX's layout: 5 images of 32 x 32 in 2 latent frames; predicts the velocity, its schedule ends in pure noise.
 
     Like the 2B model (sinusoidal positions, DDIM) or, with `rotary`, like the 5B model (rotary positions, DPM solver).
     """

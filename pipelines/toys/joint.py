@@ -57,7 +57,7 @@ def tiny_siglip(seed: int) -> tuple[Any, Any, Any]:
 
 
 def tiny_clap(seed: int) -> tuple[Any, Any, Any]:
-    """(ClapModel, tokenizer, feature extractor): sounds of 2 s at 48 kHz, 261 tokens."""
+    """(ClapModel, tokenizer, feature extractor): audio clips of 2 s at 48 kHz, 261 tokens."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaTokenizer
 
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *_letters(), "<mask>"]

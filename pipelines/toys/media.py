@@ -7,7 +7,7 @@ import wave
 
 
 def medium(modality: str) -> bytes:
-    """A small generated picture, clip, sound or text."""
+    """A small generated image, video, audio or text."""
     if modality == "text":
         return b"a red circle"
     if modality == "audio":

@@ -143,7 +143,7 @@ SIZE = {"height": 32, "width": 32}
 
 
 def tiny_dinov2(seed: int) -> tuple[Any, Any]:
-    """DINOv2: 2 layers, width 32, 16 patches of a 32-pixel picture."""
+    """DINOv2: 2 layers, width 32, 16 patches of a 32-pixel image."""
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
     with seeded(seed):

@@ -15,7 +15,7 @@ from pipelines.toys.parts import tiny_vae
 
 
 def tiny_text_to_video(seed: int) -> Any:
-    """ModelScope's and ZeroScope's layout: a UNet3D that attends to CLIP states; pictures of 32 x 32."""
+    """ModelScope's and ZeroScope's layout: a UNet3D that attends to CLIP states; images of 32 x 32."""
     from diffusers import DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 
     with seeded(seed):
@@ -34,7 +34,7 @@ def tiny_text_to_video(seed: int) -> Any:
 
 
 def tiny_audioldm(seed: int) -> Any:
-    """AudioLDM's layout: a UNet whose time embedding is joined by one CLAP vector; sounds of 0.32 s."""
+    """AudioLDM's layout: a UNet whose time embedding is joined by one CLAP vector; audio clips of 0.32 s."""
     from diffusers import AudioLDMPipeline, DDIMScheduler, UNet2DConditionModel
     from transformers import ClapTextConfig, ClapTextModelWithProjection
 

@@ -33,8 +33,8 @@ class StatesConfig:
     part: int = 128
     """Captions per file, the unit of resumption and of what a worker does."""
     requests: int = 1
-    """Most ways in which a caption is asked for (of the instructions, and of mmcore.chat.chat.REQUESTS), no more than it has samples and such
-    instructions; each has states of its own."""
+    """Maximum request wordings per caption, capped by how often the data asks for it. Wordings come from the instructions and from
+    mmcore.chat.chat.REQUESTS; each has its own states."""
     sources: tuple[str, ...] = ()
     """Datasets whose captions are taken; empty: all."""
     caption_turn: bool = False

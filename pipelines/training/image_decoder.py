@@ -1,8 +1,8 @@
-"""The image_decoder step: a small text-conditioned diffusion model of the training pictures, saved as an ordinary diffusers pipeline.
+"""The image_decoder step: a small text-conditioned diffusion model of the training images, saved as an ordinary diffusers pipeline.
 
-Input: `weights` (the text encoder whose token states the `targets` step stores) and `shards_cc3m`; of the latter only pictures of the training
+Input: `weights` (the text encoder whose token states the `targets` step stores) and `shards_cc3m`; of the latter only images of the training
 split. It depends on nothing else, so it may run beside the stages. Output: `pipeline/` (what StableDiffusionPipeline.from_pretrained opens: our
-autoencoder, UNet and noise schedule, the frozen text encoder and its tokenizer), the losses of both fits, and which pictures were learned from.
+autoencoder, UNet and noise schedule, the frozen text encoder and its tokenizer), the losses of both fits, and which images were learned from.
 Killed and continued it gives the same bytes; it uses one thread, so they do not depend on the number of cores it is given.
 """
 
@@ -98,7 +98,7 @@ def _fit_vae(ctx: StepContext[ImageDecoderConfig], vae: Any, crops: Crops) -> tu
     vae.requires_grad_(False).eval()
     standardise(vae, torch.cat([encode(vae, pixels), encode(vae, pixels.flip(-1))]))
     latents = torch.stack([encode(vae, pixels), encode(vae, pixels.flip(-1))])
-    error = (decode(vae, latents[0]) - pixels).square().mean() / 4  # of pictures in [0, 1]
+    error = (decode(vae, latents[0]) - pixels).square().mean() / 4  # of images in [0, 1]
     return log, latents, float(-10 * torch.log10(error))
 
 

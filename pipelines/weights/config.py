@@ -78,7 +78,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VoiceConfig:
-    """The speaking voice of the assets, as a decoder of sound."""
+    """The speaking voice of the assets, as a decoder of audio."""
 
     kind: str = "pretrained"
     name: str = VOICE_NAME

@@ -1,4 +1,4 @@
-"""The speech_judge step: a whole Whisper from the demo's assets, which writes down what made sounds say (mmcore.concepts.speech_judge opens it).
+"""The speech_judge step: a whole Whisper from the demo's assets, which writes down what made audio clips say (mmcore.concepts.speech_judge opens it).
 
 Owns the conversion. Input: whisper/{model.bin, tokenizer.json} of the `assets` artifact; output: model.safetensors (as stored: float16), config.json,
 tokenizer.json, licence.json. It was trained on nothing of this project.

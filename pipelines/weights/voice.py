@@ -1,4 +1,4 @@
-"""The step weights_decoder_audio of a recipe that speaks: a Piper voice, cut into what makes latent frames of words and what makes sound of the frames.
+"""The step weights_decoder_audio of a recipe that speaks: a Piper voice, cut into what makes latent frames of words and what makes audio of the frames.
 
 Owns the cut of the ONNX graph at the latents that the flow gives its HiFi-GAN, the layout of the directory that mmcore.decoders.speech.voice opens. Input: the
 `assets` artifact with voice/{model.onnx, config.json, dictionary.txt}; output: `pipeline/` (model_index.json, vocoder/, text_encoder/), `contract.json`,

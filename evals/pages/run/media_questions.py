@@ -1,4 +1,4 @@
-"""The report's section on questions about clips and sounds: accuracy by kind of question, under every condition and beside its floor.
+"""The report's section on questions about videos and audio clips: accuracy by kind of question, under every condition and beside its floor.
 
 Input: the eval_media_questions artifact. Output: HTML.
 """

@@ -1,4 +1,4 @@
-"""The report's sections on made pictures: shares judged right beside their floors and ceilings, the grids, and when the model draws at all.
+"""The report's sections on made images: shares judged right beside their floors and ceilings, the grids, and when the model draws at all.
 
 Input: the eval_pictures and eval_drawing artifacts. Output: HTML. A grid holds every draw of its condition.
 """

@@ -1,6 +1,6 @@
-"""Report sections about picture questions: headline, question types, conditions, disclosure, samples.
+"""Report sections about image questions: headline, question types, conditions, disclosure, samples.
 
-Owns how question scores are told. Input: the artifacts eval_vqa, lists (pictures) and stage3 (what helped in training). Output: HTML of
+Owns how question scores are told. Input: the artifacts eval_vqa, lists (images) and stage3 (what helped in training). Output: HTML of
 sections. Samples are never chosen by their outcome.
 """
 

@@ -1,6 +1,6 @@
-"""The report's section on spoken answers: when the model speaks, what a judge heard, and sounds to listen to.
+"""The report's section on spoken answers: when the model speaks, what a judge heard, and audio clips to listen to.
 
-Input: the eval_speaking artifact. Output: HTML that loads nothing. The sounds are the seeded draws that the step kept, failures included.
+Input: the eval_speaking artifact. Output: HTML that loads nothing. The audio clips are the seeded draws that the step kept, failures included.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def speaking_section(page: RunPage, artifact: Artifact) -> str:
 
 
 def _players(artifact: Artifact) -> str:
-    """A table of the kept sounds: what was asked, a player, what was heard."""
+    """A table of the kept audio clips: what was asked, a player, what was heard."""
     rows = []
     for sample in pq.read_table(artifact.path / "samples.parquet").to_pylist():
         if sample["sound"]:

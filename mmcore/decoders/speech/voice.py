@@ -1,8 +1,8 @@
-"""A speaking voice: latent frames -> sound, the second half of a Piper VITS (Kim et al. 2021, arXiv 2106.06103).
+"""A speaking voice: latent frames -> audio, the second half of a Piper VITS (Kim et al. 2021, arXiv 2106.06103).
 
 It is a HiFi-GAN (Kong et al. 2020, arXiv 2010.05646), a decoder without noise: its conditioning is what it decodes. The first half, which says what
 conditioning a text should have (caption targets), is mmcore.decoders.speech.text. Input: a directory as pipelines.weights.voice writes it, with
-vocoder/{config.json, model.onnx}; output: sounds, of one length.
+vocoder/{config.json, model.onnx}; output: audio clips, of one length.
 
 Shape letters: B batch, Q conditioning tokens, C their width, N latent frames.
 """

@@ -1,6 +1,6 @@
-"""ImageBind behind the Encoder face: pictures, clips, sounds and captions -> features.
+"""ImageBind behind the Encoder face: images, videos, audio clips and captions -> features.
 
-spec.grid (pictures, clips) and spec.tokens (sounds) choose what is stored: 0 gives the one pooled vector of the shared space, as NExT-GPT uses it
+spec.grid (images, videos) and spec.tokens (audio clips) choose what is stored: 0 gives the one pooled vector of the shared space, as NExT-GPT uses it
 (normalised, without the logit scale); texts have nothing else. More gives the trunk's own tokens, averaged over crops and pooled to that many, time
 step by time step. Input: bytes; output: features [N, E].
 
@@ -80,12 +80,12 @@ class ImageBindEncoder(BatchedEncoder):
 
 
 class ImageBindImageEncoder(ImageBindEncoder):
-    """One picture -> one vector, or grid * grid tokens row by row."""
+    """One image -> one vector, or grid * grid tokens row by row."""
 
     trunk = "vision"
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
-        """Bytes -> [3, 224, 224]; a picture has no span."""
+        """Bytes -> [3, 224, 224]; an image has no span."""
         return self.prepare_picture(decode_image(data))
 
     def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
@@ -116,7 +116,7 @@ class ImageBindVideoEncoder(ImageBindEncoder):
 
 
 class ImageBindAudioEncoder(ImageBindEncoder):
-    """One sound -> one vector, or spec.tokens tokens in time order over its three moments."""
+    """One audio clip -> one vector, or spec.tokens tokens in time order over its three moments."""
 
     trunk = "audio"
 

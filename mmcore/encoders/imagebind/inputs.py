@@ -1,11 +1,11 @@
-"""What ImageBind sees: pictures, clips, sounds and text as its authors prepare them.
+"""What ImageBind sees: images, videos, audio clips and text as its authors prepare them.
 
 Owns sizes, crops, clip times, normalisation. Input: decoded media; output: float32 tensors of one item. Follows `imagebind/data.py` of the public code with
-two differences: sounds with several channels are averaged instead of cut to the first; the mean is taken off each span of a sound by itself (the public code
-does it in place, which leaves a step in every span that overlaps an earlier one: sounds shorter than 6 s). A text that is too long keeps its end token, as
-in the public code since November 2025; older copies, NExT-GPT's among them, lose it and pool a wrong position.
+two differences: audio clips with several channels are averaged instead of cut to the first; the mean is taken off each span of an audio clip by itself (the
+public code does it in place, which leaves a step in every span that overlaps an earlier one: audio clips shorter than 6 s). A text that is too long keeps its
+end token, as in the public code since November 2025; older copies, NExT-GPT's among them, lose it and pool a wrong position.
 
-Shape letters: S clips of one item, T frames of a clip, H/W pixels, F frames of sound, M mel bins.
+Shape letters: S clips of one item, T frames of a clip, H/W pixels, F frames of audio, M mel bins.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ LOW_HZ = 20.0
 
 
 def fbank(samples: torch.Tensor, hz: int, mel_bins: int = 128, window_s: float = 0.025, shift_s: float = 0.010) -> torch.Tensor:
-    """samples [n] -> log mel energies [F, M], F = 1 + (n - W) // shift; F is 0 for a sound shorter than one window. Arithmetic in the samples' dtype."""
+    """samples [n] -> log mel energies [F, M], F = 1 + (n - W) // shift; F is 0 for an audio clip shorter than one window. Arithmetic in the samples' dtype."""
     width, shift = round(window_s * hz), round(shift_s * hz)
     if len(samples) < width:
         return samples.new_zeros(0, mel_bins)

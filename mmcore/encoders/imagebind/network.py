@@ -118,7 +118,7 @@ class Preprocessor(nn.Module):
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """One tensor per item -> tokens [B, N, E]. Raises ValueError when the items have another size."""
         spec = self.spec
-        if len(spec.patch) == 3 and items.ndim == 4:  # a picture: the same frame for the whole kernel
+        if len(spec.patch) == 3 and items.ndim == 4:  # an image: the same frame for the whole kernel
             items = items[:, :, None].expand(-1, -1, spec.size[1], -1, -1)
         if tuple(items.shape[1:]) != spec.size:
             raise ValueError(f"ImageBind's {spec.stem} takes items of shape {spec.size}, got {tuple(items.shape[1:])}")

@@ -39,7 +39,7 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 EXPECTED = {
     "The best runs of one task": [("smol", "helped", 0.75, 0.55, 0.95, 4, 0.5, "night01")],
-    "How much looking at the picture is worth": [("night01", TASK, 0.5, 0.25, 0.25, 4)],
+    "How much looking at the image is worth": [("night01", TASK, 0.5, 0.25, 0.25, 4)],
     "One score night by night": [(FIRST_NIGHT, "night01", 0.75, 0.55, 0.95, None, 0, False)],
     "What became worse, newest first": [(FIRST_NIGHT + timedelta(days=1), "smol", TASK, "exact_match", "all", 0.75, 0.25, -0.5, 0.01, "comparison")],
     "Questions that one run had right and a later one wrong": [

@@ -195,7 +195,7 @@ def test_features_are_encoded_once_and_kept_for_the_next_evaluation(tmp_path: Pa
 
 def test_a_document_with_several_pictures_is_named(tmp_path: Path) -> None:
     pictures = Pictures(lambda data: np.zeros((1, 1)))
-    with pytest.raises(AnyloomError, match="document 7: the anyloom model takes one picture per question, not 2 media"):
+    with pytest.raises(AnyloomError, match="document 7: the anyloom model takes one image per question, not 2 media"):
         pictures.known("document 7", lambda: [Image.new("RGB", (1, 1))] * 2)
     assert pictures.known("document 8", lambda: []) == ""
 

@@ -132,7 +132,7 @@ class Failing:
 
 @pytest.mark.parametrize(
     ("error", "message"),
-    [("the decoder failed", "the decoder failed"), ("", "a sound with samples that are not finite cannot be written; generate it again in float32")],
+    [("the decoder failed", "the decoder failed"), ("", "an audio clip with samples that are not finite cannot be written; generate it again in float32")],
 )
 def test_a_medium_that_cannot_be_made_ends_no_chat(error, message, monkeypatch, tmp_path, capsys):
     """The answer ends there, and the conversation goes on with what was said: the next turn sees the tokens up to the block."""

@@ -96,5 +96,5 @@ def test_the_grid_shows_every_picture_with_its_mark():
     corners = [(LABEL_WIDTH + i % 2 * cell + GAP, LABEL_HEIGHT + i // 2 * cell + GAP) for i in range(3)]
     assert [sheet.getpixel(corner) for corner in corners] == [RIGHT, WRONG, UNMARKED]
     assert [sheet.getpixel((x + FRAME, y + FRAME)) for x, y in corners] == [(10 * i,) * 3 for i in range(3)]
-    with pytest.raises(ValueError, match="one mark for each picture"):
+    with pytest.raises(ValueError, match="one mark for each image"):
         grid_png(pictures, [True], 2)

@@ -213,7 +213,7 @@ def test_the_crop_holds_the_whole_shape_and_its_pictures_come_from_the_right_spl
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "stamps"}, "no picture of stamps is known to show a colour and a shape"),
+        ({"source": "stamps"}, "no image of stamps is known to show a colour and a shape"),
         ({"side": 64}, "sample easyvqa_captions-.*has no crop of 64 x 64.*choose another `side`"),
         ({"side": 36}, "side 36: it must be a multiple of 8"),
     ],

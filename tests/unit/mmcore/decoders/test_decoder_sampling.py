@@ -130,10 +130,10 @@ def test_sizes_frames_and_seconds_can_be_asked_for():
     ("name", "options", "message"),
     [
         ("tiny-sd15", {"height": 20}, "height 20 is no multiple of 8 pixels"),
-        ("tiny-sd15", {"frames": 4}, "makes pictures: it has no frames"),
+        ("tiny-sd15", {"frames": 4}, "makes images: it has no frames"),
         ("tiny-sd15", {"seconds": 1.0}, "makes image: ask for height, width and frames"),
-        ("tiny-audioldm", {"width": 8}, "makes sound: ask for seconds"),
-        ("tiny-audioldm", {"seconds": 0.01}, "sounds of at least 0.04 s: 0.01 s were asked for"),
+        ("tiny-audioldm", {"width": 8}, "makes audio: ask for seconds"),
+        ("tiny-audioldm", {"seconds": 0.01}, "audio clips of at least 0.04 s: 0.01 s were asked for"),
         ("tiny-text-to-video", {"frames": 0}, "at least one frame, not 0"),
         ("tiny-sd15", {"steps": 0}, "0 denoising steps were asked for"),
     ],

@@ -108,7 +108,7 @@ def test_what_a_voice_cannot_do_is_said():
     voice, driven = decoder(TOY), conditioning(TOY)
     with pytest.raises(AnyloomError, match="AnyloomVoice has no noise schedule, so there is no denoising loss"):
         denoising_loss(voice, torch.zeros(2, WIDTH, STACK * TOKENS), driven, torch.Generator())
-    with pytest.raises(AnyloomError, match="makes sounds of one length: leave steps, seconds out"):
+    with pytest.raises(AnyloomError, match="makes audio clips of one length: leave steps, seconds out"):
         generate(voice, driven, [0, 1], SamplingOptions(steps=3, seconds=1.0))
     with pytest.raises(AnyloomError, match="2 conditionings and 1 seeds"):
         generate(voice, driven, [0])

@@ -164,7 +164,7 @@ def test_lengths_are_ragged_in_the_store(tmp_path):
     [
         ({"tiles": 1}, "with tiles 1: set it to 0"),
         ({"tiles": -4}, "with tiles -4: set it to 0"),
-        ({"kind": "timm_video", "tiles": 4}, "timm_video encodes no pictures"),
+        ({"kind": "timm_video", "tiles": 4}, "timm_video does not support tiles"),
     ],
 )
 def test_useless_settings_are_named(change, message, tmp_path):

@@ -45,7 +45,7 @@ def test_latents_are_diffusers_means_and_decode(weights):
         straight = model.decode(expected / model.config.scaling_factor).sample
     assert decoded.shape == (1, 3, 48, 48)
     np.testing.assert_allclose(decoded.numpy(), straight.numpy(), atol=1e-4)
-    with pytest.raises(ValueError, match="35 latent rows are no square picture"):
+    with pytest.raises(ValueError, match="35 latent rows are no square image"):
         latents(rows[0][:-1])
 
 

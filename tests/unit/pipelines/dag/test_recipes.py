@@ -78,7 +78,7 @@ def test_wrong_overrides_are_one_clear_line(key, value, message):
     ("key", "value", "message"),
     [
         ("stage3.schedule", "step", r"recipe tiny: stage3\.schedule 'step' is unknown: use linear or cosine"),
-        ("image.pad", True, r"tiny, encoder of image: timm_image pads no pictures: set pad to false \(true: for hf_image, imagebind_image\)"),
+        ("image.pad", True, r"tiny, encoder of image: timm_image does not support pad=true \(only hf_image, imagebind_image do\)"),
     ],
 )
 def test_values_that_nothing_can_follow_are_one_line_while_planning(key, value, message):
@@ -105,8 +105,8 @@ def test_every_key_that_is_offered_is_accepted():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("tiny_nextgpt", {"video.sampling": "scenes"}, "encoder of video: imagebind_video has no sampling 'scenes'"),
-        ("tiny", {"video.tiles": 4}, "encoder of video: timm_video encodes no pictures"),
+        ("tiny_nextgpt", {"video.sampling": "scenes"}, "encoder of video: imagebind_video does not support sampling=scenes"),
+        ("tiny", {"video.tiles": 4}, "encoder of video: timm_video does not support tiles"),
         ("tiny", {"image.tiles": 1}, "encoder of image: timm_image with tiles 1"),
         ("tiny", {"lora.mode": "each"}, r"recipe tiny: lora\.mode 'each' is unknown: use shared or per_modality"),
         ("tiny", {"quantize": "3bit"}, "recipe tiny: quantize '3bit' is unknown: use 4bit, 8bit or nothing"),
