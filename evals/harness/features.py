@@ -73,7 +73,7 @@ class StoredFeatures:
         if key is None:
             return None
         self.served += 1
-        return np.array(self._set.get(key))
+        return self._set.get(key)
 
 
 class KeptFeatures:

@@ -1,8 +1,8 @@
 """EmbeddingSet: reads the features that one embed artifact pins, by sample key.
 
-Owns memory-mapped access to ragged rows of the embedding store. Input: an artifact directory (generation.json, rows.parquet) and the
-stores directory its parts live in; output: zero-padded batches. A part without a committed record, with another digest than the artifact pins or of another
-encoder is an error.
+Owns the way from a sample's key to ragged rows of the embedding store. Input: an artifact directory (generation.json, rows.parquet) and the
+stores directory its parts live in; output: zero-padded batches. Raises ValueError for a part without a committed record or with another digest
+than the artifact pins, and for another encoder's features; AnyloomError for a damaged file.
 
 Shape letters: B batch, N feature tokens, E encoder width.
 """
@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from infra.storage import read_json
 from mmcore.config import EncoderSpec
-from mmcore.stores.features import VALUES, FeatureFile, computed_dtype, unpack
-from mmcore.stores.mapped_rows import AVAILABLE, MappedRows, NotInLine
+from mmcore.stores.features import SCALES, STORED, VALUES, computed_dtype, unpack
+from mmcore.stores.part_rows import PartRows
 from mmcore.stores.shards import pinned_entries
 
 PLAN_FIELDS = ("batch", "part_rows")
@@ -57,12 +57,10 @@ class EmbeddingSet:
         pinned = {Path(path).name: stores / path for path in pinned_entries(artifact_dir, stores)}
         self._part, self._paths = parts.indices.to_numpy(), [pinned[name] for name in parts.dictionary.to_pylist()]
         self._offset, self._length = rows.column("offset").to_numpy(), rows.column("length").to_numpy()
-        self._files: list[FeatureFile | None] = [None] * len(self._paths)
-        length = int(self._length.max(initial=0))
-        in_line = length and not (self._length != length).any() and not (self._offset % length).any()
-        self._item_length = length if in_line and self.spec.dtype != "int8" and AVAILABLE else 0
-        self._items: MappedRows | None = None
-        self._places = np.empty(0, np.int64)
+        rows_P = np.zeros(len(self._paths), np.int64)
+        np.maximum.at(rows_P, self._part, self._offset + self._length)
+        self._values = PartRows([path / VALUES for path in self._paths], rows_P, self.width, STORED[self.spec.dtype])
+        self._scales = PartRows([path / SCALES for path in self._paths], rows_P, 1, "float32") if self.spec.dtype == "int8" else None
 
     @property
     def width(self) -> int:
@@ -93,10 +91,8 @@ class EmbeddingSet:
         return sorted({self._paths[int(self._part[self._at(key)])] for key in keys})
 
     def get(self, key: str) -> np.ndarray:
-        """Features [N, E] of one sample: a view of the file for float16 and float32, float32 values for the other stored types."""
-        i = self._at(key)
-        start = int(self._offset[i])
-        return self._file(int(self._part[i])).rows(start, start + int(self._length[i]))
+        """Features [N, E] of one sample: float16 for those that are stored as float16, else float32."""
+        return self._features(np.array([self._at(key)]))[0]
 
     def gather(self, keys: Sequence[str], dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
         """(features_BNE of `dtype`, zero-padded to the longest of the batch; lengths_B int64). Raises ValueError for an unknown key."""
@@ -105,31 +101,11 @@ class EmbeddingSet:
         except KeyError as error:
             raise self._unknown(error.args[0]) from None
         rows_B = np.fromiter(found, np.int64, len(keys))
-        if self._item_length and len(rows_B):
-            try:
-                taken = self._mapped().take(self._places[rows_B])
-                return unpack(taken).astype(dtype, copy=False), np.full(len(rows_B), self._item_length)
-            except NotInLine:
-                self._item_length = 0  # some of the parts are in column order, as sounds once were: item by item from now on
-        lengths_B = self._length[rows_B]
-        features_BNE = np.zeros((len(rows_B), int(lengths_B.max(initial=0)), self.width), dtype)
-        where = zip(features_BNE, self._part[rows_B].tolist(), self._offset[rows_B].tolist(), lengths_B.tolist(), strict=True)
-        for target, part, start, length in where:
-            target[:length] = self._file(part).rows(start, start + length)
-        return features_BNE, lengths_B
+        return self._features(rows_B).astype(dtype, copy=False), self._length[rows_B]
 
-    def _mapped(self) -> MappedRows:
-        """All parts as one array of items, for an artifact whose items have one length."""
-        if self._items is None:
-            self._items = MappedRows([path / VALUES for path in self._paths], self._item_length)
-            self._places = self._items.places(self._part, self._offset // self._item_length)
-        return self._items
-
-    def _file(self, part: int) -> FeatureFile:
-        found = self._files[part]
-        if found is None:
-            found = self._files[part] = FeatureFile(self._paths[part])
-        return found
+    def _features(self, rows_B: np.ndarray) -> np.ndarray:
+        where = self._part[rows_B], self._offset[rows_B], self._length[rows_B]
+        return unpack(self._values.take(*where), None if self._scales is None else self._scales.take(*where)[..., 0])
 
     def _at(self, key: str) -> int:
         try:

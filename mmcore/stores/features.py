@@ -1,7 +1,7 @@
-"""Feature files: how the rows of a part are laid out on disk, and how they are read back without copies.
+"""Feature files: how the rows of a part are laid out on disk.
 
-Owns the four stored types and the error each one costs. Input: features [T, E] of a part; output: arrays to write beside each other, and
-`FeatureFile`, which maps them. float16, float32: the values. bfloat16: the upper half of the float32 bits, as uint16. int8: one symmetric scale
+Owns the four stored types and the error each one costs. Input: features [T, E] of a part; output: arrays to write beside each other, and the
+features again from what was read. float16, float32: the values. bfloat16: the upper half of the float32 bits, as uint16. int8: one symmetric scale
 per row (LLM.int8(), Dettmers et al. 2022, row-wise absmax).
 
 Shape letters: T rows (tokens) of a part, E encoder width.
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 DTYPES = ("float16", "bfloat16", "float32", "int8")
 """What `EncoderSpec.dtype` may be."""
+STORED = {"float16": "float16", "bfloat16": "uint16", "float32": "float32", "int8": "int8"}
+"""NumPy type of the values on disk."""
 VALUES, SCALES = "features.npy", "scales.npy"
 
 
@@ -44,10 +45,10 @@ def pack(features_TE: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
 
 
 def unpack(stored: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
-    """float32 (or the stored float16 / float32 as it is) from what `pack` made."""
+    """float32 (or the stored float16 / float32 as it is) from rows [..., E] of what `pack` made, and their scales [...] for int8."""
     if stored.dtype == np.int8:
         assert scales is not None
-        return stored * scales[:, None]
+        return stored * scales[..., None]
     if stored.dtype == np.uint16:
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored
@@ -63,19 +64,3 @@ def relative_error(features_TE: np.ndarray, packed: Mapping[str, np.ndarray]) ->
 def _square_sum(values: np.ndarray) -> float:
     """Without BLAS, whose idle threads spin for a while and take the processor from the encoder."""
     return float(np.square(values).sum())
-
-
-class FeatureFile:
-    """The memory-mapped rows of one part."""
-
-    def __init__(self, part: Path):
-        self._values: np.ndarray = np.load(part / VALUES, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # plain arrays slice faster than np.memmap
-        self._scales: np.ndarray | None = np.load(part / SCALES, mmap_mode="r", allow_pickle=False).view(np.ndarray) if (part / SCALES).exists() else None
-        self.plain = self._values.dtype.kind == "f"
-        """True when the stored values are the features."""
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Features [stop - start, E]: a view of the file for float16 and float32, else float32."""
-        if self.plain:
-            return self._values[start:stop]
-        return unpack(self._values[start:stop], None if self._scales is None else self._scales[start:stop])
