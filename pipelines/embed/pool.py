@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 from infra import ray_session
@@ -88,11 +90,15 @@ def _with_threads(tasks: Sequence[PartTask], arguments: tuple[EncoderSpec, Path,
     decoders = max(1, threads // workers) if gpus else 1
     before = torch.get_num_threads()
     free: SimpleQueue[PartBuilder] = SimpleQueue()
+    opening, opened = Lock(), set[int]()
 
     def build(task: PartTask) -> PartDone:
         builder = free.get()
         try:
-            return replace(builder.build(task), workers=workers)
+            with nullcontext() if id(builder) in opened else opening:  # some encoders open their models with the first item
+                done = builder.build(task)
+            opened.add(id(builder))
+            return replace(done, workers=workers)
         finally:
             free.put(builder)
 

@@ -347,3 +347,25 @@ def test_targets_are_keyed_by_caption(tmp_path, weights):
     keys = [f"text:{text_sha256(text)}" for text in ("caption 0", "a very much longer caption")]
     features, lengths = stored.gather(keys)
     assert lengths.tolist() == [11, 16] and features.shape == (2, 16, 32) and not features[0, 11:].any()
+
+
+def test_models_that_are_opened_with_the_first_item_are_opened_one_after_the_other(monkeypatch):
+    """transformers changes torch for all threads of a process while it loads a model: two loads at once leave torch changed."""
+    at_work, most = [], []
+
+    class Builder:
+        def __init__(self, *_):
+            self.first = True
+
+        def build(self, task):
+            if self.first:
+                at_work.append(task)
+                most.append(len(at_work))
+                time.sleep(0.05)
+                at_work.remove(task)
+                self.first = False
+            return pipelines.embed.worker.PartDone(items=1, encode_s=0.0, batch=1)
+
+    monkeypatch.setattr(pipelines.embed.pool, "PartBuilder", Builder)
+    done = list(pipelines.embed.pool._with_threads([object() for _ in range(9)], (None, None, None), Resources(threads=3, workers=3)))
+    assert len(done) == 9 and most and max(most) == 1
