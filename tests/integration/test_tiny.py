@@ -225,7 +225,7 @@ def test_an_unreadable_picture_becomes_a_ledger_row(copy, here, tmp_path):
 def test_no_disk_space_is_one_line_and_loses_nothing(copy, tmp_path):
     script = (
         f"mkdir -p {tmp_path}/small && mount -t tmpfs -o size=1m tmpfs {tmp_path}/small && "
-        f"{sys.executable} -m flows.cli run --recipe tiny --root {tmp_path}/small/runs --no-ray --no-prefect lists weights_lm weights_image"
+        f"{sys.executable} -m flows.cli.main run --recipe tiny --root {tmp_path}/small/runs --no-ray --no-prefect lists weights_lm weights_image"
     )
     done = subprocess.run(["unshare", "-Urm", "sh", "-c", script], capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2])
     if "unshare" in done.stderr or "mount" in done.stderr:
