@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from evals.generation.distance_rows import Vectors, distance_rows
 from evals.generation.distances import frechet_distance, in_span, kernel_distance
@@ -55,6 +56,16 @@ def test_kernel_distance_is_unbiased_and_grows_with_the_shift():
     assert shifts[0] < shifts[1] < shifts[2]
     with pytest.raises(ValueError, match="two features or more"):
         kernel_distance(rows[:1], rows)
+
+
+def test_kernel_distance_is_the_same_number_to_the_bit_whatever_was_drawn_before():
+    rows = np.random.default_rng(3).normal(size=(13, 40))
+    made, real = rows[:6], rows[:7] + 0.01
+    numbers = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        numbers.add(kernel_distance(made, real))
+    assert len(numbers) == 1
 
 
 def test_frechet_distance_of_equal_worlds_is_biased_at_small_numbers():
