@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from evals.history.past import Group, Score
+from evals.history.reader import Group, Score
 from evals.statistics.intervals import cluster_sums, paired_interval
 from evals.statistics.significance import detectable_difference, holm, mcnemar_exact, permutation_p
 from evals.suites.catalogue import sample_scores

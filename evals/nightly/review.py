@@ -1,6 +1,6 @@
 """Nightly review: what the newest run means beside the nights before it and the pinned baselines.
 
-Owns which runs are compared, the change points of every score, and the summary. Input: the history's Parquet files and a run in it. Output: Review.
+Owns which runs are compared, the change points of every score, and the summary. Input: the history and a run in it. Output: Review.
 The same history gives the same review; once its rows are in the history, its alerts are notes.
 """
 
@@ -13,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from evals.history.past import Past, Series
+from evals.history.reader import History, history_of
+from evals.history.series import Series, series_of
 from evals.nightly.alerts import CHANGED, COMPARED, Alert, Policy, alerts_of_changes, alerts_of_comparisons
 from evals.nightly.comparison import CONTROLS, compare, decides, pair
 from evals.nightly.text import markdown
@@ -54,42 +55,43 @@ def review(
     permutations. Only scores of one history_fingerprint are compared; what has no partner is a note, and so is what the history was told of already.
     Raises AnyloomError for a run that the history has not, and for samples that disagree about what was asked.
     """
-    policy = policy or Policy()
-    past = Past(stores)
-    recipe = recipe or str(past.run(run_id)["recipe"])
-    series = past.series(run_id, recipe, policy.window)
-    changes, fresh = _changes(past, series, seed, policy)
-    previous = _previous(past, run_id, recipe)
+    with history_of(stores) as history:
+        return _review(history, run_id, baselines, recipe or history.run(run_id).recipe, seed, policy or Policy(), draws)
+
+
+def _review(history: History, run_id: str, baselines: Sequence[str], recipe: str, seed: int, policy: Policy, draws: int) -> Review:
+    series = series_of(history, run_id, recipe, policy.window)
+    changes, fresh = _changes(history, series, seed, policy)
+    previous = _previous(history, run_id, recipe)
     comparisons: list[dict[str, Any]] = []
     alerts: list[Alert] = []
     for other, tasks in [*previous.items(), *((name, None) for name in baselines if name != run_id)]:
-        rows, notes = _compare(past, other, run_id, tasks, seed, draws)
+        rows, notes = _compare(history, other, run_id, tasks, seed, draws)
         comparisons += [row for row in rows if row["comparison_id"] not in {known["comparison_id"] for known in comparisons}]
         alerts += notes
     if not previous:
         alerts.append(Alert(kind="not_compared", severity="note", text=f"{recipe} has no earlier run that compares with {run_id}", run_id=run_id))
     names = {name: name for name in baselines}
-    standing = _standing(past, previous, baselines, policy, seed, draws)
-    told = past.recorded("comparison", COMPARED)
-    alerts += alerts_of_comparisons(comparisons, policy, spread=_spread(past, series, policy), baselines=names, standing=standing, told=told)
+    standing = _standing(history, previous, baselines, policy, seed, draws)
+    told = history.recorded("comparison", COMPARED)
+    alerts += alerts_of_comparisons(comparisons, policy, spread=_spread(history, series, policy), baselines=names, standing=standing, told=told)
     better = {s.metric: s.higher_is_better for s in series}
-    alerts += alerts_of_changes(fresh, policy, better=better, run_id=run_id, told=past.recorded("change_point", CHANGED))
+    alerts += alerts_of_changes(fresh, policy, better=better, run_id=run_id, told=history.recorded("change_point", CHANGED))
     ordered = tuple(sorted(alerts, key=lambda alert: alert.severity != "alert"))
-    text = markdown(past.run(run_id), recipe, ordered, comparisons, changes, series)
+    text = markdown(history.run(run_id), recipe, ordered, comparisons, changes, series)
     return Review(comparisons=tuple(comparisons), change_points=tuple(changes), alerts=ordered, markdown=text)
 
 
-def compare_runs(stores: Path, run_a: str, run_b: str, *, seed: int = 0, draws: int = 2000) -> tuple[list[dict[str, Any]], list[str]]:
+def compare_runs(history: History, run_a: str, run_b: str, *, seed: int = 0, draws: int = 2000) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of COMPARISONS of any two runs, and a line about every task or sample of either that is left out.
 
     Raises AnyloomError for a run that the history has not, for the same run twice, for two runs that were asked nothing alike, and for samples that
     disagree about what was asked.
     """
-    past = Past(stores)
-    past.run(run_a)
+    history.run(run_a)
     if run_a == run_b:
         raise AnyloomError(f"run {run_a} is named twice: name another one to compare it with")
-    rows, notes = _compare(past, run_a, run_b, None, seed, draws)
+    rows, notes = _compare(history, run_a, run_b, None, seed, draws)
     told = [note.text for note in notes]
     if not rows:
         why = f": {told[0]}" if told else ""
@@ -97,22 +99,22 @@ def compare_runs(stores: Path, run_a: str, run_b: str, *, seed: int = 0, draws: 
     return rows, told
 
 
-def _previous(past: Past, run_id: str, recipe: str) -> dict[str, set[str]]:
+def _previous(history: History, run_id: str, recipe: str) -> dict[str, set[str]]:
     """Earlier run -> tasks of the newest run for which it is the latest one with the same fingerprint."""
     found: dict[str, set[str]] = defaultdict(set)
-    earlier = past.before(run_id, recipe)[::-1]
-    for task, comparable in past.fingerprints(run_id).items():
-        name = next((name for name in earlier if past.fingerprints(name).get(task) == comparable), None)
+    earlier = history.before(run_id, recipe)[::-1]
+    for task, comparable in history.fingerprints(run_id).items():
+        name = next((name for name in earlier if history.fingerprints(name).get(task) == comparable), None)
         if name is not None:
             found[name].add(task)
     return dict(found)
 
 
-def _compare(past: Past, other: str, run_id: str, tasks: set[str] | None, seed: int, draws: int) -> tuple[list[dict[str, Any]], list[Alert]]:
+def _compare(history: History, other: str, run_id: str, tasks: set[str] | None, seed: int, draws: int) -> tuple[list[dict[str, Any]], list[Alert]]:
     """Rows of COMPARISONS of the tasks (None: all that both have) with one fingerprint, and notes about what has no partner."""
-    first, second = past.fingerprints(other), past.fingerprints(run_id)
+    first, second = history.fingerprints(other), history.fingerprints(run_id)
     shared = {task for task in second if first.get(task) == second[task] and (tasks is None or task in tasks)}
-    a, b = ([row for row in past.rows("sample", name) if row["task"] in shared and row["score"] is not None] for name in (other, run_id))
+    a, b = (history.samples(name, shared) for name in (other, run_id))
     notes = [
         Alert(
             kind="not_compared",
@@ -128,14 +130,14 @@ def _compare(past: Past, other: str, run_id: str, tasks: set[str] | None, seed: 
         if paired.only_a or paired.only_b:
             text = f"{task} ({condition}): {paired.only_a} samples of run {other} and {paired.only_b} of run {run_id} have no partner and are left out"
             notes.append(Alert(kind="unpaired", severity="note", text=text, run_id=run_id, task=task, condition=condition))
-    made = past.run(run_id).get("evaluated")
-    both = past.scored(other) & past.scored(run_id)
+    made = history.run(run_id).evaluated
+    both = history.scores(other) & history.scores(run_id)
     rows = compare(a, b, run_a=other, run_b=run_id, fingerprints_a=first, fingerprints_b=second, made=made, scored=both, seed=seed, draws=draws)
     return rows, notes
 
 
 def _standing(
-    past: Past, previous: Mapping[str, set[str]], baselines: Sequence[str], policy: Policy, seed: int, draws: int
+    history: History, previous: Mapping[str, set[str]], baselines: Sequence[str], policy: Policy, seed: int, draws: int
 ) -> frozenset[tuple[str, str, str, str]]:
     """(baseline, task, condition, metric) that the run before this one was already significantly below."""
     found = set()
@@ -143,19 +145,19 @@ def _standing(
         for baseline in baselines:
             if baseline == before:
                 continue
-            rows, _ = _compare(past, baseline, before, tasks, seed, draws)
+            rows, _ = _compare(history, baseline, before, tasks, seed, draws)
             for row in rows:
                 if decides(row) and row["p_adjusted"] < policy.level and -row["delta"] > policy.relevant(row["metric"]):
                     found.add((baseline, row["task"], row["condition"], row["metric"]))
     return frozenset(found)
 
 
-def _changes(past: Past, series: Sequence[Series], seed: int, policy: Policy) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _changes(history: History, series: Sequence[Series], seed: int, policy: Policy) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(rows of CHANGE_POINTS of all series, those of headline series that the newest night brought to light)."""
     rows, fresh = [], []
     overall = {(s.task, s.condition, s.metric) for s in series if s.subgroup == "all"}
     for one in series:
-        annotations = past.annotations(one.recipe, one.task)
+        annotations = history.annotations(one.recipe, one.task)
         found = _found(one, annotations, seed, policy)
         now = _change_rows(one, found)
         rows += now
@@ -205,13 +207,13 @@ def _change_rows(series: Series, found: Sequence[tuple[int, Change]]) -> list[di
     return rows
 
 
-def _spread(past: Past, series: Sequence[Series], policy: Policy) -> dict[tuple[str, str, str], float]:
+def _spread(history: History, series: Sequence[Series], policy: Policy) -> dict[tuple[str, str, str], float]:
     """(task, condition, metric) -> standard deviation of a night beyond its single answers, from the nights since the last annotation but the newest."""
     found = {}
     for one in series:
         if one.subgroup != "all" or one.scores is None:
             continue
-        part = segments(one.nights, past.annotations(one.recipe, one.task))[-1]
+        part = segments(one.nights, history.annotations(one.recipe, one.task))[-1]
         scores, nights = one.scores[-len(part) : -1], part[:-1]
         if len(nights) >= policy.nights:
             found[one.task, one.condition, one.metric] = retraining_sd([night.value for night in nights], night_noise(scores, one.clusters))

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.history.past import Series
+from evals.history.reader import Run
+from evals.history.series import Series
 from evals.nightly.alerts import Alert
 from evals.nightly.comparison import decides
 
 
 def markdown(
-    run: Mapping[str, Any],
+    run: Run,
     recipe: str,
     alerts: Sequence[Alert],
     comparisons: Sequence[Mapping[str, Any]],
@@ -25,9 +26,8 @@ def markdown(
     loud = [alert for alert in alerts if alert.severity == "alert"]
     quiet = [alert for alert in alerts if alert.severity != "alert"]
     nights = max((len(one.nights) for one in series), default=1)
-    evaluated = run.get("evaluated")
-    when = f", evaluated {evaluated:%Y-%m-%d %H:%M} UTC" if evaluated else ""
-    lines = [f"# {recipe}: {_count(len(loud), 'alert') if loud else 'no alert'}", "", f"Run `{run['run_id']}`{when}; {_count(nights, 'comparable night')}.", ""]
+    when = f", evaluated {run.day} UTC" if run.day else ""
+    lines = [f"# {recipe}: {_count(len(loud), 'alert') if loud else 'no alert'}", "", f"Run `{run.run_id}`{when}; {_count(nights, 'comparable night')}.", ""]
     lines += _list("Alerts", loud) + _list("Notes", quiet)
     if comparisons:
         lines += ["## Comparisons on the same samples", ""]

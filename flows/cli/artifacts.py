@@ -82,7 +82,7 @@ def collect(root: Path, name: str | None, yes: bool) -> int:
 def to_keep(root: Path, recipes: list[str] | None) -> set[Path]:
     """Artifacts to keep: the finished steps of the recipes (None: of all that need no files of the user's, and the newest of every step, which may come
     from --set), the newest artifact of a step of theirs that is still to be made anew, and what nights have judged."""
-    from evals.history.past import nightly_runs
+    from evals.history.reader import nightly_runs
     from flows.running.run import recipe_steps
     from infra.plan import plan
     from pipelines.dag.given import needs_files

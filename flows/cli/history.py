@@ -104,17 +104,15 @@ def check(args: argparse.Namespace, root: Path) -> int:
 
 def compare(args: argparse.Namespace, root: Path) -> int:
     """history compare"""
-    from evals.history.database import database_path, opened, rebuild
-    from evals.history.facts import Facts
+    from evals.history.database import database_path, rebuild
+    from evals.history.reader import history_of
     from evals.history.records import append_comparisons
     from evals.nightly.review import compare_runs
 
     stores = root / "stores"
-    rebuild(stores, database_path(stores))
-    with opened(database_path(stores)) as connection:
-        facts = Facts(connection)
-        pair = [facts.run(args.run_a, "run").run_id, facts.run(args.run_b, "run").run_id]
-    rows, left_out = compare_runs(stores, *pair)
+    with history_of(stores) as history:
+        pair = [history.named(text, "run").run_id for text in (args.run_a, args.run_b)]
+        rows, left_out = compare_runs(history, *pair)
     append_comparisons(stores, rows)
     rebuild(stores, database_path(stores))
     columns = ["task", "condition", "metric", "subgroup", "n_paired", "value_a", "value_b", "delta", "ci_lo", "ci_hi", "p_adjusted", "flips_up", "flips_down"]

@@ -1,15 +1,16 @@
 """Report sections on what moved: the comparison of the two runs, and the worst regressions of the history.
 
-Input: Facts. Output: HTML of sections. The comparisons and change points are those that the nightly review put into the history.
+Input: History. Output: HTML of sections. The comparisons and change points are those that the nightly review put into the history.
 """
 
 from __future__ import annotations
 
 from html import escape
 
-from evals.history.facts import Facts, Row, Run, asked_as, condition_order
+from evals.history.reader import History, Row, Run
 from evals.pages.charts import nice_ticks
 from evals.pages.history.charts import whisker, whisker_axis
+from evals.pages.history.names import asked_as, condition_order
 from evals.pages.history.numbers import interval, moved, p_text, scale_of, shown
 from evals.pages.page import count_of, paragraph, section, table
 
@@ -23,11 +24,11 @@ ORDER BY task, condition, metric, subgroup <> 'all', n_paired DESC, subgroup"""
 _WORST = "SELECT * FROM regressions ORDER BY time DESC NULLS LAST, task, condition, metric, subgroup, run_after, found_by"
 
 
-def comparisons(facts: Facts, a: Run | None, b: Run) -> list[Row]:
+def comparisons(history: History, a: Run | None, b: Run) -> list[Row]:
     """The newest comparison rows of the pair, b minus a, main conditions first; those stored the other way round are turned."""
     if a is None:
         return []
-    rows = facts.rows(_COMPARED, (a.run_id, b.run_id, b.run_id, a.run_id))
+    rows = history.rows(_COMPARED, (a.run_id, b.run_id, b.run_id, a.run_id))
     return sorted((row if row["run_a"] == a.run_id else turned(row) for row in rows), key=lambda row: (row["task"], condition_order(row["condition"])))
 
 
@@ -38,7 +39,7 @@ def turned(row: Row) -> Row:
     return row | sides | {"delta": -row["delta"], "ci_lo": low, "ci_hi": high, "flips_up": row["flips_down"], "flips_down": row["flips_up"]}
 
 
-def comparison_section(facts: Facts, a: Run | None, b: Run) -> str:
+def comparison_section(history: History, a: Run | None, b: Run) -> str:
     """Who A and B are, and every stored comparison of the two with its interval and its p after correction."""
     cells = [
         [letter, f"{escape(run.name)}<br><code>{escape(run.run_id)}</code>", run.day, f"<code>{escape(run.model_id[:32])}</code>", escape(run.harness)]
@@ -46,7 +47,7 @@ def comparison_section(facts: Facts, a: Run | None, b: Run) -> str:
         if run
     ]
     who = table(["", "run", "evaluated (UTC)", "model", "harness"], cells)
-    rows = comparisons(facts, a, b)
+    rows = comparisons(history, a, b)
     if a is None:
         return section("The newest run", who, paragraph("No earlier run was asked the same, so it is compared with none.", "soft"), name="comparison")
     if not rows:
@@ -86,15 +87,15 @@ def comparison_section(facts: Facts, a: Run | None, b: Run) -> str:
     )
 
 
-def worst_regressions(facts: Facts) -> list[Row]:
+def worst_regressions(history: History) -> list[Row]:
     """Rows of the view `regressions`, what is known to be worse first, the largest move first (points where it is a share)."""
-    return sorted(facts.rows(_WORST), key=lambda row: (row["higher_is_better"] is None, -abs(row["delta"]) * scale_of([row], _MOVED)))
+    return sorted(history.rows(_WORST), key=lambda row: (row["higher_is_better"] is None, -abs(row["delta"]) * scale_of([row], _MOVED)))
 
 
-def regressions_section(facts: Facts) -> str:
+def regressions_section(history: History) -> str:
     """What became worse by more than chance; how much was looked at stands beside it."""
-    rows = worst_regressions(facts)
-    looked = facts.rows("SELECT (SELECT count(*) FROM comparison) AS compared, (SELECT count(*) FROM change_point) AS changes")[0]
+    rows = worst_regressions(history)
+    looked = history.rows("SELECT (SELECT count(*) FROM comparison) AS compared, (SELECT count(*) FROM change_point) AS changes")[0]
     base = f"Looked at: {count_of(looked['compared'], 'paired comparison')} and {count_of(looked['changes'], 'change point')} in the history."
     if not rows:
         none = "None." if looked["compared"] + looked["changes"] else "Nothing was compared yet, so nothing can have been found."

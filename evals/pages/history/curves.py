@@ -1,6 +1,6 @@
 """The report's section on training: the loss of every stage of the compared runs, on shared axes.
 
-Input: Facts (table train_metrics). Output: HTML.
+Input: History (table train_metrics). Output: HTML.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from evals.history.facts import Facts, Row, Run
+from evals.history.reader import History, Row, Run
 from evals.pages.history.charts import Curve, curves_chart
 from evals.pages.page import count_of, paragraph, section
 from mmcore.config import MODALITIES
@@ -19,12 +19,12 @@ MAX_STAGES = 12
 _LOSSES = "SELECT stage, step, loss, parts FROM train_metrics WHERE run_id = ? AND loss IS NOT NULL ORDER BY stage, step"
 
 
-def curves_section(facts: Facts, a: Run | None, b: Run) -> str:
+def curves_section(history: History, a: Run | None, b: Run) -> str:
     """A chart for each stage that A or B trained; "" when neither has any."""
     found: dict[str, list[tuple[Curve, str]]] = {}
     for letter, run, tone in (("B", b, "model"), ("A", a, "control")):
         stages: dict[str, list[Row]] = {}
-        for row in facts.rows(_LOSSES, (run.run_id,)) if run else []:
+        for row in history.rows(_LOSSES, (run.run_id,)) if run else []:
             if math.isfinite(row["loss"]):
                 stages.setdefault(row["stage"] or "", []).append(row)
         for stage, rows in stages.items():

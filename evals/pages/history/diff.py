@@ -1,6 +1,6 @@
 """The report's section on two checkpoints, question by question: picture, question, both answers and the right one.
 
-Owns the draw and the filter. Input: Facts, two runs, the root of artifacts (pictures). Output: HTML, and the page's only script: it hides what the filter
+Owns the draw and the filter. Input: History, two runs, the root of artifacts (pictures). Output: HTML, and the page's only script: it hides what the filter
 does not ask for; without it everything is shown, flips first. The questions are a seeded draw; the page says how many are left out.
 """
 
@@ -11,8 +11,9 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from evals.history.facts import Facts, Row, Run, asked_as, condition_order
+from evals.history.reader import History, Row, Run
 from evals.pages.history.media import Room, pictures_of, small
+from evals.pages.history.names import asked_as, condition_order
 from evals.pages.page import count_of, paragraph, section, table
 
 RIGHT = 0.5
@@ -63,12 +64,12 @@ SELECT task, condition, count(*) AS n, count(score_a + score_b) AS scored FROM s
 GROUP BY task, condition ORDER BY task, condition"""
 
 
-def diff_section(facts: Facts, a: Run | None, b: Run, root: Path, seed: int) -> str:
+def diff_section(history: History, a: Run | None, b: Run, root: Path, seed: int) -> str:
     """The section; it says so when there is no pair of runs, or nothing that both answered."""
     title = "Two checkpoints, question by question"
     if a is None:
         return section(title, paragraph("No other run was asked the same in the same way, so there is nothing to put side by side.", "soft"), name="diff")
-    by_task = groupby(facts.rows(_ASKED, (a.run_id, b.run_id)), lambda row: row["task"])
+    by_task = groupby(history.rows(_ASKED, (a.run_id, b.run_id)), lambda row: row["task"])
     asked = [min(rows, key=lambda row: condition_order(row["condition"])) for _, rows in by_task]
     asked = [row for row in asked if row["scored"]]
     if not asked:
@@ -78,7 +79,7 @@ def diff_section(facts: Facts, a: Run | None, b: Run, root: Path, seed: int) -> 
     parts, counts, room = [], dict.fromkeys(KINDS, 0), Room()
     for row in asked:
         values = (RIGHT, RIGHT, RIGHT, a.run_id, b.run_id, row["task"], row["condition"], seed, each)
-        drawn = facts.rows(_PAIRS, values)
+        drawn = history.rows(_PAIRS, values)
         for one in drawn:
             counts[one["kind"]] += 1
         parts.append(_task(row, drawn, pictures_of(root, b, row["task"], [one["picture"] for one in drawn]), room))

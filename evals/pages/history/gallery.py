@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from evals.history.facts import Facts, Run
+from evals.history.reader import History, Run
 from evals.pages.history.diff import cut
 from evals.pages.history.media import Room, artifacts_of, small
 from evals.pages.page import paragraph, section
@@ -48,9 +48,9 @@ class Made:
     right: float | None
 
 
-def gallery_section(facts: Facts, root: Path, seed: int) -> str:
+def gallery_section(history: History, root: Path, seed: int) -> str:
     """The section; "" where no run has kept anything."""
-    for run in facts.runs[:LOOKED_AT]:
+    for run in history.runs[:LOOKED_AT]:
         artifacts = list(artifacts_of(root, run))
         made = [one for _, directory, _ in artifacts for one in made_in(directory)]
         grids = "".join(_grid(directory / file, name) for name, directory, _ in artifacts for file in GRIDS.get(name, ()) if (directory / file).is_file())

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from evals.history.database import opened
-from evals.history.facts import Facts, Run
+from evals.history.reader import History, Run
 from evals.pages.history import charts as charts_history
 from evals.pages.history import diff as report_diff
 from evals.pages.history.changes import comparison_section, regressions_section
@@ -64,40 +64,40 @@ def write_history_page(db_path: Path, *, out: Path | None = None, a: str = "", b
     if page.suffix != ".html":
         raise AnyloomError(f"--out {page}: give a file that ends in .html; the summary gets the same name with .md")
     with opened(db_path) as connection:
-        facts = Facts(connection)
-        if not facts.runs:
+        history = History(connection)
+        if not history.runs:
             raise AnyloomError(f"{db_path} has no runs yet: run an evaluation first (anyloom run), or import one (anyloom history import)")
-        earlier, later = facts.pair(a, b)
-        html = history_page(facts, earlier, later, db_path.parent, seed, title)
-        text = summary(facts, earlier, later, title)
+        earlier, later = history.pair(a, b)
+        html = history_page(history, earlier, later, db_path.parent, seed, title)
+        text = summary(history, earlier, later, title)
     write_atomic(page, html)
     write_atomic(page.with_suffix(".md"), text)
-    return Written(page=page, summary=page.with_suffix(".md"), runs=len(facts.runs), page_bytes=len(html.encode()))
+    return Written(page=page, summary=page.with_suffix(".md"), runs=len(history.runs), page_bytes=len(html.encode()))
 
 
-def history_page(facts: Facts, a: Run | None, b: Run, root: Path, seed: int, title: str = TITLE) -> str:
+def history_page(history: History, a: Run | None, b: Run, root: Path, seed: int, title: str = TITLE) -> str:
     """The HTML text. root: where the artifacts of the runs are."""
     made = {
-        "leaderboard": leaderboard_section(facts),
-        "trends": trends_section(facts),
-        "comparison": comparison_section(facts, a, b),
-        "categories": categories_section(facts, a, b),
-        "diff": diff_section(facts, a, b, root, seed),
-        "regressions": regressions_section(facts),
-        "gallery": gallery_section(facts, root, seed),
-        "training": curves_section(facts, a, b),
+        "leaderboard": leaderboard_section(history),
+        "trends": trends_section(history),
+        "comparison": comparison_section(history, a, b),
+        "categories": categories_section(history, a, b),
+        "diff": diff_section(history, a, b, root, seed),
+        "regressions": regressions_section(history),
+        "gallery": gallery_section(history, root, seed),
+        "training": curves_section(history, a, b),
     }
     made = {name: made[name] for name in SECTIONS if made[name]}
     links = "".join(f'<li><a href="#{name}">{SECTIONS[name]}</a></li>' for name in made)
     body = (
-        f'<a class="skip" href="#leaderboard">To the leaderboard</a><h1>{escape(title)}</h1><p class="soft">{_about(facts)}</p>'
+        f'<a class="skip" href="#leaderboard">To the leaderboard</a><h1>{escape(title)}</h1><p class="soft">{_about(history)}</p>'
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n'
     )
     return document(title, body + "\n".join(made.values()), style=STYLE, script=report_diff.SCRIPT)
 
 
-def _about(facts: Facts) -> str:
-    days = [run.evaluated for run in facts.runs if run.evaluated]
+def _about(history: History) -> str:
+    days = [run.evaluated for run in history.runs if run.evaluated]
     span = f", evaluated from {min(days):%Y-%m-%d} to {max(days):%Y-%m-%d}" if days else ""
-    tasks, models = facts.rows("SELECT count(DISTINCT task) AS tasks, (SELECT count(DISTINCT model_id) FROM run) AS models FROM metric")[0].values()
-    return f"{count_of(len(facts.runs), 'run')} of {count_of(models, 'model')} on {count_of(tasks, 'task')}{span}. Times are UTC, intervals 95 %."
+    tasks, models = history.rows("SELECT count(DISTINCT task) AS tasks, (SELECT count(DISTINCT model_id) FROM run) AS models FROM metric")[0].values()
+    return f"{count_of(len(history.runs), 'run')} of {count_of(models, 'model')} on {count_of(tasks, 'task')}{span}. Times are UTC, intervals 95 %."

@@ -1,6 +1,6 @@
 """Report sections about scores: the leaderboard, and the categories of the newest run.
 
-Owns which scores stand beside each other: those of one task, metric and history_fingerprint. Input: Facts. Output: HTML of sections. Nothing is ranked
+Owns which scores stand beside each other: those of one task, metric and history_fingerprint. Input: History. Output: HTML of sections. Nothing is ranked
 across history_fingerprints.
 """
 
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
-from evals.history.facts import CONTROLS, Facts, Row, Run, asked_as, condition_order, main_metric, tone_of
+from evals.history.reader import History, Row, Run
 from evals.pages.history.charts import whisker, whisker_axis
+from evals.pages.history.names import CONTROLS, asked_as, condition_order, main_metric, tone_of
 from evals.pages.history.numbers import axis_of, interval, scale_of, shown, unit_of
 from evals.pages.page import count_of, paragraph, section
 
@@ -32,9 +33,9 @@ SELECT * FROM scored WHERE age = 1
 ORDER BY newest DESC NULLS LAST, task, history_fingerprint, metric, filter NULLS FIRST, value DESC, recipe, seeds, condition"""
 
 
-def boards(facts: Facts) -> tuple[list[list[Row]], list[list[Row]]]:
+def boards(history: History) -> tuple[list[list[Row]], list[list[Row]]]:
     """Rows that may be ranked together, a list each: those of a task's newest fingerprint, and those of its other ones."""
-    groups = [list(rows) for _, rows in groupby(facts.rows(_NEWEST), lambda row: (row["task"], row["history_fingerprint"], row["metric"], row["filter"]))]
+    groups = [list(rows) for _, rows in groupby(history.rows(_NEWEST), lambda row: (row["task"], row["history_fingerprint"], row["metric"], row["filter"]))]
     newest: dict[str, str] = {}
     current: list[list[Row]] = []
     earlier: list[list[Row]] = []
@@ -52,14 +53,14 @@ def _ranked(rows: Sequence[Row]) -> list[Row]:
     return sorted(kept, key=lambda row: (row["kind"] == "floor", row["condition"] in CONTROLS))
 
 
-def leaderboard_section(facts: Facts) -> str:
+def leaderboard_section(history: History) -> str:
     """Every model's newest score of every task, best first, with interval, sample count and the floors on the same questions."""
-    current, earlier = boards(facts)
+    current, earlier = boards(history)
     if not current:
         return section("Leaderboard", paragraph("No run has an accuracy of all its questions yet.", "soft"), name="leaderboard")
     left = len(current) + len(earlier) - len(current[:MAX_GROUPS]) - len(earlier[:MAX_GROUPS])
-    tables = "".join(_board(facts, rows) for rows in current[:MAX_GROUPS])
-    before = "".join(_board(facts, rows) for rows in earlier[:MAX_GROUPS])
+    tables = "".join(_board(history, rows) for rows in current[:MAX_GROUPS])
+    before = "".join(_board(history, rows) for rows in earlier[:MAX_GROUPS])
     folded = f"<details><summary>{count_of(len(earlier), 'table')} of other fingerprints: asked or scored differently</summary>{before}</details>"
     return section(
         "Leaderboard",
@@ -101,11 +102,11 @@ def _whisker(row: Row, axis: tuple[float, float], tone: str) -> str:
     return whisker(row["value"], row["ci_lo"], row["ci_hi"], axis, tone)
 
 
-def _board(facts: Facts, rows: Sequence[Row]) -> str:
+def _board(history: History, rows: Sequence[Row]) -> str:
     first = rows[0]
     cells = []
     for row in rows[:MAX_ROWS]:
-        run = facts.by_id[row["run_id"]]
+        run = history.by_id[row["run_id"]]
         who = "" if row["kind"] == "floor" else escape(run.name)
         asked = escape(asked_as(row["condition"]))
         others = [asked if who else "", f"{row['n']:,}" if row["n"] is not None else "", run.day[:10], f"<code>{escape(row['run_id'])}</code>"]
@@ -117,10 +118,10 @@ def _board(facts: Facts, rows: Sequence[Row]) -> str:
     return f"<h3>{escape(what)}</h3>{whisker_table('model', ('asked', 'samples', 'evaluated', 'run'), cells, caption=what)}{more}{mark}"
 
 
-def categories_section(facts: Facts, a: Run | None, b: Run) -> str:
+def categories_section(history: History, a: Run | None, b: Run) -> str:
     """The scores of the newest run by kind of question, beside those of the run it is compared with where both were asked the same."""
     sql = "SELECT * FROM metric WHERE run_id = ? AND kind = 'score' ORDER BY task, condition, metric, filter NULLS FIRST, n DESC NULLS LAST, subgroup"
-    mine, theirs = facts.rows(sql, (b.run_id,)), facts.rows(sql, (a.run_id,)) if a else []
+    mine, theirs = history.rows(sql, (b.run_id,)), history.rows(sql, (a.run_id,)) if a else []
     before = {(r["task"], r["condition"], r["metric"], r["filter"], r["subgroup"], r["history_fingerprint"]): r for r in theirs}
     parts = []
     for task, of_task in groupby(mine, lambda row: row["task"]):

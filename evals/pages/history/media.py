@@ -13,7 +13,7 @@ from hashlib import sha256
 from html import escape
 from pathlib import Path
 
-from evals.history.facts import Run
+from evals.history.reader import Run
 from evals.pages.gallery import Shown, preview
 from infra.artifact import ArtifactRecord, read_record
 from mmcore.media.decode import MediaError, NoTrackError, decode_image, decode_video_frames, sniff

@@ -1,6 +1,6 @@
 """The history's summary as Markdown: leaderboard, the comparison of the two runs, regressions.
 
-Input: Facts and the two runs. Output: Markdown that Prefect, a forge or a terminal shows; text from data cannot become markup.
+Input: History and the two runs. Output: Markdown that Prefect, a forge or a terminal shows; text from data cannot become markup.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from evals.history.facts import Facts, Row, Run
+from evals.history.reader import History, Row, Run
 from evals.pages.history.changes import comparisons, worst_regressions
 from evals.pages.history.leaderboard import boards
 from evals.pages.history.numbers import interval, moved, p_text, scale_of, shown, unit_of
@@ -18,10 +18,10 @@ MAX_ROWS = 20
 _MARKUP = re.compile(r"([\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w))")
 
 
-def summary(facts: Facts, a: Run | None, b: Run, title: str) -> str:
+def summary(history: History, a: Run | None, b: Run, title: str) -> str:
     """The whole text."""
-    lines = [f"# {plain(title)}", "", f"{count_of(len(facts.runs), 'run')}, the newest {plain(b.name)} (`{b.run_id}`, {b.day} UTC).", ""]
-    return "\n".join([*lines, *_leaderboard(facts), *_comparison(facts, a, b), *_regressions(facts)])
+    lines = [f"# {plain(title)}", "", f"{count_of(len(history.runs), 'run')}, the newest {plain(b.name)} (`{b.run_id}`, {b.day} UTC).", ""]
+    return "\n".join([*lines, *_leaderboard(history), *_comparison(history, a, b), *_regressions(history)])
 
 
 def plain(text: object) -> str:
@@ -34,12 +34,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> lis
     return [*lines, "", *([f"{count_of(left, 'more row')} left out.", ""] if left > 0 else [])]
 
 
-def _leaderboard(facts: Facts) -> list[str]:
+def _leaderboard(history: History) -> list[str]:
     rows: list[list[str]] = []
-    for board in boards(facts)[0]:
+    for board in boards(history)[0]:
         for row in board:
             if row["kind"] == "score":
-                scale, run = scale_of([row]), facts.by_id[row["run_id"]]
+                scale, run = scale_of([row]), history.by_id[row["run_id"]]
                 score = f"{shown(row['value'], scale)}{unit_of(scale)} {interval(row['ci_lo'], row['ci_hi'], scale)}"
                 metric = row["metric"] + (f", {row['filter']}" if row["filter"] else "")
                 rows.append([*map(plain, (row["task"], metric, run.name, row["condition"])), plain(score), _count(row["n"]), f"`{row['run_id']}`"])
@@ -49,10 +49,10 @@ def _leaderboard(facts: Facts) -> list[str]:
     return ["## Leaderboard", "", *_table(head, rows[:MAX_ROWS], len(rows) - MAX_ROWS)]
 
 
-def _comparison(facts: Facts, a: Run | None, b: Run) -> list[str]:
+def _comparison(history: History, a: Run | None, b: Run) -> list[str]:
     if a is None:
         return ["## Newest comparison", "", "No other run was asked the same.", ""]
-    rows = comparisons(facts, a, b)
+    rows = comparisons(history, a, b)
     head = [f"## {plain(a.name)} (A, `{a.run_id}`) against {plain(b.name)} (B, `{b.run_id}`)", ""]
     if not rows:
         return [*head, f"No paired test of these two is in the history: `anyloom history compare {a.run_id} {b.run_id}` makes one.", ""]
@@ -69,8 +69,8 @@ def _compared(row: Row) -> list[str]:
     return [*said, *values, p_text(row["p_adjusted"] if row["p_adjusted"] is not None else row["p"]), flips]
 
 
-def _regressions(facts: Facts) -> list[str]:
-    rows = worst_regressions(facts)
+def _regressions(history: History) -> list[str]:
+    rows = worst_regressions(history)
     if not rows:
         return ["## Regressions", "", "None in the history's comparisons and change points.", ""]
     cells = []

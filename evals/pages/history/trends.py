@@ -1,6 +1,6 @@
 """The report's section on trends: one small chart for a task and condition, with change points and annotations.
 
-Owns which evaluations are one series. Input: Facts. Output: HTML. A line ends where the history_fingerprint changes and where an annotation begins a new
+Owns which evaluations are one series. Input: History. Output: HTML. A line ends where the history_fingerprint changes and where an annotation begins a new
 segment.
 """
 
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
-from evals.history.facts import Facts, Row, asked_as, condition_order, main_metric, tone_of
+from evals.history.reader import History, Row
 from evals.pages.history.charts import Mark, Point, Trend, trend_chart
+from evals.pages.history.names import asked_as, condition_order, main_metric, tone_of
 from evals.pages.history.numbers import interval, moved, scale_of, shown, unit_of
 from evals.pages.page import count_of, paragraph, section
 
@@ -26,10 +27,10 @@ _NOTES = """
 SELECT * FROM annotation WHERE coalesce(recipe, '') IN ('', ?) AND coalesce(task, '') IN ('', ?) ORDER BY "at", annotation_id"""
 
 
-def trends_section(facts: Facts) -> str:
+def trends_section(history: History) -> str:
     """A chart for each series of two or more evaluations; those with the newest evaluations first."""
     series = []
-    for _, of_task in groupby(facts.rows(_TREND), lambda row: row["task"]):
+    for _, of_task in groupby(history.rows(_TREND), lambda row: row["task"]):
         rows = list(of_task)
         metric = main_metric([row["metric"] for row in rows])
         kept = of_all([row for row in rows if row["metric"] == metric])
@@ -37,12 +38,12 @@ def trends_section(facts: Facts) -> str:
     series = [rows for rows in series if len(rows) > 1]
     if not series:
         return section("Trends", paragraph("A trend needs two evaluations of one recipe; there are none yet.", "soft"), name="trends")
-    newest = {run.run_id: place for place, run in enumerate(facts.runs)}
+    newest = {run.run_id: place for place, run in enumerate(history.runs)}
     series.sort(key=lambda rows: (condition_order(rows[0]["condition"])[0], newest[rows[-1]["run_id"]], rows[0]["task"], rows[0]["subgroup"]))
     grids = []
     for task in dict.fromkeys(rows[0]["task"] for rows in series[:MAX_CHARTS]):
         mine = [rows for rows in series[:MAX_CHARTS] if rows[0]["task"] == task]
-        charts, controls = ([_chart(facts, rows) for rows in mine if (tone_of(rows[0]["condition"]) == "control") is wanted] for wanted in (False, True))
+        charts, controls = ([_chart(history, rows) for rows in mine if (tone_of(rows[0]["condition"]) == "control") is wanted] for wanted in (False, True))
         grids.append(f'<h3>{escape(task)}</h3><div class="grid3">{"".join(charts)}</div>')
         if controls:
             grids.append(f'<details><summary>{count_of(len(controls), "control")}</summary><div class="grid3">{"".join(controls)}</div></details>')
@@ -67,13 +68,13 @@ def of_all(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if wanted in (None, row["subgroup"])]
 
 
-def _chart(facts: Facts, rows: Sequence[Row]) -> str:
+def _chart(history: History, rows: Sequence[Row]) -> str:
     first, cut = rows[0], len(rows) - len(rows[-MAX_POINTS:])
     rows = rows[-MAX_POINTS:]
     scale = scale_of(rows)
-    points = [_point(facts, place, row, scale) for place, row in enumerate(rows)]
+    points = [_point(history, place, row, scale) for place, row in enumerate(rows)]
     together = [list(of) for _, of in groupby(range(len(rows)), lambda place: (rows[place]["history_fingerprint"], rows[place]["segment"]))]
-    marks, texts = _marks(facts, first["recipe"], first["task"], rows)
+    marks, texts = _marks(history, first["recipe"], first["task"], rows)
     texts += [_changed(row, scale) for row in rows if row["is_change_point"]]
     kind = "" if first["subgroup"] in ("all", "both") else f", {first['subgroup']}"
     asked = f"{first['recipe']}, {asked_as(first['condition'])}{kind}"
@@ -93,15 +94,15 @@ def _chart(facts: Facts, rows: Sequence[Row]) -> str:
     )
 
 
-def _point(facts: Facts, place: int, row: Row, scale: float) -> Point:
-    hover = f"{facts.by_id[row['run_id']].day or row['run_id']}: {shown(row['value'], scale)} {interval(row['ci_lo'], row['ci_hi'], scale)}"
+def _point(history: History, place: int, row: Row, scale: float) -> Point:
+    hover = f"{history.by_id[row['run_id']].day or row['run_id']}: {shown(row['value'], scale)} {interval(row['ci_lo'], row['ci_hi'], scale)}"
     return Point(place=place, value=row["value"], lo=row["ci_lo"], hi=row["ci_hi"], hover=hover, changed=row["is_change_point"])
 
 
-def _marks(facts: Facts, recipe: str, task: str, rows: Sequence[Row]) -> tuple[list[Mark], list[str]]:
+def _marks(history: History, recipe: str, task: str, rows: Sequence[Row]) -> tuple[list[Mark], list[str]]:
     """Lines between two evaluations, and what they mean as HTML, in their order."""
     found: list[tuple[float, str, str]] = []
-    for note in facts.rows(_NOTES, (recipe, task)):
+    for note in history.rows(_NOTES, (recipe, task)):
         before = sum(row["time"] is None or row["time"] < note["at"] for row in rows)
         if 0 < before < len(rows):
             author = f" ({escape(note['author'])})" if note["author"] else ""

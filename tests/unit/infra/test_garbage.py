@@ -8,7 +8,7 @@ import pytest
 import toy_history
 from kernel_steps import ToyConfig, hold
 
-from evals.history.past import nightly_runs
+from evals.history.reader import nightly_runs
 from evals.history.records import append_comparisons, append_night
 from flows.cli.artifacts import to_keep
 from infra.garbage import garbage, remove

@@ -11,7 +11,7 @@ from toy_history import FIRST_NIGHT, TASK, append, rows
 from evals.history import database as history
 from evals.history.check import check
 from evals.history.database import query
-from evals.history.facts import Facts
+from evals.history.reader import History
 from evals.history.records import annotate, append_change_points, append_comparisons, append_night, parse_time
 from evals.history.tables import rows_table
 from infra.step import AnyloomError
@@ -80,7 +80,7 @@ def test_a_model_that_is_evaluated_late_stands_where_it_was_made(stores):
     found = query(db, "SELECT run_id, run_before, segment FROM trend ORDER BY time")[1]
     assert found == [("a", None, 0), ("late", "a", 0), ("c", "late", 0), ("d", None, 1)]
     with history.opened(db) as connection:
-        assert [run.run_id for run in Facts(connection).runs] == ["d", "c", "late", "a"]
+        assert [run.run_id for run in History(connection).runs] == ["d", "c", "late", "a"]
 
 
 def test_a_night_says_which_flow_run_evaluated_a_run(stores):

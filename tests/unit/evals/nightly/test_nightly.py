@@ -16,8 +16,11 @@ import pytest
 
 from evals.config import EvalConfig, HistoryConfig
 from evals.history import database as history
-from evals.history.past import Past
+from evals.history.reader import history_of
+from evals.history.records import annotate as note
 from evals.history.records import append_change_points, append_comparisons
+from evals.history.series import series_of
+from evals.history.tables import VERSION_KEY, rows_table, write_file
 from evals.nightly.alerts import Policy
 from evals.nightly.comparison import COMPARISONS
 from evals.nightly.review import Review, _spread, review
@@ -27,6 +30,13 @@ from evals.tables import METRICS, VQA_SAMPLES, write_table
 from flows.deployments import nightly as flow
 from infra.settings import Settings
 from infra.step import AnyloomError, Artifact, StepContext
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Path:
+    """An empty stores directory; its database stands beside it."""
+    return tmp_path / "stores"
+
 
 START = datetime(2026, 3, 1, 2)
 PICTURES, QUESTIONS = 60, 5
@@ -82,7 +92,8 @@ def write_night(
     for table, rows in (("sample", [common | row for row in samples]), ("metric", [common | row for row in metrics]), ("run", [run])):
         path = stores / "history" / table / f"{run_id}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        written = pa.Table.from_pylist(rows)
+        pq.write_table(written if version == 1 else written.replace_schema_metadata({VERSION_KEY: str(version)}), path)
     return run_id
 
 
@@ -101,17 +112,13 @@ def write_rotations(stores: Path, night: int, wrong: int, rng_seed: int = 0) -> 
     metrics = [{"metric": name, "subgroup": "all", "value": value, "kind": "score", "higher_is_better": True} for name, value in values.items()]
     run = {"run_id": run_id, "recipe": "turned", "evaluated": START + timedelta(days=night)}
     for table, rows in (("sample", [common | row for row in samples]), ("metric", [common | row for row in metrics]), ("run", [run])):
-        path = stores / "history" / table / f"{run_id}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        write_file(stores, table, run_id, rows_table(table, rows))
     return run_id
 
 
-def annotate(stores: Path, night: float, task: str | None = None) -> None:
+def annotate(stores: Path, night: float, task: str = "") -> None:
     """An annotation that concerns the tiny recipe."""
-    path = stores / "history" / "annotation" / f"a{night}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([{"at": START + timedelta(days=night), "recipe": "tiny", "task": task, "text": "new data"}]), path)
+    note(stores, at=START + timedelta(days=night), recipe="tiny", task=task, text="new data")
 
 
 def loud(found: Review) -> list[str]:
@@ -120,18 +127,18 @@ def loud(found: Review) -> list[str]:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_drop_is_told_once_as_regression_and_again_as_change_point(tmp_path: Path, version: int) -> None:
-    names = [write_night(tmp_path, night, answers(night, drop=0.12 * (night >= 9)), version=version) for night in range(14)]
-    quiet = review(tmp_path, names[8], baselines=names[:1])
+def test_a_drop_is_told_once_as_regression_and_again_as_change_point(stores: Path, version: int) -> None:
+    names = [write_night(stores, night, answers(night, drop=0.12 * (night >= 9)), version=version) for night in range(14)]
+    quiet = review(stores, names[8], baselines=names[:1])
     assert loud(quiet) == [] and quiet.change_points == ()
     assert quiet.markdown.startswith("# tiny: no alert")
-    first = review(tmp_path, names[9], baselines=names[:1])
+    first = review(stores, names[9], baselines=names[:1])
     assert loud(first)[:2] == ["regression", "below_baseline"]
     assert first.alerts[0].text.startswith("exact_match of vqa (helped) fell by")
     row = next(row for row in first.comparisons if (row["run_a"], row["condition"], row["subgroup"]) == (names[8], "helped", "all"))
     assert (row["n_paired"], row["clusters"]) == (PICTURES * QUESTIONS, PICTURES)
     assert row["delta"] == pytest.approx(answers(9, 0.12).mean() - answers(8).mean())
-    later = [review(tmp_path, name, baselines=names[:1]) for name in names[9:]]
+    later = [review(stores, name, baselines=names[:1]) for name in names[9:]]
     assert sum("change_point" in loud(found) for found in later) == 1
     assert all("regression" not in loud(found) and "below_baseline" not in loud(found) for found in later[1:])
     assert any(alert.kind == "below_baseline" and alert.severity == "note" and "still lower" in alert.text for alert in later[1].alerts)
@@ -142,29 +149,32 @@ def test_a_drop_is_told_once_as_regression_and_again_as_change_point(tmp_path: P
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.12])
-def test_a_baseline_that_is_evaluated_late_is_not_the_night_before(tmp_path: Path, shift: float) -> None:
+def test_a_baseline_that_is_evaluated_late_is_not_the_night_before(stores: Path, shift: float) -> None:
     """Three nights, then a model older than all of them is pinned and evaluated between the third night and the fourth."""
-    names = [write_night(tmp_path, night, answers(night), version=3, exported=night - 0.3) for night in (1, 2, 3)]
-    pinned = write_night(tmp_path, 4, answers(50, drop=shift), version=3, exported=-20.0)
-    newest = write_night(tmp_path, 5, answers(5), version=3, exported=4.7)
-    found = review(tmp_path, newest, baselines=[pinned])
+    names = [write_night(stores, night, answers(night), version=3, exported=night - 0.3) for night in (1, 2, 3)]
+    pinned = write_night(stores, 4, answers(50, drop=shift), version=3, exported=-20.0)
+    newest = write_night(stores, 5, answers(5), version=3, exported=4.7)
+    found = review(stores, newest, baselines=[pinned])
     assert {row["run_a"] for row in found.comparisons} == {names[-1], pinned}
     assert loud(found) == [] and [alert.kind for alert in found.alerts] == ["improvement"] * (shift > 0)
-    assert review(tmp_path, pinned).comparisons == ()
-    (series,) = [one for one in Past(tmp_path).series(newest, "tiny", 60) if (one.condition, one.subgroup) == ("helped", "all")]
+    assert review(stores, pinned).comparisons == ()
+    with history_of(stores) as past:
+        (series,) = [one for one in series_of(past, newest, "tiny", 60) if (one.condition, one.subgroup) == ("helped", "all")]
     assert [night.run_id for night in series.nights] == [pinned, *names, newest] and series.nights[-1].at == START + timedelta(days=4.7)
 
 
-def test_the_metrics_of_other_tasks_are_compared_and_have_a_noise_band(tmp_path: Path) -> None:
-    names = [write_rotations(tmp_path, night, wrong=30 * (night == 8) + night % 2) for night in range(9)]
-    series = {one.metric: one for one in Past(tmp_path).series(names[7], "turned", 60)}
+def test_the_metrics_of_other_tasks_are_compared_and_have_a_noise_band(stores: Path) -> None:
+    names = [write_rotations(stores, night, wrong=30 * (night == 8) + night % 2) for night in range(9)]
+    with history_of(stores) as past:
+        series = {one.metric: one for one in series_of(past, names[7], "turned", 60)}
+        spread = _spread(past, list(series.values()), Policy())
     assert series["gpt_eval_score"].scores.shape == (8, 100) and series["harness_vanilla"].scores.shape == (8, 400) and series["ours_circular"].scores is None
     assert [night.value for night in series["gpt_eval_score"].nights] == [100.0 - night % 2 for night in range(8)]
-    assert set(_spread(Past(tmp_path), list(series.values()), Policy())) == {("stamps_as_mmbench", "plain_prompt", m) for m in list(series)[:2]}
-    found = review(tmp_path, names[8])
+    assert set(spread) == {("stamps_as_mmbench", "plain_prompt", m) for m in list(series)[:2]}
+    found = review(stores, names[8])
     assert {row["metric"]: round(row["delta"], 6) for row in found.comparisons} == {"gpt_eval_score": -29.0, "harness_vanilla": -7.25}
     assert loud(found)[:2] == ["regression", "regression"] and "gpt_eval_score of stamps_as_mmbench (plain_prompt) fell by 29 (95" in found.alerts[0].text
-    assert loud(review(tmp_path, names[7])) == []  # one of a hundred questions
+    assert loud(review(stores, names[7])) == []  # one of a hundred questions
 
 
 def test_the_smallest_relevant_drop_is_in_the_unit_of_the_metric() -> None:
@@ -173,17 +183,17 @@ def test_the_smallest_relevant_drop_is_in_the_unit_of_the_metric() -> None:
     assert {metric: policy.relevant(metric) for metric in drops} == drops
 
 
-def test_what_the_history_was_told_is_not_told_again(tmp_path: Path) -> None:
-    names = [write_night(tmp_path, night, answers(night, drop=0.12 * (night >= 9)), version=2) for night in range(14)]
+def test_what_the_history_was_told_is_not_told_again(stores: Path) -> None:
+    names = [write_night(stores, night, answers(night, drop=0.12 * (night >= 9)), version=2) for night in range(14)]
     for run_id, kinds in ((names[9], ["regression", "below_baseline"]), (names[-1], None)):
-        found = review(tmp_path, run_id, baselines=names[:1])
+        found = review(stores, run_id, baselines=names[:1])
         assert kinds is None or loud(found)[:2] == kinds
-        assert loud(review(tmp_path, run_id, baselines=names[:1])) == loud(found)  # nothing is kept yet
-        append_comparisons(tmp_path, found.comparisons)
-        append_change_points(tmp_path, found.change_points)
-        again = review(tmp_path, run_id, baselines=names[:1])
+        assert loud(review(stores, run_id, baselines=names[:1])) == loud(found)  # nothing is kept yet
+        append_comparisons(stores, found.comparisons)
+        append_change_points(stores, found.change_points)
+        again = review(stores, run_id, baselines=names[:1])
         assert loud(again) == [] and [alert.kind for alert in again.alerts if alert.kind != "not_compared"] and again.comparisons == found.comparisons
-    other = review(tmp_path, names[9], baselines=names[1:2])
+    other = review(stores, names[9], baselines=names[1:2])
     assert loud(other) == ["below_baseline"]  # another baseline is news
 
 
@@ -218,10 +228,10 @@ def test_a_night_notes_which_flow_run_it_is(tmp_path: Path, monkeypatch: pytest.
     assert found == [(run_id, "flow-1", datetime(2026, 3, 2, 1), "evaluated")]
 
 
-def test_rows_fit_the_tables_and_the_review_is_repeatable(tmp_path: Path) -> None:
-    names = [write_night(tmp_path, night, answers(night, drop=0.15 * (night >= 4)), version=2) for night in range(12)]
-    found = review(tmp_path, names[-1], baselines=names[:1], seed=3)
-    assert found == review(tmp_path, names[-1], baselines=names[:1], seed=3)
+def test_rows_fit_the_tables_and_the_review_is_repeatable(stores: Path) -> None:
+    names = [write_night(stores, night, answers(night, drop=0.15 * (night >= 4)), version=2) for night in range(12)]
+    found = review(stores, names[-1], baselines=names[:1], seed=3)
+    assert found == review(stores, names[-1], baselines=names[:1], seed=3)
     assert pa.Table.from_pylist(list(found.comparisons), schema=COMPARISONS).num_rows == len(found.comparisons) == 12
     assert pa.Table.from_pylist(list(found.change_points), schema=CHANGE_POINTS).num_rows == len(found.change_points) > 0
     assert {row["comparison_id"] for row in found.comparisons} and len({row["comparison_id"] for row in found.comparisons}) == 12
@@ -230,65 +240,66 @@ def test_rows_fit_the_tables_and_the_review_is_repeatable(tmp_path: Path) -> Non
     assert "## Change points" in found.markdown
 
 
-def test_improvements_and_small_drops_are_no_alerts(tmp_path: Path) -> None:
-    write_night(tmp_path, 0, answers(0, drop=0.2), version=2)
-    after = write_night(tmp_path, 1, answers(0), version=2)
-    found = review(tmp_path, after)
+def test_improvements_and_small_drops_are_no_alerts(stores: Path) -> None:
+    write_night(stores, 0, answers(0, drop=0.2), version=2)
+    after = write_night(stores, 1, answers(0), version=2)
+    found = review(stores, after)
     assert [(alert.kind, alert.severity) for alert in found.alerts] == [("improvement", "note")]
-    worse = write_night(tmp_path, 2, answers(0, drop=0.2), version=2)
-    assert loud(review(tmp_path, worse)) == ["regression"]
-    assert loud(review(tmp_path, worse, policy=Policy(smallest_drop=0.5))) == []
+    worse = write_night(stores, 2, answers(0, drop=0.2), version=2)
+    assert loud(review(stores, worse)) == ["regression"]
+    assert loud(review(stores, worse, policy=Policy(smallest_drop=0.5))) == []
 
 
-def test_the_spread_of_whole_models_is_part_of_the_noise_band(tmp_path: Path) -> None:
+def test_the_spread_of_whole_models_is_part_of_the_noise_band(stores: Path) -> None:
     shifts = np.array([0.0, 0.1, -0.02, 0.09, 0.0, 0.11, -0.01, 0.1])
-    names = [write_night(tmp_path, night, answers(night, shift=shift), version=2) for night, shift in enumerate(shifts)]
-    steady = [write_night(tmp_path, night, answers(night, shift=0.1 * (night == 7)), version=2, recipe="steady") for night in range(8)]
-    assert "regression" in loud(review(tmp_path, steady[-1]))
-    assert loud(review(tmp_path, names[-1])) == []
-    assert loud(review(tmp_path, names[-1], policy=Policy(nights=99))) == ["regression"]
+    names = [write_night(stores, night, answers(night, shift=shift), version=2) for night, shift in enumerate(shifts)]
+    steady = [write_night(stores, night, answers(night, shift=0.1 * (night == 7)), version=2, recipe="steady") for night in range(8)]
+    assert "regression" in loud(review(stores, steady[-1]))
+    assert loud(review(stores, names[-1])) == []
+    assert loud(review(stores, names[-1], policy=Policy(nights=99))) == ["regression"]
 
 
-def test_another_fingerprint_starts_anew_and_is_said(tmp_path: Path) -> None:
+def test_another_fingerprint_starts_anew_and_is_said(stores: Path) -> None:
     for night in range(3):
-        write_night(tmp_path, night, answers(night), version=2)
-    other = write_night(tmp_path, 3, answers(3, drop=0.3), version=2, comparable="f2")
-    found = review(tmp_path, other, baselines=["tiny000"])
+        write_night(stores, night, answers(night), version=2)
+    other = write_night(stores, 3, answers(3, drop=0.3), version=2, comparable="f2")
+    found = review(stores, other, baselines=["tiny000"])
     assert loud(found) == [] and found.comparisons == ()
     assert [alert.kind for alert in found.alerts] == ["not_compared", "not_compared"]
     assert "another history fingerprint (f1, now f2)" in found.alerts[0].text
-    back = write_night(tmp_path, 4, answers(4, drop=0.3), version=2)
-    assert {row["run_a"] for row in review(tmp_path, back).comparisons} == {"tiny002"}
+    back = write_night(stores, 4, answers(4, drop=0.3), version=2)
+    assert {row["run_a"] for row in review(stores, back).comparisons} == {"tiny002"}
 
 
-def test_annotations_start_a_new_segment(tmp_path: Path) -> None:
-    names = [write_night(tmp_path, night, answers(night, drop=0.15 * (night >= 7)), version=2) for night in range(14)]
-    assert review(tmp_path, names[-1]).change_points
-    annotate(tmp_path, 6.5, task="other")
-    assert review(tmp_path, names[-1]).change_points
-    annotate(tmp_path, 6.5, task="vqa")
-    assert review(tmp_path, names[-1]).change_points == ()
+def test_annotations_start_a_new_segment(stores: Path) -> None:
+    names = [write_night(stores, night, answers(night, drop=0.15 * (night >= 7)), version=2) for night in range(14)]
+    assert review(stores, names[-1]).change_points
+    annotate(stores, 6.5, task="other")
+    assert review(stores, names[-1]).change_points
+    annotate(stores, 6.5, task="vqa")
+    assert review(stores, names[-1]).change_points == ()
 
 
-def test_samples_without_partner_are_said(tmp_path: Path) -> None:
-    write_night(tmp_path, 0, answers(0), version=2, skip=10)
-    run_id = write_night(tmp_path, 1, answers(1), version=2)
-    found = review(tmp_path, run_id)
+def test_samples_without_partner_are_said(stores: Path) -> None:
+    write_night(stores, 0, answers(0), version=2, skip=10)
+    run_id = write_night(stores, 1, answers(1), version=2)
+    found = review(stores, run_id)
     assert found.comparisons[0]["n_paired"] == 290
     assert [alert.text.split(" samples")[0] for alert in found.alerts if alert.kind == "unpaired"] == ["vqa (blank): 0", "vqa (helped): 0"]
 
 
-def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
-    run_id = write_night(tmp_path, 0, answers(0), version=2)
+def test_what_is_missing_or_damaged_is_named(stores: Path) -> None:
+    run_id = write_night(stores, 0, answers(0), version=2)
     with pytest.raises(AnyloomError, match="run nothing is not in"):
-        review(tmp_path, "nothing")
+        review(stores, "nothing")
     with pytest.raises(AnyloomError, match="run pinned is not in"):
-        review(tmp_path, run_id, baselines=["pinned"])
-    assert [alert.kind for alert in review(tmp_path, run_id).alerts] == ["not_compared"]
-    path = tmp_path / "history" / "sample" / f"{run_id}.parquet"
+        review(stores, run_id, baselines=["pinned"])
+    assert [alert.kind for alert in review(stores, run_id).alerts] == ["not_compared"]
+    damaged = write_night(stores, 1, answers(1), version=2)
+    path = stores / "history" / "sample" / f"{damaged}.parquet"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(AnyloomError, match=f"{run_id}.parquet is damaged"):
-        review(tmp_path, run_id)
+    with pytest.raises(AnyloomError, match=f"{damaged}.parquet is damaged"):
+        review(stores, damaged)
 
 
 def night_by_step(root: Path, night: int, drop: float) -> str:

@@ -11,7 +11,7 @@ from toy_history import TASK, append, rows
 from toy_page import HOSTILE, QUESTIONS, artifact, drawing, toy_root
 
 from evals.history import database as history
-from evals.history.facts import Facts, main_metric, short_seeds
+from evals.history.reader import History, short_seeds
 from evals.history.records import append_comparisons
 from evals.pages.history import changes as report_changes
 from evals.pages.history import diff as report_diff
@@ -19,6 +19,7 @@ from evals.pages.history.charts import Point, Trend, trend_chart, whisker
 from evals.pages.history.gallery import Made, drawn, made_in
 from evals.pages.history.history import SECTIONS, write_history_page
 from evals.pages.history.media import SIDE, Room, pictures_of, small
+from evals.pages.history.names import main_metric
 from evals.pages.history.numbers import axis_of, interval, moved, p_text, scale_of, shown
 from evals.pages.history.summary import plain
 from evals.pages.history.trends import of_all
@@ -39,9 +40,9 @@ def html(db, tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def facts(db):
+def reader(db):
     with history.opened(db) as connection:
-        yield Facts(connection)
+        yield History(connection)
 
 
 class _Reader(HTMLParser):
@@ -108,9 +109,9 @@ def test_texts_of_any_length_are_cut_and_counted():
     assert long.endswith("… (5,000 characters)") and long.count("&lt;") == report_diff.MAX_TEXT
 
 
-def test_the_diff_shows_flips_first_and_says_what_it_leaves_out(html, facts):
-    a, b = facts.pair()
-    pairs = facts.rows("SELECT score_a, score_b FROM sample_diff WHERE run_a = ? AND run_b = ?", (a.run_id, b.run_id))
+def test_the_diff_shows_flips_first_and_says_what_it_leaves_out(html, reader):
+    a, b = reader.pair()
+    pairs = reader.rows("SELECT score_a, score_b FROM sample_diff WHERE run_a = ? AND run_b = ?", (a.run_id, b.run_id))
     assert len(pairs) == QUESTIONS
     outcome = {(1.0, 0.0): "only-a", (0.0, 1.0): "only-b", (0.0, 0.0): "both-wrong", (1.0, 1.0): "both-right"}
     expected = {kind: sum(outcome[row["score_a"], row["score_b"]] == kind for row in pairs) for kind in report_diff.KINDS}
@@ -126,11 +127,11 @@ def test_the_diff_shows_flips_first_and_says_what_it_leaves_out(html, facts):
         assert cards.count("data:image/png;base64,") == count
 
 
-def test_the_newest_run_is_compared_with_the_one_of_its_recipe_before_it(facts):
-    assert [run.run_id for run in facts.pair()] == ["toy0night10", "toy0night11"]
-    assert [run.run_id for run in facts.pair(b="toy0night03")] == ["toy0night02", "toy0night03"]
-    assert [run.run_id for run in facts.pair(a="peer1", b="toy0night11")] == ["peer1night09", "toy0night11"]
-    assert facts.pair(b="toy0night02")[0] is None  # the night before was asked otherwise
+def test_the_newest_run_is_compared_with_the_one_of_its_recipe_before_it(reader):
+    assert [run.run_id for run in reader.pair()] == ["toy0night10", "toy0night11"]
+    assert [run.run_id for run in reader.pair(b="toy0night03")] == ["toy0night02", "toy0night03"]
+    assert [run.run_id for run in reader.pair(a="peer1", b="toy0night11")] == ["peer1night09", "toy0night11"]
+    assert reader.pair(b="toy0night02")[0] is None  # the night before was asked otherwise
 
 
 @pytest.mark.parametrize(
@@ -199,8 +200,8 @@ def test_a_comparison_stored_the_other_way_round_is_turned(tmp_path):
     append_comparisons(stores, [row])
     history.rebuild(stores, history.database_path(stores))
     with history.opened(history.database_path(stores)) as connection:
-        facts = Facts(connection)
-        (found,) = report_changes.comparisons(facts, *facts.pair())
+        reader = History(connection)
+        (found,) = report_changes.comparisons(reader, *reader.pair())
     assert (found["run_a"], found["delta"], found["ci_lo"], found["ci_hi"], found["flips_down"], found["value_a"]) == ("a", -0.5, -0.9, -0.1, 1, 0.5)
 
 
@@ -212,11 +213,11 @@ def test_the_worst_regressions_stand_first(html, db):
     assert summary.count("\n## ") == 3 and "## Regressions" in summary and f"{moves[0]:+.1f}" in summary
 
 
-def test_pictures_are_found_by_name_and_by_hash_and_never_outside_the_artifacts(tmp_path, facts, db):
+def test_pictures_are_found_by_name_and_by_hash_and_never_outside_the_artifacts(tmp_path, reader, db):
     import dataclasses
     from hashlib import sha256
 
-    run = facts.by_id["toy0night11"]
+    run = reader.by_id["toy0night11"]
     known = pictures_of(db.parent, run, TASK, ["media/000.png", "media/001.png", "absent.png", "../../../history.duckdb"])
     assert set(known) == {"media/000.png", "media/001.png"}
     digest = sha256(known["media/000.png"]).hexdigest()
