@@ -19,6 +19,9 @@ from typing import Any
 from infra.settings import cluster_is_given, quiet_environment, thread_environment
 from infra.step import AnyloomError, StepDied
 
+BACKGROUND = {"env_vars": {"ANYLOOM_BACKGROUND": "1"}}
+"""Environment of the workers of background tasks: Ray gives a task only a worker of its own environment."""
+
 _interrupted = threading.Event()
 
 
@@ -101,8 +104,8 @@ def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any
 
 
 def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> Any:
-    """As _with_threads, at the lowest priority. There is no way back from it, so the worker process must end with the task (max_calls=1)."""
-    os.nice(19)
+    """As _with_threads, at the lowest priority. There is no way back from it: the worker process serves background tasks only (BACKGROUND)."""
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
     if hasattr(os, "SCHED_IDLE"):  # Linux: gives way at once when another thread wakes up; a merely nice one makes it wait
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     return _with_threads(function, threads, *args)
@@ -127,7 +130,7 @@ def run_isolated(
     import ray
 
     if background:
-        remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_in_background).options(name=name)
+        remote = ray.remote(num_cpus=0, max_retries=0)(_in_background).options(name=name, runtime_env=BACKGROUND)
     else:
         remote = _remote(name, threads if holds else 0, gpus if holds else 0)
     reference = remote.remote(function, threads, *args)

@@ -1,4 +1,4 @@
-"""Background tasks of the local Ray cluster: lowest priority, no share of its CPUs, and a process of their own; and GPUs for those that ask for them."""
+"""Background tasks of the local Ray cluster: lowest priority, no share of its CPUs, and processes of their own; and GPUs for those that ask for them."""
 
 from __future__ import annotations
 
