@@ -101,7 +101,7 @@ def rebuild(stores: Path, db_path: Path, *, fresh: bool = False, threads: int = 
         temporary = db_path.with_name(f".{db_path.name}.{os.getpid()}.tmp")
         try:
             with disk_errors(db_path):
-                old = _copy_aside(db_path, temporary)
+                old = _copied(db_path, temporary)
                 _refuse_loss(db_path, stores, sorted(old.files - present))
                 same = old.schema == _schema_sha() and not fresh
                 if same and old.files == present:
@@ -152,7 +152,7 @@ def schema_is_current(db_path: Path) -> bool:
     return bool(rows) and dict(zip(names, rows[0], strict=True)).get("sha256") == _schema_sha()
 
 
-def _copy_aside(db_path: Path, temporary: Path) -> _Old:
+def _copied(db_path: Path, temporary: Path) -> _Old:
     """Copy the database and read the copy. Raises AnyloomError for a database of a newer schema than this code's.
 
     The copy is read, not the original: a connection that somebody in this process keeps open would be handed out again.

@@ -97,11 +97,11 @@ def _fitting(name: str, table: pa.Table, constant: Mapping[str, str]) -> pa.Tabl
 
 def _train_metrics(losses: pa.Table, constant: Mapping[str, str]) -> pa.Table:
     """The columns of a loss log that the history has; every other loss in `parts`, to seven digits."""
-    told = []
+    parts_of_steps = []
     for row in losses.to_pylist():
         parts = {name.removeprefix(_PART): float(f"{value:.7g}") for name, value in row.items() if name.startswith(_PART) and value is not None}
-        told.append(json.dumps({name: value for name, value in parts.items() if math.isfinite(value)}))
-    return _fitting("train_metrics", losses.append_column("parts", pa.array(told, pa.string())), constant)
+        parts_of_steps.append(json.dumps({name: value for name, value in parts.items() if math.isfinite(value)}))
+    return _fitting("train_metrics", losses.append_column("parts", pa.array(parts_of_steps, pa.string())), constant)
 
 
 def _with_direction(metric: pa.Table) -> pa.Table:

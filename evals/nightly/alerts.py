@@ -4,7 +4,7 @@ Owns the rule. Input: rows of comparisons and change points, and how much scores
 
 A drop is an alert when it is outside the noise band *and* bigger than the smallest relevant drop. The noise band of a comparison is the paired
 test after Holm's correction; where enough nights went before, it also covers what training again does to the whole model (`retraining_sd`), which no
-test on the samples of two runs can see. Improvements are notes, and so is what the history has been told of already: nobody hears of one drop twice.
+test on the samples of two runs can see. Improvements are notes, and so is what the history holds already: nobody hears of one drop twice.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def alerts_of_comparisons(
     spread: Mapping[tuple[str, str, str], float] | None = None,
     baselines: Mapping[str, str] | None = None,
     standing: frozenset[tuple[str, str, str, str]] = frozenset(),
-    told: frozenset[tuple[str, ...]] = frozenset(),
+    recorded: frozenset[tuple[str, ...]] = frozenset(),
 ) -> list[Alert]:
     """Alerts for rows of COMPARISONS, the newest run being run_b.
 
     spread: (task, condition, metric) -> retraining_sd, the standard deviation of a night beyond its single answers; absent: unknown. baselines: run_id -> name
     of pinned runs; a drop below one is `below_baseline`. standing: (baseline, task, condition, metric) that were below already the night before:
-    those are notes, so that nobody is told every night of one drop. told: (run_a, run_b, task, condition, metric) that the history has already: notes too.
+    those are notes, so that one drop alerts once. recorded: (run_a, run_b, task, condition, metric) that the history has already: notes too.
     """
     found = []
     for row in rows:
@@ -97,7 +97,7 @@ def alerts_of_comparisons(
         else:
             kind = "below_baseline" if pinned else "regression"
             severity, verb = ("note", "is still lower") if key in standing else ("alert", "fell")
-            severity = "note" if tuple(row[name] for name in COMPARED) in told else severity
+            severity = "note" if tuple(row[name] for name in COMPARED) in recorded else severity
         against = f"baseline {pinned}" if pinned else f"run {row['run_a']}"
         text = (
             f"{row['metric']} of {row['task']} ({row['condition']}) {verb} by {_points(abs(row['delta']))} "
@@ -126,11 +126,11 @@ def alerts_of_changes(
     *,
     better: Mapping[str, bool | None],
     run_id: str,
-    told: frozenset[tuple[str, ...]] = frozenset(),
+    recorded: frozenset[tuple[str, ...]] = frozenset(),
 ) -> list[Alert]:
     """Alerts for rows of CHANGE_POINTS that the newest run `run_id` brought to light.
 
-    better: metric -> whether more of it is better, None: unknown. told: (series_id, run_at) that the history has already: those are notes.
+    better: metric -> whether more of it is better, None: unknown. recorded: (series_id, run_at) that the history has already: those are notes.
     """
     found = []
     for row in rows:
@@ -139,7 +139,7 @@ def alerts_of_changes(
         direction = better.get(row["metric"])
         worse = direction is not None and (row["delta"] < 0) == direction
         relevant = abs(row["delta"]) > policy.relevant(row["metric"])
-        fresh = tuple(row[name] for name in CHANGED) not in told
+        fresh = tuple(row[name] for name in CHANGED) not in recorded
         text = (
             f"{row['metric']} of {row['task']} ({row['condition']}, {row['subgroup']}) moved from {_points(row['before'])} to {_points(row['after'])} "
             f"with run {row['run_at']} ({_when(row['at'])}) and stayed there; p {row['p']:.2g}"

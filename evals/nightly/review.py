@@ -52,7 +52,7 @@ def review(
     """Compare a run of the history with the run before it and with `baselines`, and search every score's series for change points.
 
     baselines: run ids of pinned runs. recipe: whose nights the series are; None: the run's own. seed, draws: of bootstraps and sampled
-    permutations. Only scores of one history_fingerprint are compared; what has no partner is a note, and so is what the history was told of already.
+    permutations. Only scores of one history_fingerprint are compared; what has no partner is a note, and so is what the history holds already.
     Raises AnyloomError for a run that the history has not, and for samples that disagree about what was asked.
     """
     with history_of(stores) as history:
@@ -73,10 +73,10 @@ def _review(history: History, run_id: str, baselines: Sequence[str], recipe: str
         alerts.append(Alert(kind="not_compared", severity="note", text=f"{recipe} has no earlier run that compares with {run_id}", run_id=run_id))
     names = {name: name for name in baselines}
     standing = _standing(history, previous, baselines, policy, seed, draws)
-    told = history.recorded("comparison", COMPARED)
-    alerts += alerts_of_comparisons(comparisons, policy, spread=_spread(history, series, policy), baselines=names, standing=standing, told=told)
+    recorded = history.recorded("comparison", COMPARED)
+    alerts += alerts_of_comparisons(comparisons, policy, spread=_spread(history, series, policy), baselines=names, standing=standing, recorded=recorded)
     better = {s.metric: s.higher_is_better for s in series}
-    alerts += alerts_of_changes(fresh, policy, better=better, run_id=run_id, told=history.recorded("change_point", CHANGED))
+    alerts += alerts_of_changes(fresh, policy, better=better, run_id=run_id, recorded=history.recorded("change_point", CHANGED))
     ordered = tuple(sorted(alerts, key=lambda alert: alert.severity != "alert"))
     text = markdown(history.run(run_id), recipe, ordered, comparisons, changes, series)
     return Review(comparisons=tuple(comparisons), change_points=tuple(changes), alerts=ordered, markdown=text)
@@ -92,11 +92,11 @@ def compare_runs(history: History, run_a: str, run_b: str, *, seed: int = 0, dra
     if run_a == run_b:
         raise AnyloomError(f"run {run_a} is named twice: name another one to compare it with")
     rows, notes = _compare(history, run_a, run_b, None, seed, draws)
-    told = [note.text for note in notes]
+    notices = [note.text for note in notes]
     if not rows:
-        why = f": {told[0]}" if told else ""
+        why = f": {notices[0]}" if notices else ""
         raise AnyloomError(f"runs {run_a} and {run_b} have no score on the same samples{why}; compare runs that were asked the same")
-    return rows, told
+    return rows, notices
 
 
 def _previous(history: History, run_id: str, recipe: str) -> dict[str, set[str]]:

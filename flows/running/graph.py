@@ -85,7 +85,7 @@ class GraphRun:
         if missing:
             raise NotRun(f"{name} needs {missing[0]}")
         inputs = {key: self.outcomes[s.name].artifact for key, s in step.inputs.items()}
-        with (self.beside if self.aside(step) else self.budget).share(step) as (threads, gpus):
+        with (self.beside if self.in_background(step) else self.budget).share(step) as (threads, gpus):
             if self.errors:
                 raise NotRun(f"{name} was left out because {next(iter(self.errors))} failed")
             started = time.monotonic()
@@ -126,7 +126,7 @@ class GraphRun:
             self.display.bars.stop()
             leave(error)
 
-    def aside(self, step: Step) -> bool:
+    def in_background(self, step: Step) -> bool:
         """True when the step runs beside the thread budget, at the lowest priority and with a budget of its own: one thread less than there are, which is what
         a long step before them leaves. More of them at once would only take turns, and the caches with them."""
         return step.background and step.isolate and self.settings.use_ray and not (step.gpus and self.gpus)
@@ -144,8 +144,8 @@ class GraphRun:
                 return self.pool.run(step.name, *job, threads=resources.threads, gpus=resources.gpus, on_poll=poll)
             from infra.ray_session import run_isolated
 
-            aside = self.aside(step)
-            return run_isolated(step.name, *job, threads=resources.threads, gpus=resources.gpus, holds=step.isolate, background=aside, on_poll=poll)
+            background = self.in_background(step)
+            return run_isolated(step.name, *job, threads=resources.threads, gpus=resources.gpus, holds=step.isolate, background=background, on_poll=poll)
         finally:
             path.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from evals.history.reader import History, Row, Run
 from evals.pages.charts import nice_ticks
 from evals.pages.history.charts import whisker, whisker_axis
 from evals.pages.history.names import asked_as, condition_order
-from evals.pages.history.numbers import interval, moved, p_text, scale_of, shown
+from evals.pages.history.numbers import interval, moved, number_text, p_text, scale_of
 from evals.pages.page import count_of, paragraph, section, table
 
 MAX_ROWS = 30
@@ -51,8 +51,8 @@ def comparison_section(history: History, a: Run | None, b: Run) -> str:
     if a is None:
         return section("The newest run", who, paragraph("No earlier run was asked the same, so it is compared with none.", "soft"), name="comparison")
     if not rows:
-        told = f"No paired test of these two is in the history: `anyloom history compare {a.run_id} {b.run_id}` makes one. Their single answers stand below."
-        return section("A against B", who, paragraph(told, "soft"), name="comparison")
+        text = f"No paired test of these two is in the history: `anyloom history compare {a.run_id} {b.run_id}` makes one. Their single answers stand below."
+        return section("A against B", who, paragraph(text, "soft"), name="comparison")
     scales = [scale_of([row], _VALUES) for row in rows[:MAX_ROWS]]
     drawn = [row for row, scale in zip(rows[:MAX_ROWS], scales, strict=True) if scale == max(scales)]
     span = nice_ticks(0, max(abs(row[end]) for row in drawn for end in ("delta", "ci_lo", "ci_hi") if row[end] is not None), 5)[-1]
@@ -64,12 +64,12 @@ def comparison_section(history: History, a: Run | None, b: Run) -> str:
             [
                 f"{escape(row['task'])}<br>{escape(asked_as(row['condition']))}",
                 escape(row["subgroup"]) + (f" ({row['n_paired']:,})" if row["n_paired"] is not None else ""),
-                f"{shown(row['value_a'], scale)} → {shown(row['value_b'], scale)}",
+                f"{number_text(row['value_a'], scale)} → {number_text(row['value_b'], scale)}",
                 whisker(row["delta"], row["ci_lo"], row["ci_hi"], axis) if scale == max(scales) else "",
                 f'{moved(row["delta"], scale)} <span class="ci">{interval(row["ci_lo"], row["ci_hi"], scale, signed=True)}</span>',
                 p_text(row["p_adjusted"] if row["p_adjusted"] is not None else row["p"]),
                 flips,
-                shown(row["detectable"], scale),
+                number_text(row["detectable"], scale),
             ]
         )
     left = len(rows) - len(cells) + 1
@@ -103,7 +103,7 @@ def regressions_section(history: History) -> str:
     cells = []
     for row in rows[:MAX_ROWS]:
         scale = scale_of([row], _MOVED)
-        change = f"{shown(row['before'], scale)} → {shown(row['after'], scale)}"
+        change = f"{number_text(row['before'], scale)} → {number_text(row['after'], scale)}"
         span = "" if row["ci_lo"] is None else f' <span class="ci">{interval(row["ci_lo"], row["ci_hi"], scale, signed=True)}</span>'
         found = "change point" if row["found_by"] == "change_point" else "paired comparison"
         unknown = "" if row["higher_is_better"] is not None else "<br><span class='soft'>which way is better is not known</span>"

@@ -37,11 +37,11 @@ def curves_section(history: History, a: Run | None, b: Run) -> str:
     for stage, drawn in sorted(found.items())[:MAX_STAGES]:
         curves = [curve for curve, _ in drawn]
         same = len(curves) == 2 and curves[0].losses == curves[1].losses
-        told = "; ".join(f"{curve.label}: {count_of(len(curve.losses), 'step')}, the last tenth {_tail(curve):.3f}" for curve in curves)
-        chart = curves_chart(curves, title=f"loss of {stage}: {told}", x_label="optimizer step", y_label="loss")
+        summary = "; ".join(f"{curve.label}: {count_of(len(curve.losses), 'step')}, the last tenth {_tail(curve):.3f}" for curve in curves)
+        chart = curves_chart(curves, title=f"loss of {stage}: {summary}", x_label="optimizer step", y_label="loss")
         parts = "".join(f"<br>{escape(curve.label)}, by modality: {escape(means)}" for curve, means in drawn if means)
         shared = "<br>the same training: the curves lie on each other" if same else ""
-        charts.append(f"<div><h3>{escape(stage)}</h3>{chart}<p class='small'>{escape(told)}{parts}{shared}</p></div>")
+        charts.append(f"<div><h3>{escape(stage)}</h3>{chart}<p class='small'>{escape(summary)}{parts}{shared}</p></div>")
     left = len(found) - len(charts)
     key = "".join(f'<span><i class="{tone}"></i>{letter}</span>' for letter, run, tone in (("A", a, "control"), ("B", b, "model")) if run)
     return section(

@@ -29,7 +29,7 @@ STYLE = """
 """
 SCRIPT = """
 (() => {
-  const bar = document.querySelector(".filters"), told = document.getElementById("told");
+  const bar = document.querySelector(".filters"), note = document.getElementById("note");
   if (!bar) return;
   const buttons = [...bar.querySelectorAll("button")], kinds = [...document.querySelectorAll("[data-kind]")];
   const show = () => {
@@ -39,7 +39,7 @@ SCRIPT = """
     for (const b of buttons) b.setAttribute("aria-pressed", String(b.dataset.show === chosen));
     for (const k of kinds) k.hidden = chosen !== "all" && k.dataset.kind !== chosen;
     const shown = kinds.filter((k) => !k.hidden).reduce((n, k) => n + k.querySelectorAll(".pair").length, 0);
-    told.textContent = shown + (shown === 1 ? " question is shown" : " questions are shown");
+    note.textContent = shown + (shown === 1 ? " question is shown" : " questions are shown");
   };
   bar.hidden = false;
   bar.addEventListener("click", (event) => {
@@ -73,8 +73,8 @@ def diff_section(history: History, a: Run | None, b: Run, root: Path, seed: int)
     asked = [min(rows, key=lambda row: condition_order(row["condition"])) for _, rows in by_task]
     asked = [row for row in asked if row["scored"]]
     if not asked:
-        told = "No question was asked of both in the same way (inside one history_fingerprint), or their single answers are not in the history."
-        return section(title, paragraph(told, "soft"), name="diff")
+        note = "No question was asked of both in the same way (inside one history_fingerprint), or their single answers are not in the history."
+        return section(title, paragraph(note, "soft"), name="diff")
     each = max(1, min(MOST_OF_KIND, MOST // (len(KINDS) * len(asked))))
     parts, counts, room = [], dict.fromkeys(KINDS, 0), Room()
     for row in asked:
@@ -100,7 +100,7 @@ def _buttons(counts: dict[str, int]) -> str:
     """The filter; hidden until the script makes it work."""
     names = {"all": f"All {sum(counts.values())}"} | {kind: f"{label}: {counts[kind]}" for kind, label in KINDS.items()}
     buttons = "".join(f'<button type="button" data-show="{kind}" aria-pressed="false">{escape(label)}</button>' for kind, label in names.items())
-    return f'<div class="filters" role="group" aria-label="Which questions are shown" hidden>{buttons}</div><p class="small" role="status" id="told"></p>'
+    return f'<div class="filters" role="group" aria-label="Which questions are shown" hidden>{buttons}</div><p class="small" role="status" id="note"></p>'
 
 
 def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes], room: Room) -> str:
@@ -114,8 +114,8 @@ def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes], room: Ro
         if rows:
             cards = "".join(_card(row, pictures.get(row["picture"] or ""), room) for row in rows)
             rest = counts[kind] - len(rows)
-            told = f"{label}: {len(rows)} of {counts[kind]:,}" + (f", {rest:,} left out" if rest else "")
-            blocks.append(f'<div data-kind="{kind}"><h4>{told}</h4><div class="cards">{cards}</div></div>')
+            note = f"{label}: {len(rows)} of {counts[kind]:,}" + (f", {rest:,} left out" if rest else "")
+            blocks.append(f'<div data-kind="{kind}"><h4>{note}</h4><div class="cards">{cards}</div></div>')
     condition = asked_as(asked["condition"])
     head = f"<h3>{escape(asked['task'])}, asked: {escape(condition)}</h3>"
     return head + table(list(KINDS.values()), [cells]) + left + "".join(blocks)

@@ -103,12 +103,12 @@ def _section(run: Run, made: Sequence[Made], grids: str, seed: int) -> str:
         of_kind = [one for one in made if one.kind == kind]
         cards = [_card(one, room) for one in drawn(of_kind, each, seed)]
         left = len(of_kind) - len(cards)
-        told = f"{kind}: {len(cards)} of {len(of_kind):,}" + (f", {left:,} left out" if left else "")
-        parts.append(f'<h3>{escape(told)}</h3><div class="cards">{"".join(cards)}</div>')
-    told = f"What the model of {run.name} ({run.run_id}) made when it was asked to."
+        text = f"{kind}: {len(cards)} of {len(of_kind):,}" + (f", {left:,} left out" if left else "")
+        parts.append(f'<h3>{escape(text)}</h3><div class="cards">{"".join(cards)}</div>')
+    text = f"What the model of {run.name} ({run.run_id}) made when it was asked to."
     if parts:
-        told += f" Cards: drawn at random with seed {seed}, not chosen by hand; requests that got nothing count."
-    return section("Gallery of what was made", paragraph(told, "soft"), *parts, grids, name="gallery")
+        text += f" Cards: drawn at random with seed {seed}, not chosen by hand; requests that got nothing count."
+    return section("Gallery of what was made", paragraph(text, "soft"), *parts, grids, name="gallery")
 
 
 def _card(one: Made, room: Room) -> str:

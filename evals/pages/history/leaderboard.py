@@ -13,7 +13,7 @@ from itertools import groupby
 from evals.history.reader import History, Row, Run
 from evals.pages.history.charts import whisker, whisker_axis
 from evals.pages.history.names import CONTROLS, asked_as, condition_order, main_metric, tone_of
-from evals.pages.history.numbers import axis_of, interval, scale_of, shown, unit_of
+from evals.pages.history.numbers import axis_of, interval, number_text, scale_of, unit_of
 from evals.pages.page import count_of, paragraph, section
 
 MAX_GROUPS, MAX_ROWS, MAX_KINDS = 24, 24, 40
@@ -91,7 +91,7 @@ def whisker_table(head: str, columns: Sequence[str], rows: Sequence[tuple[str, R
     top = f'<tr><th scope="col">{escape(head)}</th><th>{whisker_axis(axis, scale)}</th><th scope="col" class="num">score{unit_of(scale)}</th>{names}</tr>'
     body = "".join(
         f'<tr class="{"floor" if tone == "floor" else ""}"><td>{first}</td><td>{_whisker(row, axis, tone)}</td>'
-        f'<td class="num">{shown(row["value"], scale)} <span class="ci">{interval(row["ci_lo"], row["ci_hi"], scale)}</span></td>'
+        f'<td class="num">{number_text(row["value"], scale)} <span class="ci">{interval(row["ci_lo"], row["ci_hi"], scale)}</span></td>'
         f"{''.join(f'<td>{cell}</td>' for cell in others)}</tr>"
         for first, row, others, tone in rows
     )
@@ -145,5 +145,5 @@ def categories_section(history: History, a: Run | None, b: Run) -> str:
         parts.append(f"<h3>{escape(what)}</h3>{whisker_table('kind of question', ('run', 'samples'), cells, caption=what)}{more}")
     if not parts:
         return ""
-    told = "Scores by kind of question (answer type, or the benchmark's own category), the most frequent kind first. A and B as above."
-    return section("Categories", paragraph(told, "soft"), *parts, name="categories")
+    text = "Scores by kind of question (answer type, or the benchmark's own category), the most frequent kind first. A and B as above."
+    return section("Categories", paragraph(text, "soft"), *parts, name="categories")

@@ -36,7 +36,7 @@ def unit_of(scale: float) -> str:
     return " %" if scale != 1 else ""
 
 
-def shown(value: float | None, scale: float) -> str:
+def number_text(value: float | None, scale: float) -> str:
     """One number; "" for none."""
     if value is None:
         return ""
@@ -54,7 +54,7 @@ def interval(low: float | None, high: float | None, scale: float, signed: bool =
     """An interval in brackets; "no interval" where there is none."""
     if low is None or high is None:
         return "no interval"
-    write = moved if signed else shown
+    write = moved if signed else number_text
     return f"[{write(low, scale)}, {write(high, scale)}]"
 
 

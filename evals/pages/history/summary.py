@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from evals.history.reader import History, Row, Run
 from evals.pages.history.changes import comparisons, worst_regressions
 from evals.pages.history.leaderboard import boards
-from evals.pages.history.numbers import interval, moved, p_text, scale_of, shown, unit_of
+from evals.pages.history.numbers import interval, moved, number_text, p_text, scale_of, unit_of
 from evals.pages.page import count_of
 
 MAX_ROWS = 20
@@ -40,7 +40,7 @@ def _leaderboard(history: History) -> list[str]:
         for row in board:
             if row["kind"] == "score":
                 scale, run = scale_of([row]), history.by_id[row["run_id"]]
-                score = f"{shown(row['value'], scale)}{unit_of(scale)} {interval(row['ci_lo'], row['ci_hi'], scale)}"
+                score = f"{number_text(row['value'], scale)}{unit_of(scale)} {interval(row['ci_lo'], row['ci_hi'], scale)}"
                 metric = row["metric"] + (f", {row['filter']}" if row["filter"] else "")
                 rows.append([*map(plain, (row["task"], metric, run.name, row["condition"])), plain(score), _count(row["n"]), f"`{row['run_id']}`"])
     if not rows:
@@ -65,7 +65,7 @@ def _compared(row: Row) -> list[str]:
     change = f"{moved(row['delta'], scale)} {interval(row['ci_lo'], row['ci_hi'], scale, signed=True)}"
     flips = f"{row['flips_up']} / {row['flips_down']}" if row["flips_up"] is not None else ""
     said = [*map(plain, (row["task"], row["condition"], row["subgroup"])), _count(row["n_paired"])]
-    values = [shown(row["value_a"], scale), shown(row["value_b"], scale), plain(change)]
+    values = [number_text(row["value_a"], scale), number_text(row["value_b"], scale), plain(change)]
     return [*said, *values, p_text(row["p_adjusted"] if row["p_adjusted"] is not None else row["p"]), flips]
 
 
@@ -78,7 +78,7 @@ def _regressions(history: History) -> list[str]:
         scale = scale_of([row], ("before", "after", "delta"))
         when = f"{row['time']:%Y-%m-%d}" if row["time"] else ""
         what = f"{row['recipe']}: {row['task']}, {row['condition']}, {row['metric']}, {row['subgroup']}"
-        change = f"{shown(row['before'], scale)} → {shown(row['after'], scale)} ({moved(row['delta'], scale)})"
+        change = f"{number_text(row['before'], scale)} → {number_text(row['after'], scale)} ({moved(row['delta'], scale)})"
         cells.append([when, plain(what), plain(change), p_text(row["p"]), row["found_by"].replace("_", " "), f"`{row['run_after']}`"])
     return ["## Regressions", "", *_table(("when", "what", "before → after", "p", "found by", "run"), cells, len(rows) - MAX_ROWS)]
 

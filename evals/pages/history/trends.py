@@ -13,7 +13,7 @@ from itertools import groupby
 from evals.history.reader import History, Row
 from evals.pages.history.charts import Mark, Point, Trend, trend_chart
 from evals.pages.history.names import asked_as, condition_order, main_metric, tone_of
-from evals.pages.history.numbers import interval, moved, scale_of, shown, unit_of
+from evals.pages.history.numbers import interval, moved, number_text, scale_of, unit_of
 from evals.pages.page import count_of, paragraph, section
 
 MAX_CHARTS, MAX_POINTS = 24, 120
@@ -95,7 +95,7 @@ def _chart(history: History, rows: Sequence[Row]) -> str:
 
 
 def _point(history: History, place: int, row: Row, scale: float) -> Point:
-    hover = f"{history.by_id[row['run_id']].day or row['run_id']}: {shown(row['value'], scale)} {interval(row['ci_lo'], row['ci_hi'], scale)}"
+    hover = f"{history.by_id[row['run_id']].day or row['run_id']}: {number_text(row['value'], scale)} {interval(row['ci_lo'], row['ci_hi'], scale)}"
     return Point(place=place, value=row["value"], lo=row["ci_lo"], hi=row["ci_hi"], hover=hover, changed=row["is_change_point"])
 
 

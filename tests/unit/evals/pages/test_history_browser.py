@@ -50,7 +50,7 @@ def test_the_filter_shows_one_outcome(browser, page):
     for kind in sorted(set(everything)):
         browser.run(f'document.querySelector("[data-show={kind}]").click()')
         assert browser.run(VISIBLE) == [kind] * everything.count(kind) and browser.run(PRESSED) == [kind] and browser.run("location.hash") == f"#{kind}"
-        assert browser.run('document.getElementById("told").textContent').startswith(f"{everything.count(kind)} question")
+        assert browser.run('document.getElementById("note").textContent').startswith(f"{everything.count(kind)} question")
     browser.run('document.querySelector("[data-show=all]").click()')
     assert browser.run(VISIBLE) == everything and browser.problems() == []
 

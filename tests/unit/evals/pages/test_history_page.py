@@ -20,7 +20,7 @@ from evals.pages.history.gallery import Made, drawn, made_in
 from evals.pages.history.history import SECTIONS, write_history_page
 from evals.pages.history.media import SIDE, Room, pictures_of, small
 from evals.pages.history.names import main_metric
-from evals.pages.history.numbers import axis_of, interval, moved, p_text, scale_of, shown
+from evals.pages.history.numbers import axis_of, interval, moved, number_text, p_text, scale_of
 from evals.pages.history.summary import plain
 from evals.pages.history.trends import of_all
 from evals.pages.page import STYLE
@@ -313,7 +313,7 @@ def test_a_file_name_outside_its_artifact_is_no_medium(tmp_path):
     ],
 )
 def test_only_shares_are_written_as_per_cent(row, scale, text):
-    assert scale_of([row]) == scale and shown(row["value"], scale) == text
+    assert scale_of([row]) == scale and number_text(row["value"], scale) == text
     lo, hi = axis_of([row])
     assert lo <= 0 < row["value"] <= hi
 
