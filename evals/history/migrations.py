@@ -92,5 +92,11 @@ def from_3(tables: Tables) -> Tables:
     return tables if sample is None else tables | {"sample": sample.drop_columns([name for name in ("ms",) if name in sample.column_names])}
 
 
-MIGRATIONS: dict[int, Callable[[Tables], Tables]] = {1: from_1, 2: from_2, 3: from_3}
+def from_4(tables: Tables) -> Tables:
+    """Version 4 called the image that a question is about `picture`."""
+    sample = tables.get("sample")
+    return tables if sample is None else tables | {"sample": sample.rename_columns(["image" if name == "picture" else name for name in sample.column_names])}
+
+
+MIGRATIONS: dict[int, Callable[[Tables], Tables]] = {1: from_1, 2: from_2, 3: from_3, 4: from_4}
 """Version -> how its tables become those of the next version."""

@@ -111,9 +111,10 @@ def _with_direction(metric: pa.Table) -> pa.Table:
 
 
 def _samples(table: pa.Table, constant: Mapping[str, str]) -> pa.Table:
-    renamed = table.rename_columns(["condition" if name == "run_condition" else name for name in table.column_names])
-    if "picture" in renamed.column_names and "cluster" not in renamed.column_names:
-        renamed = renamed.append_column("cluster", renamed["picture"])
+    names = {"run_condition": "condition", "picture": "image"}
+    renamed = table.rename_columns([names.get(name, name) for name in table.column_names])
+    if "image" in renamed.column_names and "cluster" not in renamed.column_names:
+        renamed = renamed.append_column("cluster", renamed["image"])
     return _fitting("sample", renamed, constant)
 
 

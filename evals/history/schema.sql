@@ -41,8 +41,9 @@ CREATE TABLE metric (
     history_fingerprint VARCHAR
 );
 CREATE TABLE sample (
-    run_id VARCHAR, task VARCHAR, condition VARCHAR, doc_key VARCHAR, doc_sha256 VARCHAR, question_id BIGINT, picture VARCHAR,
-    cluster VARCHAR,              -- what the interval's resampling draws as one, e.g. the picture
+    run_id VARCHAR, task VARCHAR, condition VARCHAR, doc_key VARCHAR, doc_sha256 VARCHAR, question_id BIGINT,
+    image VARCHAR,                -- name of the image that the question is about
+    cluster VARCHAR,              -- what the interval's resampling draws as one, e.g. the image
     question VARCHAR, answer_type VARCHAR, target VARCHAR, prediction VARCHAR, parsed VARCHAR, parse_status VARCHAR, caption VARCHAR,
     score DOUBLE, num_tokens BIGINT, history_fingerprint VARCHAR
 );
@@ -162,7 +163,7 @@ ORDER BY time DESC NULLS LAST, abs(delta) DESC;
 -- Two runs, question by question; name both: WHERE run_a = '…' AND run_b = '…'. Only what was asked of both in the same way is in it.
 CREATE VIEW sample_diff AS
 SELECT
-    a.run_id AS run_a, b.run_id AS run_b, a.task, a.condition, a.doc_key, a.picture, a.question, a.answer_type, a.target,
+    a.run_id AS run_a, b.run_id AS run_b, a.task, a.condition, a.doc_key, a.image, a.question, a.answer_type, a.target,
     a.prediction AS prediction_a, b.prediction AS prediction_b, a.score AS score_a, b.score AS score_b, b.score - a.score AS delta,
     CASE WHEN b.score > a.score THEN 'up' WHEN b.score < a.score THEN 'down' ELSE 'same' END AS flip,
     a.history_fingerprint

@@ -127,7 +127,7 @@ class _Samples:
 
 def _columns(history: History, run_id: str) -> dict[Group, _Column]:
     sql = (
-        "SELECT task, condition, coalesce(doc_key, '') AS key, coalesce(nullif(cluster, ''), nullif(picture, ''), doc_key, '') AS cluster, "
+        "SELECT task, condition, coalesce(doc_key, '') AS key, coalesce(nullif(cluster, ''), nullif(image, ''), doc_key, '') AS cluster, "
         "coalesce(answer_type, '') AS type, question_id, score FROM sample WHERE run_id = ? ORDER BY task, condition, key"
     )
     table = history.result(sql, (run_id,)).to_arrow_table()

@@ -18,7 +18,7 @@ from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import write_atomic
 
-VERSION = 4
+VERSION = 5
 """Of the schema; older files are read through evals/history/migrations.py."""
 VERSION_KEY = b"anyloom_history"
 TEXT, NUMBER, COUNT, TIME, TRUTH = pa.string(), pa.float64(), pa.int64(), pa.timestamp("us"), pa.bool_()
@@ -37,7 +37,7 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     | {"stderr": NUMBER, "stderr_kind": TEXT, "kind": TEXT, "higher_is_better": TRUTH, "history_fingerprint": TEXT},
     "sample": dict.fromkeys(("run_id", "task", "condition", "doc_key", "doc_sha256"), TEXT)
     | {"question_id": COUNT}
-    | dict.fromkeys(("picture", "cluster", "question", "answer_type", "target", "prediction", "parsed", "parse_status", "caption"), TEXT)
+    | dict.fromkeys(("image", "cluster", "question", "answer_type", "target", "prediction", "parsed", "parse_status", "caption"), TEXT)
     | {"score": NUMBER, "num_tokens": COUNT, "history_fingerprint": TEXT},
     "train_metrics": {"run_id": TEXT, "stage": TEXT, "step": COUNT, "loss": NUMBER, "lr": NUMBER, "tokens": NUMBER, "parts": TEXT},
     "comparison": dict.fromkeys(("comparison_id", "run_a", "run_b", "task", "condition", "metric", "subgroup"), TEXT)

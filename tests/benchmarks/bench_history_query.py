@@ -138,7 +138,7 @@ def one_run(run_id: str, number: int, rng: np.random.Generator) -> dict[str, pa.
         prediction = np.where(right, target, WORDS_ARRAY[rng.integers(0, len(WORDS), n)])
         score = (prediction == target).astype(np.float64)
         columns = {key: pa.array([value] * n) for key, value in (same | {"condition": "helped"}).items()}
-        columns |= {"doc_key": DOC_KEYS, "picture": PICTURES, "cluster": PICTURES, "question": QUESTIONS, "answer_type": TYPES, "target": pa.array(target)}
+        columns |= {"doc_key": DOC_KEYS, "image": PICTURES, "cluster": PICTURES, "question": QUESTIONS, "answer_type": TYPES, "target": pa.array(target)}
         columns |= {"prediction": pa.array(prediction), "score": pa.array(score), "num_tokens": pa.array(rng.integers(1, 5, n))}
         columns |= {"question_id": pa.array(np.arange(n))}
         parts.append(conform("sample", pa.table(columns)))
@@ -162,7 +162,7 @@ DOC_KEYS = pa.array([f"easyvqa_test-{i // 2:06d}#{i % 2}" for i in range(SAMPLES
 PICTURES = pa.array([f"media/test/{i // 2}.png" for i in range(SAMPLES)])
 QUESTIONS = pa.array([f"what is the colour of shape number {i} in the image?" for i in range(SAMPLES)])
 TYPES = pa.array([SUBGROUPS[1 + i % 3] for i in range(SAMPLES)])
-SAMPLE_COLUMNS = ("run_id", "task", "condition", "doc_key", "question_id", "picture", "cluster", "question", "answer_type", "target", "prediction", "score", "num_tokens", "history_fingerprint")  # noqa: E501
+SAMPLE_COLUMNS = ("run_id", "task", "condition", "doc_key", "question_id", "image", "cluster", "question", "answer_type", "target", "prediction", "score", "num_tokens", "history_fingerprint")  # noqa: E501
 METRIC_COLUMNS = ("run_id", "task", "condition", "metric", "filter", "subgroup", "value", "ci_lo", "ci_hi", "n", "clusters", "kind", "history_fingerprint")
 PEER_SCHEMA = f"""
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144;
@@ -179,7 +179,7 @@ LEFT JOIN metric AS blind ON blind.run_id = metric.run_id AND blind.task = metri
     AND blind.kind = 'floor' AND blind.condition = 'blind_majority'
 WHERE metric.kind = 'score' AND metric.metric IN ('exact_match', 'accuracy', 'vanilla', 'circular', 'anls');
 CREATE VIEW sample_diff AS
-SELECT a.run_id AS run_a, b.run_id AS run_b, a.task, a.condition, a.doc_key, a.picture, a.question, a.answer_type, a.target,
+SELECT a.run_id AS run_a, b.run_id AS run_b, a.task, a.condition, a.doc_key, a.image, a.question, a.answer_type, a.target,
     a.prediction AS prediction_a, b.prediction AS prediction_b, a.score AS score_a, b.score AS score_b, b.score - a.score AS delta,
     CASE WHEN b.score > a.score THEN 'up' WHEN b.score < a.score THEN 'down' ELSE 'same' END AS flip, a.history_fingerprint
 FROM sample AS a JOIN sample AS b

@@ -44,7 +44,7 @@ FLOORS = {"always_yes": 0.25, "blind_majority": 0.5}
 
 def sample(i: int, score: float, condition: str) -> dict[str, object]:
     """Question i, about picture i // 2."""
-    words = {"doc_key": str(i), "picture": f"{i // 2}.png", "cluster": f"{i // 2}.png", "question": f"question {i}?", "target": "yes"}
+    words = {"doc_key": str(i), "image": f"{i // 2}.png", "cluster": f"{i // 2}.png", "question": f"question {i}?", "target": "yes"}
     return words | {"condition": condition, "answer_type": "yes/no", "prediction": "yes" if score else "no", "score": score, "num_tokens": 2}
 
 

@@ -113,7 +113,7 @@ def night(root: Path, number: int, accuracy: float, *, recipe: str = "toy", seed
     for i, row in enumerate(questions):
         wrong = "no" if row["target"] == "yes" else "yes" if row["target"] == "no" else SHAPES[(SHAPES.index(row["target"]) + 1) % 3]
         said = row["target"] if right[i] else HOSTILE if hostile and i % 9 == 0 else wrong
-        kept = {name: row[name] for name in ("doc_key", "picture", "question", "answer_type", "target")}
+        kept = {name: row[name] for name in ("doc_key", "question", "answer_type", "target")} | {"image": row["picture"]}
         samples.append(same | kept | {"cluster": row["picture"], "prediction": said, "score": float(right[i]), "num_tokens": 2})
     inputs = {"eval_vqa": evaluation(root, questions)} | ({"eval_generation": generation(root)} if number % 2 == 0 else {})
     run = {"run_id": run_id, "recipe": recipe, "seeds": f"stage1={seed}, stage3={seed}", "model_id": f"model-{run_id}", "harness": "lmms-eval 0.7.3"}

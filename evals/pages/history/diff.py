@@ -1,6 +1,6 @@
-"""The report's section on two checkpoints, question by question: picture, question, both answers and the right one.
+"""The report's section on two checkpoints, question by question: image, question, both answers and the right one.
 
-Owns the draw and the filter. Input: History, two runs, the root of artifacts (pictures). Output: HTML, and the page's only script: it hides what the filter
+Owns the draw and the filter. Input: History, two runs, the root of artifacts (images). Output: HTML, and the page's only script: it hides what the filter
 does not ask for; without it everything is shown, flips first. The questions are a seeded draw; the page says how many are left out.
 """
 
@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from evals.history.reader import History, Row, Run
-from evals.pages.history.media import Room, pictures_of, small
+from evals.pages.history.media import Room, images_of, small
 from evals.pages.history.names import asked_as, condition_order
 from evals.pages.page import count_of, paragraph, section, table
 
@@ -25,7 +25,7 @@ MAX_TEXT = 300
 """Characters shown of a question or an answer."""
 STYLE = """
 .pair dl{margin:6px 0 4px;display:grid;grid-template-columns:auto 1fr;gap:1px 8px}.pair dt{color:var(--soft)}.pair dd{margin:0;overflow-wrap:anywhere}
-.nopicture{height:150px;margin:0;padding:12px;display:flex;align-items:center;border-bottom:1px solid var(--rule);font-size:13px}.pair b{overflow-wrap:anywhere}
+.noimage{height:150px;margin:0;padding:12px;display:flex;align-items:center;border-bottom:1px solid var(--rule);font-size:13px}.pair b{overflow-wrap:anywhere}
 """
 SCRIPT = """
 (() => {
@@ -82,7 +82,7 @@ def diff_section(history: History, a: Run | None, b: Run, root: Path, seed: int)
         drawn = history.rows(_PAIRS, values)
         for one in drawn:
             counts[one["kind"]] += 1
-        parts.append(_task(row, drawn, pictures_of(root, b, row["task"], [one["picture"] for one in drawn]), room))
+        parts.append(_task(row, drawn, images_of(root, b, row["task"], [one["image"] for one in drawn]), room))
     return section(
         title,
         paragraph(
@@ -103,7 +103,7 @@ def _buttons(counts: dict[str, int]) -> str:
     return f'<div class="filters" role="group" aria-label="Which questions are shown" hidden>{buttons}</div><p class="small" role="status" id="note"></p>'
 
 
-def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes], room: Room) -> str:
+def _task(asked: Row, drawn: Sequence[Row], images: dict[str, bytes], room: Room) -> str:
     counts = {row["kind"]: row["of_kind"] for row in drawn}
     cells = [f"{counts.get(kind, 0):,}" for kind in KINDS]
     unscored = asked["n"] - asked["scored"]
@@ -112,7 +112,7 @@ def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes], room: Ro
     for kind, label in KINDS.items():
         rows = [row for row in drawn if row["kind"] == kind]
         if rows:
-            cards = "".join(_card(row, pictures.get(row["picture"] or ""), room) for row in rows)
+            cards = "".join(_card(row, images.get(row["image"] or ""), room) for row in rows)
             rest = counts[kind] - len(rows)
             note = f"{label}: {len(rows)} of {counts[kind]:,}" + (f", {rest:,} left out" if rest else "")
             blocks.append(f'<div data-kind="{kind}"><h4>{note}</h4><div class="cards">{cards}</div></div>')
@@ -121,8 +121,8 @@ def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes], room: Ro
     return head + table(list(KINDS.values()), [cells]) + left + "".join(blocks)
 
 
-def _card(row: Row, picture: bytes | None, room: Room) -> str:
-    shown = room.take(small(picture, f"picture {row['picture']}")) if row["picture"] else ""
+def _card(row: Row, image: bytes | None, room: Room) -> str:
+    shown = room.take(small(image, f"image {row['image']}")) if row["image"] else ""
     answers = "".join(f"<dt>{which}</dt><dd>{_answer(row[f'prediction_{which.lower()}'], row[f'score_{which.lower()}'])}</dd>" for which in ("A", "B"))
     question = cut(row["question"]) or "<i>the question is not in the history</i>"
     target = cut(row["target"]) or "<i>not in the history</i>"

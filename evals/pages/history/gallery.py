@@ -1,4 +1,4 @@
-"""The report's section of what models made: pictures, clips and sounds, each with its prompt, failures included.
+"""The report's section of what models made: images, videos and audio, each with its prompt, failures included.
 
 Input: the newest run whose evaluations kept media (its samples.parquet have `prompt` and `file` or `sound`, or it has grids). Output: HTML. The media are a
 seeded draw of the requests, including those that got nothing; the page says how many are left out.
@@ -25,9 +25,9 @@ MOST_OF_KIND, MOST = 8, 48
 LOOKED_AT = 50
 """Newest runs that are looked through for media."""
 MAX_GRID_BYTES = 600_000
-"""A larger grid of pictures is named, not put into the page."""
+"""A larger grid of images is named, not put into the page."""
 GRIDS = {"eval_drawing": ("asked_new_wording.png",), "eval_pictures": ("new_wording.png",)}
-"""Steps that keep every draw of a condition in one picture."""
+"""Steps that keep every draw of a condition in one image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +67,7 @@ def made_in(directory: Path) -> list[Made]:
     columns = set(pq.read_schema(path).names)
     if {"prompt", "file"} <= columns:
         return [_generated(directory, row) for row in pq.read_table(path).to_pylist()]
-    if {"prompt", "sound"} <= columns:  # only some of its sounds are kept, as a seeded draw
+    if {"prompt", "sound"} <= columns:  # only some of its audio is kept, as a seeded draw
         return [_spoken(directory, row) for row in pq.read_table(path).to_pylist() if row["sound"]]
     return []
 
@@ -113,9 +113,9 @@ def _section(run: Run, made: Sequence[Made], grids: str, seed: int) -> str:
 
 def _card(one: Made, room: Room) -> str:
     if one.file is None:
-        shown = '<p class="nopicture soft">nothing was made</p>'
+        shown = '<p class="noimage soft">nothing was made</p>'
     elif not one.file.is_file():
-        shown = '<p class="nopicture soft">its file is gone</p>'
+        shown = '<p class="noimage soft">its file is gone</p>'
     else:
         shown = room.take(small(one.file.read_bytes(), f"made for: {one.prompt}"))
     lines = [f'<span class="soft">{name}: {cut(text)}</span>' for name, text in (("said", one.said), ("judged as", one.seen), ("broken", one.broken)) if text]

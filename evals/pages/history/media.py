@@ -1,6 +1,6 @@
-"""History media: the pictures that a run's questions are about, and small previews of them for a page.
+"""History media: the images that a run's questions are about, and small previews of them for a page.
 
-Owns the way from a sample's `picture` to its bytes: the evaluation's own task file (named there, or known by its sha256), else the lists it was made from.
+Owns the way from a sample's `image` to its bytes: the evaluation's own task file (named there, or known by its sha256), else the lists it was made from.
 Input: the root of artifacts and a run. Output: bytes, HTML. Nothing outside the artifacts is read; what is gone is None, never an error.
 """
 
@@ -23,7 +23,7 @@ SIDE = 160
 MAX_PNG_BYTES = 16_000
 """A thumbnail that is larger as PNG becomes a JPEG."""
 MAX_MEDIA_BYTES = 4_000_000
-"""HTML of media that one section may take; a sound counts most."""
+"""HTML of media that one section may take; audio counts most."""
 
 
 class Room:
@@ -35,7 +35,7 @@ class Room:
     def take(self, html: str) -> str:
         """The medium, or a line that says why it is not there."""
         if len(html) > self.left:
-            return '<p class="nopicture soft">left out: the page would become too large</p>'
+            return '<p class="noimage soft">left out: the page would become too large</p>'
         self.left -= len(html)
         return html
 
@@ -49,8 +49,8 @@ def artifacts_of(root: Path, run: Run) -> Iterator[tuple[str, Path, ArtifactReco
             yield name, directory, record
 
 
-def pictures_of(root: Path, run: Run, task: str, wanted: Iterable[str]) -> dict[str, bytes]:
-    """The files behind `picture` of samples of one task; what cannot be found is left out."""
+def images_of(root: Path, run: Run, task: str, wanted: Iterable[str]) -> dict[str, bytes]:
+    """The files behind `image` of samples of one task; what cannot be found is left out."""
     names = {name for name in wanted if name}
     found: dict[str, bytes] = {}
     for name, directory, record in artifacts_of(root, run):
@@ -60,10 +60,10 @@ def pictures_of(root: Path, run: Run, task: str, wanted: Iterable[str]) -> dict[
             found |= _in_parquet(file, names - set(found))
         lists = record.inputs.get("lists")
         base = _below(root / "artifacts", lists) if lists else None
-        for picture in sorted(names - set(found)) if base else ():
-            path = _below(base, picture)  # type: ignore[arg-type]
+        for image in sorted(names - set(found)) if base else ():
+            path = _below(base, image)  # type: ignore[arg-type]
             if path and path.is_file():
-                found[picture] = path.read_bytes()
+                found[image] = path.read_bytes()
     return found
 
 
@@ -92,25 +92,25 @@ def _in_parquet(file: Path, names: set[str]) -> dict[str, bytes]:
 def small(data: bytes | None, alt: str) -> str:
     """A medium as HTML: a thumbnail, a few frames, a player; or one line that says why there is none."""
     if data is None:
-        return '<p class="nopicture soft">its picture is not kept with the evaluation</p>'
+        return '<p class="noimage soft">its image is not kept with the evaluation</p>'
     try:
         kinds = sniff(data)[1]
         if kinds == ("image",):
             return thumbnail(data, alt)
         return preview(Shown(key="", modality="video" if "video" in kinds and _has_frames(data) else "audio", caption=alt, score=0.0, data=data))
     except MediaError as error:
-        return f'<p class="nopicture soft">cannot be shown ({escape(str(error))})</p>'
+        return f'<p class="noimage soft">cannot be shown ({escape(str(error))})</p>'
 
 
 def thumbnail(data: bytes, alt: str) -> str:
-    """An image element of at most SIDE pixels. Raises MediaError for what is no picture."""
-    picture = decode_image(data)
-    picture.thumbnail((SIDE, SIDE))
+    """An image element of at most SIDE pixels. Raises MediaError for what is not an image."""
+    image = decode_image(data)
+    image.thumbnail((SIDE, SIDE))
     buffer, kind = io.BytesIO(), "png"
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     if buffer.tell() > MAX_PNG_BYTES:
         buffer, kind = io.BytesIO(), "jpeg"
-        picture.save(buffer, "JPEG", quality=85)
+        image.save(buffer, "JPEG", quality=85)
     return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 

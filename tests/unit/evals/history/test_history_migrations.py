@@ -208,3 +208,18 @@ def test_schema_and_database_have_the_same_columns(tmp_path: Path) -> None:
     db = append(tmp_path / "stores", rows("a", [1.0]))
     for name, schema in SCHEMAS.items():
         assert query(db, f"SELECT * FROM {name} LIMIT 0")[0] == schema.names
+
+
+def test_files_of_the_fourth_schema_call_the_image_picture(tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    db = append(stores, rows("new", [1.0, 1.0]))
+    history.append(stores, "old", rows("old", [1.0, 0.0]))
+    sample = rows("old", [1.0, 0.0])["sample"]
+    old = sample.rename_columns(["picture" if name == "image" else name for name in sample.column_names])
+    pq.write_table(old.replace_schema_metadata({VERSION_KEY: b"4"}), file_of(stores, "sample", "old"))
+    run = rows("old", [1.0, 0.0])["run"]
+    pq.write_table(run.replace_schema_metadata({VERSION_KEY: b"4"}), file_of(stores, "run", "old"))
+    assert history.rebuild(stores, db) == 2
+    images = {run_id: query(db, f"SELECT image FROM sample WHERE run_id = '{run_id}' ORDER BY doc_key")[1] for run_id in ("old", "new")}
+    assert images["old"] == images["new"] and None not in images["old"][0]
+    assert check(stores, db).problems == []

@@ -21,7 +21,7 @@ def samples(scores: list[float], *, task: str = "t", condition: str = "plain_pro
             "task": task,
             "condition": condition,
             "doc_key": f"q{i:03d}",
-            "picture": f"{i // pictures}.png",
+            "image": f"{i // pictures}.png",
             "question": f"is it number {i}?",
             "target": "yes",
             "answer_type": "yes/no" if i % 2 else "shape",
@@ -65,7 +65,7 @@ def test_samples_are_joined_by_key_and_never_by_position() -> None:
     assert (row["delta"], row["flips_up"], row["flips_down"], row["p"]) == (0.0, 0, 0, 1.0)
 
 
-@pytest.mark.parametrize(("field", "value"), [("question", "is it blue?"), ("picture", "x.png"), ("target", "no")])
+@pytest.mark.parametrize(("field", "value"), [("question", "is it blue?"), ("image", "x.png"), ("target", "no")])
 def test_another_content_under_the_same_key_is_refused(field: str, value: str) -> None:
     b = samples([1.0] * 5)
     b[3][field] = value
@@ -111,7 +111,7 @@ def rotated(scores: list[list[float]], task: str) -> list[dict[str, Any]]:
     """Rows of a task with rotations: one list of scores per question."""
     rows = []
     for number, of in enumerate(scores):
-        for turn, row in enumerate(samples(of, task=task, picture=f"{number}.png", question=f"{number}?", answer_type="x")):
+        for turn, row in enumerate(samples(of, task=task, image=f"{number}.png", question=f"{number}?", answer_type="x")):
             index = turn * 10**6 + number
             rows.append(row | {"question_id": index, "doc_key": f"{task}-{index}"})
     return rows

@@ -86,7 +86,7 @@ def write_night(
     else:
         common["history_fingerprint"] = comparable
         metrics = [row | {"higher_is_better": True, "filter": None} for row in metrics]
-        samples = [{"condition": row["run_condition"], "cluster": row["picture"], **row} for row in samples]
+        samples = [{"condition": row["run_condition"], "cluster": row["picture"], **row} for row in samples]  # as in schemas 2 to 4
         for row in samples:
             del row["run_condition"]
     for table, rows in (("sample", [common | row for row in samples]), ("metric", [common | row for row in metrics]), ("run", [run])):
@@ -103,7 +103,7 @@ def write_rotations(stores: Path, night: int, wrong: int, rng_seed: int = 0) -> 
     common = {"run_id": run_id, "task": "stamps_as_mmbench", "condition": "plain_prompt", "history_fingerprint": "f1"}
     order = np.random.default_rng((rng_seed, night)).permutation(100)
     samples = [
-        {"doc_key": f"stamps_as_mmbench-{turn * 10**6 + number}", "question_id": turn * 10**6 + number, "picture": f"{number}.png", "cluster": f"{number}"}
+        {"doc_key": f"stamps_as_mmbench-{turn * 10**6 + number}", "question_id": turn * 10**6 + number, "image": f"{number}.png", "cluster": f"{number}"}
         | {"question": f"{number}?", "answer_type": "caption choice", "target": "A", "score": float(turn < 3 or number not in order[:wrong])}
         for number in range(100)
         for turn in range(4)

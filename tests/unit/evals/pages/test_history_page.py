@@ -18,7 +18,7 @@ from evals.pages.history import diff as report_diff
 from evals.pages.history.charts import Point, Trend, trend_chart, whisker
 from evals.pages.history.gallery import Made, drawn, made_in
 from evals.pages.history.history import SECTIONS, write_history_page
-from evals.pages.history.media import SIDE, Room, pictures_of, small
+from evals.pages.history.media import SIDE, Room, images_of, small
 from evals.pages.history.names import main_metric
 from evals.pages.history.numbers import axis_of, interval, moved, number_text, p_text, scale_of
 from evals.pages.history.summary import plain
@@ -179,7 +179,7 @@ def test_a_run_that_nothing_compares_with_still_has_a_page(tmp_path):
 def test_runs_whose_artifacts_are_gone_are_told_so(tmp_path):
     db = append(tmp_path / "runs" / "stores", rows("a", [1.0, 0.0, 1.0]), rows("b", [0.0, 0.0, 1.0], night=1))
     text = write_history_page(db).page.read_text()
-    assert text.count("its picture is not kept with the evaluation") == 3 and "Only A is right: 1 of 1" in text
+    assert text.count("its image is not kept with the evaluation") == 3 and "Only A is right: 1 of 1" in text
 
 
 def test_answers_that_nobody_scored_are_counted_not_shown(tmp_path):
@@ -218,18 +218,18 @@ def test_pictures_are_found_by_name_and_by_hash_and_never_outside_the_artifacts(
     from hashlib import sha256
 
     run = reader.by_id["toy0night11"]
-    known = pictures_of(db.parent, run, TASK, ["media/000.png", "media/001.png", "absent.png", "../../../history.duckdb"])
+    known = images_of(db.parent, run, TASK, ["media/000.png", "media/001.png", "absent.png", "../../../history.duckdb"])
     assert set(known) == {"media/000.png", "media/001.png"}
     digest = sha256(known["media/000.png"]).hexdigest()
-    assert set(pictures_of(db.parent, run, TASK, [digest])) == {digest}
-    assert pictures_of(db.parent, run, "another_task", ["media/000.png"]) == {}
+    assert set(images_of(db.parent, run, TASK, [digest])) == {digest}
+    assert images_of(db.parent, run, "another_task", ["media/000.png"]) == {}
     lists, reference = artifact(tmp_path, "lists")
     (lists / "media").mkdir()
     (lists / "media" / "a.png").write_bytes(drawing("circle", "red"))
     (tmp_path / "secret.png").write_bytes(drawing("circle", "red"))
     _, of_lists = artifact(tmp_path, "eval_media_questions", {}, {"lists": reference})
     asked = dataclasses.replace(run, inputs={"eval_media_questions": of_lists, "gone": "eval_gone/0123456789ab", "outside": "../../etc"})
-    assert set(pictures_of(tmp_path, asked, "media_questions", ["media/a.png", "../../../secret.png", "media"])) == {"media/a.png"}
+    assert set(images_of(tmp_path, asked, "media_questions", ["media/a.png", "../../../secret.png", "media"])) == {"media/a.png"}
 
 
 def test_previews_are_small_and_say_why_there_is_none():
