@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmcore.config import EncoderSpec, FitConfig, ModelSpec
+from mmcore.config import FitConfig, ModelSpec
+from mmcore.encoder_config import EncoderConfig
 
 CONDITIONS = ("helped", "plain_prompt", "blank", "shuffled")
 """What the model is given: helped (right image, self-written caption turn first), plain_prompt (right image, question
@@ -227,7 +228,7 @@ class GenerationEvalConfig:
     """Reference media of each dataset at most, drawn with the seed."""
     frames: int = 4
     """Frames of a video that are looked at."""
-    query: EncoderSpec | None = None
+    query: EncoderConfig | None = None
     """Encoder of sentences into the space of the recipe's media encoders; None: no such space, and no CLIPScore. Filled in."""
     max_new_tokens: int = 40
     """Longest reply; a block of 24 signal tokens must fit."""

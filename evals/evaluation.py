@@ -15,7 +15,8 @@ from typing import Any
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, DriftEvalConfig, MediaQuestionsEvalConfig
 from evals.suites.catalogue import SUITES, SuiteTask, suite_task
 from infra.step import Step
-from mmcore.config import EncoderSpec, ModelSpec
+from mmcore.config import ModelSpec
+from mmcore.encoder_config import EncoderConfig
 
 TRAINED, VOICE = "trained", "voice"
 """Decoders of a world of 24 concepts: the small one of images that is trained here, and the demo's speaking voice."""
@@ -43,7 +44,7 @@ class Facts:
     """Suites that the recipe names, and those that are prepared."""
     prepared: Mapping[str, Path] = field(default_factory=dict)
     """Suite -> record of its official data."""
-    query: EncoderSpec | None = None
+    query: EncoderConfig | None = None
     """Encoder of sentences into the space of the media encoders."""
     generation: bool = False
     """Media, captions and absent objects are judged too."""

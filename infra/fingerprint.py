@@ -1,7 +1,8 @@
 """Fingerprint: the identity of work to do, as a hash of canonical JSON.
 
 Canonical JSON *raises* on anything whose text is not stable (callables, paths, default reprs, unknown types, NaN): a permissive
-str(value) would silently fork or merge identities. Dataclasses become objects, enums their values, sets sorted lists.
+str(value) would silently fork or merge identities. Dataclasses become objects (of their fields, or of what their method `identity_fields` says), enums
+their values, sets sorted lists.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def to_plain(value: Any, where: str = "value") -> Any:
             raise TypeError(f"{where} is {value}: only finite numbers have an identity")
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        named = value.identity_fields() if hasattr(value, "identity_fields") else {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {name: to_plain(item, f"{where}.{name}") for name, item in named.items()}
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):

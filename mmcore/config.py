@@ -1,4 +1,4 @@
-"""The identity-bearing settings of encoders, language model, projectors, tokens and stages.
+"""The identity-bearing settings of language model, projectors, tokens and stages; those of the encoders are in mmcore.encoder_config.
 
 Owns plain frozen dataclasses only: importing this module must not import torch, so that planning stays instant.
 Shape letters: B batch, T text tokens, N feature tokens, K projected tokens, S signal tokens, D LM width, E encoder width,
@@ -11,74 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmcore.encoder_config import EncoderConfig, encoder_from_json
+
 Modality = str  # one of MODALITIES
 
 MODALITIES = ("text", "image", "video", "audio")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderSpec:
-    """One frozen encoder with its preprocessing: raw media -> features_BNE."""
-
-    kind: str
-    """Registry name in mmcore.encoders, e.g. `timm_image`, `whisper_audio`, `imagebind_video`."""
-    arch: str
-    """Architecture inside the kind: a timm name, `whisper`, `imagebind_huge` or `imagebind_toy`."""
-    width: int
-    """E, channels of one feature token."""
-    grid: int = 0
-    """image, video: side of the pooled token grid of one frame (grid * grid tokens each). ImageBind, transformers: 0 stores the one pooled vector."""
-    frames: int = 1
-    """video: frames taken from a video."""
-    sampling: str = "uniform"
-    """video: `uniform` takes the middles of equal parts; `scenes` spreads the frames over the video's scenes (see mmcore.media.scenes)."""
-    image_size: int = 224
-    """image, video: pixels per side after resizing (square; media are composited on white)."""
-    pad: bool = False
-    """hf_image, imagebind_image: True pads an image to a square with the encoder's mean colour before it is resized, as LLaVA does; False cuts off what
-    is beyond the central square."""
-    tiles: int = 0
-    """image: largest number of tiles that an image too large for image_size is also cut into (see mmcore.encoders.tiled); 0: the whole image only."""
-    tokens: int = 0
-    """audio: tokens per audio clip; the encoder's frames inside its duration are mean-pooled into this many. ImageBind, transformers: 0 stores the one
-    pooled vector. bert_text: longest text, or 0 for the mean over a text's tokens; other texts: 0, they have the pooled vector only."""
-    layer: int = 0
-    """hf_image, hf_video with a grid: hidden state that the patch tokens are, counted from the end (-2: before the last layer, as LLaVA reads CLIP);
-    0: the model's output."""
-    max_seconds: float = 30.0
-    """audio: longer audio is cut, in seconds."""
-    dtype: str = "float16"
-    """Stored type of the features."""
-    compute: str = "float32"
-    """Precision of the encoder's arithmetic: float32 (on CUDA convolutions follow torch's TF32 setting), or bfloat16 / float16 through torch.autocast;
-    weights and pooling stay float32."""
-    batch: int = 16
-    """Items per encoder call: part of the identity because it fixes the bytes."""
-    part_rows: int = 256
-    """Rows per part of the embedding store, the unit of work and of resumption."""
-    revision: int = 1
-    """Bumped when our code for this encoder changes meaning."""
-
-
-PADDED = ("hf_image", "imagebind_image")
-"""Kinds that follow EncoderSpec.pad; timm's squeeze an image into the square."""
-
-SAMPLED = ("timm_video", "hf_video")
-"""Kinds that follow EncoderSpec.sampling; ImageBind has clip times of its own."""
-
-
-def check_encoder(spec: EncoderSpec) -> None:
-    """Raises ValueError for a sampling, a padding, a number of tiles or a layer that the kind of encoder has no use for."""
-    if spec.pad and spec.kind not in PADDED:
-        raise ValueError(f"{spec.kind} does not support pad=true (only {', '.join(PADDED)} do)")
-    if spec.sampling != "uniform" and (spec.sampling != "scenes" or spec.kind not in SAMPLED):
-        raise ValueError(f"{spec.kind} does not support sampling={spec.sampling} (only uniform; {', '.join(SAMPLED)} also support scenes)")
-    if spec.tiles and not spec.kind.endswith("_image"):
-        raise ValueError(f"{spec.kind} does not support tiles (only image encoders do); set tiles to 0")
-    if spec.layer > 0 or (spec.layer and (spec.kind not in ("hf_image", "hf_video") or not spec.grid)):
-        raise ValueError(f"{spec.kind} with layer {spec.layer} and grid {spec.grid}: hf_image and hf_video with a grid take 0, or -1, -2, ... from the end")
-    if spec.tiles < 0 or spec.tiles == 1:
-        raise ValueError(f"{spec.kind} with tiles {spec.tiles}: set it to 0 (off) or to at least 2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +88,7 @@ class ModelSpec:
     """Frozen linear layers of the LM in `4bit` or `8bit` through bitsandbytes (CUDA only); "": in dtype."""
     chat: str = "chatml"
     """Chat template (mmcore.chat.templates)."""
-    encoders: tuple[tuple[str, EncoderSpec], ...]
+    encoders: tuple[tuple[str, EncoderConfig], ...]
     """(modality, spec) of image, video, audio."""
     input_projector: InputProjectorSpec
     output_projector: OutputProjectorSpec
@@ -277,10 +214,10 @@ def check_model(spec: ModelSpec) -> None:
 
 
 def model_spec_from_json(values: Mapping[str, Any]) -> ModelSpec:
-    """The ModelSpec that `dataclasses.asdict` turned into JSON. Raises ValueError naming what does not fit."""
+    """The ModelSpec that `infra.fingerprint.to_plain` turned into JSON. Raises ValueError naming what does not fit."""
     try:
         parts = dict(values)
-        parts["encoders"] = tuple((modality, EncoderSpec(**spec)) for modality, spec in parts["encoders"])
+        parts["encoders"] = tuple((modality, encoder_from_json(spec)) for modality, spec in parts["encoders"])
         sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in parts["input_projector"].items()}
         parts["input_projector"] = InputProjectorSpec(**sizes)
         parts["output_projector"] = OutputProjectorSpec(**parts["output_projector"])
@@ -337,18 +274,18 @@ class TowerShape:
 class TwoTowerSpec:
     """Which frozen encoders the towers stand on, and their shape."""
 
-    encoders: tuple[tuple[str, EncoderSpec], ...]
+    encoders: tuple[tuple[str, EncoderConfig], ...]
     """(modality, spec) of the media."""
-    text: EncoderSpec
+    text: EncoderConfig
     shape: TowerShape = TowerShape()
 
 
 def two_tower_spec_from_json(values: Mapping[str, Any]) -> TwoTowerSpec:
-    """The TwoTowerSpec that `dataclasses.asdict` turned into JSON. Raises ValueError naming what does not fit."""
+    """The TwoTowerSpec that `infra.fingerprint.to_plain` turned into JSON. Raises ValueError naming what does not fit."""
     try:
         return TwoTowerSpec(
-            encoders=tuple((modality, EncoderSpec(**spec)) for modality, spec in values["encoders"]),
-            text=EncoderSpec(**values["text"]),
+            encoders=tuple((modality, encoder_from_json(spec)) for modality, spec in values["encoders"]),
+            text=encoder_from_json(values["text"]),
             shape=TowerShape(**values["shape"]),
         )
     except (KeyError, TypeError) as error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from infra.storage import digest_tree
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig, pooled
 from mmcore.encoders import load_encoder
 from mmcore.media.encode import wav
 
@@ -30,7 +30,7 @@ CLIPSCORE_WEIGHT = 2.5
 class Extractor:
     """One encoder of an export. spec: of images for images and for the frames of videos; frames: looked at in a video."""
 
-    def __init__(self, spec: EncoderSpec, weights: Path, modality: str, frames: int, device: str = "cpu"):
+    def __init__(self, spec: EncoderConfig, weights: Path, modality: str, frames: int, device: str = "cpu"):
         self.spec, self._weights, self._modality, self._frames, self._device = spec, weights, modality, frames, device
 
     @property
@@ -93,7 +93,7 @@ def _png(pixels: np.ndarray) -> bytes:
 # ---- the space that media and sentences share -----------------------------------------------------------------------
 
 
-def shares_space(query: EncoderSpec | None, media: EncoderSpec | None) -> str:
+def shares_space(query: EncoderConfig | None, media: EncoderConfig | None) -> str:
     """Nothing when the two encoders are the pooled halves of one model (CLIP, SigLIP, ImageBind, CLAP); else why a CLIPScore of them means nothing."""
     if media is None:
         return "the model has no encoder for it"
@@ -101,7 +101,7 @@ def shares_space(query: EncoderSpec | None, media: EncoderSpec | None) -> str:
         return f"{media.kind} {media.arch} shares no space with a text encoder: the recipe names no query encoder"
     if (media.kind.rpartition("_")[0], media.arch) != (query.kind.rpartition("_")[0], query.arch):
         return f"{media.kind} {media.arch} and {query.kind} {query.arch} are of different models"
-    if media.grid or media.tokens:
+    if not pooled(media):
         return f"{media.kind} {media.arch} is read as tokens, not as the pooled vector of the shared space"
     return ""
 
@@ -109,7 +109,7 @@ def shares_space(query: EncoderSpec | None, media: EncoderSpec | None) -> str:
 class SharedSpace:
     """Cosines between media and sentences. query, query_weights: the sentences' encoder; media, media_weights: of one modality, which shares its space."""
 
-    def __init__(self, query: EncoderSpec, query_weights: Path, media: EncoderSpec, media_weights: Path, device: str = "cpu"):
+    def __init__(self, query: EncoderConfig, query_weights: Path, media: EncoderConfig, media_weights: Path, device: str = "cpu"):
 
         self._query, self._media = load_encoder(query, query_weights, device), load_encoder(media, media_weights, device)
 

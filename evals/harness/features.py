@@ -21,7 +21,7 @@ from mmcore.config import model_spec_from_json
 from mmcore.stores.embeddings import EmbeddingSet, space_fields
 
 if TYPE_CHECKING:
-    from mmcore.config import EncoderSpec
+    from mmcore.encoder_config import EncoderConfig
 
 SUFFIX = ".safetensors"
 
@@ -34,7 +34,7 @@ class FeatureSource(Protocol):
         ...
 
 
-def exported_encoder(export: Path, modality: str = "image") -> tuple[EncoderSpec, str]:
+def exported_encoder(export: Path, modality: str = "image") -> tuple[EncoderConfig, str]:
     """(spec, digest of the weights) of an export's encoder. Raises AnyloomError when the export reads no such media."""
 
     spec = dict(model_spec_from_json(read_json(export / "anyloom.json")["model"]).encoders).get(modality)

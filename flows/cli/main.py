@@ -153,11 +153,11 @@ def cmd_plan(args: argparse.Namespace) -> int:
 
 def cmd_recipes(args: argparse.Namespace) -> int:
     """recipes"""
-    from infra.fingerprint import to_plain
     from pipelines.recipes import RECIPES, get_recipe
+    from pipelines.recipes.overrides import described
 
     if args.name:
-        print(json.dumps(to_plain(get_recipe(args.name, parse_overrides(args.overrides))), indent=1))
+        print(json.dumps(described(get_recipe(args.name, parse_overrides(args.overrides))), indent=1))
         return 0
     from flows.cli import catalogues
 

@@ -1,7 +1,7 @@
 """Encoders: frozen modality encoders behind one face, raw bytes -> features.
 
-Owns the registry (a literal dict), the Encoder protocol, and where and in what precision encoders compute. Input: an EncoderSpec, a weights
-artifact directory and a device; output: an Encoder. Importing this module must not import torch, so that planning stays instant.
+Owns the registry (a literal dict), the Encoder protocol, and where and in what precision encoders compute. Input: a config of mmcore.encoder_config, a
+weights artifact directory and a device; output: an Encoder. Importing this module must not import torch, so that planning stays instant.
 
 Shape letters: N feature tokens, E encoder width.
 """
@@ -11,41 +11,65 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from mmcore.config import EncoderSpec, check_encoder
+from mmcore.encoder_config import (
+    BertText,
+    DecoderText,
+    EncoderConfig,
+    HfAudio,
+    HfImage,
+    HfText,
+    HfVideo,
+    ImageBindAudio,
+    ImageBindImage,
+    ImageBindText,
+    ImageBindVideo,
+    TiledImage,
+    TimmImage,
+    TimmVideo,
+    VaeAudio,
+    VaeImage,
+    VaeVideo,
+    WhisperAudio,
+    check_encoder,
+)
 from mmcore.encoders.base import COMPUTE, Encoder, check_device
 
+Entry = tuple[type[EncoderConfig], Callable[[Any, Path], Encoder]]
+"""The config of a kind, and what makes its encoder of such a config and the directory of its weights."""
 
-def _from(module: str, name: str) -> Callable[[EncoderSpec, Path], Encoder]:
+
+def _from(module: str, name: str) -> Callable[[Any, Path], Encoder]:
     """A loader that imports its module when it is called."""
 
-    def load(spec: EncoderSpec, weights_dir: Path) -> Encoder:
+    def load(spec: EncoderConfig, weights_dir: Path) -> Encoder:
         encoder: Encoder = getattr(importlib.import_module(f"mmcore.encoders.{module}"), name)(spec, weights_dir)
         return encoder
 
     return load
 
 
-ENCODERS: dict[str, Callable[[EncoderSpec, Path], Encoder]] = {
-    "timm_image": _from("timm_image", "TimmImageEncoder"),
-    "timm_video": _from("timm_image", "TimmVideoEncoder"),
-    "hf_image": _from("hf_vision", "HfImageEncoder"),
-    "hf_video": _from("hf_vision", "HfVideoEncoder"),
-    "whisper_audio": _from("whisper", "WhisperAudioEncoder"),
-    "hf_audio": _from("hf_audio", "HfAudioEncoder"),
-    "hf_text": _from("hf_text", "HfTextEncoder"),
-    "bert_text": _from("bert_text", "BertTextEncoder"),
-    "imagebind_image": _from("imagebind.encoders", "ImageBindImageEncoder"),
-    "imagebind_video": _from("imagebind.encoders", "ImageBindVideoEncoder"),
-    "imagebind_audio": _from("imagebind.encoders", "ImageBindAudioEncoder"),
-    "imagebind_text": _from("imagebind.encoders", "ImageBindTextEncoder"),
-    "vae_image": _from("vae", "VaeImageEncoder"),
+ENCODERS: dict[str, Entry] = {
+    "timm_image": (TimmImage, _from("timm_image", "TimmImageEncoder")),
+    "timm_video": (TimmVideo, _from("timm_image", "TimmVideoEncoder")),
+    "hf_image": (HfImage, _from("hf_vision", "HfImageEncoder")),
+    "hf_video": (HfVideo, _from("hf_vision", "HfVideoEncoder")),
+    "whisper_audio": (WhisperAudio, _from("whisper", "WhisperAudioEncoder")),
+    "hf_audio": (HfAudio, _from("hf_audio", "HfAudioEncoder")),
+    "hf_text": (HfText, _from("hf_text", "HfTextEncoder")),
+    "bert_text": (BertText, _from("bert_text", "BertTextEncoder")),
+    "imagebind_image": (ImageBindImage, _from("imagebind.encoders", "ImageBindImageEncoder")),
+    "imagebind_video": (ImageBindVideo, _from("imagebind.encoders", "ImageBindVideoEncoder")),
+    "imagebind_audio": (ImageBindAudio, _from("imagebind.encoders", "ImageBindAudioEncoder")),
+    "imagebind_text": (ImageBindText, _from("imagebind.encoders", "ImageBindTextEncoder")),
+    "vae_image": (VaeImage, _from("vae", "VaeImageEncoder")),
 }
 
-OF_DECODERS: dict[str, Callable[[EncoderSpec, Path], Encoder]] = {
-    "vae_video": _from("vae", "VaeVideoEncoder"),
-    "vae_audio": _from("vae_audio", "VaeAudioEncoder"),
-    "decoder_text": _from("decoder_text", "DecoderTextEncoder"),
+OF_DECODERS: dict[str, Entry] = {
+    "vae_video": (VaeVideo, _from("vae", "VaeVideoEncoder")),
+    "vae_audio": (VaeAudio, _from("vae_audio", "VaeAudioEncoder")),
+    "decoder_text": (DecoderText, _from("decoder_text", "DecoderTextEncoder")),
 }
 """Kinds whose weights are those of a decoder (`weights_dir/pipeline`; see mmcore.decoders.catalogue). `vae_image` opens a decoder's autoencoder too."""
 
@@ -53,7 +77,7 @@ MODALITY_OF = {kind: kind.rpartition("_")[2] for kind in (*ENCODERS, *OF_DECODER
 """What each kind encodes."""
 
 
-def load_encoder(spec: EncoderSpec, weights_dir: Path, device: str = "cpu") -> Encoder:
+def load_encoder(spec: EncoderConfig, weights_dir: Path, device: str = "cpu") -> Encoder:
     """The encoder of `spec` on `device`, with the weights of an artifact (`weights_dir/encoder/…`, or `weights_dir/pipeline/…` of a decoder).
 
     Raises ValueError when they do not fit, or for an unknown kind, compute or device.
@@ -65,9 +89,9 @@ def load_encoder(spec: EncoderSpec, weights_dir: Path, device: str = "cpu") -> E
         raise ValueError(f"encoder {spec.kind}: unknown compute '{spec.compute}': choose one of {', '.join(COMPUTE)}")
     check_encoder(spec)
     check_device(device)
-    encoder = loaders[spec.kind](spec, Path(weights_dir))
+    encoder = loaders[spec.kind][1](spec, Path(weights_dir))
     encoder.place(device)
-    if not spec.tiles:
+    if not isinstance(spec, TiledImage) or not spec.tiles:
         return encoder
     from mmcore.encoders.tiled import TiledEncoder
 

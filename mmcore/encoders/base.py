@@ -1,6 +1,6 @@
 """The base of the encoders: what every frozen encoder can do, and the half that they share.
 
-Owns the cutting into batches, the device and the precision. Input: an EncoderSpec and media bytes. Output: arrays, one per item. Raises MediaError for what
+Owns the cutting into batches, the device and the precision. Input: a config and media bytes. Output: arrays, one per item. Raises MediaError for what
 cannot be decoded, ValueError for an unknown device or precision.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.features import computed_dtype
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ COMPUTE = ("float32", "bfloat16", "float16")
 class Encoder(Protocol):
     """A frozen encoder. `encode` is `forward` of every `prepare`d item, spec.batch at a time."""
 
-    spec: EncoderSpec
+    @property
+    def spec(self) -> EncoderConfig:
+        """Its config."""
+        ...
 
     def place(self, device: str) -> None:
         """Compute on `device` from now on."""
@@ -47,10 +50,11 @@ class Encoder(Protocol):
 class BatchedEncoder:
     """Shared half of the encoders: cuts items into calls of spec.batch; keeps the model on one device and its arithmetic in spec.compute.
 
-    A subclass passes every batch through `_put`, calls its model inside `_arithmetic()` and returns what `_stored` makes of the result.
+    A subclass declares the config it takes (`spec: TimmImage`), passes every batch through `_put`, calls its model inside `_arithmetic()` and returns what
+    `_stored` makes of the result.
     """
 
-    spec: EncoderSpec
+    spec: EncoderConfig
     device: str = "cpu"
     _model: Any
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import BertText
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.media.decode import decode_text
 
@@ -29,7 +29,9 @@ BUCKET = 16
 class BertTextEncoder(BatchedEncoder):
     """One text -> its last hidden states, or their mean."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    spec: BertText
+
+    def __init__(self, spec: BertText, weights_dir: Path):
         """Raises ValueError when the weights have another width or the spec asks for 1 or 2 tokens, or fewer than none."""
         if spec.tokens < 3 and spec.tokens != 0:
             raise ValueError(f"encoder {spec.kind} needs tokens >= 3 (CLS, a token, SEP), or 0 for one pooled vector, got {spec.tokens}")

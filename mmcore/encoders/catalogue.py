@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import BertText, EncoderConfig, HfAudio, HfImage, ImageBindImage, TimmImage, VaeImage, WhisperAudio
 
 UNKNOWN_LICENCE = "unknown: see publisher"
 VISION, TIMM = ("hf_image", "hf_video"), ("timm_image", "timm_video")
@@ -224,20 +224,20 @@ CATALOGUE: tuple[KnownWeights, ...] = (
     ),
 )
 
-TWINS: dict[str, EncoderSpec] = {
-    "imagebind_toy": EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=32),
-    "tiny-clip": EncoderSpec(kind="hf_image", arch="clip:tiny", width=16),
-    "tiny-siglip": EncoderSpec(kind="hf_image", arch="siglip:tiny", width=16),
-    "tiny-dinov2": EncoderSpec(kind="hf_image", arch="dinov2:tiny", width=32),
-    "test_efficientnet": EncoderSpec(kind="timm_image", arch="test_efficientnet", width=256, grid=2, image_size=32),
-    "test_nfnet": EncoderSpec(kind="timm_image", arch="test_nfnet", width=192, grid=2, image_size=96),
-    "test_vit": EncoderSpec(kind="timm_image", arch="test_vit", width=64, grid=2, image_size=160),
-    "eva02_tiny_patch14_224": EncoderSpec(kind="timm_image", arch="eva02_tiny_patch14_224", width=192, grid=2),
-    "tiny-vae": EncoderSpec(kind="vae_image", arch="tiny-vae", width=4, image_size=32),
-    "tiny-whisper": EncoderSpec(kind="whisper_audio", arch="tiny-whisper", width=32, tokens=4),
-    "tiny-clap": EncoderSpec(kind="hf_audio", arch="clap:tiny", width=16, max_seconds=2.0),
-    "tiny-hubert": EncoderSpec(kind="hf_audio", arch="hubert:tiny", width=32, max_seconds=2.0),
-    "tiny-bert": EncoderSpec(kind="bert_text", arch="bert", width=32, tokens=16),
+TWINS: dict[str, EncoderConfig] = {
+    "imagebind_toy": ImageBindImage(arch="imagebind_toy", width=32),
+    "tiny-clip": HfImage(arch="clip:tiny", width=16),
+    "tiny-siglip": HfImage(arch="siglip:tiny", width=16),
+    "tiny-dinov2": HfImage(arch="dinov2:tiny", width=32),
+    "test_efficientnet": TimmImage(arch="test_efficientnet", width=256, grid=2, image_size=32),
+    "test_nfnet": TimmImage(arch="test_nfnet", width=192, grid=2, image_size=96),
+    "test_vit": TimmImage(arch="test_vit", width=64, grid=2, image_size=160),
+    "eva02_tiny_patch14_224": TimmImage(arch="eva02_tiny_patch14_224", width=192, grid=2),
+    "tiny-vae": VaeImage(arch="tiny-vae", width=4, image_size=32),
+    "tiny-whisper": WhisperAudio(arch="tiny-whisper", width=32, tokens=4),
+    "tiny-clap": HfAudio(arch="clap:tiny", width=16, max_seconds=2.0),
+    "tiny-hubert": HfAudio(arch="hubert:tiny", width=32, max_seconds=2.0),
+    "tiny-bert": BertText(arch="bert", width=32, tokens=16),
 }
 """What a weights step makes from a seed in a second (its `arch`) -> the spec that opens it, for one of its kinds. The layout of the real ones at toy size."""
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmcore.config import EncoderSpec
 from mmcore.decoders.projected import check_projector, joined
 from mmcore.decoders.texts import TextSide
+from mmcore.encoder_config import DecoderText
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.media.decode import decode_text
 
@@ -25,7 +25,9 @@ from mmcore.media.decode import decode_text
 class DecoderTextEncoder(BatchedEncoder):
     """One text -> the conditioning its decoder would give itself."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    spec: DecoderText
+
+    def __init__(self, spec: DecoderText, weights_dir: Path):
         """Raises AnyloomError when the decoder takes other tokens or another width than the spec says."""
         self.spec = spec
         self._side = TextSide(weights_dir / "pipeline")

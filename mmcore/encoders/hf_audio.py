@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch.nn import functional
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import HfAudio
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.hf import load_part
 from mmcore.encoders.resample import resample
@@ -33,7 +33,9 @@ FAMILIES = {"clap": "ClapAudioModelWithProjection", "hubert": "HubertModel"}
 class HfAudioEncoder(BatchedEncoder):
     """One audio clip -> one vector, or spec.tokens tokens."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    spec: HfAudio
+
+    def __init__(self, spec: HfAudio, weights_dir: Path):
         """Raises ValueError for an unknown family, or a model of another width."""
         self.spec = spec
         self._family = spec.arch.partition(":")[0]

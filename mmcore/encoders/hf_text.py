@@ -19,7 +19,7 @@ import torch
 import transformers
 from torch.nn import functional
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import HfText
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.hf import load_part
 from mmcore.media.decode import decode_text
@@ -50,14 +50,14 @@ FAMILIES = {
 class HfTextEncoder(BatchedEncoder):
     """One text -> one unit vector."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
-        """Raises ValueError for an unknown family, a model of another width, or a spec that asks for tokens."""
+    spec: HfText
+
+    def __init__(self, spec: HfText, weights_dir: Path):
+        """Raises ValueError for an unknown family, or a model of another width."""
         self.spec = spec
         name = spec.arch.partition(":")[0]
         if name not in FAMILIES:
             raise ValueError(f"unknown text family '{name}': choose one of {', '.join(FAMILIES)}")
-        if spec.tokens:
-            raise ValueError(f"{spec.kind} stores pooled vectors only: set tokens to 0")
         self._family = FAMILIES[name]
         folder = weights_dir / "encoder"
         self._model = load_part(folder, name, self._family.model)

@@ -19,7 +19,7 @@ import transformers
 from PIL import Image
 from torch.nn import functional
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import HfImage, HfVideo
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.hf import load_part
 from mmcore.encoders.pooling import pool_grid
@@ -50,10 +50,12 @@ FAMILIES = {
 """spec.arch up to its first `:` -> family; what follows names the weights, e.g. `siglip:so400m-patch14-384`."""
 
 
-class HfImageEncoder(BatchedEncoder):
-    """One image -> one vector, or grid * grid tokens row by row."""
+class HfVisionEncoder(BatchedEncoder):
+    """What the encoders of images and videos share."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    spec: HfImage | HfVideo
+
+    def __init__(self, spec: HfImage | HfVideo, weights_dir: Path):
         """Raises ValueError for an unknown family, or a model of another width."""
         self.spec = spec
         family = spec.arch.partition(":")[0]
@@ -63,23 +65,6 @@ class HfImageEncoder(BatchedEncoder):
         folder = weights_dir / "encoder"
         self._model = load_part(folder, family, self._family.model)
         self._processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
-        """Bytes -> [3, H, W]; an image has no span."""
-        return self.prepare_picture(decode_image(data))
-
-    def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
-        """RGB -> [3, H, W]."""
-        return self._pixels([padded_square(picture, self._processor.image_mean) if self.spec.pad else picture])[0]
-
-    def prepare_tile(self, tile: Image.Image) -> torch.Tensor:
-        """RGB of the model's own size -> [3, H, W], all of it: DINOv2's processor would cut off the rim."""
-        return self._pixels([tile], do_resize=False, do_center_crop=False)[0]
-
-    @torch.inference_mode()
-    def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:
-        """[3, H, W] each -> features [N, E] each."""
-        return list(self._stored(self._features(torch.stack(list(items)))))
 
     def _pixels(self, pictures: list[Image.Image], **options: bool) -> torch.Tensor:
         pixels: torch.Tensor = self._processor(images=pictures, return_tensors="pt", **options)["pixel_values"]
@@ -109,11 +94,41 @@ class HfImageEncoder(BatchedEncoder):
         return functional.normalize(vectors.float(), dim=-1) if self._family.shared else vectors.float()
 
 
-class HfVideoEncoder(HfImageEncoder):
+class HfImageEncoder(HfVisionEncoder):
+    """One image -> one vector, or grid * grid tokens row by row."""
+
+    spec: HfImage
+
+    @property
+    def side(self) -> int:
+        """See mmcore.encoders.tiled.PictureEncoder."""
+        return self.spec.image_size
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
+        """Bytes -> [3, H, W]; an image has no span."""
+        return self.prepare_picture(decode_image(data))
+
+    def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
+        """RGB -> [3, H, W]."""
+        return self._pixels([padded_square(picture, self._processor.image_mean) if self.spec.pad else picture])[0]
+
+    def prepare_tile(self, tile: Image.Image) -> torch.Tensor:
+        """RGB of the model's own size -> [3, H, W], all of it: DINOv2's processor would cut off the rim."""
+        return self._pixels([tile], do_resize=False, do_center_crop=False)[0]
+
+    @torch.inference_mode()
+    def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:
+        """[3, H, W] each -> features [N, E] each."""
+        return list(self._stored(self._features(torch.stack(list(items)))))
+
+
+class HfVideoEncoder(HfVisionEncoder):
     """One video -> the tokens of `frames` images, frame by frame, or one vector: the mean of theirs (of length 1 in a shared space).
 
     A video is one encoder call, whatever else is in the batch.
     """
+
+    spec: HfVideo
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [frames, 3, H, W]."""

@@ -1,6 +1,6 @@
 """Images made square without losing any of them: bars of one colour at the short sides.
 
-Owns the padding of EncoderSpec.pad, which LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) and NExT-GPT train with. Input: an image; output: an image.
+Owns the padding of HfImage.pad, which LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) and NExT-GPT train with. Input: an image; output: an image.
 """
 
 from __future__ import annotations

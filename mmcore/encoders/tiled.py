@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import TiledImage
 from mmcore.encoders.base import BatchedEncoder, Encoder
 from mmcore.media.decode import decode_image
 
@@ -27,6 +27,11 @@ from mmcore.media.decode import decode_image
 @runtime_checkable
 class PictureEncoder(Protocol):
     """What an encoder of images offers beside the bytes' way in. One whose preprocessing cuts off the rim also has prepare_tile."""
+
+    @property
+    def side(self) -> int:
+        """Pixels per side of what it sees."""
+        ...
 
     def prepare_picture(self, picture: Image.Image) -> Any:
         """RGB -> one prepared item."""
@@ -40,21 +45,22 @@ class PictureEncoder(Protocol):
 class TiledEncoder(BatchedEncoder):
     """One image -> the tokens of its thumbnail, then those of every tile. spec.batch counts encoder inputs, not images."""
 
-    def __init__(self, spec: EncoderSpec, inner: Encoder):
+    spec: TiledImage
+
+    def __init__(self, spec: TiledImage, inner: Encoder):
         """Raises ValueError for an encoder that takes no decoded images, or sees squares of another size."""
         if not isinstance(inner, PictureEncoder):
             raise ValueError(f"{spec.kind} takes no decoded images: set tiles to 0")
         self.spec, self._inner = spec, inner
         self._prepare_tile = getattr(inner, "prepare_tile", inner.prepare_picture)
-        blank = inner.prepare_picture(Image.new("RGB", (spec.image_size, spec.image_size)))
-        side = blank.shape[1]
-        if side != spec.image_size:
-            raise ValueError(f"{spec.arch} sees {side} x {side} pixels, the spec says {spec.image_size}: tiles need image_size {side}")
+        side = inner.prepare_picture(Image.new("RGB", (inner.side, inner.side))).shape[1]
+        if side != inner.side:
+            raise ValueError(f"{spec.arch} sees {side} x {side} pixels, the spec says {inner.side}: tiles need image_size {side}")
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> list[Any]:
         """Bytes -> prepared thumbnail and tiles; an image has no span."""
         picture = decode_image(data)
-        tiles = cut(picture, self.spec.image_size, self.spec.tiles)
+        tiles = cut(picture, self._inner.side, self.spec.tiles)
         return [self._inner.prepare_picture(picture), *(self._prepare_tile(tile) for tile in tiles)]
 
     def forward(self, items: Sequence[list[Any]]) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from infra.storage import read_json
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import TimmImage, TimmVideo
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.pooling import pool_grid, pool_map
 from mmcore.media.decode import decode_image
@@ -35,10 +35,12 @@ TRANSFORMERS = ("vit_", "deit", "beit", "eva", "test_vit")
 """timm families that must be told the image size and give tokens instead of a map."""
 
 
-class TimmImageEncoder(BatchedEncoder):
-    """One image -> grid * grid tokens, row by row from the top left."""
+class TimmEncoder(BatchedEncoder):
+    """What the encoders of images and videos share."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    spec: TimmImage | TimmVideo
+
+    def __init__(self, spec: TimmImage | TimmVideo, weights_dir: Path):
         """Raises ValueError when the weights are of another architecture or width."""
         if spec.grid < 1:
             raise ValueError(f"encoder {spec.kind} needs grid >= 1, got {spec.grid}")
@@ -54,18 +56,6 @@ class TimmImageEncoder(BatchedEncoder):
         """See BatchedEncoder."""
         super().place(device)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
-
-    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Bytes -> uint8 [H, W, 3]; an image has no span."""
-        return self.prepare_picture(decode_image(data))
-
-    def prepare_picture(self, picture: Image.Image) -> np.ndarray:
-        """RGB -> uint8 [H, W, 3]."""
-        return self._square(picture)
-
-    def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """uint8 [H, W, 3] each -> features [grid * grid, E] each."""
-        return list(self._features(np.stack(items)))
 
     def _square(self, picture: Image.Image) -> np.ndarray:
         side = self.spec.image_size
@@ -92,8 +82,33 @@ class TimmImageEncoder(BatchedEncoder):
         return self._stored(pool_grid(states, self.spec.grid) if tokens else pool_map(states, self.spec.grid))
 
 
-class TimmVideoEncoder(TimmImageEncoder):
+class TimmImageEncoder(TimmEncoder):
+    """One image -> grid * grid tokens, row by row from the top left."""
+
+    spec: TimmImage
+
+    @property
+    def side(self) -> int:
+        """See mmcore.encoders.tiled.PictureEncoder."""
+        return self.spec.image_size
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+        """Bytes -> uint8 [H, W, 3]; an image has no span."""
+        return self.prepare_picture(decode_image(data))
+
+    def prepare_picture(self, picture: Image.Image) -> np.ndarray:
+        """RGB -> uint8 [H, W, 3]."""
+        return self._square(picture)
+
+    def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """uint8 [H, W, 3] each -> features [grid * grid, E] each."""
+        return list(self._features(np.stack(items)))
+
+
+class TimmVideoEncoder(TimmEncoder):
     """One video -> frames * grid * grid tokens, frame by frame. A video is one encoder call, whatever else is in the batch."""
+
+    spec: TimmVideo
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Bytes -> uint8 [frames, H, W, 3]."""
@@ -104,7 +119,7 @@ class TimmVideoEncoder(TimmImageEncoder):
         return [self._features(frames).reshape(-1, self.spec.width) for frames in items]
 
 
-def _load(spec: EncoderSpec, path: Path) -> Any:
+def _load(spec: TimmImage | TimmVideo, path: Path) -> Any:
     """The backbone without its classifier, frozen, folded, channels-last."""
     model = unloaded(spec)
     heads = head_prefixes(model)
@@ -112,7 +127,7 @@ def _load(spec: EncoderSpec, path: Path) -> Any:
     return _folded(model.eval().requires_grad_(False), spec.image_size).to(memory_format=torch.channels_last)
 
 
-def unloaded(spec: EncoderSpec) -> Any:
+def unloaded(spec: TimmImage | TimmVideo) -> Any:
     """The timm model of the spec without its classifier, before any weights are loaded."""
     sized: dict[str, Any] = {"img_size": spec.image_size} if spec.arch.startswith(TRANSFORMERS) else {}
     return timm.create_model(spec.arch, pretrained=False, num_classes=0, **sized)

@@ -4,7 +4,7 @@ Owns the square crop and the rows' layout. The weights are an autoencoder of the
 and denoiser are of one decoder. The latent is the mean of the encoder's distribution, so it is the same every time, in the units the
 diffusion model is trained in: (mean - shift_factor) * scaling_factor of the model's config (Stable Diffusion: no shift, 0.18215; Rombach et al.
 2022, arXiv 2112.10752). spec.image_size pixels per side give side = image_size / downsampling, stored row by row from the top left as
-[side * side, channels]; spec.grid is ignored. A video's rows follow each other frame by frame. `latents` turns an image's rows back (for every modality:
+[side * side, channels]. A video's rows follow each other frame by frame. `latents` turns an image's rows back (for every modality:
 mmcore.stores.latents). Input: a diffusers directory and media bytes; output: features [N, E].
 
 Shape letters: B batch, C latent channels (the width E), F frames, H/W cells, N cells in all.
@@ -21,8 +21,8 @@ import torch
 from PIL import Image, ImageOps
 
 from infra.storage import read_json
-from mmcore.config import EncoderSpec
 from mmcore.decoders.opening import open_weights
+from mmcore.encoder_config import EncoderConfig, VaeImage, VaeVideo
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.media.decode import decode_image
 from mmcore.media.scenes import sample_frames
@@ -40,7 +40,7 @@ class VaeEncoder(BatchedEncoder):
     classes: tuple[str, ...] = ("AutoencoderKL",)
     """diffusers classes that config.json may name."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    def __init__(self, spec: EncoderConfig, weights_dir: Path):
         """Raises ValueError when the weights are of another class or have another number of latent channels."""
         self.spec = spec
         folder = vae_folder(weights_dir)
@@ -63,23 +63,35 @@ class VaeEncoder(BatchedEncoder):
         return (mean.float() - self._shift) * self._scale
 
 
-class VaeImageEncoder(VaeEncoder):
-    """One image -> its latent, one token per cell."""
+class VaeSquareEncoder(VaeEncoder):
+    """What the autoencoders of images and videos share: squares of spec.image_size pixels."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    spec: VaeImage | VaeVideo
+
+    def __init__(self, spec: VaeImage | VaeVideo, weights_dir: Path):
         """Raises ValueError as VaeEncoder does, and when the image size does not divide into cells."""
         super().__init__(spec, weights_dir)
         if spec.image_size % self._cell:
             step = self._cell
             raise ValueError(f"the VAE in {weights_dir} makes one cell of {step} x {step} pixels: image_size {spec.image_size} is no multiple of it")
 
-    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-        """Bytes -> uint8 [3, H, W]: the largest central square, resized; an image has no span."""
-        return self._square(decode_image(data))
-
     def _square(self, picture: Image.Image) -> np.ndarray:
         side = self.spec.image_size
         return np.asarray(ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+    def _pixels(self, values: np.ndarray) -> torch.Tensor:
+        """uint8 -> -1..1 on the encoder's device."""
+        return self._put(torch.from_numpy(np.ascontiguousarray(values))).float() / 127.5 - 1
+
+
+class VaeImageEncoder(VaeSquareEncoder):
+    """One image -> its latent, one token per cell."""
+
+    spec: VaeImage
+
+    def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+        """Bytes -> uint8 [3, H, W]: the largest central square, resized; an image has no span."""
+        return self._square(decode_image(data))
 
     @torch.inference_mode()
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -87,18 +99,15 @@ class VaeImageEncoder(VaeEncoder):
         latents_BCHW = self._latents(self._pixels(np.stack(items)))
         return list(self._stored(latents_BCHW.flatten(2).transpose(1, 2)))
 
-    def _pixels(self, values: np.ndarray) -> torch.Tensor:
-        """uint8 -> -1..1 on the encoder's device."""
-        return self._put(torch.from_numpy(np.ascontiguousarray(values))).float() / 127.5 - 1
 
-
-class VaeVideoEncoder(VaeImageEncoder):
+class VaeVideoEncoder(VaeSquareEncoder):
     """One video -> the latents of spec.frames frames, each by itself (AutoencoderKL) or over time (CogVideoX's). A video is one encoder call."""
 
+    spec: VaeVideo
     classes = ("AutoencoderKL", "AutoencoderKLCogVideoX")
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
-        """Raises ValueError as VaeImageEncoder does, and when a VAE over time cannot take that many frames."""
+    def __init__(self, spec: VaeVideo, weights_dir: Path):
+        """Raises ValueError as VaeSquareEncoder does, and when a VAE over time cannot take that many frames."""
         super().__init__(spec, weights_dir)
         self._over_time = type(self._model).__name__ == "AutoencoderKLCogVideoX"
         ratio = int(self._model.config.get("temporal_compression_ratio") or 1)
@@ -107,7 +116,7 @@ class VaeVideoEncoder(VaeImageEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Bytes -> uint8 [F, 3, H, W]: frames from the middles of equal parts of the video, each its largest central square."""
-        return np.stack([self._square(frame) for frame in sample_frames(data, self.spec.frames, self.spec.sampling, start_s, end_s)])
+        return np.stack([self._square(frame) for frame in sample_frames(data, self.spec.frames, "uniform", start_s, end_s)])
 
     @torch.inference_mode()
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from transformers.audio_utils import mel_filter_bank
 
-from mmcore.config import EncoderSpec
 from mmcore.decoders.contract import read_contract
+from mmcore.encoder_config import VaeAudio
 from mmcore.encoders.vae import VaeEncoder
 from mmcore.media.decode import decode_audio
 
@@ -30,7 +30,9 @@ WINDOW, FLOOR, PEAK = 1024, 1e-5, 0.5
 class VaeAudioEncoder(VaeEncoder):
     """One audio clip -> its latent, one token per cell."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    spec: VaeAudio
+
+    def __init__(self, spec: VaeAudio, weights_dir: Path):
         """Raises ValueError as VaeEncoder does, and AnyloomError when the directory is no audio decoder or max_seconds makes no cell."""
         super().__init__(spec, weights_dir)
         contract = read_contract(weights_dir / "pipeline")

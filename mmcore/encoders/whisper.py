@@ -20,7 +20,7 @@ from torch import nn
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import WhisperAudio
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.media.decode import decode_audio
 
@@ -31,7 +31,9 @@ PREFIXES = ("model.encoder.", "encoder.")
 class WhisperAudioEncoder(BatchedEncoder):
     """One audio clip -> spec.tokens tokens in time order."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    spec: WhisperAudio
+
+    def __init__(self, spec: WhisperAudio, weights_dir: Path):
         """Raises ValueError when the weights have another width or the spec asks for no tokens."""
         if spec.tokens < 1:
             raise ValueError(f"encoder {spec.kind} needs tokens >= 1, got {spec.tokens}")

@@ -25,7 +25,8 @@ from safetensors.torch import save
 from infra.step import AnyloomError
 from infra.storage import new_staging, publish_dir, write_atomic
 from mmcore.chat.special_tokens import MEDIA
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, output_spec
+from mmcore.config import InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, output_spec
+from mmcore.encoder_config import ImageBindAudio, ImageBindImage, ImageBindVideo
 from mmcore.lm.language_model import load_tokenizer, own_code_refused
 from mmcore.lm.lora import attach_lora, lora_parameters, save_lora
 from mmcore.model.any_model import LORA, TENSORS
@@ -40,10 +41,10 @@ _NEXT = OutputProjectorSpec(kind="nextgpt_legacy", width=512, layers=4, heads=4,
 
 def legacy_spec() -> ModelSpec:
     """The published model: Vicuna-7B v0, ImageBind's pooled vector, Stable Diffusion 1.5 / ZeroScope 576w / AudioLDM-L."""
-    kinds = (("image", "imagebind_image"), ("video", "imagebind_video"), ("audio", "imagebind_audio"))
+    kinds = (("image", ImageBindImage), ("video", ImageBindVideo), ("audio", ImageBindAudio))
     return ModelSpec(
         dtype="float16",
-        encoders=tuple((modality, EncoderSpec(kind=kind, arch="imagebind_huge", width=1024)) for modality, kind in kinds),
+        encoders=tuple((modality, kind(arch="imagebind_huge", width=1024)) for modality, kind in kinds),
         input_projector=InputProjectorSpec(kind="linear"),
         output_projector=_NEXT,
         output_projectors=(

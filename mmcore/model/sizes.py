@@ -8,7 +8,8 @@ Shape letters: E encoder width, D LM width, W inner width, S signal tokens, Q an
 
 from __future__ import annotations
 
-from mmcore.config import EncoderSpec, InputProjectorSpec, ModelSpec, OutputProjectorSpec, RowsStage, StageConfig, StatesStage, TwoTowerSpec, output_spec
+from mmcore.config import InputProjectorSpec, ModelSpec, OutputProjectorSpec, RowsStage, StageConfig, StatesStage, TwoTowerSpec, output_spec
+from mmcore.encoder_config import EncoderConfig, GridConfig, ImageBindVideo, SampledVideo, TiledImage, TokensAudio, pooled
 from mmcore.lm.catalogue import KnownLm
 from mmcore.projectors.inputs import num_projected
 
@@ -118,15 +119,20 @@ def frozen_bytes(spec: ModelSpec, lm: KnownLm) -> float:
     return inside * QUANTISED.get(spec.quantize, width) + (lm.parameters - inside) * width
 
 
-def num_features(encoder: EncoderSpec) -> int:
+def num_features(encoder: EncoderConfig) -> int:
     """N of one item."""
-    kind = encoder.kind.rpartition("_")[2]
-    if kind == "audio":
+    if isinstance(encoder, TokensAudio):
         return encoder.tokens or 1
-    if not encoder.grid:
+    if pooled(encoder) or not isinstance(encoder, GridConfig):
         return 1
-    moments = VIDEO_MOMENTS if encoder.kind == "imagebind_video" else encoder.frames if kind == "video" else 1 + encoder.tiles
-    return encoder.grid * encoder.grid * moments
+    seen = 1
+    if isinstance(encoder, ImageBindVideo):
+        seen = VIDEO_MOMENTS
+    elif isinstance(encoder, SampledVideo):
+        seen = encoder.frames
+    elif isinstance(encoder, TiledImage):
+        seen = 1 + encoder.tiles
+    return encoder.grid * encoder.grid * seen
 
 
 def activation_bytes(spec: ModelSpec, lm: KnownLm, stage: StageConfig) -> float:

@@ -9,7 +9,6 @@ Shape letters: B batch, N feature tokens, E encoder width.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -20,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import read_json
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig, encoder_from_json
 from mmcore.stores.features import SCALES, STORED, VALUES, computed_dtype, unpack
 from mmcore.stores.part_rows import PartRows
 from mmcore.stores.shards import pinned_entries
 
 PLAN_FIELDS = ("batch", "part_rows")
-"""Fields of an EncoderSpec that say how work is cut, not what is computed: they change features by rounding at most and are no part of a space."""
+"""Fields of an encoder's config that say how work is cut, not what is computed: they change features by rounding at most and are no part of a space."""
 ADDED_FIELDS: dict[str, Any] = {"layer": 0, "pad": False}
 """Fields of a spec that came later, and the value that leaves the features as they were before: spaces made then keep their name."""
 PART_SCHEMA = pa.schema([("media_sha256", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
@@ -38,7 +37,7 @@ ROWS_SCHEMA = pa.schema([("key", pa.string()), ("media_sha256", pa.string()), ("
 class EmbeddingSet:
     """Features of every sample of one artifact; samples that share a medium share the stored rows."""
 
-    def __init__(self, artifact_dir: Path, stores: Path, expect: EncoderSpec | None = None):
+    def __init__(self, artifact_dir: Path, stores: Path, expect: EncoderConfig | None = None):
         """expect: the encoder the reader believes made the features.
 
         Raises ValueError when a part is missing, uncommitted or not the one that was pinned, and when another encoder made them, naming the fields.
@@ -47,9 +46,9 @@ class EmbeddingSet:
         generation = read_json(artifact_dir / "generation.json")
         self.modality: str = generation["modality"]
         self.space: dict[str, Any] = generation["space"]
-        self.spec = EncoderSpec(**self.space["spec"])
         if expect is not None:
             refuse_other_encoder(self.space["spec"], expect, artifact_dir)
+        self.spec = encoder_from_json(self.space["spec"])
         rows = pq.read_table(artifact_dir / "rows.parquet", schema=ROWS_SCHEMA)
         self._keys: list[str] = rows.column("key").to_pylist()
         self._row = {key: i for i, key in enumerate(self._keys)}
@@ -117,13 +116,13 @@ class EmbeddingSet:
         return ValueError(f"no {self.modality} features of '{key}' in this artifact")
 
 
-def space_fields(spec: EncoderSpec) -> dict[str, Any]:
+def space_fields(spec: EncoderConfig) -> dict[str, Any]:
     """What of a spec decides the features: all but PLAN_FIELDS, and ADDED_FIELDS where they say something."""
-    fields = dataclasses.asdict(spec).items()
+    fields = spec.identity_fields().items()
     return {name: value for name, value in fields if name not in PLAN_FIELDS and not (name in ADDED_FIELDS and value == ADDED_FIELDS[name])}
 
 
-def refuse_other_encoder(stored: Mapping[str, Any], expect: EncoderSpec, artifact_dir: Path) -> None:
+def refuse_other_encoder(stored: Mapping[str, Any], expect: EncoderConfig, artifact_dir: Path) -> None:
     """Raises ValueError naming every field in which the stored features' encoder is not the expected one."""
     expected = ADDED_FIELDS | space_fields(expect)
     found = {name: stored.get(name, ADDED_FIELDS.get(name)) for name in expected}

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 DTYPES = ("float16", "bfloat16", "float32", "int8")
-"""What `EncoderSpec.dtype` may be."""
+"""What `EncoderConfig.dtype` may be."""
 STORED = {"float16": "float16", "bfloat16": "uint16", "float32": "float32", "int8": "int8"}
 """NumPy type of the values on disk."""
 VALUES, SCALES = "features.npy", "scales.npy"

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mmcore.config import EncoderSpec
 from mmcore.decoders.contract import DecoderContract
+from mmcore.encoder_config import EncoderConfig, VaeVideo
 
 
 class Rows(Protocol):
@@ -30,7 +30,7 @@ class Rows(Protocol):
 class LatentSet:
     """Latents of samples. contract: the decoder's; spec: the encoder that made the rows."""
 
-    def __init__(self, rows: Rows, contract: DecoderContract, spec: EncoderSpec):
+    def __init__(self, rows: Rows, contract: DecoderContract, spec: EncoderConfig):
         """Raises ValueError when the spec makes latents of another modality or with other channels than the decoder's."""
         if spec.kind != f"vae_{contract.modality}":
             raise ValueError(f"latents of the kind {spec.kind} were given for a decoder of {contract.modality}: use vae_{contract.modality}")
@@ -56,7 +56,7 @@ class LatentSet:
         if modality == "audio":
             sides = (cells // mel, mel)
         else:
-            frames = self._contract.latent_frames(self._spec.frames) if modality == "video" else 1
+            frames = self._contract.latent_frames(self._spec.frames) if isinstance(self._spec, VaeVideo) else 1
             side = math.isqrt(cells // frames)
             sides = (frames, side, side) if modality == "video" else (side, side)
         if math.prod(sides) != cells:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from evals.evaluation import VOICE
 from infra.step import ALL_GPUS, AnyloomError, Step
-from mmcore.config import EncoderSpec, check_encoder, output_spec
+from mmcore.config import output_spec
+from mmcore.encoder_config import DecoderText, EncoderConfig, check_encoder
 from pipelines.dag.decoders import decoder_names
 from pipelines.dag.parts import Data, Decoders, Features, Given, Weights
 from pipelines.embed.config import LATENTS, TARGETS, EmbedConfig
@@ -66,7 +67,7 @@ def _media(recipe: Recipe, modality: str, data: Data, weights: Weights) -> Step 
 
 def _encoded(recipe: Recipe, modality: str, inputs: Mapping[str, Step], name: str = "", run: str = "pipelines.embed.media:run") -> Step:
     """embed_<modality>, or another name, with the encoder of the modality."""
-    spec: EncoderSpec = getattr(recipe, modality)
+    spec: EncoderConfig = getattr(recipe, modality)
     try:
         check_encoder(spec)
     except ValueError as error:
@@ -74,7 +75,7 @@ def _encoded(recipe: Recipe, modality: str, inputs: Mapping[str, Step], name: st
     return _embed(name or f"embed_{modality}", spec, inputs, run)
 
 
-def _embed(name: str, spec: EncoderSpec, inputs: Mapping[str, Step], run: str, sources: tuple[str, ...] = ()) -> Step:
+def _embed(name: str, spec: EncoderConfig, inputs: Mapping[str, Step], run: str, sources: tuple[str, ...] = ()) -> Step:
     return Step(name=name, run=run, config=EmbedConfig(spec=spec, sources=sources), inputs=inputs, threads=0, gpus=ALL_GPUS, spread=True, isolate=False)
 
 
@@ -85,7 +86,7 @@ def _targets(recipe: Recipe, decoders: Decoders, data: Data) -> dict[str, Step]:
         if not getattr(recipe.tokens, modality) or not captions_of(data, modality):
             continue
         projector = output_spec(model_spec(recipe), modality)
-        spec = EncoderSpec(kind="decoder_text", arch=name, width=projector.out, tokens=projector.queries, batch=32, part_rows=1024)
+        spec = DecoderText(arch=name, width=projector.out, tokens=projector.queries, batch=32, part_rows=1024)
         inputs = {"weights": decoders.weights[modality], **captions_of(data, modality)}
         sources = spoken_datasets(recipe) if name == VOICE else ()
         steps[TARGETS[modality]] = _embed(TARGETS[modality], spec, inputs, "pipelines.embed.texts:run", sources)

@@ -7,7 +7,7 @@ Raises AnyloomError for files that are not given or not what they should be.
 from __future__ import annotations
 
 from infra.step import AnyloomError, Step
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig
 from pipelines.dag.parts import Data, Given, Weights
 from pipelines.recipes.recipe import OWN, Recipe, caption_targets
 from pipelines.weights.config import ImageBindConfig, ImportConfig, LmConfig, WeightsConfig
@@ -47,7 +47,7 @@ def _part(recipe: Recipe, part: str, given: Given, data: Data) -> Step:
     return Step(name=name, run=f"pipelines.weights.parts:run_{part}", inputs=inputs, config=WeightsConfig(kind=recipe.weights.kind, arch=arch))
 
 
-def _imported(name: str, part: str, specs: tuple[EncoderSpec, ...], given: Given) -> Step:
+def _imported(name: str, part: str, specs: tuple[EncoderConfig, ...], given: Given) -> Step:
     config = ImportConfig(arch=specs[0].arch, specs=specs)
     return Step(name=name, run="pipelines.weights.own_parts:run", config=config, sources=given_files(part, specs, given.weights[part]))
 
@@ -57,7 +57,7 @@ def _imagebind(name: str, kind: str, arch: str, trunks: tuple[str, ...], given: 
     return Step(name=name, run="pipelines.weights.parts:run_imagebind", config=ImageBindConfig(kind=kind, arch=arch, trunks=trunks), sources=sources)
 
 
-def _query(recipe: Recipe, query: EncoderSpec, given: Given, parts: dict[str, Step | None]) -> Step | None:
+def _query(recipe: Recipe, query: EncoderConfig, given: Given, parts: dict[str, Step | None]) -> Step | None:
     """weights_query; None when another part holds the query encoder's weights. Raises AnyloomError when that part does not exist."""
     if recipe.query_weights:
         if parts.get(recipe.query_weights.removeprefix("weights_")) is None:
@@ -70,7 +70,7 @@ def _query(recipe: Recipe, query: EncoderSpec, given: Given, parts: dict[str, St
     return _imagebind("weights_query", recipe.weights.kind, query.arch, ("text",), given)
 
 
-def _autoencoder(recipe: Recipe, spec: EncoderSpec, given: Given) -> Step:
+def _autoencoder(recipe: Recipe, spec: EncoderConfig, given: Given) -> Step:
     """weights_latents: an autoencoder without a decoder."""
     if "latents" in given.weights:
         return _imported("weights_latents", "latents", (spec,), given)

@@ -17,7 +17,7 @@ from infra.artifact import ArtifactRecord, all_records, find
 from infra.settings import offline_environment
 from infra.step import AnyloomError
 from infra.storage import digest_tree, read_entry, read_json
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import encoder_from_json
 from mmcore.encoders import load_encoder
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
@@ -74,7 +74,7 @@ def check(root: Path, name: str | None, sample: int, seed: int, tolerance: float
 def _check_one(root: Path, path: Path, record: ArtifactRecord, sample: int, seed: int, tolerance: float | None) -> Checked:
     stores = root / "stores"
     stored = EmbeddingSet(path, stores)
-    spec = EncoderSpec(**{**stored.space["spec"], **record.payload["config"].get("spec", {})})
+    spec = encoder_from_json({**stored.space["spec"], **record.payload["config"].get("spec", {})})
     keys = stored.keys()
     chosen = [keys[i] for i in sorted(np.random.default_rng(seed).choice(len(keys), min(sample, len(keys)), replace=False).tolist())]
     inputs = {input_name: root / "artifacts" / reference for input_name, reference in record.inputs.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import BertText, EncoderConfig
 
 TARGETS = {"image": "targets", "video": "targets_video", "audio": "targets_audio"}
 """Modality -> the step with its caption targets."""
@@ -17,7 +17,7 @@ LATENTS = {"image": "embed_latents", "video": "embed_latents_video", "audio": "e
 class EmbedConfig:
     """Which encoder sees the shards' media."""
 
-    spec: EncoderSpec
+    spec: EncoderConfig
     splits: tuple[str, ...] = ("train", "heldout")
     """Splits that are encoded. The images of `test` are not read here: the exported model encodes them itself when it is evaluated."""
     sources: tuple[str, ...] = ()
@@ -38,6 +38,6 @@ class TargetsConfig:
     """Captions per part of the store."""
 
     @property
-    def spec(self) -> EncoderSpec:
+    def spec(self) -> EncoderConfig:
         """The text encoder in the words of the embedding store."""
-        return EncoderSpec(kind="bert_text", arch="bert", width=self.width, tokens=self.tokens, batch=self.batch, part_rows=self.part_rows)
+        return BertText(arch="bert", width=self.width, tokens=self.tokens, batch=self.batch, part_rows=self.part_rows)

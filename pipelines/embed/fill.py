@@ -22,7 +22,7 @@ from infra.fingerprint import fingerprint
 from infra.garbage import note_entries
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_entry, read_json, write_atomic, write_parquet
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import ROWS_SCHEMA
 from mmcore.stores.features import computed_dtype
 from pipelines.embed.pool import build_parts
@@ -33,7 +33,7 @@ FEWEST_PARTS = 16
 """A build has about this many parts at least, so that workers end at nearly the same time."""
 
 
-def embed_items(spec: EncoderSpec, modality: str, keys: Mapping[str, str], items: Mapping[str, Item], ctx: StepContext[object]) -> Mapping[str, Any]:
+def embed_items(spec: EncoderConfig, modality: str, keys: Mapping[str, str], items: Mapping[str, Item], ctx: StepContext[object]) -> Mapping[str, Any]:
     """Fill the store, then write the artifact. keys: sample key -> address; items: address -> what to encode."""
     computed_dtype(spec.dtype)  # a wrong type is refused before hours of work
     space = Space.of(spec, ctx.inputs["weights"].digest, ctx.stores)
@@ -63,7 +63,7 @@ def embed_items(spec: EncoderSpec, modality: str, keys: Mapping[str, str], items
     return result
 
 
-def _plan(items: Mapping[str, Item], space: Space, spec: EncoderSpec, path: Path) -> dict[str, Any]:
+def _plan(items: Mapping[str, Item], space: Space, spec: EncoderConfig, path: Path) -> dict[str, Any]:
     """{space, batch, parts}: parts to encode, as lists of addresses: the saved plan as long as it still covers what is missing, else a new one, saved first."""
     missing = sorted(set(items) - set(space.located))
     if path.exists():
@@ -76,7 +76,7 @@ def _plan(items: Mapping[str, Item], space: Space, spec: EncoderSpec, path: Path
     return plan
 
 
-def cut(missing: Sequence[str], total: int, spec: EncoderSpec) -> list[list[str]]:
+def cut(missing: Sequence[str], total: int, spec: EncoderConfig) -> list[list[str]]:
     """What is missing of `total` items, as parts in order: `part_rows` items each, fewer where `total` would make less than FEWEST_PARTS of them, but
     whole batches. The number of workers does not matter."""
     rows = min(spec.part_rows, spec.batch * math.ceil(max(total, 1) / FEWEST_PARTS / spec.batch))

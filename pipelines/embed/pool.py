@@ -19,11 +19,11 @@ from typing import Any
 from infra import ray_session
 from infra.settings import cluster_is_given
 from infra.step import Resources
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig
 from pipelines.embed.worker import PartBuilder, PartDone, PartTask
 
 
-def build_parts(tasks: Sequence[PartTask], spec: EncoderSpec, weights_dir: Path, stores: Path, resources: Resources) -> Iterator[PartDone]:
+def build_parts(tasks: Sequence[PartTask], spec: EncoderConfig, weights_dir: Path, stores: Path, resources: Resources) -> Iterator[PartDone]:
     """Build every part; yields as each is committed, in any order."""
     if not tasks:
         return
@@ -52,7 +52,7 @@ class PartActor:
             return {"outcome": error}
 
 
-def _with_actors(tasks: Sequence[PartTask], arguments: tuple[EncoderSpec, Path, Path], resources: Resources) -> Iterator[PartDone]:
+def _with_actors(tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Path, Path], resources: Resources) -> Iterator[PartDone]:
     """Ray Data: a fixed pool of actors over the cluster (or this machine). A part that is built twice, after a lost node, has equal bytes."""
     ray_session.start(resources.threads)
     import ray
@@ -80,7 +80,7 @@ def _with_actors(tasks: Sequence[PartTask], arguments: tuple[EncoderSpec, Path, 
         yield replace(row["outcome"], workers=workers)
 
 
-def _with_threads(tasks: Sequence[PartTask], arguments: tuple[EncoderSpec, Path, Path], resources: Resources) -> Iterator[PartDone]:
+def _with_threads(tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Path, Path], resources: Resources) -> Iterator[PartDone]:
     """Each thread has an encoder copy for itself while it builds a part; torch lets go of the interpreter while it computes."""
     import torch
 

@@ -18,7 +18,7 @@ import numpy as np
 from evals.captions.retrieval import mean_vectors, tower_vectors
 from evals.pages.gallery import Shown
 from infra.step import AnyloomError, Artifact
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig, pooled
 from mmcore.encoders import load_encoder
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
@@ -43,7 +43,7 @@ class SearchSpace(Protocol):
         ...
 
 
-def _encoded(spec: EncoderSpec, weights: Path, text: str) -> np.ndarray:
+def _encoded(spec: EncoderConfig, weights: Path, text: str) -> np.ndarray:
     """Features [N, E] float32 of a text, rounded as the store rounds them. Raises AnyloomError when the weights do not fit."""
 
     try:
@@ -57,7 +57,7 @@ class TowerSpace:
 
     name = "the two towers' space"
 
-    def __init__(self, text: EncoderSpec, weights: Path, towers: Path):
+    def __init__(self, text: EncoderConfig, weights: Path, towers: Path):
         """text, weights: the captions' encoder; towers: the two_tower artifact. Raises AnyloomError when it cannot be loaded."""
         from mmcore.two_tower.model import load_two_tower
 
@@ -83,10 +83,10 @@ class TowerSpace:
 class SharedSpace:
     """The space of one model with a text side: ImageBind, CLIP, SigLIP, CLAP. Media count that the same model encoded into one pooled vector each."""
 
-    def __init__(self, text: EncoderSpec, weights: Path, media: Mapping[str, EncoderSpec]):
+    def __init__(self, text: EncoderConfig, weights: Path, media: Mapping[str, EncoderConfig]):
         """text, weights: the sentences' encoder; media: modality -> encoder of the recipe. Raises AnyloomError when none of them shares the space."""
         self._text, self._weights, self.name = text, weights, f"the space of {text.arch}"
-        self.modalities = tuple(modality for modality, spec in media.items() if _model(spec) == _model(text) and not (spec.grid or spec.tokens))
+        self.modalities = tuple(modality for modality, spec in media.items() if _model(spec) == _model(text) and pooled(spec))
         if not self.modalities:
             raise AnyloomError(f"search: no media encoder of the recipe stores pooled vectors of {text.arch}, whose text side query is")
 
@@ -103,7 +103,7 @@ class SharedSpace:
         return mean_vectors(source, keys, BATCH)
 
 
-def _model(spec: EncoderSpec) -> tuple[str, str]:
+def _model(spec: EncoderConfig) -> tuple[str, str]:
     """(family, architecture) of an encoder: two encoders of one model have the same."""
     return spec.kind.rpartition("_")[0], spec.arch
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from infra.fingerprint import canonical_json, fingerprint, to_plain
 from infra.storage import read_entry, read_json, write_atomic
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import PART_SCHEMA, space_fields
 
 SPACES = "embeddings"
@@ -33,7 +33,7 @@ class Space:
         """Committed parts by name -> their record."""
 
     @classmethod
-    def of(cls, spec: EncoderSpec, weights_digest: str, stores: Path) -> Space:
+    def of(cls, spec: EncoderConfig, weights_digest: str, stores: Path) -> Space:
         """The space of an encoder with these weights; its description is written when it is new."""
         description = {"spec": to_plain(space_fields(spec)), "weights": weights_digest}
         directory = stores / SPACES / fingerprint(description)[:12]

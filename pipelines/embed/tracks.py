@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from infra.step import StepContext
 from infra.storage import read_json, write_atomic, write_parquet
-from mmcore.encoders import MODALITY_OF
+from mmcore.encoder_config import TokensAudio
 from mmcore.media.decode import MediaError, NoTrackError, decode_audio
 from mmcore.stores.shards import ShardSet
 from pipelines.embed.config import EmbedConfig
@@ -45,7 +45,7 @@ Verdict = tuple[str, str]
 def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
     """Features of the audio of every video of the config's splits. Returns counts: those of pipelines.embed, and how many videos are left out and why."""
     config = ctx.config
-    if MODALITY_OF[config.spec.kind] != "audio":
+    if not isinstance(config.spec, TokensAudio):
         raise ValueError(f"the sound of clips needs an encoder of sounds, got {config.spec.kind}")
     keys: dict[str, str] = {}
     items: dict[str, Item] = {}

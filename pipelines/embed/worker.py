@@ -28,7 +28,7 @@ import pyarrow as pa
 from infra.settings import offline_environment
 from infra.step import AnyloomError
 from infra.storage import commit_entry, disk_errors, write_atomic, write_parquet
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig
 from mmcore.encoders import load_encoder
 from mmcore.media.decode import MediaError
 from mmcore.stores.embeddings import PART_SCHEMA
@@ -83,7 +83,7 @@ class PartDone:
 class PartBuilder:
     """One encoder copy that turns tasks into committed parts. Not for use by several threads at once."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path, stores: Path, device: str = "cpu", decoders: int = 1):
+    def __init__(self, spec: EncoderConfig, weights_dir: Path, stores: Path, device: str = "cpu", decoders: int = 1):
         """device: `cpu` or `cuda:<n>`; decoders: threads that work ahead of the encoder. Beside a GPU they read and decode; on a CPU, where decoding would take
         turns with the encoder for the same core, they read only."""
         offline_environment()

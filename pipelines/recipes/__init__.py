@@ -9,7 +9,8 @@ from infra.step import AnyloomError
 from pipelines.recipes.clip_two_tower import clip_two_tower, tiny_two_tower
 from pipelines.recipes.llava import llava15_7b
 from pipelines.recipes.nextgpt import nextgpt_7b, nextgpt_7b_legacy
-from pipelines.recipes.recipe import Recipe, with_overrides
+from pipelines.recipes.overrides import with_overrides
+from pipelines.recipes.recipe import Recipe
 from pipelines.recipes.smol import smol, smol_frozen, smol_judged, smol_mix, smol_plain
 from pipelines.recipes.tiny import tiny, tiny_mix
 from pipelines.recipes.tiny_nextgpt import tiny_nextgpt

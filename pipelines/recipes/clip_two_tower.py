@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from evals.config import RetrievalEvalConfig
-from mmcore.config import EncoderSpec, PairsStage, TowerShape
+from mmcore.config import PairsStage, TowerShape
+from mmcore.encoder_config import BertText
 from pipelines.recipes.recipe import Recipe, Retrieval
 from pipelines.recipes.smol import smol
 from pipelines.recipes.tiny import tiny
@@ -17,7 +18,7 @@ from pipelines.recipes.tiny import tiny
 def clip_two_tower() -> Recipe:
     """Two towers (InfoNCE) on smol's stored features and pooled MiniLM captions; retrieval and search."""
     towers = Retrieval(
-        text=EncoderSpec(kind="bert_text", arch="bert", width=384, tokens=0, batch=32, part_rows=1024),
+        text=BertText(arch="bert", width=384, tokens=0, batch=32, part_rows=1024),
         shape=TowerShape(width=512, pooling="mean", temperature=0.2, across=True),
         stage=PairsStage(
             stage="two_tower",
@@ -36,7 +37,7 @@ def clip_two_tower() -> Recipe:
 def tiny_two_tower() -> Recipe:
     """clip_two_tower with random toy-size encoders on generated data, in seconds. For tests."""
     towers = Retrieval(
-        text=EncoderSpec(kind="bert_text", arch="bert", width=32, tokens=0, batch=8, part_rows=64),
+        text=BertText(arch="bert", width=32, tokens=0, batch=8, part_rows=64),
         shape=TowerShape(width=16, hidden=24),
         stage=PairsStage(
             stage="two_tower",

@@ -9,7 +9,8 @@ Feature files: 576 tokens of 1024 in half precision are 1.2 MB an image, 1.4 TB 
 
 from __future__ import annotations
 
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens
+from mmcore.config import InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens
+from mmcore.encoder_config import HfImage
 from pipelines.recipes.recipe import Dataset, Recipe, Weights
 
 DATASETS = (
@@ -30,8 +31,7 @@ def llava15_7b() -> Recipe:
         datasets=DATASETS,
         samples_per_shard=1000,  # [ours] shards of some 100 MB
         # [llava] --mm_vision_select_layer -2, patches only: 24 x 24 at 336 px; --image_aspect_ratio pad
-        image=EncoderSpec(
-            kind="hf_image",
+        image=HfImage(
             arch="clip:vit-large-patch14-336",
             width=1024,
             grid=24,

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.config import InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.encoder_config import ImageBindAudio, ImageBindImage, ImageBindVideo, VaeAudio, VaeImage, VaeVideo
 from pipelines.recipes.recipe import Dataset, Recipe, Weights, change_stage
 
 NEXTGPT_DECODERS = (("image", "stabilityai/stable-diffusion-2"), ("video", "cerspense/zeroscope_v2_576w"), ("audio", "cvssp/audioldm"))
@@ -39,13 +40,15 @@ CAPTIONS = (("cc3m", 1.0), ("webvid", 1.0), ("audiocaps", 1.0))
 INSTRUCTIONS = (("llava_150k", 150.0), ("alpaca", 52.0), ("videochat", 11.0), ("t2m_image", 5.0), ("t2m_video", 5.0), ("t2m_audio", 5.0))
 """[ours] By size in thousands, as a concatenation of the sets would give."""
 
+IMAGE = ImageBindImage(arch="imagebind_huge", width=1024, pad=True, batch=64, part_rows=4096)
+"""pad: [new] scripts/*.sh: --image_aspect_ratio pad"""
 LATENTS: dict[str, Any] = {
     # [new] training_utils.py: target images of 224 px (SD 2 itself was trained at 768)
-    "latents": EncoderSpec(kind="vae_image", arch="stabilityai/stable-diffusion-2", width=4, image_size=224, batch=16, part_rows=1024),
+    "latents": VaeImage(arch="stabilityai/stable-diffusion-2", width=4, image_size=224, batch=16, part_rows=1024),
     # [new] training_utils.py: 16 frames of 576 x 320; [ours] the central square of 320 px, frames spread over the whole video (there one a second)
-    "latents_video": EncoderSpec(kind="vae_video", arch="cerspense/zeroscope_v2_576w", width=4, image_size=320, frames=16, batch=1, part_rows=256),
+    "latents_video": VaeVideo(arch="cerspense/zeroscope_v2_576w", width=4, image_size=320, frames=16, batch=1, part_rows=256),
     # [new] audio_processor.py: 10.4 s at 16 kHz, 64 mel bins, hop 160
-    "latents_audio": EncoderSpec(kind="vae_audio", arch="cvssp/audioldm", width=8, max_seconds=10.4, batch=16, part_rows=1024),
+    "latents_audio": VaeAudio(arch="cvssp/audioldm", width=8, max_seconds=10.4, batch=16, part_rows=1024),
 }
 """What the denoising losses are taken of."""
 TRAINER: dict[str, Any] = {
@@ -69,10 +72,9 @@ def nextgpt_7b() -> Recipe:
         datasets=DATASETS,
         samples_per_shard=1000,  # [ours] shards of some 100 MB
         # [new] ImageBind/models/imagebind_model.py: the pooled 1024-d vector reaches the projector, one per item (videos: mean over 15 crops)
-        # pad: [new] scripts/*.sh: --image_aspect_ratio pad
-        image=EncoderSpec(kind="imagebind_image", arch="imagebind_huge", width=1024, pad=True, batch=64, part_rows=4096),
-        video=EncoderSpec(kind="imagebind_video", arch="imagebind_huge", width=1024, batch=4, part_rows=1024),
-        audio=EncoderSpec(kind="imagebind_audio", arch="imagebind_huge", width=1024, batch=32, part_rows=4096),
+        image=IMAGE,
+        video=ImageBindVideo(arch="imagebind_huge", width=1024, batch=4, part_rows=1024),
+        audio=ImageBindAudio(arch="imagebind_huge", width=1024, batch=32, part_rows=4096),
         lm_dtype="bfloat16",  # [new] scripts/*.sh: bf16 True
         chat="vicuna_v1",  # [new] scripts/*.sh: --version v1
         # [new] multimodal_projector/group.py: width 512, 6 / 3 / 3 layers, 8 heads, 64 then 8 groups, so every item becomes 8 tokens;
@@ -148,7 +150,7 @@ def nextgpt_7b_legacy() -> Recipe:
     return replace(
         recipe,
         name="nextgpt_7b_legacy",
-        image=replace(recipe.image, pad=False),  # [old] images as ImageBind's own code prepares them
+        image=replace(IMAGE, pad=False),  # [old] images as ImageBind's own code prepares them
         weights=replace(recipe.weights, lm="vicuna-7b-v0"),  # [old] config/base.yaml
         lm_dtype="float16",  # [old] dsconfig: fp16
         chat="vicuna_v0",  # [old] "### Human:" and "### Assistant:"

@@ -1,14 +1,11 @@
 """Recipe: the named set of every decision that changes numbers. Reading one shows the whole experiment.
 
-A recipe is a function returning a complete Recipe; variants go through dataclasses.replace or `--set key=value`. Owns the dataclass and the
-overrides.
+A recipe is a function returning a complete Recipe; variants go through dataclasses.replace or `--set key=value` (pipelines.recipes.overrides).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,7 +27,6 @@ from mmcore.chat.templates import chat_template
 from mmcore.concepts.config import ImageDecoderConfig
 from mmcore.config import (
     MODALITIES,
-    EncoderSpec,
     InputProjectorSpec,
     LoraSpec,
     ModelSpec,
@@ -44,6 +40,7 @@ from mmcore.config import (
     check_model,
     output_spec,
 )
+from mmcore.encoder_config import EncoderConfig
 from pipelines.demo.config import QUESTIONS
 from pipelines.embed.config import TargetsConfig
 from pipelines.shards.config import GROUP_MODALITY
@@ -83,7 +80,7 @@ class Weights:
 class Retrieval:
     """Two towers on the stored features, in place of the language model and its stages."""
 
-    text: EncoderSpec
+    text: EncoderConfig
     """Encoder of the captions, one vector each."""
     shape: TowerShape = TowerShape()
     stage: PairsStage
@@ -111,19 +108,19 @@ class Recipe:
     samples_per_shard: int = 500
     near_duplicate_bits: int = 2
     """Images whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""
-    image: EncoderSpec
-    video: EncoderSpec | None
+    image: EncoderConfig
+    video: EncoderConfig | None
     """None: the model reads no videos."""
-    audio: EncoderSpec | None
+    audio: EncoderConfig | None
     """None: the model reads no audio clips."""
     video_audio: bool = False
     """Also encode the audio of the videos, with the audio encoder (step embed_video_audio). Nothing is trained on it yet."""
-    latents: EncoderSpec | None = None
+    latents: EncoderConfig | None = None
     """Also keep an image decoder's latents of the captioned images (kind vae_image, step embed_latents), for denoising losses; by the autoencoder of the
     recipe's decoder where it has one. None: not kept."""
-    latents_video: EncoderSpec | None = None
+    latents_video: EncoderConfig | None = None
     """The same for videos (kind vae_video), by the video decoder's autoencoder."""
-    latents_audio: EncoderSpec | None = None
+    latents_audio: EncoderConfig | None = None
     """The same for audio clips (kind vae_audio), by the audio decoder's autoencoder."""
     lm_dtype: str = "bfloat16"
     quantize: str = ""
@@ -145,7 +142,7 @@ class Recipe:
     """Suites of lmms-eval tasks that are run besides (evals.suites.catalogue); one that is prepared from official data is given with --list <suite>=FILE."""
     suite: SuiteConfig = SuiteConfig()
     """How the tasks of all suites are asked; used with suites, or with prepared ones, only."""
-    query: EncoderSpec | None = None
+    query: EncoderConfig | None = None
     """Encoder of sentences into the space that media encoders of the same model share; search compares with their pooled vectors. None: no such space."""
     query_weights: str = ""
     """Step that holds the weights of `query`; "" makes one of its own, `weights_query`, with ImageBind's text trunk."""
@@ -208,106 +205,6 @@ def change_stage(recipe: Recipe, name: str, **changes: Any) -> Recipe:
     return with_stage(recipe, name, dataclasses.replace(recipe.entries[name], **changes))
 
 
-def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """`recipe` with dotted keys replaced: {"stage3.lr": 1e-4}; a stage whole: {"stage3": {"steps": 100, ...}}; the order of the stages, by the names of their
-    entries: {"stages": ["stage1", "stage3"]}, which comes first.
-
-    Raises AnyloomError for an unknown key (naming the closest ones), a value of the wrong type, an unknown stage and one with no steps, batch or rate.
-    """
-    for key, value in sorted(overrides.items(), key=lambda item: item[0] != "stages"):
-        first, _, rest = key.partition(".")
-        if key == "stages":
-            recipe = dataclasses.replace(recipe, stages=_ordered(recipe, value))
-        elif first in recipe.entries:
-            old = recipe.entries[first]
-            recipe = with_stage(recipe, first, _replace(old, rest.split("."), value, key, recipe) if rest else _whole_stage(old, value, key))
-        else:
-            recipe = _replace(recipe, key.split("."), value, key, recipe)
-    if overrides:
-        _check_stages(recipe)
-    return recipe
-
-
-def _ordered(recipe: Recipe, names: Any) -> tuple[StageConfig, ...]:
-    """The entries called `names`, in this order; one that is named again is trained again with the same settings."""
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise AnyloomError(f'--set stages={names}: expected the names of stages in training order, like ["stage1", "stage2"]')
-    unknown = [name for name in names if name not in recipe.entries]
-    if unknown:
-        raise AnyloomError(f"--set stages: there is no {unknown[0]}; the recipe's stages are {', '.join(recipe.entries)}")
-    return tuple(recipe.entries[name] for name in names)
-
-
-def _whole_stage(old: StageConfig, value: Any, key: str) -> StageConfig:
-    """A stage with the settings of `value` and the defaults of its kind for all others."""
-    if not isinstance(value, Mapping):
-        raise AnyloomError(f"--set {key}: give a value of the stage ({key}.lr=1e-4) or the whole stage as a JSON object")
-    fields = {field.name: field for field in dataclasses.fields(old)}
-    unknown = sorted(set(value) - set(fields) | {"stage"} & set(value))
-    if unknown:
-        raise AnyloomError(f"--set {key}: {unknown[0]} is no setting of it; it has {', '.join(name for name in fields if name != 'stage')}")
-    lacking = [name for name in ("steps", "batch", "lr", "mixture") if name not in value]
-    if lacking:
-        raise AnyloomError(f"--set {key}: the whole stage needs {', '.join(lacking)}")
-    given = {name: _coerce(getattr(old, name), item, f"{key}.{name}") for name, item in value.items()}
-    return type(old)(stage=old.stage, **given)
-
-
-def _check_stages(recipe: Recipe) -> None:
-    """Raise AnyloomError for a stage that cannot be trained as it says."""
-    for entry, config in recipe.entries.items():
-        for name in ("steps", "batch", "lr", "checkpoint_every"):
-            if not getattr(config, name) > 0:
-                raise AnyloomError(f"--set {entry}.{name}: {getattr(config, name)} is not above 0")
-
-
-def keys(config: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key that --set accepts."""
-    if isinstance(config, Recipe):
-        for name, stage in config.entries.items():
-            yield from keys(stage, f"{name}.")
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from keys(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
-
-
-def _replace(config: Any, parts: list[str], value: Any, key: str, whole: Recipe) -> Any:
-    names = {field.name for field in dataclasses.fields(config)}
-    if parts[0] not in names or (len(parts) > 1) != dataclasses.is_dataclass(getattr(config, parts[0])):
-        known = list(keys(whole))
-        close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known[:6]
-        raise AnyloomError(f"--set {key}: no such key; close ones: {', '.join(close)} (all: anyloom recipes {whole.name})")
-    if key == "name":
-        raise AnyloomError("--set name: a recipe's name is fixed; choose one with --recipe")
-    old = getattr(config, parts[0])
-    new = _replace(old, parts[1:], value, key, whole) if len(parts) > 1 else _coerce(old, value, key)
-    return dataclasses.replace(config, **{parts[0]: new})
-
-
-def _coerce(old: Any, value: Any, key: str) -> Any:
-    """`value` in the type of `old`. Raises AnyloomError saying what is expected."""
-    if isinstance(old, bool) or isinstance(value, bool):
-        fits = isinstance(old, bool) and isinstance(value, bool)
-    elif isinstance(old, float):
-        fits = isinstance(value, (int, float))
-        value = float(value) if fits else value
-    elif isinstance(old, tuple):
-        fits = isinstance(value, list)
-        value = _tuples(value) if fits else value
-    else:
-        fits = isinstance(value, type(old))
-    if not fits:
-        raise AnyloomError(f"--set {key}={value}: expected {type(old).__name__} like {old!r}")
-    return value
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
 def model_spec(recipe: Recipe) -> ModelSpec:
     """The model a recipe trains. Raises AnyloomError for one that cannot be built."""
     spec = ModelSpec(
@@ -329,7 +226,7 @@ def model_spec(recipe: Recipe) -> ModelSpec:
     return spec
 
 
-def encoders(recipe: Recipe) -> tuple[tuple[str, EncoderSpec], ...]:
+def encoders(recipe: Recipe) -> tuple[tuple[str, EncoderConfig], ...]:
     """(modality, encoder) of the media that the recipe's model reads."""
     return tuple((modality, getattr(recipe, modality)) for modality in MODALITIES[1:] if getattr(recipe, modality) is not None)
 

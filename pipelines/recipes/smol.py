@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from evals.config import EvalConfig, SuiteConfig
 from mmcore.concepts.config import ImageDecoderConfig
-from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.config import InputProjectorSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.encoder_config import TimmImage, TimmVideo, WhisperAudio
 from pipelines.demo.config import QUESTIONS
 from pipelines.recipes.recipe import Dataset, Recipe, change_stage
 
@@ -48,9 +49,9 @@ def smol() -> Recipe:
         lists="smol",
         datasets=DATASETS,
         easyvqa_pictures=1600,
-        image=EncoderSpec(kind="timm_image", arch="tf_efficientnet_lite0", width=1280, grid=3, image_size=192),
-        video=EncoderSpec(kind="timm_video", arch="tf_efficientnet_lite0", width=1280, grid=2, frames=4, image_size=192, part_rows=32),
-        audio=EncoderSpec(kind="whisper_audio", arch="whisper", width=384, tokens=8, max_seconds=6.0, part_rows=16),
+        image=TimmImage(arch="tf_efficientnet_lite0", width=1280, grid=3, image_size=192),
+        video=TimmVideo(arch="tf_efficientnet_lite0", width=1280, grid=2, frames=4, image_size=192, part_rows=32),
+        audio=WhisperAudio(arch="whisper", width=384, tokens=8, max_seconds=6.0, part_rows=16),
         input_projector=InputProjectorSpec(kind="linear", init_std=0.136),
         output_projector=OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=16, out=384),
         output_projectors=(("audio", OutputProjectorSpec(kind="transformer", width=256, layers=2, heads=4, ffn=1024, queries=30, out=768)),),

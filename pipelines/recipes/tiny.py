@@ -16,7 +16,8 @@ from evals.config import (
     PopeEvalConfig,
 )
 from mmcore.concepts.config import ImageDecoderConfig
-from mmcore.config import EncoderSpec, FitConfig, InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.config import FitConfig, InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.encoder_config import TimmImage, TimmVideo, WhisperAudio
 from pipelines.recipes.recipe import Recipe, Weights, change_stage
 from pipelines.recipes.smol import DATASETS, MEDIA_QUESTIONS
 
@@ -33,9 +34,9 @@ def tiny() -> Recipe:
         weights=Weights(kind="random", lm="tiny-llama", image="test_efficientnet", audio="tiny-whisper", text="tiny-bert"),
         datasets=tuple(replace(dataset, licence="Apache-2.0 (generated here)") for dataset in DATASETS if dataset.name not in ONLY_SMOL),
         samples_per_shard=16,
-        image=EncoderSpec(kind="timm_image", arch="test_efficientnet", width=256, grid=2, image_size=64, batch=8, part_rows=16),
-        video=EncoderSpec(kind="timm_video", arch="test_efficientnet", width=256, grid=1, frames=2, image_size=64, batch=4, part_rows=16),
-        audio=EncoderSpec(kind="whisper_audio", arch="tiny-whisper", width=32, tokens=4, batch=4, part_rows=16),
+        image=TimmImage(arch="test_efficientnet", width=256, grid=2, image_size=64, batch=8, part_rows=16),
+        video=TimmVideo(arch="test_efficientnet", width=256, grid=1, frames=2, image_size=64, batch=4, part_rows=16),
+        audio=WhisperAudio(arch="tiny-whisper", width=32, tokens=4, batch=4, part_rows=16),
         lm_dtype="float32",
         input_projector=InputProjectorSpec(kind="linear", init_std=0.02),
         output_projector=OutputProjectorSpec(kind="transformer", width=32, layers=1, heads=2, ffn=64, queries=16, out=32),

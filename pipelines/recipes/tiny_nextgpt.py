@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mmcore.config import EncoderSpec, InputProjectorSpec, OutputProjectorSpec, SpecialTokens
+from mmcore.config import InputProjectorSpec, OutputProjectorSpec, SpecialTokens
+from mmcore.encoder_config import ImageBindAudio, ImageBindImage, ImageBindText, ImageBindVideo, VaeAudio, VaeImage, VaeVideo
 from pipelines.recipes.recipe import Recipe, change_stage
 from pipelines.recipes.tiny import tiny
 
@@ -28,22 +29,21 @@ def tiny_nextgpt() -> Recipe:
         min_snr_gamma=5.0,
         mixture=(("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("clips_train", 1.0), ("sounds_train", 1.0)),
     )
-    latents = EncoderSpec(kind="vae_image", arch="tiny-sd2", width=4, image_size=32, batch=8, part_rows=16)
     return replace(
         recipe,
         name="tiny_nextgpt",
         image_decoder=None,
         weights=replace(recipe.weights, image="imagebind_toy", audio="imagebind_toy"),
-        image=EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=WIDTH, batch=8, part_rows=16),
-        video=EncoderSpec(kind="imagebind_video", arch="imagebind_toy", width=WIDTH, batch=2, part_rows=16),
-        audio=EncoderSpec(kind="imagebind_audio", arch="imagebind_toy", width=WIDTH, batch=4, part_rows=16),
-        query=EncoderSpec(kind="imagebind_text", arch="imagebind_toy", width=WIDTH),
+        image=ImageBindImage(arch="imagebind_toy", width=WIDTH, batch=8, part_rows=16),
+        video=ImageBindVideo(arch="imagebind_toy", width=WIDTH, batch=2, part_rows=16),
+        audio=ImageBindAudio(arch="imagebind_toy", width=WIDTH, batch=4, part_rows=16),
+        query=ImageBindText(arch="imagebind_toy", width=WIDTH),
         input_projector=InputProjectorSpec(kind="group", init_std=0.02, width=32, heads=2, depths=(2, 1, 1), groups=(8, 4)),
         output_projector=PROJECTOR,
         output_projectors=(("video", replace(PROJECTOR, queries=24)), ("audio", replace(PROJECTOR, queries=1, out=CLAP_WIDTH))),
         tokens=SpecialTokens(image=4, video=24, audio=8),
         decoders=(("image", "tiny-sd2"), ("video", "tiny-text-to-video"), ("audio", "tiny-audioldm")),
-        latents=latents,
-        latents_video=replace(latents, kind="vae_video", arch="tiny-text-to-video", frames=4, batch=4),
-        latents_audio=EncoderSpec(kind="vae_audio", arch="tiny-audioldm", width=8, max_seconds=0.32, batch=8, part_rows=16),
+        latents=VaeImage(arch="tiny-sd2", width=4, image_size=32, batch=8, part_rows=16),
+        latents_video=VaeVideo(arch="tiny-text-to-video", width=4, image_size=32, frames=4, batch=4, part_rows=16),
+        latents_audio=VaeAudio(arch="tiny-audioldm", width=8, max_seconds=0.32, batch=8, part_rows=16),
     )

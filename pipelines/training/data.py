@@ -14,8 +14,9 @@ from typing import Any
 from infra.step import AnyloomError, Artifact
 from infra.storage import read_json
 from mmcore.chat.special_tokens import MEDIA
-from mmcore.config import EncoderSpec, RowsStage, StatesStage
+from mmcore.config import RowsStage, StatesStage
 from mmcore.decoders import load_decoder
+from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Sample
@@ -104,7 +105,7 @@ def feature_weights(inputs: Mapping[str, Artifact]) -> dict[str, str]:
     return {m: str(read_json(inputs[f"embed_{m}"].path / "generation.json")["space"]["weights"]) for m in MEDIA if f"embed_{m}" in inputs}
 
 
-def feature_sources(inputs: Mapping[str, Artifact], stores: Path, encoders: Mapping[str, EncoderSpec]) -> dict[str, Any]:
+def feature_sources(inputs: Mapping[str, Artifact], stores: Path, encoders: Mapping[str, EncoderConfig]) -> dict[str, Any]:
     """modality -> EmbeddingSet, for every `embed_<modality>` input.
 
     Raises ValueError when another encoder than the model's made one of them, AnyloomError when the same encoder did with other weights than an earlier

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from infra.fingerprint import to_plain
 from infra.step import AnyloomError, StepContext
 from infra.storage import NOT_DIGESTED, read_json, write_atomic
 from mmcore.config import output_spec
@@ -83,7 +83,7 @@ def run(ctx: StepContext[ExportConfig]) -> dict[str, Any]:
     tensors = _merge_stages(ctx, config.stages)
     description = {
         "format": 1,
-        "model": asdict(config.model),
+        "model": to_plain(config.model),
         "stages": list(config.stages),
         "caption_turn": config.caption_turn,
         "sampling": {modality: {"steps": steps, "guidance": guidance} for modality, steps, guidance in config.sampling},

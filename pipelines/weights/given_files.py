@@ -14,8 +14,8 @@ from pathlib import Path
 
 from infra.step import AnyloomError
 from infra.storage import read_json
-from mmcore.config import EncoderSpec
 from mmcore.decoders.contract import INDEX
+from mmcore.encoder_config import EncoderConfig
 
 TENSORS = {"hf": "model", "vae": "diffusion_pytorch_model"}
 """First part of the name of the weights' file."""
@@ -35,7 +35,7 @@ DECODER_WEIGHTS = (".safetensors", ".onnx")
 """Suffixes of a decoder's weights; only a voice has ONNX graphs."""
 
 
-def given_files(part: str, specs: Sequence[EncoderSpec], path: Path) -> dict[str, Path]:
+def given_files(part: str, specs: Sequence[EncoderConfig], path: Path) -> dict[str, Path]:
     """The files below `path` that the step reads, by name. part: image, audio, text or query, as in --weights; specs: the encoders that will open them.
 
     Raises AnyloomError when the encoder's kind does not take such a path, or something is not there.

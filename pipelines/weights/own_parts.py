@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, write_json
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig, TimmImage, TimmVideo
 from mmcore.encoders import MODALITY_OF, catalogue, load_encoder
 from pipelines.toys.media import medium
 from pipelines.weights.config import ImportConfig
-from pipelines.weights.given_files import FRONTS, TOKENIZERS, loader_of
+from pipelines.weights.given_files import FRONTS, TOKENIZERS
 from pipelines.weights.writing import finish, load_state, save
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(ctx: StepContext[ImportConfig]) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, ctx.resources.threads))
     ctx.progress(0, 2, "reading")
-    model, about = (_take_timm if loader_of(spec.kind) == "timm" else _take_directory)(ctx, spec)
+    model, about = _take_timm(ctx, spec) if isinstance(spec, (TimmImage, TimmVideo)) else _take_directory(ctx, spec)
     write_json(ctx.output / "encoder.json", {"arch": spec.arch, **about})
     result = finish(ctx, model, _licence(spec))
     del model
@@ -59,7 +59,7 @@ def run(ctx: StepContext[ImportConfig]) -> dict[str, Any]:
     return result
 
 
-def _take_timm(ctx: StepContext[ImportConfig], spec: EncoderSpec) -> tuple[Any, dict[str, Any]]:
+def _take_timm(ctx: StepContext[ImportConfig], spec: TimmImage | TimmVideo) -> tuple[Any, dict[str, Any]]:
     import timm
     from safetensors.torch import save_file
 
@@ -77,7 +77,7 @@ def _take_timm(ctx: StepContext[ImportConfig], spec: EncoderSpec) -> tuple[Any, 
     return model, facts
 
 
-def _take_directory(ctx: StepContext[ImportConfig], spec: EncoderSpec) -> tuple[Any, dict[str, Any]]:
+def _take_directory(ctx: StepContext[ImportConfig], spec: EncoderConfig) -> tuple[Any, dict[str, Any]]:
     """A transformers or diffusers directory; only the counted files of it are seen."""
     given, folder = ctx.sources["config.json"].parent, ctx.work / "given"
     folder.mkdir(exist_ok=True)
@@ -102,12 +102,12 @@ def _take_directory(ctx: StepContext[ImportConfig], spec: EncoderSpec) -> tuple[
     return model, facts
 
 
-def _family(spec: EncoderSpec) -> str:
+def _family(spec: EncoderConfig) -> str:
     """What config.json must be; whisper_audio opens Whisper whatever its arch is called."""
     return "whisper" if spec.kind == "whisper_audio" else catalogue.family(spec.arch)
 
 
-def _class(spec: EncoderSpec, family: str) -> str:
+def _class(spec: EncoderConfig, family: str) -> str:
     """Class of transformers that the encoder of this kind opens."""
     from mmcore.encoders import hf_audio, hf_text, hf_vision
 
@@ -192,7 +192,7 @@ def strictly(given: Path, state: Mapping[str, torch.Tensor], model: torch.nn.Mod
     model.load_state_dict(dict(state))
 
 
-def _licence(spec: EncoderSpec) -> dict[str, str]:
+def _licence(spec: EncoderConfig) -> dict[str, str]:
     """licence.json: the catalogue's for this family, which holds only where the files are what they seem."""
     entry = catalogue.known(spec.kind, _family(spec) if spec.kind == "whisper_audio" else spec.arch)
     if entry is None:
@@ -202,7 +202,7 @@ def _licence(spec: EncoderSpec) -> dict[str, str]:
     return facts | {"source": "files given with --weights; the licence is the catalogue's, not read from the files"}
 
 
-def _prove(ctx: StepContext[ImportConfig], spec: EncoderSpec) -> None:
+def _prove(ctx: StepContext[ImportConfig], spec: EncoderConfig) -> None:
     """Encode one generated medium with what was written. Raises AnyloomError when the encoder does not fit the recipe."""
 
     try:

@@ -25,7 +25,7 @@ from store_bench import PARTS, checksum, context, ensure_root, inputs_of, interl
 from flows.running.run import recipe_steps
 from infra.settings import offline_environment
 from infra.step import Artifact, Step
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig
 from mmcore.encoders import MODALITY_OF, load_encoder
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
@@ -40,7 +40,7 @@ ROUNDS = 9
 class Media:
     """Media of one embed step, and the samples that show them."""
 
-    spec: EncoderSpec
+    spec: EncoderConfig
     weights: Artifact
     stores: Path
     keys: dict[str, str]

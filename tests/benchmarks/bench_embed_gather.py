@@ -13,7 +13,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from store_bench import checksum, context, interleaved, rates, scratch
 
 from infra.step import Artifact
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import CONFIGS, EncoderConfig
 from mmcore.encoders import ENCODERS
 from mmcore.stores.embeddings import EmbeddingSet
 from pipelines.embed.fill import embed_items
@@ -39,10 +39,19 @@ GROUP_ROWS = (8, 32, 128)
 Read = Callable[[np.ndarray], np.ndarray]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseImage(EncoderConfig):
+    """Of Noise."""
+
+    kind = "noise_image"
+    tokens: int
+    """Tokens of one item."""
+
+
 class Noise:
     """An encoder that answers a row number with seeded noise."""
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    def __init__(self, spec: NoiseImage, weights_dir: Path):
         self.spec = spec
 
     def place(self, device: str) -> None:
@@ -111,8 +120,8 @@ def over(read: Read, batches: Sequence[np.ndarray]) -> tuple[float, tuple[int, i
 
 def build(box: Path, rows: int, tokens: int, width: int) -> tuple[EmbeddingSet, np.ndarray]:
     """(the features as the store gives them, the same as one memory-mapped array [rows, tokens, width] in the order of its keys)."""
-    ENCODERS["noise_image"] = Noise
-    spec = EncoderSpec(kind="noise_image", arch="noise", width=width, tokens=tokens, batch=64, part_rows=256)
+    CONFIGS["noise_image"], ENCODERS["noise_image"] = NoiseImage, (NoiseImage, Noise)
+    spec = NoiseImage(arch="noise", width=width, tokens=tokens, batch=64, part_rows=256)
     keys = {f"noise-{i:06d}": f"{i:064d}" for i in range(rows)}
     items = {address: Item(address=address, value=str(int(address))) for address in keys.values()}
     weights = Artifact(name="weights", path=box, fingerprint="", digest="none", result={})

@@ -22,7 +22,7 @@ from infra.materialize import Place, _record
 from infra.step import AnyloomError, Step
 from infra.storage import commit_entry, new_staging, publish_dir, read_entry, write_atomic
 from pipelines.recipes import get_recipe
-from pipelines.recipes.recipe import keys
+from pipelines.recipes.overrides import keys
 
 VALID = "valid"
 

@@ -275,13 +275,13 @@ def compare_media(checkout: Path) -> None:
     """Prints how far our preprocessing of the checkout's own pictures and sounds, of clips made from them, and of texts is from the public one."""
     import tempfile
 
-    from mmcore.config import EncoderSpec
+    from mmcore.encoder_config import ImageBindAudio
     from mmcore.encoders.imagebind import clip_bpe, inputs
     from mmcore.encoders.imagebind.encoders import ImageBindAudioEncoder
     from mmcore.media.decode import decode_image
 
     ears = ImageBindAudioEncoder.__new__(ImageBindAudioEncoder)  # its ears need no weights
-    ears.spec = EncoderSpec(kind="imagebind_audio", arch="imagebind_huge", width=1024)
+    ears.spec = ImageBindAudio(arch="imagebind_huge", width=1024)
     _, data, _ = import_reference(checkout)
     pictures, sounds = (sorted((checkout / ".assets").glob(pattern)) for pattern in ("*.jpg", "*.wav"))
     for path in pictures:

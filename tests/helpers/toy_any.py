@@ -8,7 +8,8 @@ from toy_model import Features, Targets
 
 from mmcore.chat.chat import Chat
 from mmcore.chat.special_tokens import MEDIA, TokenTable
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.config import InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.encoder_config import encoder_config
 from mmcore.inference.generator import Generator
 from mmcore.lm.language_model import LanguageModel
 from mmcore.lm.lora import lora_parameters
@@ -28,7 +29,7 @@ def any_spec(mode: str) -> ModelSpec:
         dtype="float32",
         lora=LoraSpec(mode=mode, rank=2, alpha=4),
         tokens=SpecialTokens(image=4, video=0, audio=2),
-        encoders=tuple((modality, EncoderSpec(kind="x", arch="x", width=12)) for modality in MEDIA),
+        encoders=tuple((modality, encoder_config(f"imagebind_{modality}", {"arch": "x", "width": 12})) for modality in MEDIA),
         input_projector=InputProjectorSpec(init_std=0.05),
         output_projector=OutputProjectorSpec(width=16, layers=1, heads=2, ffn=32, queries=5, out=8),
     )

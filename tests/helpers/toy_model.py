@@ -1,6 +1,5 @@
 """A toy model with samples and features in memory, for the tests of training and generation."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +8,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from infra.fingerprint import to_plain
 from mmcore.chat.chat import Chat
 from mmcore.chat.rows import RowBuilder
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.config import InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
+from mmcore.encoder_config import TimmImage
 from mmcore.inference.generator import DESCRIPTION, Generator
 from mmcore.lm.language_model import LanguageModel
 from mmcore.lm.lora import attach_lora, lora_parameters, save_lora
@@ -25,7 +26,7 @@ SPEC = ModelSpec(
     dtype="float32",
     lora=LoraSpec(rank=2, alpha=4),
     tokens=SpecialTokens(image=4, video=0, audio=0),
-    encoders=(("image", EncoderSpec(kind="timm_image", arch="x", width=12)),),
+    encoders=(("image", TimmImage(arch="x", width=12, grid=1)),),
     input_projector=InputProjectorSpec(init_std=0.05),
     output_projector=OutputProjectorSpec(width=16, layers=1, heads=2, ffn=32, queries=5, out=8),
 )
@@ -151,5 +152,5 @@ def save_export(model: AnyModel, folder: Path, caption_turn: bool = False) -> Pa
     names = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     ours = [name for name in names if name.startswith(("input_proj", "output_proj", "lm.new_")) and "positions" not in name]
     save_file({name: names[name].detach().clone() for name in ours}, folder / TENSORS)
-    (folder / DESCRIPTION).write_text(json.dumps({"model": dataclasses.asdict(SPEC), "caption_turn": caption_turn, "stages": []}))
+    (folder / DESCRIPTION).write_text(json.dumps({"model": to_plain(SPEC), "caption_turn": caption_turn, "stages": []}))
     return folder

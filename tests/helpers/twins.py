@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from data_steps import run_step
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import CONFIGS, EncoderConfig, SampledVideo, encoder_config, shared_values
 from mmcore.encoders import MODALITY_OF
 from mmcore.encoders.catalogue import CATALOGUE, TWINS
 from pipelines.dag.build import build
@@ -23,9 +22,9 @@ def pairs() -> Iterator[tuple[str, str]]:
     yield from dict.fromkeys((kind, entry.tiny) for entry in CATALOGUE for kind in entry.kinds)
 
 
-def spec_of(kind: str, twin: str, **changes) -> EncoderSpec:
+def spec_of(kind: str, twin: str, **changes) -> EncoderConfig:
     """The spec that opens `twin` as `kind`."""
-    return replace(TWINS[twin], kind=kind, **({"frames": 2} if MODALITY_OF[kind] == "video" else {}) | {"batch": 2} | changes)
+    return encoder_config(kind, shared_values(TWINS[twin], kind) | ({"frames": 2} if issubclass(CONFIGS[kind], SampledVideo) else {}) | {"batch": 2} | changes)
 
 
 def weights_of(root: Path, kind: str, twin: str) -> Path:

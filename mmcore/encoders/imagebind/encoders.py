@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch.nn import functional
 
 from infra.storage import read_json
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig, ImageBindAudio, ImageBindImage, ImageBindText, ImageBindVideo
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.imagebind import clip_bpe, inputs
 from mmcore.encoders.imagebind.network import HUGE, HUGE_OUT, ImageBind, load_imagebind, modality_of, toy
@@ -39,7 +39,7 @@ class ImageBindEncoder(BatchedEncoder):
 
     trunk: str
 
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
+    def __init__(self, spec: EncoderConfig, weights_dir: Path):
         """Raises ValueError when the weights are of another architecture or the width does not fit what is stored."""
         self.spec = spec
         if spec.arch not in ARCHITECTURES:
@@ -54,7 +54,8 @@ class ImageBindEncoder(BatchedEncoder):
         self._model = load_trunks(weights_dir / WEIGHTS, spec.arch, (self.trunk,))
 
     def _num_tokens(self) -> int:
-        return self.spec.grid
+        """0 for the pooled vector."""
+        return 0
 
     @torch.inference_mode()
     def forward(self, items: Sequence[Any]) -> list[np.ndarray]:
@@ -70,7 +71,7 @@ class ImageBindEncoder(BatchedEncoder):
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, N, E]."""
-        raise TypeError(f"{self.spec.kind} stores pooled vectors only: set grid and tokens to 0")
+        raise TypeError(f"{self.spec.kind} stores pooled vectors only")
 
     def _states(self, items: torch.Tensor) -> torch.Tensor:
         """Patch states without CLS, behind the head's layer norm."""
@@ -82,7 +83,13 @@ class ImageBindEncoder(BatchedEncoder):
 class ImageBindImageEncoder(ImageBindEncoder):
     """One image -> one vector, or grid * grid tokens row by row."""
 
+    spec: ImageBindImage
     trunk = "vision"
+    side = inputs.SIDE
+    """See mmcore.encoders.tiled.PictureEncoder."""
+
+    def _num_tokens(self) -> int:
+        return self.spec.grid
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, 224, 224]; an image has no span."""
@@ -99,7 +106,11 @@ class ImageBindImageEncoder(ImageBindEncoder):
 class ImageBindVideoEncoder(ImageBindEncoder):
     """One clip -> one vector, or for each of its five moments grid * grid tokens, averaged over the three crops."""
 
+    spec: ImageBindVideo
     trunk = "vision"
+
+    def _num_tokens(self) -> int:
+        return self.spec.grid
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [15, 3, 2, 224, 224]."""
@@ -118,6 +129,7 @@ class ImageBindVideoEncoder(ImageBindEncoder):
 class ImageBindAudioEncoder(ImageBindEncoder):
     """One audio clip -> one vector, or spec.tokens tokens in time order over its three moments."""
 
+    spec: ImageBindAudio
     trunk = "audio"
 
     def _num_tokens(self) -> int:
@@ -140,13 +152,8 @@ class ImageBindAudioEncoder(ImageBindEncoder):
 class ImageBindTextEncoder(ImageBindEncoder):
     """One text -> one unit vector, without the logit scale: its cosines with the other kinds' pooled vectors are ImageBind's similarities."""
 
+    spec: ImageBindText
     trunk = "text"
-
-    def __init__(self, spec: EncoderSpec, weights_dir: Path):
-        """Raises ValueError like the others, and when the spec asks for tokens."""
-        if spec.grid or spec.tokens:
-            raise ValueError(f"{spec.kind} stores pooled vectors only: set grid and tokens to 0")
-        super().__init__(spec, weights_dir)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """UTF-8 bytes -> ids [77]; a text has no span. Raises MediaError."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.fingerprint import canonical_json, differences, fingerprint, to_plain
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import TimmImage
 
 
 class Colour(enum.Enum):
@@ -42,7 +42,7 @@ def test_the_error_names_the_field():
 
 
 def test_differences_name_the_field_and_both_values():
-    spec = EncoderSpec(kind="timm_image", arch="a", width=8)
+    spec = TimmImage(arch="a", width=8, grid=1)
     lines = differences(to_plain(spec), to_plain(replace(spec, image_size=256)))
     assert lines == ["image_size: 224 -> 256"]
     assert differences({"a": [1, 2]}, {"a": [1, 3], "b": 1}) == ["a[1]: 2 -> 3", "b: absent -> 1"]

@@ -18,7 +18,7 @@ from evals.heldout import Media, distinct_media
 from evals.pages.gallery import MAX_SOUND_BYTES, Shown, preview, sheet
 from flows.cli.search import add_search, plain, search
 from infra.step import AnyloomError, Artifact
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import BertText, encoder_config
 from mmcore.encoders import load_encoder
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
@@ -31,7 +31,7 @@ from pipelines.recipes import get_recipe
 from pipelines.shards.config import ShardsConfig
 from pipelines.weights.config import ImageBindConfig
 
-POOLED = EncoderSpec(kind="bert_text", arch="bert", width=32, tokens=0, batch=3, part_rows=4)
+POOLED = BertText(arch="bert", width=32, tokens=0, batch=3, part_rows=4)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_search_in_the_space_of_one_model(tmp_path):
         (tmp_path / "lists" / f"{i}.wav").write_bytes(wav(i, 1.0))
     write_manifest(tmp_path, rows + [row(i, f"{i}.wav", source="sounds", modality="audio") for i in range(2)])
     run_step(tmp_path, "shards", "pipelines.shards.plan:run", ShardsConfig(), {"manifest": "manifest", "lists": "lists"})
-    specs = {name: EncoderSpec(kind=f"imagebind_{name}", arch="imagebind_toy", width=32, batch=2) for name in ("image", "audio", "text")}
+    specs = {name: encoder_config(f"imagebind_{name}", {"arch": "imagebind_toy", "width": 32, "batch": 2}) for name in ("image", "audio", "text")}
     for name, trunk in (("image", "vision"), ("audio", "audio"), ("text", "text")):
         config = ImageBindConfig(kind="random", arch="imagebind_toy", trunks=(trunk,))
         run_step(tmp_path, f"weights_{name}", "pipelines.weights.parts:run_imagebind", config, {})

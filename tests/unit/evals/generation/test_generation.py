@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from dataclasses import replace
@@ -26,12 +25,13 @@ from evals.pages.run.context import RunPage
 from evals.pages.run.generation import media_section
 from evals.statistics.intervals import mean_interval
 from evals.tables import DETAILS, GENERATED, METRICS, detail, metric_row, write_table
+from infra.fingerprint import to_plain
 from infra.step import Artifact, StepContext
 from infra.storage import sha256_file
 from mmcore.chat.asking import request
 from mmcore.chat.chat import Chat
 from mmcore.chat.wordings import REQUESTS
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import ImageBindImage, ImageBindText, TimmImage
 from mmcore.inference.drawer import DECODERS
 from mmcore.inference.forced import forced_blocks
 from mmcore.inference.generator import DESCRIPTION, Generator
@@ -63,7 +63,7 @@ def export(tmp_path_factory):
     save_file({name: value.detach().clone() for name, value in toy().named_parameters() if name.startswith(trained)}, root / "tensors.safetensors")
     (root / DECODERS).mkdir()
     (root / DECODERS / "image").symlink_to(directory("tiny-sd15"))
-    described = {"model": dataclasses.asdict(SPEC), "caption_turn": False, "stages": [], "sampling": {"image": {"steps": 2, "guidance": 2.0}}}
+    described = {"model": to_plain(SPEC), "caption_turn": False, "stages": [], "sampling": {"image": {"steps": 2, "guidance": 2.0}}}
     (root / DESCRIPTION).write_text(json.dumps(described))
     return root
 
@@ -132,10 +132,10 @@ def test_no_wording_is_trained_on():
 
 
 def test_clipscore_is_for_encoders_that_share_a_space_only():
-    query, image = (EncoderSpec(kind=f"imagebind_{part}", arch="imagebind_toy", width=32) for part in ("text", "image"))
+    query, image = (kind(arch="imagebind_toy", width=32) for kind in (ImageBindText, ImageBindImage))
     assert shares_space(query, image) == ""
     assert "names no query encoder" in shares_space(None, image) and "no encoder" in shares_space(query, None)
-    assert "of different models" in shares_space(query, EncoderSpec(kind="timm_image", arch="x", width=32))
+    assert "of different models" in shares_space(query, TimmImage(arch="x", width=32, grid=1))
     assert "as tokens" in shares_space(query, replace(image, grid=2))
 
 

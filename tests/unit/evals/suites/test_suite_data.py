@@ -22,9 +22,9 @@ from evals.suites.hub_parquet import picture_hashes, rows_without_pictures, take
 from evals.suites.rows import Doc, askable, clustered, draw_docs, read_docs
 from evals.suites.stand_ins import COLUMNS, write_stand_in
 from infra.step import AnyloomError
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import TimmImage
 
-SPEC = EncoderSpec(kind="timm_image", arch="test_efficientnet", width=4)
+SPEC = TimmImage(arch="test_efficientnet", width=4, grid=1)
 
 
 def png(picture: Image.Image) -> bytes:

@@ -128,10 +128,10 @@ def test_it_works_without_its_text_encoder(root, decoder):
 
 def test_states_of_prompts_are_those_the_targets_step_stores(root, decoder):
     from mmcore.concepts.latent_diffusion import load_pipeline, prompt_states
-    from mmcore.config import EncoderSpec
+    from mmcore.encoder_config import BertText
     from mmcore.encoders import load_encoder
 
-    encoder = load_encoder(EncoderSpec(kind="bert_text", arch="bert", width=32, tokens=48, dtype="float32"), root / "weights")
+    encoder = load_encoder(BertText(arch="bert", width=32, tokens=48, dtype="float32"), root / "weights")
     pipeline = load_pipeline(root / "image_decoder" / "pipeline")
     states, mask = prompt_states(pipeline.tokenizer, pipeline.text_encoder, ["a teal triangle"])
     stored = encoder.encode([b"a teal triangle"])[0]

@@ -17,7 +17,6 @@ from flows.cli.ask import Speaker
 from infra.step import AnyloomError
 from infra.storage import digest_tree, read_json
 from mmcore.concepts.shapes import CONCEPTS
-from mmcore.config import EncoderSpec
 from mmcore.decoders import load_decoder
 from mmcore.decoders.contract import Stream, read_contract
 from mmcore.decoders.denoising import denoising_loss
@@ -25,6 +24,7 @@ from mmcore.decoders.sampling import SamplingOptions, generate
 from mmcore.decoders.speech.phonemes import Pronouncer, spoken
 from mmcore.decoders.speech.text import GRAPH, LATENTS, VoiceText, open_graph, say
 from mmcore.decoders.texts import encode_texts
+from mmcore.encoder_config import DecoderText
 from mmcore.encoders import load_encoder
 from mmcore.inference.drawer import DECODERS, Drawer
 from mmcore.inference.generator import DESCRIPTION
@@ -132,7 +132,7 @@ def test_a_directory_without_its_graph_is_named(tmp_path):
 
 def test_caption_targets_are_latent_frames(tmp_path):
     shutil.copytree(directory(TOY), tmp_path / "weights" / "pipeline")
-    spec = EncoderSpec(kind="decoder_text", arch=TOY, width=STACK * WIDTH, tokens=TOKENS, dtype="float32")
+    spec = DecoderText(arch=TOY, width=STACK * WIDTH, tokens=TOKENS, dtype="float32")
     rows = load_encoder(spec, tmp_path / "weights").encode([RED.encode()])[0]
     np.testing.assert_array_equal(rows, encode_texts(directory(TOY), [RED])[0][0][0].numpy())
     with pytest.raises(AnyloomError, match="set queries and out of audio"):

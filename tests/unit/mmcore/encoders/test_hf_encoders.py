@@ -13,7 +13,7 @@ from data_steps import png, run_step, wav
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import HfAudio, HfImage, HfText, HfVideo, encoder_config
 from mmcore.encoders import MODALITY_OF, load_encoder
 from mmcore.encoders.resample import resample
 from mmcore.media.decode import decode_video_frames, decode_waveform
@@ -76,20 +76,20 @@ def test_pictures_are_those_of_the_stock_model(family, pooled, weights):
         outputs = model.eval()(**inputs)
     vector = outputs.image_embeds if family == "clip" else outputs.pooler_output
     vector = vector if family == "dinov2" else unit(vector)
-    features = load_encoder(EncoderSpec(kind="hf_image", arch=family, width=pooled, batch=2), folder).encode(data)
+    features = load_encoder(HfImage(arch=family, width=pooled, batch=2), folder).encode(data)
     assert [f.shape for f in features] == [(1, pooled)] * 2 and features[0].dtype == np.float16
     np.testing.assert_allclose(np.concatenate(features), vector.numpy(), atol=2e-3)
     patches = outputs.last_hidden_state[:, -16:].numpy()
-    whole = load_encoder(EncoderSpec(kind="hf_image", arch=family, width=32, grid=4, batch=2), folder).encode(data)
+    whole = load_encoder(HfImage(arch=family, width=32, grid=4, batch=2), folder).encode(data)
     np.testing.assert_allclose(np.stack(whole), patches, atol=5e-3)
-    coarse = load_encoder(EncoderSpec(kind="hf_image", arch=family, width=32, grid=1, batch=2), folder).encode(data)
+    coarse = load_encoder(HfImage(arch=family, width=32, grid=1, batch=2), folder).encode(data)
     np.testing.assert_allclose(np.concatenate(coarse), patches.mean(1), atol=5e-3)
 
 
 def test_a_clip_is_its_frames(weights):
     folder = weights(vision("siglip"))
     clip = encode_mp4([Image.new("RGB", (48, 48), (40 * n, 0, 0)) for n in range(6)], 6)
-    features = load_encoder(EncoderSpec(kind="hf_video", arch="siglip", width=32, grid=2, frames=3, batch=2), folder).encode([clip])[0]
+    features = load_encoder(HfVideo(arch="siglip", width=32, grid=2, frames=3, batch=2), folder).encode([clip])[0]
     assert features.shape == (12, 32) and np.abs(features[:4].astype(float) - features[8:].astype(float)).max() > 1e-3
 
 
@@ -98,7 +98,7 @@ def test_a_short_scene_is_seen_when_frames_are_spread_over_scenes(weights):
     clip = encode_mp4([Image.new("RGB", (48, 48), "red" if n < 4 else "blue") for n in range(24)], 12)
     differs = []
     for sampling in ("uniform", "scenes"):
-        spec = EncoderSpec(kind="hf_video", arch="siglip", width=32, grid=1, frames=2, sampling=sampling)
+        spec = HfVideo(arch="siglip", width=32, grid=1, frames=2, sampling=sampling)
         first, second = load_encoder(spec, folder).encode([clip])[0].astype(float)
         differs.append(bool(np.abs(first - second).max() > 1e-2))
     assert differs == [False, True]
@@ -109,7 +109,7 @@ def test_sounds_do_not_depend_on_their_neighbours(family, pooled, wide, weights)
     folder = weights(audio(family))
     sounds = [wav(0, 0.7), wav(1, 1.5)]
     for tokens, width in ((0, pooled), (3, wide)):
-        spec = EncoderSpec(kind="hf_audio", arch=family, width=width, tokens=tokens, batch=2, max_seconds=2.0)
+        spec = HfAudio(arch=family, width=width, tokens=tokens, batch=2, max_seconds=2.0)
         encoder = load_encoder(spec, folder)
         both, alone = encoder.encode(sounds), encoder.encode(sounds[:1])
         assert [f.shape for f in both] == [(max(tokens, 1), width)] * 2
@@ -127,7 +127,7 @@ def joint(tmp_path_factory):
 
 
 def encoded(joint, family, modality, items, **more):
-    spec = EncoderSpec(kind=f"hf_{modality}", arch=family, width=16, dtype="float32", batch=2, **more)
+    spec = encoder_config(f"hf_{modality}", {"arch": family, "width": 16, "dtype": "float32", "batch": 2, **more})
     return np.concatenate(load_encoder(spec, joint / f"weights_{family}").encode(items))
 
 
@@ -198,30 +198,28 @@ def test_a_sound_longer_than_claps_window_is_cut_to_its_beginning(joint):
 
 def test_weights_that_lack_a_tensor_are_named(joint, tmp_path):
     with pytest.raises(ValueError, match=r"the spec asks for clap, but \S+ holds clip$"):
-        load_encoder(EncoderSpec(kind="hf_text", arch="clap", width=16), joint / "weights_clip")
+        load_encoder(HfText(arch="clap", width=16), joint / "weights_clip")
     with pytest.raises(ValueError, match=r"the spec asks for clip, but \S+ holds no model of transformers \(config\.json\)$"):
-        load_encoder(EncoderSpec(kind="hf_text", arch="clip", width=16), tmp_path)
+        load_encoder(HfText(arch="clip", width=16), tmp_path)
     shutil.copytree(joint / "weights_clip", tmp_path / "cut")
     file = tmp_path / "cut" / "encoder" / "model.safetensors"
     state = load_file(file)
     del state["text_model.encoder.layers.1.mlp.fc2.bias"]
     save_file(state, file, {"format": "pt"})
     with pytest.raises(ValueError, match=r"holds no CLIPTextModelWithProjection: it lacks text_model\.encoder\.layers\.1\.mlp\.fc2\.bias$"):
-        load_encoder(EncoderSpec(kind="hf_text", arch="clip", width=16), tmp_path / "cut")
+        load_encoder(HfText(arch="clip", width=16), tmp_path / "cut")
     with pytest.raises(ValueError, match="gives width 16, the spec says 8"):
-        load_encoder(EncoderSpec(kind="hf_text", arch="clip", width=8), joint / "weights_clip")
-    with pytest.raises(ValueError, match="hf_text stores pooled vectors only: set tokens to 0"):
-        load_encoder(EncoderSpec(kind="hf_text", arch="clip", width=16, tokens=3), joint / "weights_clip")
+        load_encoder(HfText(arch="clip", width=8), joint / "weights_clip")
     with pytest.raises(ValueError, match="unknown text family 'bert': choose one of clip, siglip, clap"):
-        load_encoder(EncoderSpec(kind="hf_text", arch="bert", width=16), joint / "weights_clip")
+        load_encoder(HfText(arch="bert", width=16), joint / "weights_clip")
 
 
 def test_wrong_family_and_width_are_named(weights):
     folder = weights(vision("clip"))
     with pytest.raises(ValueError, match="unknown vision family 'resnext': choose one of clip, siglip, dinov2"):
-        load_encoder(EncoderSpec(kind="hf_image", arch="resnext", width=16), folder)
+        load_encoder(HfImage(arch="resnext", width=16), folder)
     with pytest.raises(ValueError, match="gives width 16, the spec says 8"):
-        load_encoder(EncoderSpec(kind="hf_image", arch="clip", width=8), folder).encode([png(0)])
+        load_encoder(HfImage(arch="clip", width=8), folder).encode([png(0)])
 
 
 def test_a_padded_picture_keeps_its_rim_on_the_encoders_mean_colour(tmp_path):
@@ -234,7 +232,7 @@ def test_a_padded_picture_keeps_its_rim_on_the_encoders_mean_colour(tmp_path):
     model, processor = vision("clip")
     for part in (model, processor):
         part.save_pretrained(tmp_path / "encoder")
-    spec = EncoderSpec(kind="hf_image", arch="clip:tiny", width=16, pad=True, dtype="float32")
+    spec = HfImage(arch="clip:tiny", width=16, pad=True, dtype="float32")
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 48, 3), dtype=np.uint8))
     square = padded_square(wide, processor.image_mean)
     pixels = np.asarray(square)
@@ -255,13 +253,13 @@ def test_patch_tokens_of_an_earlier_layer_are_those_of_the_stock_model(tmp_path)
     """layer -2, as LLaVA reads CLIP; its space has another name, that of layer 0 the name it always had."""
     from dataclasses import replace
 
-    from mmcore.config import check_encoder
+    from mmcore.encoder_config import check_encoder
     from mmcore.stores.embeddings import refuse_other_encoder, space_fields
 
     model, processor = vision("clip")
     for part in (model, processor):
         part.save_pretrained(tmp_path / "encoder")
-    spec = EncoderSpec(kind="hf_image", arch="clip:tiny", width=32, grid=4, layer=-2, dtype="float32")
+    spec = HfImage(arch="clip:tiny", width=32, grid=4, layer=-2, dtype="float32")
     encoder = load_encoder(spec, tmp_path)
     with torch.inference_mode():
         states = model.eval()(pixel_values=encoder.prepare(png(0))[None], output_hidden_states=True).hidden_states
@@ -270,8 +268,8 @@ def test_patch_tokens_of_an_earlier_layer_are_those_of_the_stock_model(tmp_path)
     assert np.allclose(last, states[2][0, 1:].numpy(), atol=1e-6)
     with pytest.raises(ValueError, match="clip:tiny has 2 layers, so there is no layer -4"):
         load_encoder(replace(spec, layer=-4), tmp_path).encode([png(0)])
-    for wrong in (replace(spec, layer=1), replace(spec, grid=0), replace(spec, kind="timm_image")):
-        with pytest.raises(ValueError, match=r"with layer -?\d and grid \d: hf_image and hf_video with a grid take 0"):
+    for wrong in (replace(spec, layer=1), replace(spec, grid=0), HfVideo(arch="clip:tiny", width=32, layer=-1)):
+        with pytest.raises(ValueError, match=r"with layer -?\d and grid \d: with a grid it takes 0"):
             check_encoder(wrong)
     assert "layer" not in space_fields(replace(spec, layer=0)) and space_fields(spec)["layer"] == -2
     before = space_fields(replace(spec, layer=0))

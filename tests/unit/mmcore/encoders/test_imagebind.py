@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from infra.step import AnyloomError
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import ImageBindImage, ImageBindText, ImageBindVideo, encoder_config
 from mmcore.encoders import MODALITY_OF, load_encoder
 from mmcore.encoders.imagebind import clip_bpe, inputs
 from mmcore.encoders.imagebind.kaldi import fbank, mel_bank
@@ -202,16 +202,16 @@ def weights(tmp_path_factory) -> Path:
 def test_a_padded_picture_is_the_square_of_it(weights):
     """NExT-GPT pads before ImageBind's own preparation, which then cuts nothing off."""
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 120, 3), dtype=np.uint8))
-    spec = EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=32, pad=True)
+    spec = ImageBindImage(arch="imagebind_toy", width=32, pad=True)
     padded, cut = (load_encoder(replace(spec, pad=pad), weights / "weights_vision") for pad in (True, False))
     assert torch.equal(padded.prepare_picture(wide), inputs.picture(padded_square(wide, inputs.MEAN)))
     assert not torch.equal(padded.prepare_picture(wide), cut.prepare_picture(wide))
 
 
-@pytest.mark.parametrize(("kind", "grid", "tokens", "rows"), [("image", 0, 0, 1), ("image", 2, 0, 4), ("audio", 0, 0, 1), ("audio", 0, 6, 6)])
-def test_encoders_give_the_pooled_vector_or_tokens(weights, kind, grid, tokens, rows):
+@pytest.mark.parametrize(("kind", "more", "rows"), [("image", {}, 1), ("image", {"grid": 2}, 4), ("audio", {}, 1), ("audio", {"tokens": 6}, 6)])
+def test_encoders_give_the_pooled_vector_or_tokens(weights, kind, more, rows):
     data = [png(0), png(1)] if kind == "image" else [wav(0, 0.5), wav(1, 3.0)]
-    spec = EncoderSpec(kind=f"imagebind_{kind}", arch="imagebind_toy", width=32, grid=grid, tokens=tokens, batch=2)
+    spec = encoder_config(f"imagebind_{kind}", {"arch": "imagebind_toy", "width": 32, "batch": 2, **more})
     encoder = load_encoder(spec, weights / f"weights_{'audio' if kind == 'audio' else 'vision'}")
     features = encoder.encode(data)
     assert [f.shape for f in features] == [(rows, 32)] * 2 and features[0].dtype == np.float16
@@ -222,7 +222,7 @@ def test_encoders_give_the_pooled_vector_or_tokens(weights, kind, grid, tokens, 
 
 def test_a_text_is_one_unit_vector_in_the_space_of_the_others(weights):
     assert MODALITY_OF["imagebind_text"] == "text"
-    spec = EncoderSpec(kind="imagebind_text", arch="imagebind_toy", width=32, dtype="float32", batch=2)
+    spec = ImageBindText(arch="imagebind_toy", width=32, dtype="float32", batch=2)
     encoder = load_encoder(spec, weights / "weights_text")
     texts = ["A dog.", "two cats &amp; a café 🐕", "tree " * 100]
     vectors = np.concatenate(encoder.encode([text.encode() for text in texts]))
@@ -235,22 +235,20 @@ def test_a_text_is_one_unit_vector_in_the_space_of_the_others(weights):
     np.testing.assert_array_equal(np.concatenate(encoder.encode([b"a DOG."])), np.concatenate(encoder.encode([b"A  dog."])))
     with pytest.raises(MediaError, match="text of 3 bytes: byte 1 is not UTF-8"):
         encoder.encode([b"a\xff."])
-    with pytest.raises(ValueError, match="imagebind_text stores pooled vectors only: set grid and tokens to 0"):
-        load_encoder(EncoderSpec(kind="imagebind_text", arch="imagebind_toy", width=32, tokens=4), weights / "weights_text")
 
 
 def test_clips_have_tokens_for_each_of_five_moments(weights):
     data = encode_mp4([Image.fromarray(frame) for frame in MAKER.clip_array()], 5)
     for grid, rows in ((0, 1), (2, 20)):
-        spec = EncoderSpec(kind="imagebind_video", arch="imagebind_toy", width=32, grid=grid, batch=2)
+        spec = ImageBindVideo(arch="imagebind_toy", width=32, grid=grid, batch=2)
         assert load_encoder(spec, weights / "weights_vision").encode([data])[0].shape == (rows, 32)
 
 
 def test_wrong_sizes_are_named(weights):
     with pytest.raises(ValueError, match="gives width 32, the spec says 64"):
-        load_encoder(EncoderSpec(kind="imagebind_image", arch="imagebind_toy", width=64), weights / "weights_vision")
+        load_encoder(ImageBindImage(arch="imagebind_toy", width=64), weights / "weights_vision")
     with pytest.raises(ValueError, match="asks for imagebind_huge"):
-        load_encoder(EncoderSpec(kind="imagebind_image", arch="imagebind_huge", width=1024), weights / "weights_vision")
+        load_encoder(ImageBindImage(arch="imagebind_huge", width=1024), weights / "weights_vision")
 
 
 def test_the_released_file_is_asked_for_and_a_broken_one_named(tmp_path):

@@ -15,7 +15,7 @@ from data_steps import row, run_step, write_manifest
 from PIL import Image
 from safetensors.torch import save_file
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import HfImage, TimmImage, encoder_config
 from mmcore.encoders import load_encoder
 from mmcore.encoders.tiled import cut, grid
 from mmcore.runtime.seeding import seeded
@@ -118,8 +118,8 @@ def imagebind_weights(root: Path) -> Path:
 )
 def test_thumbnail_and_tiles_are_what_the_encoder_gives_for_each_alone(kind, arch, width, size, cells, make, tmp_path):
     folder = make(tmp_path / "weights")
-    spec = {"kind": kind, "arch": arch, "width": width, "grid": cells, "image_size": size, "batch": 4}
-    plain, tiled = load_encoder(EncoderSpec(**spec), folder), load_encoder(EncoderSpec(**spec, tiles=6), folder)
+    spec = {"arch": arch, "width": width, "grid": cells, "batch": 4} | ({} if kind == "imagebind_image" else {"image_size": size})
+    plain, tiled = (load_encoder(encoder_config(kind, spec | {"tiles": tiles}), folder) for tiles in (0, 6))
     large, small = picture(3 * size, 2 * size), picture(size - 3, size // 2, 1)
     found = tiled.encode([png(large), png(small), png(large)])
     rows = max(cells, 1) ** 2
@@ -132,7 +132,7 @@ def test_thumbnail_and_tiles_are_what_the_encoder_gives_for_each_alone(kind, arc
 
 def test_no_rim_of_a_tile_is_lost(tmp_path):
     folder = hf_weights(tmp_path, "dinov2")
-    encoder = load_encoder(EncoderSpec(kind="hf_image", arch="dinov2", width=32, grid=2, image_size=32, tiles=4), folder)
+    encoder = load_encoder(HfImage(arch="dinov2", width=32, grid=2, image_size=32, tiles=4), folder)
     framed = Image.new("RGB", (64, 64), "white")
     plain = encoder.prepare(png(framed))
     framed.paste("black", (0, 0, 64, 1))  # only the outermost row
@@ -149,7 +149,7 @@ def test_lengths_are_ragged_in_the_store(tmp_path):
         (tmp_path / "lists" / f"{number}.png").write_bytes(png(picture(*size, seed=number)))
     write_manifest(tmp_path, [row(number, f"{number}.png") for number in range(4)])
     run_step(tmp_path, "shards", "pipelines.shards.plan:run", ShardsConfig(), {"manifest": "manifest", "lists": "lists"})
-    spec = EncoderSpec(kind="timm_image", arch="test_efficientnet", width=256, grid=2, image_size=32, tiles=4, batch=3, part_rows=3)
+    spec = TimmImage(arch="test_efficientnet", width=256, grid=2, image_size=32, tiles=4, batch=3, part_rows=3)
     result = run_step(tmp_path, "embed", "pipelines.embed.media:run", EmbedConfig(spec=spec), {"weights": "weights", "shards_pets": "shards"})
     stored = EmbeddingSet(tmp_path / "embed", tmp_path / "stores")
     features, lengths = stored.gather(stored.keys())
@@ -164,17 +164,15 @@ def test_lengths_are_ragged_in_the_store(tmp_path):
     [
         ({"tiles": 1}, "with tiles 1: set it to 0"),
         ({"tiles": -4}, "with tiles -4: set it to 0"),
-        ({"kind": "timm_video", "tiles": 4}, "timm_video does not support tiles"),
     ],
 )
 def test_useless_settings_are_named(change, message, tmp_path):
     folder = timm_weights(tmp_path)
-    base = {"kind": "timm_image", "arch": "test_efficientnet", "width": 256, "grid": 2, "image_size": 32}
     with pytest.raises(ValueError, match=message):
-        load_encoder(EncoderSpec(**base | change), folder)
+        load_encoder(TimmImage(arch="test_efficientnet", width=256, grid=2, image_size=32, **change), folder)
 
 
 def test_squares_of_another_size_than_the_models_are_named(tmp_path):
     folder = hf_weights(tmp_path, "siglip")
     with pytest.raises(ValueError, match="siglip sees 32 x 32 pixels, the spec says 224: tiles need image_size 32"):
-        load_encoder(EncoderSpec(kind="hf_image", arch="siglip", width=32, tiles=4), folder)
+        load_encoder(HfImage(arch="siglip", width=32, tiles=4), folder)

@@ -1,6 +1,5 @@
 """What an export lacks of its projectors is never drawn at random in silence: what it reads is refused, what it would emit is one line when it comes."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from toy_model import SPEC, build
 
+from infra.fingerprint import to_plain
 from infra.step import AnyloomError
 from mmcore.inference.conversation import Conversation
 from mmcore.inference.forced import forced_blocks
@@ -28,7 +28,7 @@ def export(root: Path, *left_out: str) -> Path:
     tokenizer.save_pretrained(root / "lm")
     tensors = {name: value.detach().clone() for name, value in build().named_parameters() if not name.startswith("lm.base")}
     save_file({name: value for name, value in tensors.items() if not name.startswith(left_out)}, root / "tensors.safetensors")
-    (root / "anyloom.json").write_text(json.dumps({"model": dataclasses.asdict(SPEC), "caption_turn": False, "stages": []}))
+    (root / "anyloom.json").write_text(json.dumps({"model": to_plain(SPEC), "caption_turn": False, "stages": []}))
     return root
 
 

@@ -13,7 +13,7 @@ from data_steps import mp4
 from PIL import Image
 from safetensors.torch import save_file
 
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import TimmVideo, encoder_config
 from mmcore.encoders import load_encoder
 from mmcore.media.decode import MediaError, decode_video_frames
 from mmcore.media.scenes import CHANGE, find_cuts, frame_changes, sample_frames, scene_frames, spread
@@ -131,10 +131,10 @@ def test_encoders_follow_the_sampling_or_refuse_it(cut_clip, tmp_path: Path):
     save_file(timm.create_model("test_efficientnet", pretrained=False).state_dict(), tmp_path / "encoder" / "model.safetensors")
     (tmp_path / "encoder.json").write_text(json.dumps({"arch": "test_efficientnet"}))
     base = {"arch": "test_efficientnet", "width": 256, "grid": 1, "image_size": 32}
-    uniform, scenes = (
-        load_encoder(EncoderSpec(kind="timm_video", frames=4, sampling=sampling, **base), tmp_path).prepare(cut_clip[0]) for sampling in ("uniform", "scenes")
-    )
+    uniform, scenes = (load_encoder(TimmVideo(frames=4, sampling=sampling, **base), tmp_path).prepare(cut_clip[0]) for sampling in ("uniform", "scenes"))
     assert uniform.shape == scenes.shape == (4, 32, 32, 3) and not np.array_equal(uniform, scenes)
-    for kind, sampling in (("imagebind_video", "scenes"), ("timm_image", "scenes"), ("timm_video", "shots")):
-        with pytest.raises(ValueError, match=f"{kind} does not support sampling={sampling}"):
-            load_encoder(EncoderSpec(kind=kind, sampling=sampling, **base), tmp_path)
+    with pytest.raises(ValueError, match="timm_video does not support sampling=shots: use uniform or scenes"):
+        load_encoder(TimmVideo(sampling="shots", **base), tmp_path)
+    for kind in ("imagebind_video", "timm_image", "vae_video"):
+        with pytest.raises(ValueError, match=f"{kind} has no sampling; it has arch, width"):
+            encoder_config(kind, {"arch": "a", "width": 4, "sampling": "scenes"})

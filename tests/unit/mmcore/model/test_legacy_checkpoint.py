@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from infra.step import AnyloomError
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens
+from mmcore.config import InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens
+from mmcore.encoder_config import encoder_config
 from mmcore.model.any_model import load_model, output_projectors
 from mmcore.model.legacy_checkpoint import WRAPPERS, LmShape, import_checkpoint, legacy_spec, links, read_checkpoint, to_ours, to_theirs
 from pipelines.toys.parts import lm_tokenizer
@@ -17,7 +18,7 @@ from pipelines.toys.parts import lm_tokenizer
 OUT = OutputProjectorSpec(kind="nextgpt_legacy", width=16, layers=2, heads=2, ffn=64, queries=6, out=10)
 TOY = ModelSpec(
     dtype="float32",
-    encoders=tuple((modality, EncoderSpec(kind="x", arch="x", width=12)) for modality in ("image", "video", "audio")),
+    encoders=tuple((modality, encoder_config(f"imagebind_{modality}", {"arch": "x", "width": 12})) for modality in ("image", "video", "audio")),
     input_projector=InputProjectorSpec(kind="linear"),
     output_projector=OUT,
     output_projectors=(("audio", dataclasses.replace(OUT, queries=1, out=5)),),

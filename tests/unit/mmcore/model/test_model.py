@@ -1,6 +1,5 @@
 """The model at toy size: where features go, what the new tokens own, LoRA files, the shape of packing."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,9 +7,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from infra.fingerprint import to_plain
 from mmcore.chat.chat import Chat
 from mmcore.chat.rows import Turn
-from mmcore.config import EncoderSpec, InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, model_spec_from_json
+from mmcore.config import InputProjectorSpec, LoraSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, model_spec_from_json
+from mmcore.encoder_config import TimmImage, WhisperAudio
 from mmcore.lm.language_model import LanguageModel
 from mmcore.lm.lora import attach_lora, load_lora, lora_parameters, save_lora
 from mmcore.model.any_model import AnyModel
@@ -25,7 +26,7 @@ SPEC = ModelSpec(
     dtype="float32",
     lora=LoraSpec(rank=2, alpha=4),
     tokens=SpecialTokens(image=4, video=0, audio=2),
-    encoders=(("image", EncoderSpec(kind="timm_image", arch="x", width=12)), ("audio", EncoderSpec(kind="whisper_audio", arch="whisper", width=6))),
+    encoders=(("image", TimmImage(arch="x", width=12, grid=1)), ("audio", WhisperAudio(arch="whisper", width=6, tokens=1))),
     input_projector=InputProjectorSpec(init_std=0.02),
     output_projector=OutputProjectorSpec(width=16, layers=1, heads=2, ffn=32, queries=5, out=8),
 )
@@ -198,6 +199,6 @@ def test_output_projector_queries_differ_at_step_0(model):
 
 
 def test_spec_survives_json():
-    assert model_spec_from_json(json.loads(json.dumps(dataclasses.asdict(SPEC)))) == SPEC
+    assert model_spec_from_json(json.loads(json.dumps(to_plain(SPEC)))) == SPEC
     with pytest.raises(ValueError, match="not a model description"):
         model_spec_from_json({"dtype": "float32"})

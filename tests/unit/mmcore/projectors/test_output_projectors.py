@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmcore.config import EncoderSpec, InputProjectorSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, StatesStage, output_spec
+from mmcore.config import InputProjectorSpec, ModelSpec, OutputProjectorSpec, SpecialTokens, StatesStage, output_spec
+from mmcore.encoder_config import TimmImage
 from mmcore.model.any_model import output_projectors
 from mmcore.projectors.outputs import KINDS, build_output_projector
 from mmcore.training.optimizer import FlatAdamW
@@ -101,7 +102,7 @@ def test_nextgpt_kind_is_torchs_transformer_and_its_layers_start_different():
 
 
 SPEC = ModelSpec(
-    encoders=(("image", EncoderSpec(kind="timm_image", arch="x", width=6)),),
+    encoders=(("image", TimmImage(arch="x", width=6, grid=1)),),
     input_projector=InputProjectorSpec(),
     output_projector=TOY,
     output_projectors=(("image", dataclasses.replace(TOY, kind="nextgpt", queries=77, out=12)), ("audio", dataclasses.replace(TOY, queries=1, out=7))),

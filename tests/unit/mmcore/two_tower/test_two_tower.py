@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from infra.fingerprint import to_plain
 from infra.step import AnyloomError
-from mmcore.config import EncoderSpec, PairsStage, TowerShape, TwoTowerSpec
+from mmcore.config import PairsStage, TowerShape, TwoTowerSpec
+from mmcore.encoder_config import BertText, TimmImage, WhisperAudio
 from mmcore.training.checkpoint import load_latest
 from mmcore.training.stages import saved_tensors
 from mmcore.two_tower.model import MAX_LOG_SCALE, TwoTower, gather_rows, info_nce, load_two_tower, same_pairs
@@ -23,8 +25,8 @@ from mmcore.types import Sample
 from pipelines.training.loop import Collective, run_stage
 
 SPEC = TwoTowerSpec(
-    encoders=(("image", EncoderSpec(kind="timm_image", arch="x", width=12)), ("audio", EncoderSpec(kind="whisper_audio", arch="x", width=6))),
-    text=EncoderSpec(kind="bert_text", arch="bert", width=8),
+    encoders=(("image", TimmImage(arch="x", width=12, grid=1)), ("audio", WhisperAudio(arch="x", width=6, tokens=1))),
+    text=BertText(arch="bert", width=8),
     shape=TowerShape(width=5, hidden=7),
 )
 STAGE = PairsStage(
@@ -225,13 +227,13 @@ def test_every_parameter_learns_and_the_saved_model_is_the_trained_one(tmp_path)
     assert set(trained) == set(before) and all(not torch.equal(trained[name], before[name]) for name in before)
     assert log.columns[-2:] == ("loss_audio", "loss_image") and log.rows[-1][1] < 0.5 * log.rows[0][1]
     save_file(saved_tensors(model, config, trained), tmp_path / "tensors.safetensors")
-    (tmp_path / "stage.json").write_text(json.dumps({"model": dataclasses.asdict(SPEC)}))
+    (tmp_path / "stage.json").write_text(json.dumps({"model": to_plain(SPEC)}))
     loaded = load_two_tower(tmp_path)
     features, lengths = Features(12).gather(["pictures-000000", "pictures-000001"])
     assert np.array_equal(loaded.vectors("image", features, lengths), model.vectors("image", features, lengths))
     with pytest.raises(ValueError, match="no tower for video"):
         loaded.tower("video")
-    (tmp_path / "stage.json").write_text(json.dumps({"model": dataclasses.asdict(dataclasses.replace(SPEC, shape=TowerShape(width=9)))}))
+    (tmp_path / "stage.json").write_text(json.dumps({"model": to_plain(dataclasses.replace(SPEC, shape=TowerShape(width=9)))}))
     with pytest.raises(ValueError, match="the tensors are not those of the model"):
         load_two_tower(tmp_path)
 

@@ -1,6 +1,7 @@
 """No field of a config exists without a reader: every one is read as an attribute somewhere in the five packages, outside its own class.
 
-By name: a field shares its readers with every other attribute that is called the same.
+By name: a field shares its readers with every other attribute that is called the same. Of the configs of encoders, tests/unit/mmcore/encoders/
+test_encoder_config.py proves that the encoder which a class configures reads every one of its fields.
 """
 
 import ast
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from infra.step import AnyloomError
+from mmcore.encoder_config import CONFIGS
 from pipelines.dag.build import build
 from pipelines.recipes import RECIPES
 from pipelines.recipes.recipe import Recipe
@@ -42,8 +44,8 @@ def dataclasses_of(annotation: object) -> Iterator[type]:
 
 
 def config_classes() -> set[type]:
-    """Those of the Recipe, of every step that is planned and of every config module."""
-    found = set(dataclasses_of(Recipe))
+    """Those of the Recipe, of every step that is planned, of every encoder and of every config module."""
+    found = {*dataclasses_of(Recipe), *CONFIGS.values()}
     for recipe in RECIPES.values():
         try:
             steps = build(recipe())

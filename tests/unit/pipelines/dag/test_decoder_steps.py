@@ -18,9 +18,9 @@ from toy_decoders import decoder, directory
 
 from infra.step import AnyloomError
 from infra.storage import digest_tree, read_json
-from mmcore.config import EncoderSpec
 from mmcore.decoders.projected import joined
 from mmcore.decoders.texts import encode_texts
+from mmcore.encoder_config import DecoderText, VaeAudio, VaeImage, VaeVideo
 from mmcore.encoders import load_encoder
 from mmcore.media.decode import decode_audio
 from mmcore.stores.latents import LatentSet
@@ -139,7 +139,7 @@ def test_published_decoders_are_asked_for_and_checked_against_the_projector_whil
         ({"decoders": (("text", "tiny-sd2"),)}, "decoders names text: there are decoders of image, video, audio"),
         ({"decoders": ()}, "latents_video are made by a decoder: name one for video in decoders"),
         ({"latents_audio": None}, "denoise_loss needs a decoder and latents for sounds_train: set decoders and latents_audio for audio"),
-        ({"latents_audio": EncoderSpec(kind="vae_video", arch="x", width=8)}, "latents of audio are of the kind vae_audio, not vae_video"),
+        ({"latents_audio": VaeVideo(arch="x", width=8)}, "latents of audio are of the kind vae_audio, not vae_video"),
         ({"tokens": replace(get_recipe("tiny_nextgpt").tokens, video=0), "output_projectors": ()}, "has clips_train, but nothing makes targets of video"),
         (
             {"weights": replace(get_recipe("tiny_nextgpt").weights, kind="pretrained")},
@@ -164,7 +164,7 @@ def test_a_recipe_without_decoders_of_its_own_has_the_steps_it_had():
 
 @pytest.mark.parametrize(("name", "queries", "width"), [("tiny-sd2", 64, 32), ("tiny-audioldm", 1, 16), ("tiny-audioldm2", 12, 32)])
 def test_caption_targets_are_what_the_decoders_own_text_encoders_say(name, queries, width, tmp_path):
-    spec = EncoderSpec(kind="decoder_text", arch=name, width=width, tokens=queries, dtype="float32", batch=1)
+    spec = DecoderText(arch=name, width=width, tokens=queries, dtype="float32", batch=1)
     rows = load_encoder(spec, pipeline_of(tmp_path, name)).encode([b"a red circle", b"two"])
     for row, text in zip(rows, ("a red circle", "two"), strict=True):
         streams, masks = encode_texts(directory(name), [text])
@@ -174,7 +174,7 @@ def test_caption_targets_are_what_the_decoders_own_text_encoders_say(name, queri
 
 
 def test_latents_of_pictures_are_in_the_units_and_the_shape_of_the_decoder(tmp_path):
-    encoder = load_encoder(EncoderSpec(kind="vae_image", arch="tiny-sd2", width=4, image_size=32, dtype="float32"), pipeline_of(tmp_path, "tiny-sd2"))
+    encoder = load_encoder(VaeImage(arch="tiny-sd2", width=4, image_size=32, dtype="float32"), pipeline_of(tmp_path, "tiny-sd2"))
     latents = LatentSet(Stored({"a": encoder.encode([png(0, 32)])[0]}), decoder("tiny-sd2").contract, encoder.spec).gather(["a", "a"])
     assert latents.shape == (2, *decoder("tiny-sd2").contract.latent_shape)
     pixels = torch.from_numpy(np.asarray(Image.open(io.BytesIO(png(0, 32))).convert("RGB")).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -185,7 +185,7 @@ def test_latents_of_pictures_are_in_the_units_and_the_shape_of_the_decoder(tmp_p
 
 @pytest.mark.parametrize(("name", "frames"), [("tiny-text-to-video", 4), ("tiny-cogvideox", 5)])
 def test_latents_of_clips_hold_the_frames_in_order(name, frames, tmp_path):
-    spec = EncoderSpec(kind="vae_video", arch=name, width=4, image_size=32, frames=frames, dtype="float32")
+    spec = VaeVideo(arch=name, width=4, image_size=32, frames=frames, dtype="float32")
     encoder = load_encoder(spec, pipeline_of(tmp_path, name))
     clip = encoder.prepare(medium("video"))
     latents = LatentSet(Stored({"a": encoder.forward([clip])[0]}), decoder(name).contract, spec).gather(["a"])
@@ -201,7 +201,7 @@ def test_latents_of_clips_hold_the_frames_in_order(name, frames, tmp_path):
 
 
 def test_latents_of_sounds_are_the_mel_spectrogram_that_the_vocoder_reads(tmp_path):
-    spec = EncoderSpec(kind="vae_audio", arch="tiny-audioldm", width=8, max_seconds=0.32, dtype="float32")
+    spec = VaeAudio(arch="tiny-audioldm", width=8, max_seconds=0.32, dtype="float32")
     encoder = load_encoder(spec, pipeline_of(tmp_path, "tiny-audioldm"))
     mel_TM = encoder.log_mel(np.sin(2 * np.pi * 1000 * np.arange(8000) / 16000).astype(np.float32))
     assert mel_TM.shape == (32, 16) and set(mel_TM[2:-2].argmax(1).tolist()) == {5}  # Slaney: 1000 Hz is mel 15 of 45.2 up to 8 kHz, so 5.6 of 17 steps
@@ -218,7 +218,7 @@ def test_latents_of_sounds_are_the_mel_spectrogram_that_the_vocoder_reads(tmp_pa
 
 
 def test_latents_that_do_not_fit_a_decoder_are_named():
-    contract, spec = decoder("tiny-sd2").contract, EncoderSpec(kind="vae_image", arch="x", width=4)
+    contract, spec = decoder("tiny-sd2").contract, VaeImage(arch="x", width=4)
     with pytest.raises(ValueError, match="latents of the kind vae_audio were given for a decoder of image"):
         LatentSet(Stored({}), contract, replace(spec, kind="vae_audio"))
     with pytest.raises(ValueError, match="have 16 channels, the decoder takes 4"):

@@ -24,7 +24,8 @@ from pipelines.dag.build import build
 from pipelines.embed.config import LATENTS, TARGETS
 from pipelines.recipes import RECIPES, get_recipe
 from pipelines.recipes.nextgpt import LEGACY_DECODERS, NEXTGPT_DECODERS
-from pipelines.recipes.recipe import Dataset, model_spec, with_overrides
+from pipelines.recipes.overrides import with_overrides
+from pipelines.recipes.recipe import Dataset, model_spec
 
 FULL = ("nextgpt_7b", "nextgpt_7b_legacy", "llava15_7b")
 

@@ -11,11 +11,12 @@ from infra.fingerprint import to_plain
 from infra.plan import topological
 from infra.step import AnyloomError
 from mmcore.config import RowsStage
+from mmcore.encoder_config import HfImage, HfText, TimmImage, VaeAudio, WhisperAudio
 from pipelines.dag.build import build
 from pipelines.dag.given import needs_files
 from pipelines.dag.parts import Evaluation, steps_of
 from pipelines.recipes import RECIPES, get_recipe
-from pipelines.recipes.recipe import keys
+from pipelines.recipes.overrides import described, keys
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden"
 
@@ -66,6 +67,16 @@ def test_overrides_reach_the_field_and_only_it():
         ("stage3.caption_turn", 1, r"expected bool"),
         ("stages", "stage1", r"--set stages=stage1: expected the names of stages in training order"),
         ("name", "x", r"a recipe's name is fixed"),
+        ("image.pad", True, r"--set image\.pad: timm_image has no pad; it has kind, arch, width, .*image_size$"),
+        ("audio.grid", 2, r"--set audio\.grid: whisper_audio has no grid; it has kind, arch, .*tokens, max_seconds$"),
+        ("image.kind", "clip", r"--set image\.kind: unknown encoder kind 'clip': choose one of bert_text, "),
+        ("image.kind", 3, r"--set image\.kind=3: expected str like 'timm_image'"),
+        ("image.kind", "whisper_audio", r"--set image: whisper_audio needs tokens$"),
+        ("image", 3, r"--set image: give a value of the encoder \(image\.batch=8\) or the whole encoder as a JSON object"),
+        ("image", {"kind": "hf_image", "arch": "clip"}, r"--set image: hf_image needs width$"),
+        ("image", {"kind": "hf_image", "arch": "clip", "width": 16, "frames": 2}, r"--set image: hf_image has no frames; it has arch, width"),
+        ("image", {"kind": "hf_image", "arch": "clip", "width": "wide"}, r"--set image\.width=wide: expected int like"),
+        ("latents", {"arch": "vae"}, r"--set latents: give a value of the encoder"),
     ],
 )
 def test_wrong_overrides_are_one_clear_line(key, value, message):
@@ -78,12 +89,40 @@ def test_wrong_overrides_are_one_clear_line(key, value, message):
     ("key", "value", "message"),
     [
         ("stage3.schedule", "step", r"recipe tiny: stage3\.schedule 'step' is unknown: use linear or cosine"),
-        ("image.pad", True, r"tiny, encoder of image: timm_image does not support pad=true \(only hf_image, imagebind_image do\)"),
+        ("video.sampling", "shots", r"tiny, encoder of video: timm_video does not support sampling=shots: use uniform or scenes"),
     ],
 )
 def test_values_that_nothing_can_follow_are_one_line_while_planning(key, value, message):
     with pytest.raises(AnyloomError, match=message):
         build(get_recipe("tiny", {key: value}))
+
+
+def test_another_kind_of_encoder_keeps_what_both_kinds_have():
+    image = get_recipe("tiny", {"image.kind": "hf_image"}).image
+    assert image == HfImage(arch="test_efficientnet", width=256, grid=2, image_size=64, batch=8, part_rows=16)
+    sounds = get_recipe("tiny", {"image.tokens": 3, "image.batch": 2, "image.kind": "whisper_audio"}).image
+    assert sounds == WhisperAudio(arch="test_efficientnet", width=256, tokens=3, batch=2, part_rows=16)
+    text = get_recipe("tiny_two_tower", {"two_tower.text.kind": "hf_text"}).two_tower.text
+    assert text == HfText(arch="bert", width=32, batch=8, part_rows=64)
+
+
+def test_a_whole_encoder_has_the_defaults_of_its_kind():
+    whole = {"kind": "hf_image", "arch": "clip:mine", "width": 16}
+    assert get_recipe("tiny", {"image": whole}).image == HfImage(arch="clip:mine", width=16)
+    assert get_recipe("tiny", {"image": {"arch": "test_vit", "width": 64, "grid": 3}}).image == TimmImage(arch="test_vit", width=64, grid=3)
+    audio = {"kind": "vae_audio", "arch": "x", "width": 8, "max_seconds": 3}
+    assert get_recipe("tiny", {"latents_audio": audio}).latents_audio == VaeAudio(arch="x", width=8, max_seconds=3.0)
+
+
+def test_what_is_shown_of_a_recipe_is_what_can_be_set():
+    recipe = get_recipe("tiny_two_tower")
+    shown = json.loads(json.dumps(described(recipe)))
+    assert list(shown["two_tower"]["text"]) == ["kind", "arch", "width", "dtype", "compute", "batch", "part_rows", "revision", "tokens"]
+    for key in keys(recipe):
+        value = shown | to_plain(recipe.entries)
+        for part in key.split("."):
+            value = value[part]
+    assert to_plain(get_recipe("tiny_two_tower", {"two_tower.text": shown["two_tower"]["text"], "image": shown["image"]})) == to_plain(recipe)
 
 
 def test_unknown_recipe_names_those_there_are():
@@ -105,8 +144,6 @@ def test_every_key_that_is_offered_is_accepted():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("tiny_nextgpt", {"video.sampling": "scenes"}, "encoder of video: imagebind_video does not support sampling=scenes"),
-        ("tiny", {"video.tiles": 4}, "encoder of video: timm_video does not support tiles"),
         ("tiny", {"image.tiles": 1}, "encoder of image: timm_image with tiles 1"),
         ("tiny", {"lora.mode": "each"}, r"recipe tiny: lora\.mode 'each' is unknown: use shared or per_modality"),
         ("tiny", {"quantize": "3bit"}, "recipe tiny: quantize '3bit' is unknown: use 4bit, 8bit or nothing"),

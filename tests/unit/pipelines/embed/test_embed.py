@@ -22,7 +22,7 @@ from infra import ray_session
 from infra.garbage import garbage
 from infra.materialize import Place, materialize
 from infra.step import AnyloomError, Artifact, Resources, Step
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import TimmImage, WhisperAudio
 from mmcore.encoders import load_encoder
 from mmcore.encoders.timm_image import fold_batch_norm
 from mmcore.stores.embeddings import EmbeddingSet, space_fields
@@ -31,7 +31,7 @@ from pipelines.embed.fill import cut
 from pipelines.embed.space import Space, text_sha256
 from pipelines.shards.config import ShardsConfig
 
-SPEC = EncoderSpec(kind="timm_image", arch="test_efficientnet", width=256, grid=2, image_size=32, batch=4, part_rows=8)
+SPEC = TimmImage(arch="test_efficientnet", width=256, grid=2, image_size=32, batch=4, part_rows=8)
 
 
 @pytest.fixture(scope="module")
@@ -272,9 +272,9 @@ def test_folding_keeps_the_function(weights):
 
 def test_wrong_weights_are_named(weights):
     with pytest.raises(ValueError, match="asks for resnet18"):
-        load_encoder(EncoderSpec(kind="timm_image", arch="resnet18", width=512, grid=2), weights)
+        load_encoder(TimmImage(arch="resnet18", width=512, grid=2), weights)
     with pytest.raises(ValueError, match="gives 256 channels, the spec says 9"):
-        load_encoder(EncoderSpec(kind="timm_image", arch="test_efficientnet", width=9, grid=2, image_size=32), weights).encode([png(0)])
+        load_encoder(TimmImage(arch="test_efficientnet", width=9, grid=2, image_size=32), weights).encode([png(0)])
 
 
 def test_undecodable_medium_names_the_sample(tmp_path, weights, monkeypatch):
@@ -321,7 +321,7 @@ def test_sounds_and_their_spans(tmp_path):
     rows = [row(i, f"{i}.wav", modality="audio") for i in range(3)] + [row(3, "0.wav", modality="audio", start_s=0.5, end_s=0.9)]
     write_manifest(tmp_path, rows)
     run_step(tmp_path, "shards", "pipelines.shards.plan:run", ShardsConfig(), {"manifest": "manifest", "lists": "lists"})
-    spec = EncoderSpec(kind="whisper_audio", arch="whisper", width=16, tokens=4, batch=1, part_rows=2)
+    spec = WhisperAudio(arch="whisper", width=16, tokens=4, batch=1, part_rows=2)
     result = run_step(tmp_path, "embed", "pipelines.embed.media:run", EmbedConfig(spec=spec), {"weights": "weights", "shards_a": "shards"})
     assert result == {"samples": 4, "media": 4, "tokens": 16, "parts": 4, "width": 16}
     stored = EmbeddingSet(tmp_path / "embed", tmp_path / "stores")

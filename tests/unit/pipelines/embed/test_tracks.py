@@ -16,7 +16,7 @@ from PIL import Image
 from test_embed import whisper_dir
 
 import pipelines.embed.tracks
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import WhisperAudio
 from mmcore.encoders import load_encoder
 from mmcore.media.decode import decode_audio
 from mmcore.stores.embeddings import EmbeddingSet
@@ -24,7 +24,7 @@ from pipelines.demo.clips import encode_mp4
 from pipelines.embed.config import EmbedConfig
 from pipelines.shards.config import ShardsConfig
 
-SPEC = EncoderSpec(kind="whisper_audio", arch="whisper", width=16, tokens=4, max_seconds=2.0, batch=1, part_rows=2)
+SPEC = WhisperAudio(arch="whisper", width=16, tokens=4, max_seconds=2.0, batch=1, part_rows=2)
 SHOWN = [Image.new("RGB", (32, 32), (10 * n, 0, 0)) for n in range(18)]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from infra.step import AnyloomError, Artifact
 from infra.storage import commit_entry
-from mmcore.config import EncoderSpec
+from mmcore.encoder_config import EncoderConfig, TimmImage
 from mmcore.stores.embeddings import PART_SCHEMA, ROWS_SCHEMA, EmbeddingSet, space_fields
 from mmcore.stores.features import DTYPES, STORED, computed_dtype, pack, relative_error, unpack
 from pipelines.training.data import STAGE_RECORD, feature_sources, feature_weights
@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_said():
         computed_dtype("float8")
 
 
-def store(root: Path, spec: EncoderSpec, lengths: list[list[int]]) -> EmbeddingSet:
+def store(root: Path, spec: EncoderConfig, lengths: list[list[int]]) -> EmbeddingSet:
     """An artifact over parts whose items have these lengths; sample i's values are i."""
     rng, rows, entries, number = np.random.default_rng(1), [], [], 0
     for p, part in enumerate(lengths):
@@ -84,7 +84,7 @@ def store(root: Path, spec: EncoderSpec, lengths: list[list[int]]) -> EmbeddingS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", [[[4] * 9, [4] * 5], [[4, 1, 7], [2, 9]], [[1] * 30, [1] * 2, [1]]])
 def test_gather_equals_getting_one_by_one(tmp_path, dtype, lengths):
-    spec = EncoderSpec(kind="timm_image", arch="a", width=16, grid=2, dtype=dtype)
+    spec = TimmImage(arch="a", width=16, grid=2, dtype=dtype)
     stored = store(tmp_path, spec, lengths)
     keys = [stored.keys()[i] for i in np.random.default_rng(2).integers(0, len(stored), 25)]
     features, lengths_B = stored.gather(keys)
@@ -97,7 +97,7 @@ def test_gather_equals_getting_one_by_one(tmp_path, dtype, lengths):
 
 
 def test_items_of_one_length_that_do_not_lie_in_line_are_read_all_the_same(tmp_path):
-    store(tmp_path, EncoderSpec(kind="timm_image", arch="a", width=16), [[1, 4, 4, 4], [4]])
+    store(tmp_path, TimmImage(arch="a", width=16, grid=1), [[1, 4, 4, 4], [4]])
     rows = tmp_path / "artifact" / "rows.parquet"
     pq.write_table(pq.read_table(rows).slice(1), rows)
     stored = EmbeddingSet(tmp_path / "artifact", tmp_path / "stores")
@@ -107,7 +107,7 @@ def test_items_of_one_length_that_do_not_lie_in_line_are_read_all_the_same(tmp_p
 
 
 def test_parts_in_column_order_are_read_all_the_same(tmp_path):
-    stored = store(tmp_path, EncoderSpec(kind="timm_image", arch="a", width=16), [[4, 4], [4]])
+    stored = store(tmp_path, TimmImage(arch="a", width=16, grid=1), [[4, 4], [4]])
     before, _ = stored.gather(stored.keys())
     values = tmp_path / "stores" / "embeddings" / "s" / "parts" / "p1" / "features.npy"
     np.save(values, np.asfortranarray(np.load(values)))
@@ -116,24 +116,24 @@ def test_parts_in_column_order_are_read_all_the_same(tmp_path):
 
 
 def test_what_was_got_is_the_callers_own(tmp_path):
-    stored = store(tmp_path, EncoderSpec(kind="timm_image", arch="a", width=16), [[2, 2]])
+    stored = store(tmp_path, TimmImage(arch="a", width=16, grid=1), [[2, 2]])
     before = stored.get("k001").copy()
     stored.get("k001")[:] = 0
     assert np.array_equal(stored.get("k001"), before)
 
 
 def test_another_encoders_features_are_refused_by_field(tmp_path):
-    spec = EncoderSpec(kind="timm_image", arch="a", width=16, image_size=192)
+    spec = TimmImage(arch="a", width=16, image_size=192, grid=1)
     store(tmp_path, spec, [[1]])
-    again = EncoderSpec(kind="timm_image", arch="a", width=16, image_size=192, batch=3, part_rows=7)
+    again = TimmImage(arch="a", width=16, image_size=192, batch=3, part_rows=7, grid=1)
     assert EmbeddingSet(tmp_path / "artifact", tmp_path / "stores", again).spec.image_size == 192
-    other = EncoderSpec(kind="timm_image", arch="b", width=16, image_size=224)
+    other = TimmImage(arch="b", width=16, image_size=224, grid=1)
     with pytest.raises(ValueError, match=r"another encoder: arch is 'a' there and 'b' here; image_size is 192 there and 224 here"):
         EmbeddingSet(tmp_path / "artifact", tmp_path / "stores", other)
 
 
 def test_features_of_other_weights_than_an_earlier_stage_read_are_refused(tmp_path):
-    spec = EncoderSpec(kind="timm_image", arch="a", width=16)
+    spec = TimmImage(arch="a", width=16, grid=1)
     store(tmp_path, spec, [[1]])
     (tmp_path / "stage1").mkdir()
     paths = {"embed_image": tmp_path / "artifact", "stage1": tmp_path / "stage1"}

@@ -18,11 +18,13 @@ from twins import spec_of, weights_of
 
 from infra.plan import identity
 from infra.step import AnyloomError
+from mmcore.encoder_config import shared_values
 from mmcore.encoders import load_encoder
 from mmcore.encoders.catalogue import TWINS
 from mmcore.runtime.seeding import seeded
 from pipelines.dag.build import build
 from pipelines.recipes import get_recipe
+from pipelines.recipes.overrides import described
 from pipelines.toys import parts as weights_tiny
 
 BODY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -137,10 +139,8 @@ def test_every_family_is_taken_in_and_encodes_the_same(twin, tmp_path):
     if part == "text":
         overrides = {"output_projector.out": 32, "output_projector.queries": 16}
     else:
-        fields = ("kind", "arch", "width", "grid", "tokens", "image_size", "max_seconds", "dtype")
-        overrides = {f"{part}.{name}": getattr(spec, name) for name in fields}
-        video = {"hf_image": "hf_video"}.get(kind, kind)
-        overrides |= {f"video.{name}": getattr(replace(spec, kind=video), name) for name in fields} if part == "image" else {}
+        overrides = {part: described(spec)}
+        overrides |= {"video": {**shared_values(spec, "hf_video"), "kind": "hf_video"} if kind == "hf_image" else described(spec)} if part == "image" else {}
     result, output, _ = take(tmp_path, part, made / "encoder", overrides)
     data = {"image": png(0), "audio": wav(0, 0.7), "text": b"a red circle"}[part]
     ours, whole = (load_encoder(spec, folder).encode([data])[0] for folder in (output, made))
