@@ -13,27 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmcore.encoder_config import (
-    BertText,
-    DecoderText,
-    EncoderConfig,
-    HfAudio,
-    HfImage,
-    HfText,
-    HfVideo,
-    ImageBindAudio,
-    ImageBindImage,
-    ImageBindText,
-    ImageBindVideo,
-    TiledImage,
-    TimmImage,
-    TimmVideo,
-    VaeAudio,
-    VaeImage,
-    VaeVideo,
-    WhisperAudio,
-    check_encoder,
-)
+from mmcore import encoder_config as configs
+from mmcore.encoder_config import EncoderConfig, TiledImage, check_encoder
 from mmcore.encoders.base import COMPUTE, Encoder, check_device
 
 Entry = tuple[type[EncoderConfig], Callable[[Any, Path], Encoder]]
@@ -51,25 +32,25 @@ def _from(module: str, name: str) -> Callable[[Any, Path], Encoder]:
 
 
 ENCODERS: dict[str, Entry] = {
-    "timm_image": (TimmImage, _from("timm_image", "TimmImageEncoder")),
-    "timm_video": (TimmVideo, _from("timm_image", "TimmVideoEncoder")),
-    "hf_image": (HfImage, _from("hf_vision", "HfImageEncoder")),
-    "hf_video": (HfVideo, _from("hf_vision", "HfVideoEncoder")),
-    "whisper_audio": (WhisperAudio, _from("whisper", "WhisperAudioEncoder")),
-    "hf_audio": (HfAudio, _from("hf_audio", "HfAudioEncoder")),
-    "hf_text": (HfText, _from("hf_text", "HfTextEncoder")),
-    "bert_text": (BertText, _from("bert_text", "BertTextEncoder")),
-    "imagebind_image": (ImageBindImage, _from("imagebind.encoders", "ImageBindImageEncoder")),
-    "imagebind_video": (ImageBindVideo, _from("imagebind.encoders", "ImageBindVideoEncoder")),
-    "imagebind_audio": (ImageBindAudio, _from("imagebind.encoders", "ImageBindAudioEncoder")),
-    "imagebind_text": (ImageBindText, _from("imagebind.encoders", "ImageBindTextEncoder")),
-    "vae_image": (VaeImage, _from("vae", "VaeImageEncoder")),
+    "timm_image": (configs.TimmImage, _from("timm_image", "TimmImageEncoder")),
+    "timm_video": (configs.TimmVideo, _from("timm_image", "TimmVideoEncoder")),
+    "hf_image": (configs.HfImage, _from("hf_vision", "HfImageEncoder")),
+    "hf_video": (configs.HfVideo, _from("hf_vision", "HfVideoEncoder")),
+    "whisper_audio": (configs.WhisperAudio, _from("whisper", "WhisperAudioEncoder")),
+    "hf_audio": (configs.HfAudio, _from("hf_audio", "HfAudioEncoder")),
+    "hf_text": (configs.HfText, _from("hf_text", "HfTextEncoder")),
+    "bert_text": (configs.BertText, _from("bert_text", "BertTextEncoder")),
+    "imagebind_image": (configs.ImageBindImage, _from("imagebind.encoders", "ImageBindImageEncoder")),
+    "imagebind_video": (configs.ImageBindVideo, _from("imagebind.encoders", "ImageBindVideoEncoder")),
+    "imagebind_audio": (configs.ImageBindAudio, _from("imagebind.encoders", "ImageBindAudioEncoder")),
+    "imagebind_text": (configs.ImageBindText, _from("imagebind.encoders", "ImageBindTextEncoder")),
+    "vae_image": (configs.VaeImage, _from("vae", "VaeImageEncoder")),
 }
 
 OF_DECODERS: dict[str, Entry] = {
-    "vae_video": (VaeVideo, _from("vae", "VaeVideoEncoder")),
-    "vae_audio": (VaeAudio, _from("vae_audio", "VaeAudioEncoder")),
-    "decoder_text": (DecoderText, _from("decoder_text", "DecoderTextEncoder")),
+    "vae_video": (configs.VaeVideo, _from("vae", "VaeVideoEncoder")),
+    "vae_audio": (configs.VaeAudio, _from("vae_audio", "VaeAudioEncoder")),
+    "decoder_text": (configs.DecoderText, _from("decoder_text", "DecoderTextEncoder")),
 }
 """Kinds whose weights are those of a decoder (`weights_dir/pipeline`; see mmcore.decoders.catalogue). `vae_image` opens a decoder's autoencoder too."""
 

@@ -18,7 +18,7 @@ from evals.heldout import Media, distinct_media
 from evals.pages.gallery import MAX_SOUND_BYTES, Shown, preview, sheet
 from flows.cli.search import add_search, plain, search
 from infra.step import AnyloomError, Artifact
-from mmcore.encoder_config import BertText, encoder_config
+from mmcore.encoder_config import BertText, HfText, encoder_config
 from mmcore.encoders import load_encoder
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
@@ -249,7 +249,7 @@ def test_the_query_encoders_weights_have_a_step():
     recipe = dataclasses.replace(get_recipe("tiny_nextgpt"), query_weights="weights_nowhere")
     with pytest.raises(AnyloomError, match="query_weights weights_nowhere: no such step; use weights_image"):
         build(recipe)
-    joint = dataclasses.replace(recipe, query=dataclasses.replace(recipe.query, kind="hf_text"), query_weights="weights_image")
+    joint = dataclasses.replace(recipe, query=HfText(arch=recipe.query.arch, width=recipe.query.width), query_weights="weights_image")
     assert "weights_query" not in build(joint)
     with pytest.raises(AnyloomError, match="query hf_text: give its files with --weights query=DIR"):
         build(dataclasses.replace(joint, query_weights=""))

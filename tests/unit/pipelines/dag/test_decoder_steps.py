@@ -220,7 +220,7 @@ def test_latents_of_sounds_are_the_mel_spectrogram_that_the_vocoder_reads(tmp_pa
 def test_latents_that_do_not_fit_a_decoder_are_named():
     contract, spec = decoder("tiny-sd2").contract, VaeImage(arch="x", width=4)
     with pytest.raises(ValueError, match="latents of the kind vae_audio were given for a decoder of image"):
-        LatentSet(Stored({}), contract, replace(spec, kind="vae_audio"))
+        LatentSet(Stored({}), contract, VaeAudio(arch="x", width=4))
     with pytest.raises(ValueError, match="have 16 channels, the decoder takes 4"):
         LatentSet(Stored({}), contract, replace(spec, width=16))
     with pytest.raises(ValueError, match="15 latent cells are no image of 3 x 3 cells"):
