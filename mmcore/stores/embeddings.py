@@ -55,10 +55,12 @@ class EmbeddingSet:
         self._row = {key: i for i, key in enumerate(self._keys)}
         parts = rows.column("part").combine_chunks().dictionary_encode()
         pinned = {Path(path).name: stores / path for path in pinned_entries(artifact_dir, stores)}
-        self._part, self._paths = parts.indices.to_numpy(), [pinned[name] for name in parts.dictionary.to_pylist()]
-        self._offset, self._length = rows.column("offset").to_numpy(), rows.column("length").to_numpy()
+        self._paths = [pinned[name] for name in parts.dictionary.to_pylist()]
+        where = [parts.indices.to_numpy(), rows.column("offset").to_numpy(), rows.column("length").to_numpy()]
+        self._where = np.stack(where, axis=1, dtype=np.int64)  # (part, offset, length) of a key beside each other: one access to memory
+        part, offset, length = self._where.T
         rows_P = np.zeros(len(self._paths), np.int64)
-        np.maximum.at(rows_P, self._part, self._offset + self._length)
+        np.maximum.at(rows_P, part, offset + length)
         self._values = PartRows([path / VALUES for path in self._paths], rows_P, self.width, STORED[self.spec.dtype])
         self._scales = PartRows([path / SCALES for path in self._paths], rows_P, 1, "float32") if self.spec.dtype == "int8" else None
 
@@ -84,15 +86,15 @@ class EmbeddingSet:
 
     def length(self, key: str) -> int:
         """N of one sample."""
-        return int(self._length[self._at(key)])
+        return int(self._where[self._at(key), 2])
 
     def parts_of(self, keys: Sequence[str]) -> list[Path]:
         """Directories of the parts that hold these samples, sorted."""
-        return sorted({self._paths[int(self._part[self._at(key)])] for key in keys})
+        return sorted({self._paths[self._where[self._at(key), 0]] for key in keys})
 
     def get(self, key: str) -> np.ndarray:
         """Features [N, E] of one sample: float16 for those that are stored as float16, else float32."""
-        return self._features(np.array([self._at(key)]))[0]
+        return self._features(self._where[[self._at(key)]])[0]
 
     def gather(self, keys: Sequence[str], dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
         """(features_BNE of `dtype`, zero-padded to the longest of the batch; lengths_B int64). Raises ValueError for an unknown key."""
@@ -100,12 +102,13 @@ class EmbeddingSet:
             found = itemgetter(*keys)(self._row) if len(keys) > 1 else [self._row[key] for key in keys]
         except KeyError as error:
             raise self._unknown(error.args[0]) from None
-        rows_B = np.fromiter(found, np.int64, len(keys))
-        return self._features(rows_B).astype(dtype, copy=False), self._length[rows_B]
+        where_B3 = self._where.take(np.fromiter(found, np.int64, len(keys)), axis=0)
+        return self._features(where_B3).astype(dtype, copy=False), where_B3[:, 2].copy()
 
-    def _features(self, rows_B: np.ndarray) -> np.ndarray:
-        where = self._part[rows_B], self._offset[rows_B], self._length[rows_B]
-        return unpack(self._values.take(*where), None if self._scales is None else self._scales.take(*where)[..., 0])
+    def _features(self, where_B3: np.ndarray) -> np.ndarray:
+        part_B, start_B, length_B = where_B3.T
+        scales = None if self._scales is None else self._scales.take(part_B, start_B, length_B)[..., 0]
+        return unpack(self._values.take(part_B, start_B, length_B), scales)
 
     def _at(self, key: str) -> int:
         try:
