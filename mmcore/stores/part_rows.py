@@ -38,12 +38,13 @@ RUN_ITEMS = 64
 class PartRows:
     """Rows of files [T, E] in C order; files in column order are read too, each as a whole."""
 
-    def __init__(self, paths: Sequence[Path], rows_P: np.ndarray, width: int, dtype: str):
-        """rows_P: rows of each file that may be asked for, from its first. dtype: NumPy type of the values on disk."""
-        self._paths, self._rows_P, self._width, self._dtype = paths, rows_P.tolist(), width, np.dtype(dtype)
+    def __init__(self, paths: Sequence[Path], rows_P: np.ndarray, width: int, dtype: str, item_rows: int | None = None):
+        """rows_P: rows of each file that may be asked for, from its first. dtype: NumPy type of the values on disk. item_rows: length of every item."""
+        self._paths, self._rows_P, self._width, self._dtype, self._item_rows = paths, rows_P.tolist(), width, np.dtype(dtype), item_rows
         self._row_bytes = width * self._dtype.itemsize
         self._kept = self._room(int(rows_P.sum()))
         self._kept_rows = 0
+        self._not_kept = len(paths)
         self._first_P = np.full(len(paths), -1)  # where a file's rows begin in _kept; -1: they are not there
         self._due_P = rows_P * self._row_bytes  # bytes that may still be read row by row before a file is read whole
         self._layouts: dict[int, tuple[int, int, bool]] = {}
@@ -56,17 +57,18 @@ class PartRows:
 
         The caller knows that the rows are among those that may be asked for.
         """
-        longest = int(length_B.max(initial=0))
-        ragged = bool((length_B != longest).any())
+        longest, ragged = self._item_rows or 0, False
+        if self._item_rows is None or not len(length_B):
+            longest = int(length_B.max(initial=0))
+            ragged = bool((length_B != longest).any())
         with self._reading:  # a file that one thread reads is not closed by another
-            first_B = self._first_P[part_B]
-            if first_B.min(initial=0) < 0:
-                away_B = first_B < 0
-                self._keep_due(part_B[away_B], length_B[away_B])
-                first_B = self._first_P[part_B]
-            if first_B.min(initial=0) >= 0:
+            if self._not_kept:
+                self._keep_due(part_B, length_B)
+            first_B = self._first_P.take(part_B)
+            away = np.flatnonzero(first_B < 0) if self._not_kept else ()
+            if not len(away):
                 return self._take_kept(first_B + start_B, length_B, longest, ragged)
-            here, away = np.flatnonzero(first_B >= 0), np.flatnonzero(first_B < 0)
+            here = np.flatnonzero(first_B >= 0)
             taken_BNE = (np.zeros if ragged else np.empty)((len(part_B), longest, self._width), self._dtype)
             if len(here):
                 taken_BNE[here] = self._take_kept(first_B[here] + start_B[here], length_B[here], longest, ragged)
@@ -95,22 +97,24 @@ class PartRows:
                 continue
         return np.empty((0, self._width), self._dtype)
 
-    def _keep_due(self, parts: np.ndarray, lengths: np.ndarray) -> None:
+    def _keep_due(self, part_B: np.ndarray, length_B: np.ndarray) -> None:
         """Count what reading these items costs; read the files whole whose rows have cost as much, if there is room."""
-        np.subtract.at(self._due_P, parts, CALL_BYTES + lengths * self._row_bytes)
-        for part in set(parts[self._due_P[parts] <= 0].tolist()):
+        np.subtract.at(self._due_P, part_B, CALL_BYTES + length_B * self._row_bytes)
+        for part in set(part_B[(self._due_P[part_B] <= 0) & (self._first_P[part_B] < 0)].tolist()):
             rows, size = self._rows_P[part], self._rows_P[part] * self._row_bytes
             fits = self._kept_rows + rows <= len(self._kept)
             if fits and ((self._kept_rows + rows) * self._row_bytes <= KEPT_BYTES or size <= spare_memory()):
                 values_TE = self._kept[self._kept_rows :][:rows]
                 self._read(part, 0, [values_TE.reshape(-1).view(np.uint8).data], size)
-                self._first_P[part], self._kept_rows = self._kept_rows, self._kept_rows + rows
+                self._first_P[part], self._kept_rows, self._not_kept = self._kept_rows, self._kept_rows + rows, self._not_kept - 1
             self._due_P[part] = size
 
     def _take_kept(self, first_B: np.ndarray, length_B: np.ndarray, longest: int, ragged: bool) -> np.ndarray:
+        if longest == 1 and not ragged:
+            return self._kept[:, None].take(first_B, axis=0)  # faster than indexing
         if longest and not ragged and not (first_B % longest).any():
             items = self._kept[: len(self._kept) // longest * longest].reshape(-1, longest, self._width)
-            return items.take(first_B // longest, axis=0)  # faster than indexing
+            return items.take(first_B // longest, axis=0)
         taken_BNE = np.zeros((len(first_B), longest, self._width), self._dtype)
         for target, first, length in zip(taken_BNE, first_B.tolist(), length_B.tolist(), strict=True):
             target[:length] = self._kept[first : first + length]
