@@ -16,9 +16,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,6 @@ KEPT_BYTES = 256 * 2**20
 """Most bytes of values that one object keeps in memory however little of it is free: a process reads a few sets."""
 CALL_BYTES = 10 * 2**10
 """How many bytes are copied in the time of a call to the kernel."""
-RUN_ITEMS = 64
-"""Most neighbouring items that one system call reads: the kernel takes 1024 buffers and 2 GiB at a time."""
 
 
 class PartRows:
@@ -48,7 +44,7 @@ class PartRows:
         self._first_P = np.full(len(paths), -1)  # where a file's rows begin in _kept; -1: they are not there
         self._due_P = rows_P * self._row_bytes  # bytes that may still be read row by row before a file is read whole
         self._layouts: dict[int, tuple[int, int, bool]] = {}
-        self._descriptors: OrderedDict[int, int] = OrderedDict()
+        self._descriptors: dict[int, int] = {}
         self._in_columns: tuple[int, np.ndarray] | None = None
         self._reading = threading.Lock()
 
@@ -61,6 +57,8 @@ class PartRows:
         if self._item_rows is None or not len(length_B):
             longest = int(length_B.max(initial=0))
             ragged = bool((length_B != longest).any())
+        if not longest:
+            return np.empty((len(part_B), 0, self._width), self._dtype)
         with self._reading:  # a file that one thread reads is not closed by another
             if self._not_kept:
                 self._keep_due(part_B, length_B)
@@ -72,8 +70,10 @@ class PartRows:
             taken_BNE = (np.zeros if ragged else np.empty)((len(part_B), longest, self._width), self._dtype)
             if len(here):
                 taken_BNE[here] = self._take_kept(first_B[here] + start_B[here], length_B[here], longest, ragged)
-            if longest:
-                self._read_items(taken_BNE, away[np.lexsort((start_B[away], part_B[away]))], part_B, start_B, length_B)
+            memory = taken_BNE.reshape(-1).view(np.uint8).data
+            begins, offsets, sizes = away * (longest * self._row_bytes), start_B[away] * self._row_bytes, length_B[away] * self._row_bytes
+            for part, offset, begin, end in zip(part_B[away].tolist(), offsets.tolist(), begins.tolist(), (begins + sizes).tolist(), strict=True):
+                self._read(part, offset, memory[begin:end])
             return taken_BNE
 
     def close(self) -> None:
@@ -105,14 +105,15 @@ class PartRows:
             fits = self._kept_rows + rows <= len(self._kept)
             if fits and ((self._kept_rows + rows) * self._row_bytes <= KEPT_BYTES or size <= spare_memory()):
                 values_TE = self._kept[self._kept_rows :][:rows]
-                self._read(part, 0, [values_TE.reshape(-1).view(np.uint8).data], size)
+                self._read(part, 0, values_TE.reshape(-1).view(np.uint8).data)
+                os.close(self._descriptors.pop(part))
                 self._first_P[part], self._kept_rows, self._not_kept = self._kept_rows, self._kept_rows + rows, self._not_kept - 1
             self._due_P[part] = size
 
     def _take_kept(self, first_B: np.ndarray, length_B: np.ndarray, longest: int, ragged: bool) -> np.ndarray:
         if longest == 1 and not ragged:
             return self._kept[:, None].take(first_B, axis=0)  # faster than indexing
-        if longest and not ragged and not (first_B % longest).any():
+        if not ragged and not (first_B % longest).any():
             items = self._kept[: len(self._kept) // longest * longest].reshape(-1, longest, self._width)
             return items.take(first_B // longest, axis=0)
         taken_BNE = np.zeros((len(first_B), longest, self._width), self._dtype)
@@ -120,49 +121,37 @@ class PartRows:
             target[:length] = self._kept[first : first + length]
         return taken_BNE
 
-    def _read_items(self, taken_BNE: np.ndarray, order: np.ndarray, part_B: np.ndarray, start_B: np.ndarray, length_B: np.ndarray) -> None:
-        """The items `order`, sorted by file and row; items that follow each other in a file are read by one call."""
-        parts, starts, lengths = part_B[order], start_B[order], length_B[order]
-        apart = (parts[1:] != parts[:-1]) | (starts[1:] != starts[:-1] + lengths[:-1])
-        apart[RUN_ITEMS - 1 :: RUN_ITEMS] = True
-        begins = np.concatenate([[0], np.flatnonzero(apart) + 1])
-        sizes = np.add.reduceat(lengths, begins) * self._row_bytes
-        places = order * (taken_BNE.shape[1] * self._row_bytes)
-        buffers, memory = zip(places.tolist(), (places + lengths * self._row_bytes).tolist(), strict=True), taken_BNE.reshape(-1).view(np.uint8).data
-        counts = np.diff(begins, append=len(order))
-        runs = (parts[begins].tolist(), (starts[begins] * self._row_bytes).tolist(), counts.tolist(), sizes.tolist())
-        for part, offset, count, size in zip(*runs, strict=True):
-            self._read(part, offset, [memory[place:end] for place, end in islice(buffers, count)], size)
-
-    def _read(self, part: int, offset: int, buffers: Sequence[memoryview], size: int) -> None:
-        """Fill the buffers, `size` bytes in all, with what begins `offset` bytes behind a file's first row."""
-        descriptor = self._open(part)
+    def _read(self, part: int, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer with the bytes that begin `offset` bytes behind a file's first row."""
+        descriptor = self._descriptors.get(part)
+        if descriptor is None:
+            descriptor = self._open(part)
         header, rows, in_columns = self._layouts[part]
         if in_columns:
-            values = self._column_order(part, descriptor, header, rows).reshape(-1).view(np.uint8).data
-            for buffer in buffers:
-                buffer[:] = values[offset : offset + len(buffer)]
-                offset += len(buffer)
-        elif os.preadv(descriptor, buffers, header + offset) != size:
-            raise self._cut_short(part)
+            buffer[:] = self._column_order(part, descriptor, header, rows).reshape(-1).view(np.uint8).data[offset : offset + len(buffer)]
+        else:
+            self._read_bytes(part, descriptor, header + offset, buffer)
+
+    def _read_bytes(self, part: int, descriptor: int, offset: int, buffer: memoryview) -> None:
+        done = os.preadv(descriptor, [buffer], offset)
+        while done < len(buffer):  # the kernel gives 2 GiB at most
+            more = os.preadv(descriptor, [buffer[done:]], offset + done)
+            if not more:
+                raise self._cut_short(part)
+            done += more
 
     def _column_order(self, part: int, descriptor: int, header: int, rows: int) -> np.ndarray:
         """[T, E] in C order of a file in column order; the latest one is kept."""
         if self._in_columns is None or self._in_columns[0] != part:
             values_ET = np.empty((self._width, rows), self._dtype)
-            if os.preadv(descriptor, [values_ET.reshape(-1).view(np.uint8).data], header) != values_ET.nbytes:
-                raise self._cut_short(part)
+            self._read_bytes(part, descriptor, header, values_ET.reshape(-1).view(np.uint8).data)
             self._in_columns = part, np.ascontiguousarray(values_ET.T)
         return self._in_columns[1]
 
     def _open(self, part: int) -> int:
-        """A descriptor of the file, checked against its header; the file that was not used for longest makes room for it."""
-        descriptor = self._descriptors.get(part)
-        if descriptor is not None:
-            self._descriptors.move_to_end(part)
-            return descriptor
+        """A descriptor of the file, checked against its header; the file that was opened first makes room for it."""
         while len(self._descriptors) >= _most_open():
-            os.close(self._descriptors.popitem(last=False)[1])
+            os.close(self._descriptors.pop(next(iter(self._descriptors))))
         path = self._paths[part]
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

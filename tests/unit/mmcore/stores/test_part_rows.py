@@ -85,6 +85,16 @@ def test_neighbours_and_files_in_column_order_are_read_too(tmp_path, where):
     assert np.array_equal(opened(paths, arrays).take(*wanted), expected(arrays, *wanted))
 
 
+@pytest.mark.parametrize("in_columns", [False, True])
+def test_a_kernel_that_gives_less_than_asked_is_asked_again(tmp_path, monkeypatch, where, in_columns):
+    paths, arrays = files(tmp_path, 100, "float32", COUNTS)
+    if in_columns:
+        np.save(paths[2], np.asfortranarray(arrays[2]))
+    preadv, wanted = os.preadv, drawn(arrays, [8], 8)
+    monkeypatch.setattr(os, "preadv", lambda descriptor, buffers, offset: preadv(descriptor, [buffers[0][:1000]], offset))
+    assert np.array_equal(opened(paths, arrays).take(*wanted), expected(arrays, *wanted))
+
+
 def test_open_files_are_bounded(tmp_path, monkeypatch):
     paths, arrays = files(tmp_path, 1024, "float16", [4] * 9)
     wanted = drawn(arrays, [1])
@@ -125,12 +135,14 @@ def test_more_is_kept_only_while_the_machine_has_memory_left(tmp_path, monkeypat
         assert np.count_nonzero(rows._first_P >= 0) == files_kept
 
 
-def test_a_file_is_kept_once_its_rows_cost_as_much_as_reading_it(tmp_path):
+def test_a_file_is_kept_and_closed_once_its_rows_cost_as_much_as_reading_it(tmp_path):
     paths, arrays = files(tmp_path, 1024, "float16", [60, 60])
     rows = opened(paths, arrays)
+    before = len(os.listdir("/dev/fd"))
     for asked in range(1, 11):
         rows.take(np.array([1]), np.array([asked]), np.array([1]))  # 10 KiB for the call, 2 KiB for the row, of 120 KiB
         assert (rows._first_P >= 0).tolist() == [False, asked == 10]
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_file_that_is_cut_short_while_it_is_open_gives_an_error_and_no_dead_process(tmp_path):
