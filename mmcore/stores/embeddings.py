@@ -32,6 +32,8 @@ PART_SCHEMA = pa.schema([("media_sha256", pa.string()), ("offset", pa.int64()), 
 """Rows of a part: media_sha256 addresses the medium (a span of it as `sha256@start-end`) or text; offset and length in tokens of features.npy."""
 ROWS_SCHEMA = pa.schema([("key", pa.string()), ("media_sha256", pa.string()), ("part", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
 """Rows of an artifact: which part holds a sample's features. part: name of the part's directory."""
+WHERE_BYTES = 3 * np.dtype(np.int64).itemsize
+"""Where a sample's rows are: part, offset and length. Bytes that are found with the key, since random access to arrays of them costs as much again."""
 
 
 class EmbeddingSet:
@@ -51,15 +53,17 @@ class EmbeddingSet:
         self.spec = encoder_from_json(self.space["spec"])
         rows = pq.read_table(artifact_dir / "rows.parquet", schema=ROWS_SCHEMA)
         self._keys: list[str] = rows.column("key").to_pylist()
-        self._row = {key: i for i, key in enumerate(self._keys)}
         parts = rows.column("part").combine_chunks().dictionary_encode()
         pinned = {Path(path).name: stores / path for path in pinned_entries(artifact_dir, stores)}
-        self._part, self._paths = parts.indices.to_numpy(), [pinned[name] for name in parts.dictionary.to_pylist()]
-        self._offset, self._length = rows.column("offset").to_numpy(), rows.column("length").to_numpy()
+        self._paths = [pinned[name] for name in parts.dictionary.to_pylist()]
+        part, offset, length = parts.indices.to_numpy(), rows.column("offset").to_numpy(), rows.column("length").to_numpy()
+        packed = np.stack([part, offset, length], axis=1, dtype=np.int64).tobytes()
+        self._where = {key: packed[at : at + WHERE_BYTES] for key, at in zip(self._keys, range(0, len(packed), WHERE_BYTES), strict=True)}
         rows_P = np.zeros(len(self._paths), np.int64)
-        np.maximum.at(rows_P, self._part, self._offset + self._length)
-        self._values = PartRows([path / VALUES for path in self._paths], rows_P, self.width, STORED[self.spec.dtype])
-        self._scales = PartRows([path / SCALES for path in self._paths], rows_P, 1, "float32") if self.spec.dtype == "int8" else None
+        np.maximum.at(rows_P, part, offset + length)
+        same = int(length[0]) if len(length) and (length == length[0]).all() else None
+        self._values = PartRows([path / VALUES for path in self._paths], rows_P, self.width, STORED[self.spec.dtype], same)
+        self._scales = PartRows([path / SCALES for path in self._paths], rows_P, 1, "float32", same) if self.spec.dtype == "int8" else None
 
     @property
     def width(self) -> int:
@@ -76,44 +80,40 @@ class EmbeddingSet:
         return list(self._keys)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._row
+        return key in self._where
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def length(self, key: str) -> int:
         """N of one sample."""
-        return int(self._length[self._at(key)])
+        return int(self._find([key])[0, 2])
 
     def parts_of(self, keys: Sequence[str]) -> list[Path]:
         """Directories of the parts that hold these samples, sorted."""
-        return sorted({self._paths[int(self._part[self._at(key)])] for key in keys})
+        return sorted({self._paths[part] for part in set(self._find(keys)[:, 0].tolist())})
 
     def get(self, key: str) -> np.ndarray:
         """Features [N, E] of one sample: float16 for those that are stored as float16, else float32."""
-        return self._features(np.array([self._at(key)]))[0]
+        return self._features(self._find([key]))[0]
 
     def gather(self, keys: Sequence[str], dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
         """(features_BNE of `dtype`, zero-padded to the longest of the batch; lengths_B int64). Raises ValueError for an unknown key."""
+        where_B3 = self._find(keys)
+        return self._features(where_B3).astype(dtype, copy=False), where_B3[:, 2].copy()
+
+    def _features(self, where_B3: np.ndarray) -> np.ndarray:
+        part_B, start_B, length_B = where_B3.T
+        scales = None if self._scales is None else self._scales.take(part_B, start_B, length_B)[..., 0]
+        return unpack(self._values.take(part_B, start_B, length_B), scales)
+
+    def _find(self, keys: Sequence[str]) -> np.ndarray:
+        """[B, 3] part, offset and length of each key."""
         try:
-            found = itemgetter(*keys)(self._row) if len(keys) > 1 else [self._row[key] for key in keys]
+            found = itemgetter(*keys)(self._where) if len(keys) > 1 else [self._where[key] for key in keys]
         except KeyError as error:
-            raise self._unknown(error.args[0]) from None
-        rows_B = np.fromiter(found, np.int64, len(keys))
-        return self._features(rows_B).astype(dtype, copy=False), self._length[rows_B]
-
-    def _features(self, rows_B: np.ndarray) -> np.ndarray:
-        where = self._part[rows_B], self._offset[rows_B], self._length[rows_B]
-        return unpack(self._values.take(*where), None if self._scales is None else self._scales.take(*where)[..., 0])
-
-    def _at(self, key: str) -> int:
-        try:
-            return self._row[key]
-        except KeyError:
-            raise self._unknown(key) from None
-
-    def _unknown(self, key: str) -> ValueError:
-        return ValueError(f"no {self.modality} features of '{key}' in this artifact")
+            raise ValueError(f"no {self.modality} features of '{error.args[0]}' in this artifact") from None
+        return np.frombuffer(b"".join(found), np.int64).reshape(-1, 3)
 
 
 def space_fields(spec: EncoderConfig) -> dict[str, Any]:

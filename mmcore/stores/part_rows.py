@@ -1,12 +1,12 @@
 """PartRows: rows of many .npy files, read by position.
 
-Owns the open files of one object, or their values in memory. Input: paths of files [T, E] of one dtype and how many rows of each are used; output:
-zero-padded copies of runs of rows. Raises AnyloomError naming the file when one is cut short, missing or laid out in another way.
+Owns the open files of one object and what it keeps of them in memory. Input: paths of files [T, E] of one dtype and how many rows of each are used;
+output: zero-padded copies of runs of rows. Raises AnyloomError naming the file when one is cut short, missing or laid out in another way.
 
-A call to the kernel costs as much as copying about 10 KB. So rows that fit into KEPT_BYTES all together are kept in memory: a file is read whole when
-a row of it is first asked for. The rows of larger sets are read by `preadv` straight into the answer, out of the page cache that all processes of a
-machine share; a file that is cut short while it is open gives a short read and an error. An object never holds more than KEPT_BYTES, or one file in
-column order, however large the store is.
+Rows are read by `preadv` straight into the answer, and nothing is mapped: a file that is cut short while it is open gives a short read and an error. A
+call to the kernel costs as much as copying CALL_BYTES, so a file whose rows were asked for as often as it would have cost to read it whole is read whole
+and kept: few rows of a large store stay cheap, many are copied from memory. KEPT_BYTES of values are kept on every machine, more as long as half of the
+machine's memory stays free (mmcore.stores.memory). What does not fit is read by `preadv` for ever, out of the page cache.
 
 Shape letters: P files, B items (runs of rows), N rows of the longest item, T rows of a file, E width.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,26 +23,28 @@ from typing import Any
 import numpy as np
 
 from infra.step import AnyloomError
+from mmcore.stores.memory import spare_memory
 
 KEPT_BYTES = 256 * 2**20
-"""Most bytes of values that one object keeps in memory: a process reads a few sets, and a machine has some gigabytes per worker."""
-RUN_ITEMS = 64
-"""Most neighbouring items that one system call reads: the kernel takes 1024 buffers and 2 GiB at a time."""
+"""Most bytes of values that one object keeps in memory however little of it is free: a process reads a few sets."""
+CALL_BYTES = 10 * 2**10
+"""How many bytes are copied in the time of a call to the kernel."""
 
 
 class PartRows:
     """Rows of files [T, E] in C order; files in column order are read too, each as a whole."""
 
-    def __init__(self, paths: Sequence[Path], rows_P: np.ndarray, width: int, dtype: str):
-        """rows_P: rows of each file that may be asked for, from its first. dtype: NumPy type of the values on disk."""
-        self._paths, self._rows_P, self._width, self._dtype = paths, rows_P.tolist(), width, np.dtype(dtype)
+    def __init__(self, paths: Sequence[Path], rows_P: np.ndarray, width: int, dtype: str, item_rows: int | None = None):
+        """rows_P: rows of each file that may be asked for, from its first. dtype: NumPy type of the values on disk. item_rows: length of every item."""
+        self._paths, self._rows_P, self._width, self._dtype, self._item_rows = paths, rows_P.tolist(), width, np.dtype(dtype), item_rows
         self._row_bytes = width * self._dtype.itemsize
-        total = int(rows_P.sum())
-        self._kept = np.empty((total, width), self._dtype) if total * self._row_bytes <= KEPT_BYTES else None
-        self._first_P = np.cumsum(rows_P) - rows_P
-        self._missing = set(range(len(paths)))
+        self._kept = self._room(int(rows_P.sum()))
+        self._kept_rows = 0
+        self._not_kept = len(paths)
+        self._first_P = np.full(len(paths), -1)  # where a file's rows begin in _kept; -1: they are not there
+        self._due_P = rows_P * self._row_bytes  # bytes that may still be read row by row before a file is read whole
         self._layouts: dict[int, tuple[int, int, bool]] = {}
-        self._descriptors: OrderedDict[int, int] = OrderedDict()
+        self._descriptors: dict[int, int] = {}
         self._in_columns: tuple[int, np.ndarray] | None = None
         self._reading = threading.Lock()
 
@@ -52,14 +53,27 @@ class PartRows:
 
         The caller knows that the rows are among those that may be asked for.
         """
-        longest = int(length_B.max(initial=0))
-        ragged = bool((length_B != longest).any())
+        longest, ragged = self._item_rows or 0, False
+        if self._item_rows is None or not len(length_B):
+            longest = int(length_B.max(initial=0))
+            ragged = bool((length_B != longest).any())
+        if not longest:
+            return np.empty((len(part_B), 0, self._width), self._dtype)
         with self._reading:  # a file that one thread reads is not closed by another
-            if self._kept is not None:
-                return self._take_kept(self._kept, part_B, start_B, length_B, longest, ragged)
+            if self._not_kept:
+                self._keep_due(part_B, length_B)
+            first_B = self._first_P.take(part_B)
+            away = np.flatnonzero(first_B < 0) if self._not_kept else ()
+            if not len(away):
+                return self._take_kept(first_B + start_B, length_B, longest, ragged)
+            here = np.flatnonzero(first_B >= 0)
             taken_BNE = (np.zeros if ragged else np.empty)((len(part_B), longest, self._width), self._dtype)
-            if taken_BNE.size:
-                self._read_items(taken_BNE, part_B, start_B, length_B)
+            if len(here):
+                taken_BNE[here] = self._take_kept(first_B[here] + start_B[here], length_B[here], longest, ragged)
+            memory = taken_BNE.reshape(-1).view(np.uint8).data
+            begins, offsets, sizes = away * (longest * self._row_bytes), start_B[away] * self._row_bytes, length_B[away] * self._row_bytes
+            for part, offset, begin, end in zip(part_B[away].tolist(), offsets.tolist(), begins.tolist(), (begins + sizes).tolist(), strict=True):
+                self._read(part, offset, memory[begin:end])
             return taken_BNE
 
     def close(self) -> None:
@@ -74,68 +88,70 @@ class PartRows:
     def __reduce__(self) -> Any:
         raise TypeError("PartRows hold open files: open the parts again in the other process")
 
-    def _take_kept(self, kept: np.ndarray, part_B: np.ndarray, start_B: np.ndarray, length_B: np.ndarray, longest: int, ragged: bool) -> np.ndarray:
-        if self._missing:
-            for part in self._missing.intersection(part_B.tolist()):
-                self._read_whole(part, kept[self._first_P[part] :][: self._rows_P[part]])
-                self._missing.remove(part)
-        first_B = self._first_P[part_B] + start_B
-        if longest and not ragged and not (first_B % longest).any():
-            items = kept[: len(kept) // longest * longest].reshape(-1, longest, self._width)
-            return items.take(first_B // longest, axis=0)  # faster than indexing
-        taken_BNE = np.zeros((len(part_B), longest, self._width), self._dtype)
+    def _room(self, rows: int) -> np.ndarray:
+        """Memory for the rows that may be kept; the machine gives it when it is written."""
+        for size in (max(KEPT_BYTES, spare_memory()), KEPT_BYTES):
+            try:
+                return np.empty((min(rows, size // self._row_bytes), self._width), self._dtype)
+            except MemoryError:  # the process may not address that much
+                continue
+        return np.empty((0, self._width), self._dtype)
+
+    def _keep_due(self, part_B: np.ndarray, length_B: np.ndarray) -> None:
+        """Count what reading these items costs; read the files whole whose rows have cost as much, if there is room."""
+        np.subtract.at(self._due_P, part_B, CALL_BYTES + length_B * self._row_bytes)
+        for part in set(part_B[(self._due_P[part_B] <= 0) & (self._first_P[part_B] < 0)].tolist()):
+            rows, size = self._rows_P[part], self._rows_P[part] * self._row_bytes
+            fits = self._kept_rows + rows <= len(self._kept)
+            if fits and ((self._kept_rows + rows) * self._row_bytes <= KEPT_BYTES or size <= spare_memory()):
+                values_TE = self._kept[self._kept_rows :][:rows]
+                self._read(part, 0, values_TE.reshape(-1).view(np.uint8).data)
+                os.close(self._descriptors.pop(part))
+                self._first_P[part], self._kept_rows, self._not_kept = self._kept_rows, self._kept_rows + rows, self._not_kept - 1
+            self._due_P[part] = size
+
+    def _take_kept(self, first_B: np.ndarray, length_B: np.ndarray, longest: int, ragged: bool) -> np.ndarray:
+        if longest == 1 and not ragged:
+            return self._kept[:, None].take(first_B, axis=0)  # faster than indexing
+        if not ragged and not (first_B % longest).any():
+            items = self._kept[: len(self._kept) // longest * longest].reshape(-1, longest, self._width)
+            return items.take(first_B // longest, axis=0)
+        taken_BNE = np.zeros((len(first_B), longest, self._width), self._dtype)
         for target, first, length in zip(taken_BNE, first_B.tolist(), length_B.tolist(), strict=True):
-            target[:length] = kept[first : first + length]
+            target[:length] = self._kept[first : first + length]
         return taken_BNE
 
-    def _read_items(self, taken_BNE: np.ndarray, part_B: np.ndarray, start_B: np.ndarray, length_B: np.ndarray) -> None:
-        """In the order of the files; items that follow each other in a file are read by one call."""
-        order_B = np.lexsort((start_B, part_B))
-        parts, starts, lengths = part_B[order_B], start_B[order_B], length_B[order_B]
-        apart = (parts[1:] != parts[:-1]) | (starts[1:] != starts[:-1] + lengths[:-1])
-        ends = [*(np.flatnonzero(apart) + 1).tolist(), len(order_B)]
-        places = (order_B * (taken_BNE.shape[1] * self._row_bytes)).tolist()
-        sizes, offsets, where = (lengths * self._row_bytes).tolist(), (starts * self._row_bytes).tolist(), parts.tolist()
-        memory, begin = taken_BNE.reshape(-1).view(np.uint8).data, 0
-        for end in ends:
-            for i in range(begin, end, RUN_ITEMS):
-                stop = min(end, i + RUN_ITEMS)
-                buffers = [memory[place : place + size] for place, size in zip(places[i:stop], sizes[i:stop], strict=True)]
-                self._read(where[i], offsets[i], buffers)
-            begin = end
-
-    def _read(self, part: int, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill the buffers, one after the other, with the bytes that begin `offset` bytes behind a file's first row."""
-        descriptor = self._open(part)
+    def _read(self, part: int, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer with the bytes that begin `offset` bytes behind a file's first row."""
+        descriptor = self._descriptors.get(part)
+        if descriptor is None:
+            descriptor = self._open(part)
         header, rows, in_columns = self._layouts[part]
         if in_columns:
-            values = self._column_order(part, descriptor, header, rows).reshape(-1).view(np.uint8).data
-            for buffer in buffers:
-                buffer[:] = values[offset : offset + len(buffer)]
-                offset += len(buffer)
-        elif os.preadv(descriptor, buffers, header + offset) != sum(map(len, buffers)):
-            raise self._cut_short(part)
+            buffer[:] = self._column_order(part, descriptor, header, rows).reshape(-1).view(np.uint8).data[offset : offset + len(buffer)]
+        else:
+            self._read_bytes(part, descriptor, header + offset, buffer)
 
-    def _read_whole(self, part: int, values_TE: np.ndarray) -> None:
-        self._read(part, 0, [values_TE.reshape(-1).view(np.uint8).data])
+    def _read_bytes(self, part: int, descriptor: int, offset: int, buffer: memoryview) -> None:
+        done = os.preadv(descriptor, [buffer], offset)
+        while done < len(buffer):  # the kernel gives 2 GiB at most
+            more = os.preadv(descriptor, [buffer[done:]], offset + done)
+            if not more:
+                raise self._cut_short(part)
+            done += more
 
     def _column_order(self, part: int, descriptor: int, header: int, rows: int) -> np.ndarray:
         """[T, E] in C order of a file in column order; the latest one is kept."""
         if self._in_columns is None or self._in_columns[0] != part:
             values_ET = np.empty((self._width, rows), self._dtype)
-            if os.preadv(descriptor, [values_ET.reshape(-1).view(np.uint8).data], header) != values_ET.nbytes:
-                raise self._cut_short(part)
+            self._read_bytes(part, descriptor, header, values_ET.reshape(-1).view(np.uint8).data)
             self._in_columns = part, np.ascontiguousarray(values_ET.T)
         return self._in_columns[1]
 
     def _open(self, part: int) -> int:
-        """A descriptor of the file, checked against its header; the file that was not used for longest makes room for it."""
-        descriptor = self._descriptors.get(part)
-        if descriptor is not None:
-            self._descriptors.move_to_end(part)
-            return descriptor
+        """A descriptor of the file, checked against its header; the file that was opened first makes room for it."""
         while len(self._descriptors) >= _most_open():
-            os.close(self._descriptors.popitem(last=False)[1])
+            os.close(self._descriptors.pop(next(iter(self._descriptors))))
         path = self._paths[part]
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

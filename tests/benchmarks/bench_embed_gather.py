@@ -1,7 +1,8 @@
 """Random rows of stored features: EmbeddingSet.gather against a Parquet list column and against one memory-mapped array.
 
-Two shapes: 9 x 1280 float16 (the pictures of smol) and one pooled vector of 1024. The features are written by the real build (plan, parts of 256
-rows, commit, artifact) from an encoder that gives seeded noise. Batches of 256 random keys, warm page cache, one thread, values compared.
+Two shapes: 9 x 1280 float16 (the pictures of smol) and one pooled vector of 1024, the latter also as a set of more than KEPT_BYTES. The features are
+written by the real build (plan, parts of 256 rows, commit, artifact) from an encoder that gives seeded noise. Batches of 256 random keys, warm page
+cache, one thread, values compared. Each set is read twice: kept in memory, and as `*_unkept` from its files, as a set that no memory is free for.
 peer: the fastest of several Parquet layouts (`LAYOUTS`), row groups of its best size, memory-mapped, only the row groups that hold a key are read,
 `take`, to NumPy. The note also has a column of opaque bytes (`BYTES`), which is faster than lists but no longer says what it holds. limit: fancy indexing
 of one contiguous np.memmap with the same row numbers. Only the reading is timed; the checksums are not.
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +27,15 @@ from store_bench import checksum, context, interleaved, rates, scratch
 from infra.step import Artifact
 from mmcore.encoder_config import CONFIGS, EncoderConfig
 from mmcore.encoders import ENCODERS
+from mmcore.stores import part_rows
 from mmcore.stores.embeddings import EmbeddingSet
 from pipelines.embed.fill import embed_items
 from pipelines.embed.worker import Item
 
-SHAPES = {"pictures_9x1280": (8192, 9, 1280), "pooled_1x1024": (51200, 1, 1024)}
+SHAPES = {"pictures_9x1280": (8192, 9, 1280), "pooled_1x1024": (51200, 1, 1024), "pooled_large_1x1024": (153600, 1, 1024)}
 """name -> rows, tokens, width."""
 BATCH, ROUNDS = 256, 7
-BATCHES = {"pictures_9x1280": 20, "pooled_1x1024": 100}
+BATCHES = {"pictures_9x1280": 20, "pooled_1x1024": 100, "pooled_large_1x1024": 200}
 LAYOUTS = ("float16 fixed_size_list", "float32 fixed_size_list", "float16 large_list", "float32 large_list")
 BYTES = "float16 fixed_size_binary"
 GROUP_ROWS = (8, 32, 128)
@@ -67,44 +70,49 @@ class Noise:
 
 
 def run(options: argparse.Namespace) -> list[dict]:
-    """One entry per shape."""
+    """Two entries per shape."""
     entries = []
     for name in SHAPES:
         with scratch() as box:
-            entries.append(measure(name, box, options.seed))
+            entries += measure(name, box, options.seed)
     return entries
 
 
-def measure(name: str, box: Path, seed: int) -> dict:
-    """One shape. Raises RuntimeError when a side reads other values."""
+def measure(name: str, box: Path, seed: int) -> list[dict]:
+    """One shape, kept and not. Raises RuntimeError when a side reads other values."""
     rows, tokens, width = SHAPES[name]
-    stored, contiguous = build(box, rows, tokens, width)
+    stored, unkept, contiguous = build(box, rows, tokens, width)
     rng = np.random.default_rng(seed)
     batches = [rng.choice(rows, BATCH, replace=False) for _ in range(BATCHES[name])]
     keys = stored.keys()
     key_batches = {batch.tobytes(): [keys[i] for i in batch.tolist()] for batch in batches}
 
-    def ours(batch: np.ndarray) -> np.ndarray:
-        return stored.gather(key_batches[batch.tobytes()], stored.dtype)[0]
+    def reader(features: EmbeddingSet) -> Read:
+        return lambda batch: features.gather(key_batches[batch.tobytes()], features.dtype)[0]
 
     layout, tried, parquet = best_parquet(box, contiguous, batches[:3])
     opaque = parquet_reader(write_parquet(box / "bytes.parquet", contiguous, BYTES, GROUP_ROWS[0]), contiguous.shape[1:], GROUP_ROWS[0])
     tried[f"{BYTES}, row groups of {GROUP_ROWS[0]} (not a peer)"] = round(1000 * min(over(opaque, batches[:3])[0] for _ in range(3)) / 3, 2)
-    sides = {"ours": ours, "peer": parquet, "limit": lambda batch: contiguous[batch]}
+    sides = {"ours": reader(stored), "unkept": reader(unkept), "peer": parquet, "limit": lambda batch: contiguous[batch]}
     if over(opaque, batches)[1] != over(parquet, batches)[1]:
         raise RuntimeError(f"the {BYTES} column gives other values than the list column")
-    for read in sides.values():  # warm
-        over(read, batches)
+    first = {side: over(read, batches)[0] for side, read in sides.items()}  # warm
     seconds = interleaved({side: lambda read=read: over(read, batches) for side, read in sides.items()}, ROUNDS)
     note = {
         "rows": rows,
+        "MB": round(contiguous.nbytes / 1e6),
+        "ours, first time, rows/s": round(BATCH * len(batches) / first["ours"], 1),
         "batch": BATCH,
         "batches per round": len(batches),
         "peer": layout,
         "layouts tried, ms per batch": tried,
         "ratios": "median over rounds",
     }
-    return rates(f"embed_gather_{name}", seconds, BATCH * len(batches), "rows/s", seed, note)
+    names = {"ours": f"embed_gather_{name}", "unkept": f"embed_gather_{name}_unkept"}
+    return [
+        rates(entry, {"ours": seconds[side], "peer": seconds["peer"], "limit": seconds["limit"]}, BATCH * len(batches), "rows/s", seed, note)
+        for side, entry in names.items()
+    ]
 
 
 def over(read: Read, batches: Sequence[np.ndarray]) -> tuple[float, tuple[int, int]]:
@@ -118,8 +126,8 @@ def over(read: Read, batches: Sequence[np.ndarray]) -> tuple[float, tuple[int, i
     return spent, total
 
 
-def build(box: Path, rows: int, tokens: int, width: int) -> tuple[EmbeddingSet, np.ndarray]:
-    """(the features as the store gives them, the same as one memory-mapped array [rows, tokens, width] in the order of its keys)."""
+def build(box: Path, rows: int, tokens: int, width: int) -> tuple[EmbeddingSet, EmbeddingSet, np.ndarray]:
+    """(the features as the store gives them, the same without memory to keep them, one memory-mapped array [rows, tokens, width] in the order of keys)."""
     CONFIGS["noise_image"], ENCODERS["noise_image"] = NoiseImage, (NoiseImage, Noise)
     spec = NoiseImage(arch="noise", width=width, tokens=tokens, batch=64, part_rows=256)
     keys = {f"noise-{i:06d}": f"{i:064d}" for i in range(rows)}
@@ -133,7 +141,9 @@ def build(box: Path, rows: int, tokens: int, width: int) -> tuple[EmbeddingSet, 
     for i, key in enumerate(stored.keys()):
         whole[i] = stored.get(key)
     whole.flush()
-    return stored, np.load(path, mmap_mode="r")
+    with mock.patch.multiple(part_rows, KEPT_BYTES=0, spare_memory=lambda: 0):
+        unkept = EmbeddingSet(ctx.output, ctx.stores)
+    return EmbeddingSet(ctx.output, ctx.stores), unkept, np.load(path, mmap_mode="r")
 
 
 def best_parquet(box: Path, contiguous: np.ndarray, batches: Sequence[np.ndarray]) -> tuple[str, dict[str, float], Read]:

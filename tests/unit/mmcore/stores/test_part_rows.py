@@ -43,10 +43,20 @@ def expected(arrays: list[np.ndarray], part_B: np.ndarray, start_B: np.ndarray, 
     return taken
 
 
-@pytest.fixture(params=["in memory", "from the files", "with few files open"])
+def keep(monkeypatch, kept_bytes: int) -> None:
+    monkeypatch.setattr(part_rows, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(part_rows, "spare_memory", lambda: 0)
+
+
+@pytest.fixture(params=["in memory", "after a while", "two files in memory", "from the files", "with few files open"])
 def where(request, monkeypatch) -> str:
-    if request.param != "in memory":
-        monkeypatch.setattr(part_rows, "KEPT_BYTES", 0)
+    if request.param == "in memory":
+        monkeypatch.setattr(part_rows, "CALL_BYTES", 2**40)
+    if request.param == "two files in memory":
+        monkeypatch.setattr(part_rows, "CALL_BYTES", 2**40)
+        monkeypatch.setattr(part_rows.PartRows, "_room", lambda rows, total: np.empty((48, rows._width), rows._dtype))
+    if "files" in request.param and "memory" not in request.param:
+        keep(monkeypatch, 0)
     if request.param == "with few files open":
         monkeypatch.setattr(part_rows, "_most_open", lambda: 1)
     return request.param
@@ -75,22 +85,64 @@ def test_neighbours_and_files_in_column_order_are_read_too(tmp_path, where):
     assert np.array_equal(opened(paths, arrays).take(*wanted), expected(arrays, *wanted))
 
 
-def test_memory_and_open_files_are_bounded(tmp_path, monkeypatch):
+@pytest.mark.parametrize("in_columns", [False, True])
+def test_a_kernel_that_gives_less_than_asked_is_asked_again(tmp_path, monkeypatch, where, in_columns):
+    paths, arrays = files(tmp_path, 100, "float32", COUNTS)
+    if in_columns:
+        np.save(paths[2], np.asfortranarray(arrays[2]))
+    preadv, wanted = os.preadv, drawn(arrays, [8], 8)
+    monkeypatch.setattr(os, "preadv", lambda descriptor, buffers, offset: preadv(descriptor, [buffers[0][:1000]], offset))
+    assert np.array_equal(opened(paths, arrays).take(*wanted), expected(arrays, *wanted))
+
+
+def test_open_files_are_bounded(tmp_path, monkeypatch):
     paths, arrays = files(tmp_path, 1024, "float16", [4] * 9)
     wanted = drawn(arrays, [1])
-    monkeypatch.setattr(part_rows, "KEPT_BYTES", 9 * 4 * 2048 - 1)
+    keep(monkeypatch, 0)
     monkeypatch.setattr(part_rows, "_most_open", lambda: 2)
     before = len(os.listdir("/dev/fd"))
     rows = opened(paths, arrays)
-    assert rows._kept is None and np.array_equal(rows.take(*wanted), expected(arrays, *wanted))
+    assert np.array_equal(rows.take(*wanted), expected(arrays, *wanted))
     assert len(os.listdir("/dev/fd")) == before + 2
     rows.close()
     assert len(os.listdir("/dev/fd")) == before
     assert np.array_equal(rows.take(*wanted), expected(arrays, *wanted))
     del rows
     assert len(os.listdir("/dev/fd")) == before
-    monkeypatch.setattr(part_rows, "KEPT_BYTES", 9 * 4 * 2048)
-    assert opened(paths, arrays)._kept is not None
+
+
+@pytest.mark.parametrize(("kept", "spare", "files_kept"), [(9 * 8192, 0, 9), (3 * 8192 + 8191, 0, 3), (8192, 8191, 1), (8192, 5 * 8192, 5), (0, -1, 0)])
+def test_memory_is_bounded_by_what_is_always_kept_or_by_what_the_machine_has_left(tmp_path, monkeypatch, kept, spare, files_kept):
+    paths, arrays = files(tmp_path, 1024, "float16", [4] * 9)
+    wanted = drawn(arrays, [1])
+    keep(monkeypatch, kept)
+    monkeypatch.setattr(part_rows, "spare_memory", lambda: spare)
+    rows = opened(paths, arrays)
+    for _ in range(2):
+        assert np.array_equal(rows.take(*wanted), expected(arrays, *wanted))
+    assert np.count_nonzero(rows._first_P >= 0) == files_kept and rows._kept.nbytes <= max(kept, spare)
+
+
+def test_more_is_kept_only_while_the_machine_has_memory_left(tmp_path, monkeypatch):
+    paths, arrays = files(tmp_path, 1024, "float16", [4] * 9)
+    wanted = drawn(arrays, [1])
+    keep(monkeypatch, 2 * 8192)
+    monkeypatch.setattr(part_rows, "spare_memory", lambda: 9 * 8192)
+    rows = opened(paths, arrays)
+    for spare, files_kept in ((8191, 2), (8192, 9)):
+        monkeypatch.setattr(part_rows, "spare_memory", lambda spare=spare: spare)
+        assert np.array_equal(rows.take(*wanted), expected(arrays, *wanted))
+        assert np.count_nonzero(rows._first_P >= 0) == files_kept
+
+
+def test_a_file_is_kept_and_closed_once_its_rows_cost_as_much_as_reading_it(tmp_path):
+    paths, arrays = files(tmp_path, 1024, "float16", [60, 60])
+    rows = opened(paths, arrays)
+    before = len(os.listdir("/dev/fd"))
+    for asked in range(1, 11):
+        rows.take(np.array([1]), np.array([asked]), np.array([1]))  # 10 KiB for the call, 2 KiB for the row, of 120 KiB
+        assert (rows._first_P >= 0).tolist() == [False, asked == 10]
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_file_that_is_cut_short_while_it_is_open_gives_an_error_and_no_dead_process(tmp_path):
@@ -100,7 +152,7 @@ def test_a_file_that_is_cut_short_while_it_is_open_gives_an_error_and_no_dead_pr
         import numpy as np
         from mmcore.stores import part_rows
         from infra.step import AnyloomError
-        part_rows.KEPT_BYTES = 0
+        part_rows.KEPT_BYTES, part_rows.spare_memory = 0, lambda: 0
         paths = [sys.argv[1] + f"/{i}.npy" for i in range(2)]
         rows = part_rows.PartRows(paths, np.array([64, 64]), 1024, "float16")
         where = np.array([0, 1]), np.array([63, 63]), np.array([1, 1])
