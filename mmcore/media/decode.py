@@ -8,7 +8,6 @@ Every failure is a MediaError with a reason of the closed set, whose text depend
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+
+from mmcore.media.containers import ends_early, flac_samples
 
 if TYPE_CHECKING:
     import av
@@ -138,7 +139,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def _image_error(data: bytes, ext: str, error: Exception) -> MediaError:
-    cut = "truncat" in str(error).lower() or _ends_early(data, ext)
+    cut = "truncat" in str(error).lower() or ends_early(data, ext)
     return MediaError("truncated" if cut else "decode", f"{ext} of {len(data)} bytes: {'data ends early' if cut else type(error).__name__}")
 
 
@@ -153,45 +154,7 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _ends_early(data: bytes, ext: str) -> bool:
-    """True when the container's own bookkeeping says that bytes are missing at the end."""
-    if ext == "png":
-        return b"IEND" not in data[-64:]
-    if ext == "jpg":
-        return b"\xff\xd9" not in data[-64:]
-    if ext in ("wav", "webp", "avi"):
-        size = int.from_bytes(data[4:8], "little")
-        return 0 < size < 0xFFFFFF00 and size + 8 > len(data) + 1
-    if ext in ("mp4", "m4a"):
-        return _boxes_end_early(data)
-    return ext == "ogg" and _last_ogg_page_ends_early(data)
-
-
-def _boxes_end_early(data: bytes) -> bool:
-    """Walk the top-level boxes of an ISO base media file (ISO/IEC 14496-12)."""
-    at = 0
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        if size == 1:
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size == 0:  # to the end of the file
-            return False
-        if size < 8:
-            return False  # damaged, not short
-        at += size
-    return at > len(data)
-
-
-def _last_ogg_page_ends_early(data: bytes) -> bool:
-    """Ogg page (RFC 3533): 27 bytes, a table of segment sizes, the segments."""
-    at = data.rfind(b"OggS")
-    if at + 27 > len(data):
-        return True
-    table = data[at + 27 : at + 27 + data[at + 26]]
-    return len(table) < data[at + 26] or at + 27 + len(table) + sum(table) > len(data)
-
-
-# ---- videos and audio clips (PyAV)
+# ---- videos and audio (PyAV)
 
 
 @contextmanager
@@ -202,7 +165,7 @@ def _opened(data: bytes, modality: str) -> Iterator[tuple[av.container.InputCont
     ext, modalities = sniff(data)
     if modality not in modalities:
         raise MediaError("not_media", f"a {ext} file cannot be {modality}")
-    if _ends_early(data, ext):
+    if ends_early(data, ext):
         raise MediaError("truncated", f"{ext} of {len(data)} bytes: data ends early")
     try:
         with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
@@ -370,13 +333,6 @@ def _probe_audio(data: bytes, ext: str) -> Probe:
                 raise MediaError("too_large", f"longer than {MAX_AUDIO_S:.0f} s")
     if samples == 0:
         raise MediaError("decode", f"{ext} of {len(data)} bytes: no samples")
-    if ext == "flac" and samples < _flac_samples(data):
-        raise MediaError("truncated", f"flac with {samples} of {_flac_samples(data)} samples")
+    if ext == "flac" and samples < flac_samples(data):
+        raise MediaError("truncated", f"flac with {samples} of {flac_samples(data)} samples")
     return Probe(ext=ext, duration_s=round(samples / rate, 3))
-
-
-def _flac_samples(data: bytes) -> int:
-    """Total samples that STREAMINFO promises (RFC 9639, section 8.2); 0 means unknown."""
-    if len(data) < 26:
-        return 0
-    return struct.unpack(">Q", data[18:26])[0] & ((1 << 36) - 1)
