@@ -203,7 +203,7 @@ def batches_of(work: Work, questions: Sequence[QuestionRow]) -> list[list[Questi
 
     Raises RuntimeError when two questions are the same to it, which it would ask once.
     """
-    from evals.harness.adapter import BUCKET
+    from evals.harness.asks import BUCKET
 
     shown = {question.picture: hashlib.sha256(work.picture(question)).hexdigest() for question in questions}
     if len({(shown[question.picture], question.question) for question in questions}) < len(questions):
