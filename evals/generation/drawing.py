@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.config import DrawingEvalConfig
+from evals.generation.config import DrawingEvalConfig
 from evals.generation.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
 from evals.generation.picture_grid import grid_png
 from evals.generation.picture_judge import right

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.config import PicturesEvalConfig
+from evals.generation.config import PicturesEvalConfig
 from evals.generation.picture_grid import grid_png
 from evals.generation.picture_judge import SPLIT, right
 from evals.statistics.intervals import Interval, mean_interval, paired_interval

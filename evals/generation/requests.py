@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from evals.config import DrawingEvalConfig, SpeakingEvalConfig
+from evals.generation.config import DrawingEvalConfig, SpeakingEvalConfig
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
 from infra.step import StepContext

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.config import ASKED, GenerationEvalConfig
+from evals.generation.config import ASKED, GenerationEvalConfig
 from evals.generation.distance_rows import Vectors, distance_rows
 from evals.generation.extractors import FOLDERS, Extractor, SharedSpace, scrambled, shares_space
 from evals.generation.picture_judge import right

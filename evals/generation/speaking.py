@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.config import SpeakingEvalConfig
+from evals.generation.config import SpeakingEvalConfig
 from evals.generation.drawing_prompts import NEW_REQUESTS as NEW_DRAWINGS
 from evals.generation.drawing_prompts import TALK
 from evals.generation.requests import AFTER, JUDGED, WORDED, Prompt, after_questions, answered, block_metrics, concept_requests, picture_questions, reply

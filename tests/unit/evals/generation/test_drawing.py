@@ -13,7 +13,7 @@ from toy_any import emitting
 from toy_decoders import directory, streams
 from toy_model import Features, build
 
-from evals.config import DrawingEvalConfig
+from evals.generation.config import DrawingEvalConfig
 from evals.generation.drawing import picture_metrics
 from evals.generation.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
 from evals.generation.requests import AFTER, Prompt, after_questions, answered, block_metrics, reply

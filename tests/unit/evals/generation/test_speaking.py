@@ -12,7 +12,8 @@ from test_weights import ct2_file, encoder_variables
 from toy_decoders import directory
 from toy_voice import decoder_variables
 
-from evals.config import ReportConfig, SpeakingEvalConfig
+from evals.config import ReportConfig
+from evals.generation.config import SpeakingEvalConfig
 from evals.generation.requests import AFTER, JUDGED, Prompt, block_metrics
 from evals.generation.speaking import QUIET, VOICE, _heard, _kept, _sounds, picture_blocks, right_words, rows_of, word_metrics
 from evals.generation.speaking_prompts import NEW_REQUESTS
