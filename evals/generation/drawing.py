@@ -122,7 +122,7 @@ def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answe
         chunk = ready[start : start + config.batch]
         media = drawer.draw([blocks[i][0] for i in chunk], [config.seed + i for i in chunk])
         made |= {i: medium.data for i, medium in zip(chunk, media, strict=True)}
-        ctx.progress(start + len(chunk), len(ready), "pictures drawn")
+        ctx.progress(start + len(chunk), len(ready), "images drawn")
     side = next(iter(made.values())).shape[0] if made else 32
     pixels = np.stack([made.get(i, np.full((side, side, 3), 255, np.uint8)) for i in chosen]).transpose(0, 3, 1, 2)
     judge = load_judge(ctx.inputs["picture_judge"].path)

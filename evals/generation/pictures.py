@@ -118,7 +118,7 @@ def _draw(ctx: StepContext[PicturesEvalConfig], pipeline: Any, condition: str, b
     for start in range(0, len(prompts), config.batch):
         rows = slice(start, min(start + config.batch, len(prompts)))
         made.append(sample(pipeline, states[:-1][rows], states[-1], noise[rows], config.steps, config.guidance))
-        ctx.progress(before * len(prompts) + rows.stop, len(CONDITIONS) * len(prompts), f"pictures, {condition}")
+        ctx.progress(before * len(prompts) + rows.stop, len(CONDITIONS) * len(prompts), f"images, {condition}")
     return Drawn(prompts=prompts, concepts=concepts, pixels=torch.cat(made))
 
 

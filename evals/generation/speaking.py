@@ -127,7 +127,7 @@ def _heard(ctx: StepContext[SpeakingEvalConfig], sounds: Mapping[Place, bytes]) 
     for start in range(0, len(places), config.batch):
         rows = places[start : start + config.batch]
         heard |= dict(zip(rows, judge.hear([sounds[place] for place in rows]), strict=True))
-        ctx.progress(start + len(rows), len(places), "sounds heard")
+        ctx.progress(start + len(rows), len(places), "audio clips heard")
     return heard
 
 

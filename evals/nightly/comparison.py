@@ -5,7 +5,7 @@ sample table. Output: rows of COMPARISONS.
 
 Every number is run_b minus run_a: with a before b, a negative delta is a drop. What is compared of a task are the metrics that are means of its samples'
 scores, in their own units (evals.suites.catalogue.sample_scores). Within one comparison the tests that may raise an alert (subgroup "all" of every task and
-metric, conditions that show the model the right picture) are one family for Holm's correction; subgroups and controls are another, to look at only.
+metric, conditions that show the model the right image) are one family for Holm's correction; subgroups and controls are another, to look at only.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ COMPARISONS = pa.schema(
         ("made", pa.timestamp("us")),
     ]
 )
-"""comparison_id: of the row. clusters: pictures. delta: value_b - value_a over the paired samples, with a 95 % cluster bootstrap. p: of `test`,
+"""comparison_id: of the row. clusters: images. delta: value_b - value_a over the paired samples, with a 95 % cluster bootstrap. p: of `test`,
 two-sided; p_adjusted: Holm. flips: samples whose score rose or fell. detectable: the true difference this comparison finds with 80 % chance at p < 0.05."""
 
 CONTROLS = ("blank", "shuffled")
-"""Conditions that show the model something else than the question's picture: a drop there is no regression."""
+"""Conditions that show the model something else than the question's image: a drop there is no regression."""
 
 AGREE = ("question", "picture", "target")
 """What two samples of one key must have in common to be the same sample; `doc_sha256` too where both runs have it."""
@@ -80,7 +80,7 @@ class Paired:
 def pair(rows_a: Rows, rows_b: Rows) -> dict[Group, Paired]:
     """Join two runs' samples by task, condition and doc_key. Samples without a partner are counted, never compared.
 
-    Raises AnyloomError for a key that occurs twice in one run, or that stands for another question, picture or target in the other run.
+    Raises AnyloomError for a key that occurs twice in one run, or that stands for another question, image or target in the other run.
     """
     first, second = _by_key(rows_a, "the first run"), _by_key(rows_b, "the second run")
     pairs = {}
@@ -139,7 +139,7 @@ def compare(
 
 
 def decides(row: Mapping[str, Any]) -> bool:
-    """Whether a row's test may raise an alert: all samples of a condition that shows the model the right picture."""
+    """Whether a row's test may raise an alert: all samples of a condition that shows the model the right image."""
     return row["subgroup"] == "all" and row["condition"] not in CONTROLS
 
 
@@ -164,7 +164,7 @@ def paired_test(a: np.ndarray, b: np.ndarray, clusters: Sequence[str], *, draws:
 
 
 def cluster_of(row: Mapping[str, Any]) -> str:
-    """The independent unit a sample belongs to: its cluster or picture, or itself when it has none."""
+    """The independent unit a sample belongs to: its cluster or image, or itself when it has none."""
     return str(row.get("cluster") or row.get("picture") or row["doc_key"])
 
 

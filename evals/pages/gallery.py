@@ -26,9 +26,9 @@ MAX_SOUND_BYTES = 400_000
 """A larger audio file is named, not put into the sheet."""
 SOUND_TYPES = {"ogg": "audio/ogg", "flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg", "m4a": "audio/mp4", "webm": "audio/webm"}
 STYLE = """<style>.card img{height:170px;image-rendering:auto}
-.card .sound{display:flex;align-items:center;height:170px;margin:0;padding:0 10px;
+.card .audio{display:flex;align-items:center;height:170px;margin:0;padding:0 10px;
 border-bottom:1px solid var(--rule)}
-.sound audio{width:100%}
+.audio audio{width:100%}
 .card code{font-size:11px}.card .rank{float:right;margin-left:8px;color:var(--soft);font-variant-numeric:tabular-nums}</style>"""
 
 
@@ -65,8 +65,8 @@ def preview(item: Shown) -> str:
         return _picture(_montage(decode_video_frames(item.data, FRAMES, item.start_s, item.end_s)), item.caption)
     kind = SOUND_TYPES.get(sniff(item.data)[0], "")
     if len(item.data) > MAX_SOUND_BYTES or not kind:
-        return f'<p class="sound soft">a sound of {len(item.data) / 1e6:.1f} MB: too large to be played here</p>'
-    return f'<p class="sound"><audio controls preload="metadata" src="data:{kind};base64,{base64.b64encode(item.data).decode()}"></audio></p>'
+        return f'<p class="audio soft">audio of {len(item.data) / 1e6:.1f} MB: too large to be played here</p>'
+    return f'<p class="audio"><audio controls preload="metadata" src="data:{kind};base64,{base64.b64encode(item.data).decode()}"></audio></p>'
 
 
 def _card(rank: int, item: Shown) -> str:

@@ -250,7 +250,7 @@ def _clips(ctx: StepContext[SmolListsConfig], pictures: list[tuple[str, Path, st
     shown: dict[str, list[Subject]] = {"train": [], "heldout": []}
     seconds = round(config.clip_frames / config.clip_rate_hz)
     for number, (name, picture, caption, split) in enumerate(pictures):
-        ctx.progress(0.25 + 0.75 * number / len(pictures), 1, "clips")
+        ctx.progress(0.25 + 0.75 * number / len(pictures), 1, "videos")
         motion = MOTIONS[number % len(MOTIONS)]
         made = ctx.work / "clips" / f"{name}.mp4"
         if not made.exists():

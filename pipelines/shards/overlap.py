@@ -129,7 +129,7 @@ def _fingerprints(ctx: StepContext[OverlapConfig], sets: list[ShardSet], first_s
     colours = np.zeros((len(first_seen), GRID * GRID * 3), dtype=np.uint8)
     for number, (position, key) in enumerate(first_seen.values()):
         if number % 200 == 0:
-            ctx.progress(number, len(first_seen), "pictures")
+            ctx.progress(number, len(first_seen), "images")
         picture = decode_image(sets[position].media(key))
         hashes[number], colours[number] = difference_hash(picture), colour_grid(picture)
     return Prints(hashes, colours)

@@ -121,7 +121,7 @@ def _task(asked: Row, drawn: Sequence[Row], pictures: dict[str, bytes], room: Ro
 
 
 def _card(row: Row, picture: bytes | None, room: Room) -> str:
-    shown = room.take(small(picture, f"picture {row['picture']}")) if row["picture"] else ""
+    shown = room.take(small(picture, f"image {row['picture']}")) if row["picture"] else ""
     answers = "".join(f"<dt>{which}</dt><dd>{_answer(row[f'prediction_{which.lower()}'], row[f'score_{which.lower()}'])}</dd>" for which in ("A", "B"))
     question = cut(row["question"]) or "<i>the question is not in the history</i>"
     target = cut(row["target"]) or "<i>not in the history</i>"

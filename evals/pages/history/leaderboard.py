@@ -78,7 +78,7 @@ def leaderboard_section(facts: Facts) -> str:
 
 def key() -> str:
     """Legend of the tones."""
-    texts = {"model": "as the model should be asked", "control": "wrong or no picture (control)", "floor": "no model (floor)"}
+    texts = {"model": "as the model should be asked", "control": "wrong or no image (control)", "floor": "no model (floor)"}
     return '<div class="key">' + "".join(f'<span><i class="{tone}"></i>{text}</span>' for tone, text in texts.items()) + "</div>"
 
 

@@ -92,7 +92,7 @@ def _in_parquet(file: Path, names: set[str]) -> dict[str, bytes]:
 def small(data: bytes | None, alt: str) -> str:
     """A medium as HTML: a thumbnail, a few frames, a player; or one line that says why there is none."""
     if data is None:
-        return '<p class="nopicture soft">its picture is not kept with the evaluation</p>'
+        return '<p class="nopicture soft">its image is not kept with the evaluation</p>'
     try:
         kinds = sniff(data)[1]
         if kinds == ("image",):

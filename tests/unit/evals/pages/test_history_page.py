@@ -178,7 +178,7 @@ def test_a_run_that_nothing_compares_with_still_has_a_page(tmp_path):
 def test_runs_whose_artifacts_are_gone_are_told_so(tmp_path):
     db = append(tmp_path / "runs" / "stores", rows("a", [1.0, 0.0, 1.0]), rows("b", [0.0, 0.0, 1.0], night=1))
     text = write_history_page(db).page.read_text()
-    assert text.count("its picture is not kept with the evaluation") == 3 and "Only A is right: 1 of 1" in text
+    assert text.count("its image is not kept with the evaluation") == 3 and "Only A is right: 1 of 1" in text
 
 
 def test_answers_that_nobody_scored_are_counted_not_shown(tmp_path):

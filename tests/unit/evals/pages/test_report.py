@@ -133,7 +133,7 @@ def test_full_report_is_self_contained_and_deterministic(tmp_path: Path) -> None
     assert str(tmp_path) not in html
     assert html.count("data:image/png;base64,") == 12
     assert "<b>is it red?</b>" not in html and "&lt;b&gt;is it red?" in html
-    assert html.index("what training has already seen") < html.index("Picture questions")
+    assert html.index("what training has already seen") < html.index("Image questions")
     for text in ("2 are byte for byte in a", "Stage 1", "Stage 2", "Training losses", "Licences", "seed 0", "not VQAv2", "writes its own caption", "cafe"):
         assert text in html
     other = _render(tmp_path / "c", inputs, dataclasses.replace(CONFIG, seed=1))
