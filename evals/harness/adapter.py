@@ -26,7 +26,7 @@ from lmms_eval.api.model import lmms
 from evals.harness.answers import AnswerFile, Reply
 from evals.harness.asks import BUCKET, Ask, batches_of, image_files
 from evals.harness.features import FeatureSource, KeptFeatures, StoredFeatures, exported_encoder
-from evals.harness.shown import CONDITIONS, Pictures
+from evals.harness.shown import CONDITIONS, ShownImages
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import digest_tree
@@ -106,7 +106,7 @@ class AnyloomLmms(lmms):
         self._generator = generator
         self.caption_turn, self.condition, self.seed, self.chunk = modes[str(caption_turn).lower()], condition, int(seed), int(chunk)
         self.digest, self.answers, self._progress = digest, AnswerFile(Path(answers) if answers else None), progress
-        self.pictures = Pictures(partial(generator.encode, "image"), sources, kept, int(media_threads))
+        self.images = ShownImages(partial(generator.encode, "image"), sources, kept, int(media_threads))
         self._by_bytes, self._bucket = by_bytes, int(bucket)
         self.batch_size_per_gpu = 1
         self.asked: dict[tuple[str, int], str] = {}
@@ -128,12 +128,12 @@ class AnyloomLmms(lmms):
             bucket=self._bucket,
             progress=progress,
         )
-        other.answers, other.pictures = self.answers, self.pictures
+        other.answers, other.images = self.answers, self.images
         return other
 
     def clean(self) -> None:
         """Keep the model: the harness would delete its modules after the first task."""
-        self.pictures.forget()
+        self.images.forget()
 
     def packaged_score(self, metric: str, item: Any) -> float:
         """What the last task's packaged scorer gives one answer: its number, or its aggregation over that answer alone."""
@@ -156,14 +156,14 @@ class AnyloomLmms(lmms):
         total = sum(map(len, batches))
         todo = [any(ask.key not in self.answers.replies for ask in batch) for batch in batches]
         done = 0
-        with self.pictures.ahead():
+        with self.images.ahead():
             for number, batch in enumerate(batches):
                 if todo[number]:
                     following = next((batches[n] for n in range(number + 1, len(batches)) if todo[n]), [])
-                    self.pictures.prepare(ask.shown for ask in (*batch, *following))
+                    self.images.prepare(ask.shown for ask in (*batch, *following))
                     self.answers.begin([ask.key for ask in batch])
                     self.answers.add(self._answer(batch))
-                    self.pictures.flush()
+                    self.images.flush()
                 done += len(batch)
                 if self._progress is not None:
                     self._progress(done, total)
@@ -177,10 +177,10 @@ class AnyloomLmms(lmms):
     def _asks(self, requests: list[Instance]) -> list[Ask]:
         """Every request with its identity: checkpoint, task file, harness, prompt, image, decoding. Raises AnyloomError for a task that samples."""
         files: dict[tuple[str, str], Callable[[int], list[Callable[[], bytes]]]] = {}
-        shown = self.pictures.under([self._picture(request, files) for request in requests], self.condition, self.seed)
+        shown = self.images.under([self._image(request, files) for request in requests], self.condition, self.seed)
         tasks: dict[int, str] = {}
         asks = []
-        for request, picture in zip(requests, shown, strict=True):
+        for request, image in zip(requests, shown, strict=True):
             text, options, doc_to_visual, doc_id, name, split = request.args
             if options.get("do_sample") and options.get("temperature") != 0:
                 raise AnyloomError(f"{name} draws its answers at random; the anyloom model writes the likeliest tokens: set do_sample to false in the task")
@@ -188,18 +188,18 @@ class AnyloomLmms(lmms):
             if id(task) not in tasks:
                 tasks[id(task)], self._task = _task_identity(task), task
             until, limit = options.get("until") or (), int(options.get("max_new_tokens", MAX_NEW_TOKENS))
-            identity = [picture, text, limit, self.condition, self.caption_turn, self.digest, tasks[id(task)]]
-            ask = Ask(fingerprint(identity), picture, text, (until,) if isinstance(until, str) else tuple(until), limit)
+            identity = [image, text, limit, self.condition, self.caption_turn, self.digest, tasks[id(task)]]
+            ask = Ask(fingerprint(identity), image, text, (until,) if isinstance(until, str) else tuple(until), limit)
             self.asked[split, doc_id], self.prompts[split, doc_id] = ask.key, text
             asks.append(ask)
         return asks
 
-    def _picture(self, request: Instance, files: dict[tuple[str, str], Callable[[int], list[Callable[[], bytes]]]]) -> str:
+    def _image(self, request: Instance, files: dict[tuple[str, str], Callable[[int], list[Callable[[], bytes]]]]) -> str:
         _, _, doc_to_visual, doc_id, task, split = request.args
         documents = self.task_dict[task][split]
         if (task, split) not in files:
             files[task, split] = image_files(documents) if self._by_bytes else lambda _: []
-        return self.pictures.known(f"{task} document {doc_id}", lambda: doc_to_visual(documents[doc_id]) or [], files[task, split](doc_id))
+        return self.images.known(f"{task} document {doc_id}", lambda: doc_to_visual(documents[doc_id]) or [], files[task, split](doc_id))
 
     def _answer(self, batch: Sequence[Ask]) -> dict[str, Reply]:
         from mmcore.types import Question
@@ -209,7 +209,7 @@ class AnyloomLmms(lmms):
                 text=ask.text,
                 media_key=ask.shown,
                 modality="image" if ask.shown else None,
-                features_NE=self.pictures.features(ask.shown) if ask.shown else None,
+                features_NE=self.images.features(ask.shown) if ask.shown else None,
             )
             for ask in batch
         ]

@@ -41,7 +41,7 @@ def _vqa(root: Path) -> Artifact:
             doc_key=f"t-{i}#0",
             question_id=i,
             image_id=i,
-            picture=f"media/{i % 8}.png",
+            image=f"media/{i % 8}.png",
             question="<b>is it red?</b>",
             answer=("yes", "no", "red", "circle")[i % 4],
         )
@@ -53,7 +53,7 @@ def _vqa(root: Path) -> Artifact:
                 "run_condition": condition,
                 "doc_key": q.doc_key,
                 "question_id": q.question_id,
-                "picture": q.picture,
+                "picture": q.image,
                 "question": q.question,
                 "answer_type": ("yes/no", "yes/no", "colour", "shape")[i % 4],
                 "target": q.answer,
