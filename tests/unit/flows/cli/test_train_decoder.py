@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evals.generation.picture_grid import FRAME, GAP, LABEL_HEIGHT, LABEL_WIDTH, RIGHT, UNMARKED, WRONG, grid_png
+from evals.generation.image_grid import FRAME, GAP, LABEL_HEIGHT, LABEL_WIDTH, RIGHT, UNMARKED, WRONG, grid_png
 from evals.generation.picture_judge import right, split
 from flows.cli.main import build_parser, main
 from infra.plan import topological

@@ -42,7 +42,7 @@ BLOCK_ROWS = {
 }
 
 
-def pictures_section(page: RunPage, artifact: Artifact) -> str:
+def images_section(page: RunPage, artifact: Artifact) -> str:
     """The section."""
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
     rows: list[list[str]] = []

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from evals.pages.page import metrics_of, paragraph, section, source_note, table
 from evals.pages.run.context import RunPage
-from evals.pages.run.pictures import interval_cell
+from evals.pages.run.images import interval_cell
 from infra.step import Artifact
 
 WORD_ROWS = {
