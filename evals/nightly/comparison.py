@@ -114,7 +114,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Rows of COMPARISONS: every task and condition that both runs have, all samples and each answer type.
 
-    rows_a, rows_b: rows of the sample table (task, condition, doc_key, question_id, question, picture, target, answer_type, score and, if it has one,
+    rows_a, rows_b: rows of the sample table (task, condition, doc_key, question_id, question, `picture`, target, answer_type, score and, if it has one,
     cluster).
     fingerprints_a, fingerprints_b: task -> history_fingerprint. made: when, naive UTC. scored: the scores that both runs have; None: those of every task.
     across_fingerprints: compare although the task, data, scorer or harness differ; the rows then carry both fingerprints. draws, seed: of the bootstrap and
