@@ -13,7 +13,7 @@ import numpy as np
 from mmcore.types import Medium
 
 BLANK = "blank"
-SECONDS, FRAMES_HZ, SIDE, SOUND_HZ = 1.5, 12, 224, 16_000
+SECONDS, FRAMES_HZ, SIDE, AUDIO_HZ = 1.5, 12, 224, 16_000
 """Of videos and audio clips; frames per second; pixels; samples per second."""
 
 
@@ -28,6 +28,6 @@ def blank_medium(modality: str, work: Path) -> bytes:
         Image.new("RGB", (SIDE, SIDE), "white").save(buffer, "PNG")
         return buffer.getvalue()
     white = np.full((round(SECONDS * FRAMES_HZ), SIDE, SIDE, 3), 255, np.uint8)
-    silence = np.zeros(round(SECONDS * SOUND_HZ), np.float32)
-    made = Medium("video", white, FRAMES_HZ) if modality == "video" else Medium("audio", silence, SOUND_HZ)
+    silence = np.zeros(round(SECONDS * AUDIO_HZ), np.float32)
+    made = Medium("video", white, FRAMES_HZ) if modality == "video" else Medium("audio", silence, AUDIO_HZ)
     return write_media(made, work / BLANK).read_bytes()

@@ -245,7 +245,7 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         run="evals.generation.pictures:run",
         config=lambda facts: facts.settings.get("eval_pictures"),
         inputs=("image_decoder", "picture_judge", "shards_cc3m", "shards_instruct"),
-        section="evals.pages.run.pictures:pictures_section",
+        section="evals.pages.run.images:images_section",
         gpus=0,
     ),
     Evaluation(
@@ -253,7 +253,7 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         run="evals.generation.drawing:run",
         config=lambda facts: facts.settings.get("eval_drawing") if facts.decoders.get("image") == TRAINED else None,
         inputs=("export", "picture_judge", "shards_cc3m", "shards_instruct"),
-        section="evals.pages.run.pictures:drawing_section",
+        section="evals.pages.run.images:drawing_section",
         revision=2,
     ),
     Evaluation(
@@ -261,7 +261,7 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         run="evals.generation.speaking:run",
         config=lambda facts: facts.settings.get("eval_speaking") if facts.decoders.get("audio") == VOICE else None,
         inputs=("export=export_early", "voice=weights_decoder_audio", "speech_judge", "shards_instruct"),
-        section="evals.pages.run.sounds:speaking_section",
+        section="evals.pages.run.speaking:speaking_section",
         revision=2,
     ),
     Evaluation(

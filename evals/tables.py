@@ -178,7 +178,7 @@ RETRIEVAL_SAMPLES = pa.schema(
 media_group: media that share a caption, the unit that the bootstrap draws.
 rank: of the best correct candidate, from 1; correct: how many of the candidates are."""
 
-PICTURE_SAMPLES = pa.schema(
+IMAGE_SAMPLES = pa.schema(
     [
         ("made_as", pa.string()),
         ("prompt", pa.string()),
@@ -225,7 +225,7 @@ DRAWING_SAMPLES = pa.schema(
         ("both_of_other", pa.float64()),
     ]
 )
-"""As PICTURE_SAMPLES; drawn: 1 when the model drew anything; *_of_other: the same image judged against other_concept."""
+"""As IMAGE_SAMPLES; drawn: 1 when the model drew anything; *_of_other: the same image judged against other_concept."""
 
 SPEAKING_REPLIES = pa.schema([*DRAWING_REPLIES, ("pictures", pa.int64())])
 """images: whole signal blocks of images in the reply."""

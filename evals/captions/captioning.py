@@ -237,15 +237,15 @@ def _vocabularies(ctx: StepContext[CaptioningEvalConfig]) -> dict[str, tuple[str
     """Dataset of images -> its object words. Raises AnyloomError for captions without any."""
 
     config = ctx.config
-    pictures = [dataset for modality, dataset in config.datasets if modality == "image"]
+    datasets = [dataset for modality, dataset in config.datasets if modality == "image"]
     found: dict[str, tuple[str, ...]] = {config.asked_source: EASYVQA_WORDS} if config.asked_source else {}
-    if pictures:
+    if datasets:
         shards = ShardSet(ctx.inputs[SHARDS["image"]].path, ctx.stores)
         texts = [text for name in config.vocabulary for meta in shards.metas(sorted(shards.keys(source=name))) for text in meta["texts"]]
         words = vocabulary_of(texts)
         if not words:
             raise AnyloomError(f"{ctx.name}: the captions of {', '.join(config.vocabulary)} have no words: name other datasets in vocabulary")
-        found |= dict.fromkeys(pictures, words)
+        found |= dict.fromkeys(datasets, words)
     return found
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.config import DrawingEvalConfig
+from evals.generation.config import DrawingEvalConfig
 from evals.generation.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
-from evals.generation.picture_grid import grid_png
+from evals.generation.image_grid import grid_png
 from evals.generation.picture_judge import right
 from evals.generation.requests import (
     AFTER,
@@ -32,7 +32,7 @@ from evals.generation.requests import (
     answered,
     block_metrics,
     concept_requests,
-    picture_questions,
+    image_questions,
     reply,
 )
 from evals.statistics.intervals import Interval, derangement, mean_interval, paired_interval
@@ -64,7 +64,7 @@ def run(ctx: StepContext[DrawingEvalConfig]) -> Mapping[str, Any]:
     answers = answered(ctx, generator, prompts)
     replies = [reply(prompt, answer, MODALITY) for prompt, answer in zip(prompts, answers, strict=True)]
     samples, pixels = _drawn(ctx, prompts, answers)
-    metrics = block_metrics(config, replies) + picture_metrics(config, samples)
+    metrics = block_metrics(config, replies) + image_metrics(config, samples)
     write_table(ctx.output / "replies.parquet", replies, DRAWING_REPLIES)
     write_table(ctx.output / "samples.parquet", samples, DRAWING_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
@@ -86,7 +86,7 @@ def prompts_of(ctx: StepContext[DrawingEvalConfig]) -> list[Prompt]:
         found += concept_requests(name, wordings, config.draws, config.seed)
     found += [Prompt(condition="asked_other", text=NEW_REQUESTS_OF[i % len(NEW_REQUESTS_OF)].format(caption)) for i, caption in enumerate(_other_captions(ctx))]
     found += [Prompt(condition="talk", text=text) for text in TALK]
-    questions = picture_questions(ctx)
+    questions = image_questions(ctx)
     return found + questions + after_questions(concept_requests(AFTER, NEW_REQUESTS, 1, config.seed), questions)
 
 
@@ -122,7 +122,7 @@ def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answe
         chunk = ready[start : start + config.batch]
         media = drawer.draw([blocks[i][0] for i in chunk], [config.seed + i for i in chunk])
         made |= {i: medium.data for i, medium in zip(chunk, media, strict=True)}
-        ctx.progress(start + len(chunk), len(ready), "pictures drawn")
+        ctx.progress(start + len(chunk), len(ready), "images drawn")
     side = next(iter(made.values())).shape[0] if made else 32
     pixels = np.stack([made.get(i, np.full((side, side, 3), 255, np.uint8)) for i in chosen]).transpose(0, 3, 1, 2)
     judge = load_judge(ctx.inputs["picture_judge"].path)
@@ -165,7 +165,7 @@ def _grid(name: str, samples: Sequence[Mapping[str, Any]], pixels: np.ndarray) -
 # ---- metrics --------------------------------------------------------------------------------------------------------
 
 
-def picture_metrics(config: DrawingEvalConfig, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def image_metrics(config: DrawingEvalConfig, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """judged_right by part: each condition, the same images against another request's concept, the paired difference, and exact chance."""
 
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}

@@ -51,17 +51,17 @@ class Extractor:
 
     def vectors(self, media: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
         """(vectors [M', E] float32, the medium each is of): M' is M, for videos M times the frames. Raises MediaError."""
-        items = list(media) if self._modality != "video" else [frame for clip in media for frame in frames_of(clip, self._frames)]
+        items = list(media) if self._modality != "video" else [frame for video in media for frame in frames_of(video, self._frames)]
         owners = [i for i in range(len(media)) for _ in range(self._frames if self._modality == "video" else 1)]
         features = self._encoder.encode(items)
         return np.stack([np.asarray(array, np.float32).mean(0) for array in features]), owners
 
 
-def frames_of(clip: bytes, count: int) -> list[bytes]:
+def frames_of(video: bytes, count: int) -> list[bytes]:
     """Frames of a video, evenly spread, as PNG."""
     from mmcore.media.decode import decode_video_frames
 
-    return [_png(np.asarray(frame)) for frame in decode_video_frames(clip, count)]
+    return [_png(np.asarray(frame)) for frame in decode_video_frames(video, count)]
 
 
 def scrambled(modality: str, data: bytes, seed: int, frames: int) -> bytes | list[bytes]:
@@ -74,10 +74,10 @@ def scrambled(modality: str, data: bytes, seed: int, frames: int) -> bytes | lis
         return wav(draws.permutation(samples), hz)
     from mmcore.media.decode import decode_image
 
-    pictures = [data] if modality == "image" else frames_of(data, frames)
+    images = [data] if modality == "image" else frames_of(data, frames)
     mixed = []
-    for picture in pictures:
-        pixels = np.asarray(decode_image(picture).convert("RGB"))
+    for image in images:
+        pixels = np.asarray(decode_image(image).convert("RGB"))
         mixed.append(_png(draws.permutation(pixels.reshape(-1, 3)).reshape(pixels.shape)))
     return mixed[0] if modality == "image" else mixed
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from evals.config import ASKED, FORCED, GenerationEvalConfig
+from evals.generation.config import ASKED, FORCED, GenerationEvalConfig
 from evals.generation.prompts import Request, requests_of
 from evals.generation.scores import Scored, scored
 from evals.journal import Journal

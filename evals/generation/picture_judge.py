@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.config import JudgeConfig
+from evals.generation.config import JudgeConfig
 from evals.statistics.intervals import wilson
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_atomic

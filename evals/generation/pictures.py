@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.config import PicturesEvalConfig
-from evals.generation.picture_grid import grid_png
+from evals.generation.config import PicturesEvalConfig
+from evals.generation.image_grid import grid_png
 from evals.generation.picture_judge import SPLIT, right
 from evals.statistics.intervals import Interval, mean_interval, paired_interval
-from evals.tables import METRICS, PICTURE_SAMPLES, metric_row, write_table
+from evals.tables import IMAGE_SAMPLES, METRICS, metric_row, write_table
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, write_atomic
 from mmcore.concepts.shapes import COLOURS, CONCEPTS, NEW_WORDINGS, SHAPES, WORDINGS, asked_crops, captioned_crops
@@ -79,7 +79,7 @@ def run(ctx: StepContext[PicturesEvalConfig]) -> Mapping[str, Any]:
     metrics = _metrics(config, samples)
     metrics += [row for name, pixels in ceilings.items() for row in _ceiling(config, name, real, judged(judge, pixels))]
     metrics += _memorised(config, samples, nearest(through, train)[1])
-    write_table(ctx.output / "samples.parquet", [row for rows in samples.values() for row in rows], PICTURE_SAMPLES)
+    write_table(ctx.output / "samples.parquet", [row for rows in samples.values() for row in rows], IMAGE_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     for name, made in drawn.items():
         write_atomic(ctx.output / f"{name}.png", _grid(made, samples[name], config.draws))
@@ -118,7 +118,7 @@ def _draw(ctx: StepContext[PicturesEvalConfig], pipeline: Any, condition: str, b
     for start in range(0, len(prompts), config.batch):
         rows = slice(start, min(start + config.batch, len(prompts)))
         made.append(sample(pipeline, states[:-1][rows], states[-1], noise[rows], config.steps, config.guidance))
-        ctx.progress(before * len(prompts) + rows.stop, len(CONDITIONS) * len(prompts), f"pictures, {condition}")
+        ctx.progress(before * len(prompts) + rows.stop, len(CONDITIONS) * len(prompts), f"images, {condition}")
     return Drawn(prompts=prompts, concepts=concepts, pixels=torch.cat(made))
 
 
@@ -126,7 +126,7 @@ def _draw(ctx: StepContext[PicturesEvalConfig], pipeline: Any, condition: str, b
 
 
 def _samples(name: str, drawn: Drawn, seen: tuple[np.ndarray, np.ndarray], train: Crops) -> list[dict[str, Any]]:
-    """Rows of PICTURE_SAMPLES."""
+    """Rows of IMAGE_SAMPLES."""
 
     scores = right(drawn.concepts, *seen)
     rows_N, rmse_N = nearest(drawn.pixels, train)

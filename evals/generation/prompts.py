@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.config import GenerationEvalConfig
+from evals.generation.config import GenerationEvalConfig
 from evals.generation.drawing_prompts import NEW_REQUESTS as DRAW_CONCEPTS
 from evals.generation.drawing_prompts import NEW_REQUESTS_OF as DRAW
 from evals.generation.requests import concept_requests

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from evals.config import DrawingEvalConfig, SpeakingEvalConfig
+from evals.generation.config import DrawingEvalConfig, SpeakingEvalConfig
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
 from infra.step import StepContext
@@ -61,7 +61,7 @@ def concept_requests(condition: str, wordings: Sequence[str], draws: int, seed: 
     return [Prompt(condition=condition, text=CONCEPTS[number].worded(wordings[which]), concept=int(number)) for number, which in pairs]
 
 
-def picture_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig]) -> list[Prompt]:
+def image_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig]) -> list[Prompt]:
     """The first question of each of a seeded draw (config.questions, seed) of the test images of config.questions_source."""
     import json
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.config import ASKED, GenerationEvalConfig
+from evals.generation.config import ASKED, GenerationEvalConfig
 from evals.generation.distance_rows import Vectors, distance_rows
 from evals.generation.extractors import FOLDERS, Extractor, SharedSpace, scrambled, shares_space
 from evals.generation.picture_judge import right
@@ -115,7 +115,7 @@ def _judged(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group)
         return
     from mmcore.concepts.shapes import CONCEPTS
 
-    judge = _pictures_right if group.modality == "image" else _sounds_right
+    judge = _images_right if group.modality == "image" else _audio_right
     order = derangement([(str(request.concept),) for request in group.requests], ctx.config.seed)
     others = [group.requests[place].concept for place in order]
     judge(ctx, group, others)
@@ -133,7 +133,7 @@ def _judged(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group)
     found.add(rows, meant, BOOTSTRAP, extractor=name, extractor_sha256=ctx.inputs[name].digest)
 
 
-def _pictures_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
+def _images_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
     """Fill in seen, right and right_of_other of the made images."""
     import torch
 
@@ -153,7 +153,7 @@ def _pictures_right(ctx: StepContext[GenerationEvalConfig], group: Group, others
         group.rows[place] |= {"seen": text, "right": float(own[number]), "right_of_other": float(other[number])}
 
 
-def _sounds_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
+def _audio_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
     """The same of the made audio clips, from what is heard in them."""
     from mmcore.concepts.speech_judge import SpeechJudge
 
@@ -196,7 +196,7 @@ def _compared(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Grou
     mixed = [scrambled(group.modality, data, row["seed"], config.frames) for data, row in zip(media, made, strict=True)]
     if group.modality == "video":
         frames = Extractor(spec, weights, "image", 1, device)
-        flat = [frame for clip in mixed for frame in clip]
+        flat = [frame for video in mixed for frame in video]
         noise = Vectors.of(frames, flat, [row["cluster"] for row in made for _ in range(config.frames)])
     else:
         noise = Vectors.of(extractor, mixed, [row["cluster"] for row in made])
@@ -207,10 +207,10 @@ def _compared(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Grou
         found.add([row], definition, JACKKNIFE, extractor=extractor.name, extractor_sha256=extractor.sha256, **known)
 
 
-def _side(picture: bytes) -> int:
+def _side(image: bytes) -> int:
     from mmcore.media.decode import decode_image
 
-    return min(decode_image(picture).size)
+    return min(decode_image(image).size)
 
 
 def _clipscored(

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.config import SpeakingEvalConfig
+from evals.generation.config import SpeakingEvalConfig
 from evals.generation.drawing_prompts import NEW_REQUESTS as NEW_DRAWINGS
 from evals.generation.drawing_prompts import TALK
-from evals.generation.requests import AFTER, JUDGED, WORDED, Prompt, after_questions, answered, block_metrics, concept_requests, picture_questions, reply
+from evals.generation.requests import AFTER, JUDGED, WORDED, Prompt, after_questions, answered, block_metrics, concept_requests, image_questions, reply
 from evals.generation.speaking_prompts import NEW_REQUESTS
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import METRICS, SPEAKING_REPLIES, SPEAKING_SAMPLES, metric_row, write_table
@@ -58,9 +58,9 @@ def run(ctx: StepContext[SpeakingEvalConfig]) -> Mapping[str, Any]:
         reply(prompt, answer, MODALITY) | {"pictures": sum(block.modality == "image" for block in answer.blocks)}
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    sounds = _sounds(ctx, prompts, answers)
-    samples = rows_of(config, prompts, _heard(ctx, sounds), _kept(ctx, sounds))
-    metrics = block_metrics(config, replies, JUDGED, QUIET, MODALITY) + picture_blocks(config, replies) + word_metrics(config, samples)
+    audio = _audio(ctx, prompts, answers)
+    samples = rows_of(config, prompts, _heard(ctx, audio), _kept(ctx, audio))
+    metrics = block_metrics(config, replies, JUDGED, QUIET, MODALITY) + image_blocks(config, replies) + word_metrics(config, samples)
     write_table(ctx.output / "replies.parquet", replies, SPEAKING_REPLIES)
     write_table(ctx.output / "samples.parquet", samples, SPEAKING_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
@@ -79,11 +79,11 @@ def prompts_of(ctx: StepContext[SpeakingEvalConfig]) -> list[Prompt]:
     found: list[Prompt] = []
     for name, wordings in zip(WORDED, (NEW_REQUESTS, trained), strict=True):
         found += concept_requests(name, wordings, config.draws, config.seed)
-    pictures = concept_requests("asked_for_a_picture", NEW_DRAWINGS, 1, config.seed)
-    picks = np.random.default_rng(config.seed).permutation(len(pictures))[: config.questions]
+    others = concept_requests("asked_for_a_picture", NEW_DRAWINGS, 1, config.seed)
+    picks = np.random.default_rng(config.seed).permutation(len(others))[: config.questions]
     found += [Prompt(condition="talk", text=text) for text in TALK]
-    questions = picture_questions(ctx)
-    found += [pictures[i] for i in sorted(picks.tolist())] + questions
+    questions = image_questions(ctx)
+    found += [others[i] for i in sorted(picks.tolist())] + questions
     return found + after_questions(concept_requests(AFTER, NEW_REQUESTS, 1, config.seed), questions)
 
 
@@ -93,7 +93,7 @@ Place = tuple[str, int]
 """(condition, number of the prompt; for `voice` of the concept)."""
 
 
-def _sounds(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[Place, bytes]:
+def _audio(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[Place, bytes]:
     """The .wav of every request that got an audio clip, then of every concept as the voice itself says it."""
     from mmcore.concepts.shapes import CONCEPTS
     from mmcore.decoders.sampling import generate
@@ -106,39 +106,39 @@ def _sounds(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], ans
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         blocks = [block for block in answer.blocks if block.modality == MODALITY]
         if prompt.condition in JUDGED and blocks:
-            (sound,) = drawer.draw(blocks[:1], [config.seed + number])
-            made[prompt.condition, number] = wav(sound.data, sound.rate_hz)
+            (medium,) = drawer.draw(blocks[:1], [config.seed + number])
+            made[prompt.condition, number] = wav(medium.data, medium.rate_hz)
         ctx.progress(number + 1, len(prompts), "requests spoken")
     directory = ctx.inputs["voice"].path / "pipeline"
     voice = load_decoder(directory)
     streams, _ = encode_texts(directory, [concept.caption for concept in CONCEPTS], contract=voice.contract)
-    for number, sound in enumerate(generate(voice, voice.condition(*streams), [config.seed] * len(CONCEPTS))):
-        made[VOICE, number] = wav(sound.data, sound.rate_hz)
+    for number, medium in enumerate(generate(voice, voice.condition(*streams), [config.seed] * len(CONCEPTS))):
+        made[VOICE, number] = wav(medium.data, medium.rate_hz)
     return made
 
 
-def _heard(ctx: StepContext[SpeakingEvalConfig], sounds: Mapping[Place, bytes]) -> dict[Place, str]:
+def _heard(ctx: StepContext[SpeakingEvalConfig], audio: Mapping[Place, bytes]) -> dict[Place, str]:
     """What the judge writes down of each audio clip."""
     from mmcore.concepts.speech_judge import SpeechJudge
 
     config = ctx.config
-    judge, places = SpeechJudge(ctx.inputs["speech_judge"].path, config.heard_s), list(sounds)
+    judge, places = SpeechJudge(ctx.inputs["speech_judge"].path, config.heard_s), list(audio)
     heard: dict[Place, str] = {}
     for start in range(0, len(places), config.batch):
         rows = places[start : start + config.batch]
-        heard |= dict(zip(rows, judge.hear([sounds[place] for place in rows]), strict=True))
-        ctx.progress(start + len(rows), len(places), "sounds heard")
+        heard |= dict(zip(rows, judge.hear([audio[place] for place in rows]), strict=True))
+        ctx.progress(start + len(rows), len(places), "audio clips heard")
     return heard
 
 
-def _kept(ctx: StepContext[SpeakingEvalConfig], sounds: Mapping[Place, bytes]) -> dict[Place, str]:
+def _kept(ctx: StepContext[SpeakingEvalConfig], audio: Mapping[Place, bytes]) -> dict[Place, str]:
     """Write a seeded draw of the audio clips asked for in new wordings -> their file names."""
     config = ctx.config
-    places = sorted(place for place in sounds if place[0] == JUDGED[0])
+    places = sorted(place for place in audio if place[0] == JUDGED[0])
     picks = np.random.default_rng(config.seed).permutation(len(places))[: config.shown]
     kept = {places[i]: f"sounds/{places[i][1]:03d}.wav" for i in sorted(picks.tolist())}
     for place, name in kept.items():
-        write_atomic(ctx.output / name, sounds[place])
+        write_atomic(ctx.output / name, audio[place])
     return kept
 
 
@@ -186,7 +186,7 @@ def rows_of(config: SpeakingEvalConfig, prompts: Sequence[Prompt], heard: Mappin
 # ---- metrics --------------------------------------------------------------------------------------------------------
 
 
-def picture_blocks(config: SpeakingEvalConfig, replies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def image_blocks(config: SpeakingEvalConfig, replies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """emits_block of images: asked for one (as it should be), and asked for an audio clip (as it should not)."""
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed, "proportion": True}
     rows = []

@@ -13,9 +13,7 @@ import argparse
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +24,9 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
 from evals.harness.answers import AnswerFile, Reply
+from evals.harness.asks import BUCKET, Ask, batches_of, image_files
 from evals.harness.features import FeatureSource, KeptFeatures, StoredFeatures, exported_encoder
-from evals.harness.shown import CONDITIONS, Pictures
+from evals.harness.shown import CONDITIONS, ShownImages
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import digest_tree
@@ -35,8 +34,6 @@ from infra.storage import digest_tree
 __all__ = ["CONDITIONS", "AnyloomLmms", "harness_version", "manifest", "mmbench_hits", "run_lmms"]
 MAX_NEW_TOKENS = 128
 """Limit of an answer where the task sets none."""
-BUCKET = 64
-"""Images whose questions are within this many characters of each other are answered together."""
 
 
 def manifest() -> Any:
@@ -55,18 +52,6 @@ class GeneratorLike(Protocol):
     def encode(self, modality: str, data: bytes) -> np.ndarray: ...
 
     def answer(self, items: list[Any], *, max_new_tokens: int = 16, caption_turn: bool | None = None) -> list[Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    """One request as the model sees it."""
-
-    key: str
-    shown: str
-    """Identity of the image that is shown; "" without one."""
-    text: str
-    until: tuple[str, ...]
-    max_new_tokens: int
 
 
 class AnyloomLmms(lmms):
@@ -121,7 +106,7 @@ class AnyloomLmms(lmms):
         self._generator = generator
         self.caption_turn, self.condition, self.seed, self.chunk = modes[str(caption_turn).lower()], condition, int(seed), int(chunk)
         self.digest, self.answers, self._progress = digest, AnswerFile(Path(answers) if answers else None), progress
-        self.pictures = Pictures(partial(generator.encode, "image"), sources, kept, int(media_threads))
+        self.images = ShownImages(partial(generator.encode, "image"), sources, kept, int(media_threads))
         self._by_bytes, self._bucket = by_bytes, int(bucket)
         self.batch_size_per_gpu = 1
         self.asked: dict[tuple[str, int], str] = {}
@@ -143,12 +128,12 @@ class AnyloomLmms(lmms):
             bucket=self._bucket,
             progress=progress,
         )
-        other.answers, other.pictures = self.answers, self.pictures
+        other.answers, other.images = self.answers, self.images
         return other
 
     def clean(self) -> None:
         """Keep the model: the harness would delete its modules after the first task."""
-        self.pictures.forget()
+        self.images.forget()
 
     def packaged_score(self, metric: str, item: Any) -> float:
         """What the last task's packaged scorer gives one answer: its number, or its aggregation over that answer alone."""
@@ -167,55 +152,35 @@ class AnyloomLmms(lmms):
         next batch are decoded and encoded meanwhile.
         """
         asks = self._asks(requests)
-        batches = self._batches(asks)
+        batches = batches_of(asks, self.chunk, self._bucket)
         total = sum(map(len, batches))
         todo = [any(ask.key not in self.answers.replies for ask in batch) for batch in batches]
         done = 0
-        with self.pictures.ahead():
+        with self.images.ahead():
             for number, batch in enumerate(batches):
                 if todo[number]:
                     following = next((batches[n] for n in range(number + 1, len(batches)) if todo[n]), [])
-                    self.pictures.prepare(ask.shown for ask in (*batch, *following))
+                    self.images.prepare(ask.shown for ask in (*batch, *following))
                     self.answers.begin([ask.key for ask in batch])
                     self.answers.add(self._answer(batch))
-                    self.pictures.flush()
+                    self.images.flush()
                 done += len(batch)
                 if self._progress is not None:
                     self._progress(done, total)
         return [self._result(ask) for ask in asks]
 
-    def _batches(self, asks: Sequence[_Ask]) -> list[list[_Ask]]:
-        """Distinct asks cut into chunks. Images with equally many questions, about as long, stand together: their rows are equally long."""
-        by_key = {ask.key: ask for ask in asks}
-        num_asked, characters = Counter[str](), Counter[str]()
-        for ask in by_key.values():
-            num_asked[ask.shown] += 1
-            characters[ask.shown] += len(ask.text)
-
-        def order(ask: _Ask) -> tuple[int, int, int, str, str]:
-            length = characters[ask.shown] if ask.shown else len(ask.text)
-            return ask.max_new_tokens, num_asked[ask.shown], length // self._bucket if self._bucket else 0, ask.shown, ask.text
-
-        distinct = sorted(by_key.values(), key=order)
-        batches: list[list[_Ask]] = []
-        for ask in distinct:
-            if not batches or len(batches[-1]) == self.chunk or batches[-1][0].max_new_tokens != ask.max_new_tokens:
-                batches.append([])
-            batches[-1].append(ask)
-        return batches
-
-    def _result(self, ask: _Ask) -> GenerationResult:
+    def _result(self, ask: Ask) -> GenerationResult:
         reply = self.answers.replies[ask.key]
         text = min((reply.text.split(stop)[0] for stop in ask.until if stop), key=len, default=reply.text)
         return GenerationResult(text=text, token_counts=TokenCounts(input_tokens=reply.num_input_tokens, output_tokens=reply.num_tokens))
 
-    def _asks(self, requests: list[Instance]) -> list[_Ask]:
+    def _asks(self, requests: list[Instance]) -> list[Ask]:
         """Every request with its identity: checkpoint, task file, harness, prompt, image, decoding. Raises AnyloomError for a task that samples."""
         files: dict[tuple[str, str], Callable[[int], list[Callable[[], bytes]]]] = {}
-        shown = self.pictures.under([self._picture(request, files) for request in requests], self.condition, self.seed)
+        shown = self.images.under([self._image(request, files) for request in requests], self.condition, self.seed)
         tasks: dict[int, str] = {}
         asks = []
-        for request, picture in zip(requests, shown, strict=True):
+        for request, image in zip(requests, shown, strict=True):
             text, options, doc_to_visual, doc_id, name, split = request.args
             if options.get("do_sample") and options.get("temperature") != 0:
                 raise AnyloomError(f"{name} draws its answers at random; the anyloom model writes the likeliest tokens: set do_sample to false in the task")
@@ -223,20 +188,20 @@ class AnyloomLmms(lmms):
             if id(task) not in tasks:
                 tasks[id(task)], self._task = _task_identity(task), task
             until, limit = options.get("until") or (), int(options.get("max_new_tokens", MAX_NEW_TOKENS))
-            identity = [picture, text, limit, self.condition, self.caption_turn, self.digest, tasks[id(task)]]
-            ask = _Ask(fingerprint(identity), picture, text, (until,) if isinstance(until, str) else tuple(until), limit)
+            identity = [image, text, limit, self.condition, self.caption_turn, self.digest, tasks[id(task)]]
+            ask = Ask(fingerprint(identity), image, text, (until,) if isinstance(until, str) else tuple(until), limit)
             self.asked[split, doc_id], self.prompts[split, doc_id] = ask.key, text
             asks.append(ask)
         return asks
 
-    def _picture(self, request: Instance, files: dict[tuple[str, str], Callable[[int], list[Callable[[], bytes]]]]) -> str:
+    def _image(self, request: Instance, files: dict[tuple[str, str], Callable[[int], list[Callable[[], bytes]]]]) -> str:
         _, _, doc_to_visual, doc_id, task, split = request.args
         documents = self.task_dict[task][split]
         if (task, split) not in files:
-            files[task, split] = _picture_files(documents) if self._by_bytes else lambda _: []
-        return self.pictures.known(f"{task} document {doc_id}", lambda: doc_to_visual(documents[doc_id]) or [], files[task, split](doc_id))
+            files[task, split] = image_files(documents) if self._by_bytes else lambda _: []
+        return self.images.known(f"{task} document {doc_id}", lambda: doc_to_visual(documents[doc_id]) or [], files[task, split](doc_id))
 
-    def _answer(self, batch: Sequence[_Ask]) -> dict[str, Reply]:
+    def _answer(self, batch: Sequence[Ask]) -> dict[str, Reply]:
         from mmcore.types import Question
 
         items = [
@@ -244,7 +209,7 @@ class AnyloomLmms(lmms):
                 text=ask.text,
                 media_key=ask.shown,
                 modality="image" if ask.shown else None,
-                features_NE=self.pictures.features(ask.shown) if ask.shown else None,
+                features_NE=self.images.features(ask.shown) if ask.shown else None,
             )
             for ask in batch
         ]
@@ -269,29 +234,6 @@ def _task_identity(task: Any) -> str:
     told = {key: value for key, value in config.items() if not key.startswith("dataset_")}
     text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(told, sort_keys=True, default=str))
     return hashlib.sha256(f"{harness_version()}\n{text}".encode()).hexdigest()
-
-
-def _picture_files(documents: Any) -> Callable[[int], list[Callable[[], bytes]]]:
-    """Document number -> how to read the image files in it, undecoded; none when its images are not plain columns."""
-    from datasets import Image
-
-    features = getattr(documents, "features", None) or {}
-    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if not columns:
-        return lambda _: []
-    undecoded = documents.select_columns(columns)
-    for name in columns:
-        undecoded = undecoded.cast_column(name, Image(decode=False))
-
-    def read(number: int, name: str) -> bytes:
-        cell = undecoded[number][name]
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-
-    def files(number: int) -> list[Callable[[], bytes]]:
-        row = undecoded[number]
-        return [partial(read, number, name) for name in columns if row[name] is not None]
-
-    return files
 
 
 def run_lmms(task_yaml_dir: Path, task: str, model: lmms, limit: int | None = None, scratch: Path | None = None) -> dict[str, Any]:

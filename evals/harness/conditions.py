@@ -12,7 +12,7 @@ from evals.config import CONDITIONS
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json
 
-PICTURES = {"helped": "right", "plain_prompt": "right", "blank": "blank", "shuffled": "shuffled"}
+SHOWN = {"helped": "right", "plain_prompt": "right", "blank": "blank", "shuffled": "shuffled"}
 """run condition -> what the model is shown."""
 
 CAPTION_TURN = {"helped": True, "plain_prompt": False, "blank": None, "shuffled": None}

@@ -38,7 +38,7 @@ class _Source:
     raw: Callable[[], bytes] | None
 
 
-class Pictures:
+class ShownImages:
     """Images by identity; `encode` makes features of an image's bytes, `sources` are asked before it, `kept` remembers what it made."""
 
     def __init__(self, encode: Callable[[bytes], np.ndarray], sources: Sequence[FeatureSource] = (), kept: KeptFeatures | None = None, threads: int = 2):
@@ -94,8 +94,8 @@ class Pictures:
         from PIL import Image
 
         raw = self._source[sha].raw if sha in self._source else None
-        with Image.open(io.BytesIO(raw() if raw else self._bytes[sha])) as picture:
-            return self._keep(_png(Image.new("RGB", picture.size, "white")))
+        with Image.open(io.BytesIO(raw() if raw else self._bytes[sha])) as image:
+            return self._keep(_png(Image.new("RGB", image.size, "white")))
 
     # ---- features ---------------------------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ def _only(where: str, shown: list[Any]) -> Any:
     return shown[0]
 
 
-def _png(picture: Any) -> bytes:
+def _png(image: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, format="PNG")
+    image.convert("RGB").save(buffer, format="PNG")
     return buffer.getvalue()

@@ -22,13 +22,13 @@ SIDE = 240
 """Longest side of a preview in pixels."""
 FRAMES = 4
 """Frames shown of a video, in two rows."""
-MAX_SOUND_BYTES = 400_000
+MAX_AUDIO_BYTES = 400_000
 """A larger audio file is named, not put into the sheet."""
-SOUND_TYPES = {"ogg": "audio/ogg", "flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg", "m4a": "audio/mp4", "webm": "audio/webm"}
+AUDIO_TYPES = {"ogg": "audio/ogg", "flac": "audio/flac", "wav": "audio/wav", "mp3": "audio/mpeg", "m4a": "audio/mp4", "webm": "audio/webm"}
 STYLE = """<style>.card img{height:170px;image-rendering:auto}
-.card .sound{display:flex;align-items:center;height:170px;margin:0;padding:0 10px;
+.card .audio{display:flex;align-items:center;height:170px;margin:0;padding:0 10px;
 border-bottom:1px solid var(--rule)}
-.sound audio{width:100%}
+.audio audio{width:100%}
 .card code{font-size:11px}.card .rank{float:right;margin-left:8px;color:var(--soft);font-variant-numeric:tabular-nums}</style>"""
 
 
@@ -60,13 +60,13 @@ def preview(item: Shown) -> str:
     from mmcore.media.decode import decode_image, decode_video_frames, sniff
 
     if item.modality == "image":
-        return _picture(decode_image(item.data), item.caption)
+        return _image(decode_image(item.data), item.caption)
     if item.modality == "video":
-        return _picture(_montage(decode_video_frames(item.data, FRAMES, item.start_s, item.end_s)), item.caption)
-    kind = SOUND_TYPES.get(sniff(item.data)[0], "")
-    if len(item.data) > MAX_SOUND_BYTES or not kind:
-        return f'<p class="sound soft">a sound of {len(item.data) / 1e6:.1f} MB: too large to be played here</p>'
-    return f'<p class="sound"><audio controls preload="metadata" src="data:{kind};base64,{base64.b64encode(item.data).decode()}"></audio></p>'
+        return _image(_montage(decode_video_frames(item.data, FRAMES, item.start_s, item.end_s)), item.caption)
+    kind = AUDIO_TYPES.get(sniff(item.data)[0], "")
+    if len(item.data) > MAX_AUDIO_BYTES or not kind:
+        return f'<p class="audio soft">audio of {len(item.data) / 1e6:.1f} MB: too large to be played here</p>'
+    return f'<p class="audio"><audio controls preload="metadata" src="data:{kind};base64,{base64.b64encode(item.data).decode()}"></audio></p>'
 
 
 def _card(rank: int, item: Shown) -> str:
@@ -74,7 +74,7 @@ def _card(rank: int, item: Shown) -> str:
     return f'<div class="card">{preview(item)}<div>{text}{item.score:.3f} · {escape(item.modality)}<br><code>{escape(item.key)}</code></div></div>'
 
 
-def _picture(image: Image.Image, caption: str) -> str:
+def _image(image: Image.Image, caption: str) -> str:
     """A PIL image as a small JPEG inside the page."""
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()

@@ -113,7 +113,7 @@ def count_of(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def picture(path: Path, alt: str) -> str:
+def image_of(path: Path, alt: str) -> str:
     """An image element with the file's bytes inside; nothing for a file that is absent or no common image format."""
     if path.suffix.lower() not in MIME or not path.is_file():
         return ""

@@ -27,7 +27,7 @@ class QuestionRow:
     question_id: int
     image_id: int
     """Row of the list."""
-    picture: str
+    image: str
     """Uri relative to the list root."""
     question: str
     answer: str
@@ -74,7 +74,7 @@ def _record_questions(list_path: Path, row: int, record: Any) -> list[QuestionRo
                 doc_key=f"{list_path.stem}-{row:06d}#{index}",
                 question_id=row * 1000 + index,
                 image_id=row,
-                picture=record["image"],
+                image=record["image"],
                 question=human["value"].replace("<image>", "").strip(),
                 answer=gpt["value"].strip(),
             )
@@ -94,16 +94,16 @@ def draw_questions(questions: list[QuestionRow], num_questions: int, seed: int) 
         raise AnyloomError(f"eval num_questions is {num_questions} but the test list has {len(questions)}: set it between 1 and that, or 0 for all")
     import numpy as np
 
-    by_picture: dict[str, int] = {}
+    by_image: dict[str, int] = {}
     for question in questions:
-        by_picture[question.picture] = by_picture.get(question.picture, 0) + 1
-    pictures, drawn, count = list(by_picture), set(), 0
-    for index in np.random.default_rng(seed).permutation(len(pictures)):
+        by_image[question.image] = by_image.get(question.image, 0) + 1
+    images, drawn, count = list(by_image), set(), 0
+    for index in np.random.default_rng(seed).permutation(len(images)):
         if count >= num_questions:
             break
-        drawn.add(pictures[int(index)])
-        count += by_picture[pictures[int(index)]]
-    return [question for question in questions if question.picture in drawn]
+        drawn.add(images[int(index)])
+        count += by_image[images[int(index)]]
+    return [question for question in questions if question.image in drawn]
 
 
 def write_vqav2_parquet(questions: list[QuestionRow], list_root: Path, target: Path) -> None:
@@ -116,13 +116,13 @@ def write_vqav2_parquet(questions: list[QuestionRow], list_root: Path, target: P
     import pyarrow.parquet as pq
 
     root = list_root.resolve()
-    pictures: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     for question in questions:
-        if question.picture not in pictures:
-            path = (root / question.picture).resolve()
+        if question.image not in images:
+            path = (root / question.image).resolve()
             if not path.is_relative_to(root) or not path.is_file():
-                raise AnyloomError(f"{question.doc_key}: image {question.picture} is not a file below the list root: prepare the lists again")
-            pictures[question.picture] = path.read_bytes()
+                raise AnyloomError(f"{question.doc_key}: image {question.image} is not a file below the list root: prepare the lists again")
+            images[question.image] = path.read_bytes()
     columns = {
         "question_type": [" ".join(q.question.lower().split()[:2]) for q in questions],
         "multiple_choice_answer": [q.answer for q in questions],
@@ -131,7 +131,7 @@ def write_vqav2_parquet(questions: list[QuestionRow], list_root: Path, target: P
         "answer_type": ["yes/no" if q.answer in ("yes", "no") else "number" if q.answer.isdigit() else "other" for q in questions],
         "question_id": [q.question_id for q in questions],
         "question": [q.question for q in questions],
-        "image": [{"bytes": pictures[q.picture], "path": q.picture} for q in questions],
+        "image": [{"bytes": images[q.image], "path": q.image} for q in questions],
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns, schema=_vqav2_schema()), target, compression="zstd")

@@ -22,7 +22,7 @@ import numpy as np
 
 from evals.blank import BLANK, blank_medium
 from evals.config import MediaQuestionsEvalConfig
-from evals.harness.conditions import CAPTION_TURN, PICTURES, conditions_of
+from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import METRICS, VQA_SAMPLES, metric_row, write_table
 from infra.step import AnyloomError, StepContext
@@ -147,7 +147,7 @@ def _ask(
     """Rows of VQA_SAMPLES of one condition, in the order of the questions."""
 
     config = ctx.config
-    shown = shown_media(questions, PICTURES[condition], config.seed)
+    shown = shown_media(questions, SHOWN[condition], config.seed)
     items = [
         Question(text=q.question, media_key=f"{q.modality} {uri}", modality=q.modality, features_NE=features.of(q.modality, uri))
         for q, uri in zip(questions, shown, strict=True)

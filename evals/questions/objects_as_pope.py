@@ -175,10 +175,10 @@ def pope_metrics(config: PopeEvalConfig, questions: Sequence[PopeQuestion], answ
             right, blank = ([float(answer == ("yes" if there else "no")) for answer, there in zip(said[name], truth, strict=True)] for name in (RIGHT, BLANK))
             gain = paired_interval(right, blank, clusters, **options)
             rows.append(metric_row(gain, condition=f"{setting} - blank", metric="accuracy", subgroup=task, kind="difference"))
-    pictures = [question.sha256 for question in questions]
+    images = [question.sha256 for question in questions]
     for condition, texts in {**answers, "always_yes": ["yes"] * len(questions)}.items() if questions else ():
         scores = [float(parsed(text) == question.answer) for text, question in zip(texts, questions, strict=True)]
-        overall = mean_interval(scores, pictures, proportion=True, **options)
+        overall = mean_interval(scores, images, proportion=True, **options)
         rows.append(metric_row(overall, condition=condition, metric="accuracy", subgroup="all", kind="score" if condition == RIGHT else "floor"))
     return rows
 

@@ -59,30 +59,28 @@ def pope_questions(task: str, asked: Sequence[Shown], everything: Sequence[Shown
 
     An image for which there are too few absent objects is left out.
     """
-    frequency = Counter(name for picture in everything for name in picture.objects)
+    frequency = Counter(name for image in everything for name in image.objects)
     beside: dict[str, Counter[str]] = {name: Counter() for name in frequency}
-    for picture in everything:
-        for name in picture.objects:
-            beside[name].update(other for other in picture.objects if other != name)
+    for image in everything:
+        for name in image.objects:
+            beside[name].update(other for other in image.objects if other != name)
     settings = SETTINGS if any(beside.values()) else SETTINGS[:2]
     draws = np.random.default_rng(seed)
     found = []
-    for picture in asked:
-        absent = sorted(set(frequency) - set(picture.objects))
+    for image in asked:
+        absent = sorted(set(frequency) - set(image.objects))
         shuffled = [absent[i] for i in draws.permutation(len(absent))]
-        wanted = len(picture.objects)
+        wanted = len(image.objects)
         if len(absent) < wanted or not wanted:
             continue
-        together = {name: sum(beside[there][name] for there in picture.objects) for name in absent}
+        together = {name: sum(beside[there][name] for there in image.objects) for name in absent}
         chosen = {
             "random": shuffled[:wanted],
             "popular": sorted(absent, key=lambda name: (-frequency[name], name))[:wanted],
             "adversarial": sorted(absent, key=lambda name: (-together[name], -frequency[name], name))[:wanted],
         }
-        rows: list[tuple[str, tuple[str, ...], bool]] = [(name, settings, True) for name in picture.objects]
+        rows: list[tuple[str, tuple[str, ...], bool]] = [(name, settings, True) for name in image.objects]
         for name in dict.fromkeys(name for setting in settings for name in chosen[setting]):
             rows.append((name, tuple(setting for setting in settings if name in chosen[setting]), False))
-        found += [
-            PopeQuestion(task=task, key=picture.key, sha256=picture.sha256, object=name, settings=which, present=present) for name, which, present in rows
-        ]
+        found += [PopeQuestion(task=task, key=image.key, sha256=image.sha256, object=name, settings=which, present=present) for name, which, present in rows]
     return found

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evals.config import EvalConfig
-from evals.harness.conditions import CAPTION_TURN, PICTURES, conditions_of
+from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
 from evals.questions.lists import QuestionRow, answer_group, draw_questions, read_questions, write_vqav2_parquet
 from evals.suites.task_files import write_task_dir
 from evals.tables import METRICS, VQA_SAMPLES, score_rows, write_table
@@ -77,7 +77,7 @@ def _ask(ctx: StepContext[EvalConfig], config: EvalConfig, conditions: list[str]
         def show(done: int, of: int, index: int = index, condition: str = condition) -> None:
             ctx.progress(index + done / max(of, 1), total, f"{condition}: {done} of {of} answers")
 
-        asked = model.under(PICTURES[condition], CAPTION_TURN[condition], show)
+        asked = model.under(SHOWN[condition], CAPTION_TURN[condition], show)
         results = run_lmms(ctx.work / "task", config.lmms_task, asked)
         answered[condition] = sample_rows(condition, questions, results, asked)
         _keep_harness_results(ctx, condition, results)
@@ -98,7 +98,7 @@ def sample_rows(condition: str, questions: list[QuestionRow], results: Mapping[s
                 "run_condition": condition,
                 "doc_key": question.doc_key,
                 "question_id": question.question_id,
-                "picture": question.picture,
+                "picture": question.image,
                 "question": question.question,
                 "answer_type": answer_group(question.answer),
                 "target": question.answer,
@@ -168,7 +168,7 @@ def _result(config: EvalConfig, headline: str, questions: list[QuestionRow], met
         "ci_lo": round(best["ci_lo"], 6),
         "ci_hi": round(best["ci_hi"], 6),
         "questions": len(questions),
-        "pictures": len({q.picture for q in questions}),
+        "pictures": len({q.image for q in questions}),
         "floors": {name: round(overall[name]["value"], 6) for name in ("always_yes", "blind_majority")},
         "conditions": {name: round(row["value"], 6) for name, row in overall.items() if row["kind"] == "score"},
         "harness": f"lmms-eval {harness_version()}",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.suites.catalogue import SuiteTask, suite_tasks
-from evals.suites.hub_parquet import picture_columns
+from evals.suites.hub_parquet import image_columns
 from evals.suites.task_files import task_yaml
 from infra.step import AnyloomError
 from infra.storage import read_json, sha256_file, write_atomic
@@ -117,7 +117,7 @@ def check_schema(task: SuiteTask, file: Path) -> None:
             f"take the files of {task.hub}"
         )
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    for name in picture_columns([file]):
+    for name in image_columns([file]):
         if "Image" not in json.dumps(features.get(name, {})):
             raise AnyloomError(f"{file}: column {name} holds images but its metadata does not say so: write it with `datasets` (Dataset.to_parquet)")
 
@@ -163,7 +163,7 @@ def _from_hub(task: SuiteTask) -> Path:
         raise AnyloomError(f"{task.hub} cannot be downloaded ({first}): download it elsewhere and give its folder with --from") from error
 
 
-def _join(task: SuiteTask, questions: Sequence[Path], pictures: Sequence[Path], target: Path) -> None:
+def _join(task: SuiteTask, questions: Sequence[Path], images: Sequence[Path], target: Path) -> None:
     """Questions with the image of their key. Raises AnyloomError for a question whose image is missing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -171,7 +171,7 @@ def _join(task: SuiteTask, questions: Sequence[Path], pictures: Sequence[Path], 
     assert task.images is not None
     key = task.images[2]
     asked = pa.concat_tables([pq.read_table(file) for file in questions])
-    shown = pa.concat_tables([pq.read_table(file, columns=["id", "image"]) for file in pictures])
+    shown = pa.concat_tables([pq.read_table(file, columns=["id", "image"]) for file in images])
     place = {name: number for number, name in enumerate(shown.column("id").to_pylist())}
     lost = sorted({name for name in asked.column(key).to_pylist() if name not in place})
     if lost:

@@ -41,35 +41,35 @@ def write_rows(target: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema_of(columns)), target, compression="zstd")
 
 
-def picture_columns(files: Sequence[Path]) -> list[str]:
+def image_columns(files: Sequence[Path]) -> list[str]:
     """Columns that hold images, or lists of them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def is_picture(kind: Any) -> bool:
+    def is_image(kind: Any) -> bool:
         kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
         return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
 
-    return [field.name for field in pq.read_schema(files[0]) if is_picture(field.type)]
+    return [field.name for field in pq.read_schema(files[0]) if is_image(field.type)]
 
 
-def rows_without_pictures(files: Sequence[Path]) -> list[dict[str, Any]]:
+def rows_without_images(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Every row of the files, in order, without its images."""
     import pyarrow.parquet as pq
 
-    pictures = set(picture_columns(files))
-    return [row for file in files for row in pq.read_table(file, columns=[n for n in pq.read_schema(file).names if n not in pictures]).to_pylist()]
+    columns = set(image_columns(files))
+    return [row for file in files for row in pq.read_table(file, columns=[n for n in pq.read_schema(file).names if n not in columns]).to_pylist()]
 
 
-def picture_hashes(files: Sequence[Path], batch: int = 256) -> Iterator[tuple[str, int]]:
+def image_hashes(files: Sequence[Path], batch: int = 256) -> Iterator[tuple[str, int]]:
     """(sha256 of the bytes of its image, or of all of them together; how many it has) of every row, in order; "" for a row without an image."""
     import pyarrow.parquet as pq
 
-    pictures = picture_columns(files)
+    columns = image_columns(files)
     for file in files:
-        for part in pq.ParquetFile(file).iter_batches(batch_size=batch, columns=pictures):
+        for part in pq.ParquetFile(file).iter_batches(batch_size=batch, columns=columns):
             for row in part.to_pylist():
-                cells = [cell for name in pictures for cell in (row[name] if isinstance(row[name], list) else [row[name]]) if cell is not None]
+                cells = [cell for name in columns for cell in (row[name] if isinstance(row[name], list) else [row[name]]) if cell is not None]
                 shas = [hashlib.sha256(cell["bytes"] or b"").hexdigest() for cell in cells]
                 yield shas[0] if len(shas) == 1 else hashlib.sha256("".join(shas).encode()).hexdigest() if shas else "", len(shas)
 

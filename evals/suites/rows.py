@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.suites.catalogue import SuiteTask
-from evals.suites.hub_parquet import picture_hashes, rows_without_pictures
+from evals.suites.hub_parquet import image_hashes, rows_without_images
 from evals.suites.reading import Scored, score_choice, score_exact, score_vqa, score_yes_no
 from evals.suites.stand_ins import ROTATION
 from infra.step import AnyloomError
@@ -34,9 +34,9 @@ class Doc:
     question_id: int
     group: int
     """Rows of one group are rotations of one question."""
-    picture: str
+    image: str
     """sha256 of its image's bytes; "" without one."""
-    pictures: int
+    num_images: int
     """How many it has."""
     question: str
     kind: str
@@ -53,18 +53,18 @@ class Doc:
 
 def read_docs(task: SuiteTask, files: Sequence[Path]) -> list[Doc]:
     """Every row, in order. Raises AnyloomError naming a column that is missing or a row that is not as it should be."""
-    rows = rows_without_pictures(files)
+    rows = rows_without_images(files)
     docs = []
-    for number, (row, (picture, pictures)) in enumerate(zip(rows, picture_hashes(files), strict=True)):
+    for number, (row, (image, num_images)) in enumerate(zip(rows, image_hashes(files), strict=True)):
         try:
-            docs.append(_doc(task, number, row, picture, pictures))
+            docs.append(_doc(task, number, row, image, num_images))
         except (KeyError, TypeError, ValueError, SyntaxError) as error:
             told = f"{type(error).__name__}: {error}"
             raise AnyloomError(f"{task.lmms_task} row {number} is not in the official schema ({told}): prepare the suite again") from error
     return docs
 
 
-def _doc(task: SuiteTask, number: int, row: Mapping[str, Any], picture: str, pictures: int) -> Doc:
+def _doc(task: SuiteTask, number: int, row: Mapping[str, Any], image: str, num_images: int) -> Doc:
     name = row.get("index", row.get("question_id", row.get("id", number)))
     options, answers = _options(row), _answers(row)
     index = int(row["index"]) if task.rotations else number
@@ -74,8 +74,8 @@ def _doc(task: SuiteTask, number: int, row: Mapping[str, Any], picture: str, pic
         doc_key=f"{task.lmms_task}-{name}",
         question_id=int(name) if isinstance(name, int) else number,
         group=index % ROTATION if task.rotations else number,
-        picture=picture,
-        pictures=pictures,
+        image=image,
+        num_images=num_images,
         question=str(row.get("question", "")),
         kind=kind,
         answers=answers,
@@ -116,7 +116,7 @@ def own_score(reading: str, doc: Doc, prediction: str) -> Scored:
 
 def askable(docs: Sequence[Doc]) -> tuple[list[Doc], dict[str, int]]:
     """(Docs that the model can be asked, why the others are left out -> how many): it takes one image per question."""
-    kept = [doc for doc in docs if doc.pictures <= 1]
+    kept = [doc for doc in docs if doc.num_images <= 1]
     left = len(docs) - len(kept)
     return kept, {"more than one picture": left} if left else {}
 
@@ -132,7 +132,7 @@ def clustered(docs: Sequence[Doc]) -> list[str]:
         return name
 
     def names(doc: Doc) -> list[str]:
-        return [f"group {doc.group}", *([f"picture {doc.picture}"] if doc.picture else [])]
+        return [f"group {doc.group}", *([f"picture {doc.image}"] if doc.image else [])]
 
     for doc in docs:
         first, *others = (find(name) for name in names(doc))

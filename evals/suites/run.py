@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.config import SuiteConfig
-from evals.harness.conditions import CAPTION_TURN, PICTURES, conditions_of
+from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
 from evals.harness.features import StoredFeatures
 from evals.suites.catalogue import SuiteTask, suite_task
 from evals.suites.data import prepared_files
@@ -124,7 +124,7 @@ def _ask(
             def show(done: int, of: int, place: int = place, condition: str = condition) -> None:
                 ctx.progress(place + done / max(of, 1), len(conditions), f"{condition}: {done} of {of} answers")
 
-            asked = model.under(PICTURES[condition], CAPTION_TURN[condition], show)
+            asked = model.under(SHOWN[condition], CAPTION_TURN[condition], show)
             results = run_lmms(ctx.work / "task", task.lmms_task, asked, scratch=ctx.work / "scratch")
             answered[condition] = one = answers_of(task, docs, results, asked)
             write_atomic(ctx.output / "info" / "lmms" / f"{condition}.json", _told(results))
@@ -173,7 +173,7 @@ def _sample(condition: str, doc: Doc, one: Answered, place: int, reply: Any) -> 
         "run_condition": condition,
         "doc_key": doc.doc_key,
         "question_id": doc.question_id,
-        "picture": doc.picture,
+        "picture": doc.image,
         "question": doc.question,
         "answer_type": doc.kind,
         "target": doc.target,
@@ -228,7 +228,7 @@ def _result(
         "stand_in": task.stand_in,
         "questions": len(docs),
         "groups": len({doc.group for doc in docs}),
-        "pictures": len({doc.picture for doc in docs}),
+        "pictures": len({doc.image for doc in docs}),
         "scores": {condition: {m: round(value, 6) for (c, m), value in overall.items() if c == condition} for condition, _ in overall},
         "explained": explained(task, answered[headline]),
         "left_out": [f"{count} questions of {task.lmms_task}: {reason}" for reason, count in left_out.items()],

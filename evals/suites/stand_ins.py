@@ -127,7 +127,7 @@ def _words(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, mad
     for number, (caption, uri) in enumerate(stamps):
         own = {word.lower() for word in WORD.findall(caption)}
         word = draws.choice([word for word in vocabulary if word not in own])
-        picture = _written(_picture(lists, uri), word, draws)
+        image = _written(_image(lists, uri), word, draws)
         row: dict[str, Any] = {
             "flickr_original_url": "",
             "flickr_300k_url": "",
@@ -135,20 +135,20 @@ def _words(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, mad
             "question_tokens": WORD_QUESTION.rstrip("?").split(),
             "set_name": "val",
         }
-        row |= {"image_id": f"word-{number}", "question_id": number, "image": {"bytes": _png(picture), "path": f"word-{number}.png"}}
-        row |= {"image_width": picture.width, "image_height": picture.height, "answers": [word] * 10, "image_classes": [], "ocr_tokens": [word]}
+        row |= {"image_id": f"word-{number}", "question_id": number, "image": {"bytes": _png(image), "path": f"word-{number}.png"}}
+        row |= {"image_width": image.width, "image_height": image.height, "answers": [word] * 10, "image_classes": [], "ocr_tokens": [word]}
         rows.append(row)
     return rows
 
 
-def _written(picture: Image.Image, word: str, draws: random.Random) -> Image.Image:
+def _written(image: Image.Image, word: str, draws: random.Random) -> Image.Image:
     """The image in a square of 224 pixels with a word on a white band near its lower edge."""
     from PIL import Image, ImageDraw, ImageFont
 
     side = 224
     canvas = Image.new("RGB", (side, side), "white")
-    picture.thumbnail((side, side))
-    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    image.thumbnail((side, side))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=draws.randint(28, 40))
     left, top, right, bottom = draw.textbbox((0, 0), word, font=font)
     x, y = draws.randint(4, max(4, side - 8 - int(right - left))), side - 12 - int(bottom - top)
@@ -164,7 +164,7 @@ def _file(lists: Path, uri: str) -> bytes:
     return path.read_bytes()
 
 
-def _picture(lists: Path, uri: str) -> Image.Image:
+def _image(lists: Path, uri: str) -> Image.Image:
     from mmcore.media.decode import decode_image
 
     return decode_image(_file(lists, uri))
@@ -175,15 +175,15 @@ def _on_white(lists: Path, uri: str, made: StandIn) -> bytes:
     from PIL import Image
 
     data = _file(lists, uri)
-    with Image.open(io.BytesIO(data)) as picture:
-        if picture.mode in ("RGB", "L") and "transparency" not in picture.info:
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode in ("RGB", "L") and "transparency" not in image.info:
             return data
-    shown = _png(_picture(lists, uri))
+    shown = _png(_image(lists, uri))
     made.aliases[hashlib.sha256(shown).hexdigest()] = hashlib.sha256(data).hexdigest()
     return shown
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmcore.types import Event
 
 Media = list[tuple[str, bytes]]
-MEANT = {"image": "picture (PNG, JPEG, WebP, GIF …)", "video": "video (MP4, WebM …)", "audio": "sound (WAV, OGG, FLAC, MP3 …)"}
+MEANT = {"image": "image (PNG, JPEG, WebP, GIF …)", "video": "video (MP4, WebM …)", "audio": "audio (WAV, OGG, FLAC, MP3 …)"}
 CHAT_HELP = """commands:
   /image FILE, /video FILE, /audio FILE   show this with the next question
   /new                                    forget everything said so far
@@ -206,7 +206,7 @@ def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, compl
 
     sampling = sampling or LIKELIEST
     conversation = Conversation(speaker.generator, sampling)
-    print("type a question; /image FILE shows a picture with the next one; /help lists the rest", file=sys.stderr)
+    print("type a question; /image FILE shows an image with the next one; /help lists the rest", file=sys.stderr)
     while True:
         try:
             line = input("> ").strip()

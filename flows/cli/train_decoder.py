@@ -12,10 +12,10 @@ from typing import Any
 from infra.step import AnyloomError
 
 TARGET = "eval_pictures"
-ABOUT = """Train a small text-to-picture model on the recipe's own pictures, and judge what it draws.
+ABOUT = """Train a small text-to-image model on the recipe's own images, and judge what it draws.
 
 It learns easy-VQA's shapes, 3 shapes in 8 colours, in crops of 32 x 32 pixels: a world of 24 concepts, no more. The result is an ordinary diffusers
-pipeline. The work is three cached steps: image_decoder (the training), picture_judge (a classifier of real pictures that the decoder has not seen) and
+pipeline. The work is three cached steps: image_decoder (the training), picture_judge (a classifier of real images that the decoder has not seen) and
 eval_pictures (seeded draws in wordings that were never trained on, judged, with every failure in the grids). They need the shards and the text encoder
 of the recipe, which are made first where they are missing. Interrupted, the same command continues from the last checkpoint. One core is used."""
 EXAMPLES = """examples:
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     lists, weights = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=PATH")
     steps = recipe_steps(args.recipe, overrides, lists=lists, weights=weights)
     if TARGET not in steps:
-        why = "is for retrieval only" if get_recipe(args.recipe, overrides).two_tower else "trains no picture decoder"
+        why = "is for retrieval only" if get_recipe(args.recipe, overrides).two_tower else "trains no image decoder"
         raise AnyloomError(f"train-decoder: recipe {args.recipe} {why}; use --recipe smol")
     code = run_recipe(args.recipe, settings=settings, overrides=overrides, targets=[TARGET], force=args.force, lists=lists, weights=weights)
     rows = {row.step.name: row for row in plan([steps[TARGET]], settings.root.absolute())}
@@ -69,8 +69,8 @@ def _say(rows: Mapping[str, Any]) -> None:
     cells = [(name, *(_interval(result[f"{name} judged_right {part}"]) for part in ("shape", "colour", "both"))) for name in conditions]
     display = Display()
     display.console.print(table("share judged right, 95 % interval", ("made as", "shape", "colour", "both"), cells))
-    display.say(f"judge: {judge['both'][0]:.3f} of {judge['tested']} real test pictures right (learned from {judge['learned']} others)")
-    display.say(f"copies: {_interval(result['new_wording nearer_than_real all'])} are nearer to a training picture than 5 % of real ones are")
+    display.say(f"judge: {judge['both'][0]:.3f} of {judge['tested']} real test images right (learned from {judge['learned']} others)")
+    display.say(f"copies: {_interval(result['new_wording nearer_than_real all'])} are nearer to a training image than 5 % of real ones are")
     display.say(f"grids, failures included: {rows[TARGET].path}")
     display.say(f"pipeline: {rows['image_decoder'].path / 'pipeline'}")
 

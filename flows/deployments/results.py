@@ -1,6 +1,6 @@
 """Results in Prefect: what a flow run leaves in the UI as artifacts.
 
-Input: a finished GraphRun. Output: a table of its steps, a Markdown page of scores, a link to the report, a picture of the last stage's loss.
+Input: a finished GraphRun. Output: a table of its steps, a Markdown page of scores, a link to the report, an image of the last stage's loss.
 They are for looking at; the truth is on storage.
 """
 
@@ -41,7 +41,7 @@ def publish(recipe: str, run: GraphRun, rows: Sequence[PlanRow]) -> None:
     stages = [(name, row.path / "losses.parquet") for name, row in done.items() if row.path is not None and (row.path / "losses.parquet").exists()]
     if stages:
         name, losses = stages[-1]
-        create_image_artifact(loss_picture(losses, name), key=f"loss-{key}", description=f"loss of {name} by step")
+        create_image_artifact(loss_image(losses, name), key=f"loss-{key}", description=f"loss of {name} by step")
 
 
 def _line(name: str, run: GraphRun, row: PlanRow) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def address(settings: Settings, path: Path) -> str:
     return path.as_uri()
 
 
-def loss_picture(path: Path, stage: str) -> str:
+def loss_image(path: Path, stage: str) -> str:
     """The loss curve as an SVG that stands alone, in a data: address."""
     import pyarrow.parquet as pq
 

@@ -136,7 +136,7 @@ def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRo
         command = Path(sys.argv[0]) if Path(sys.argv[0]).name == "anyloom" else Path("anyloom")
         display.say(f"report: {report / 'report.html'}")
         display.say(f'ask the history: {command} sql "select * from leaderboard" --root {root}')
-        display.say(f'ask the model: {command} generate --model {root} --image PICTURE "what color is the shape?"')
+        display.say(f'ask the model: {command} generate --model {root} --image FILE "what color is the shape?"')
 
 
 def rows_left_out(name: str, path: Path, result: Mapping[str, Any]) -> list[str]:

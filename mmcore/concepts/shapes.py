@@ -156,12 +156,12 @@ class Crops:
         )
 
 
-def crop(picture: Image.Image, side: int) -> tuple[np.ndarray, np.ndarray]:
+def crop(image: Image.Image, side: int) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 [side, side, 3], bool [side, side] of the shape's pixels): the square around the middle of the shape, moved inside the image.
 
     The background is the most frequent colour. Raises ValueError when the image is smaller than a crop, or shows nothing but background.
     """
-    pixels = np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(image.convert("RGB"))
     height, width = pixels.shape[:2]
     if min(height, width) < side:
         raise ValueError(f"an image of {width} x {height} pixels has no crop of {side} x {side}")

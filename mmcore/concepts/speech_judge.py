@@ -58,11 +58,11 @@ class SpeechJudge:
         return int(found)
 
     @torch.inference_mode()
-    def hear(self, sounds: Sequence[bytes]) -> list[str]:
+    def hear(self, files: Sequence[bytes]) -> list[str]:
         """What each audio file says, stripped. Raises MediaError for bytes that are no audio clip."""
-        states = self._model.encoder(torch.from_numpy(np.stack([self._mel(sound) for sound in sounds]))).last_hidden_state
-        ids_BT = torch.tensor([self._begin] * len(sounds))
-        ended_B = torch.zeros(len(sounds), dtype=torch.bool)
+        states = self._model.encoder(torch.from_numpy(np.stack([self._mel(data) for data in files]))).last_hidden_state
+        ids_BT = torch.tensor([self._begin] * len(files))
+        ended_B = torch.zeros(len(files), dtype=torch.bool)
         for number in range(LONGEST):
             hidden_BTD = self._model.decoder(input_ids=ids_BT, encoder_hidden_states=states, use_cache=False).last_hidden_state
             logits_BV = hidden_BTD[:, -1] @ self._model.decoder.embed_tokens.weight.T
@@ -75,8 +75,8 @@ class SpeechJudge:
                 break
         return [self._tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids_BT.tolist()]
 
-    def _mel(self, sound: bytes) -> np.ndarray:
+    def _mel(self, data: bytes) -> np.ndarray:
         rate = self._front.sampling_rate
-        samples = decode_audio(sound, rate, self._window_s)
+        samples = decode_audio(data, rate, self._window_s)
         mel = self._front(samples, sampling_rate=rate, return_tensors="np", padding="max_length", max_length=round(self._window_s * rate))
         return np.asarray(mel.input_features[0], np.float32)

@@ -40,10 +40,10 @@ class AudioLDMDecoder(Decoder):
 
     def _decode(self, latents: torch.Tensor) -> list[Medium]:
         mel_BTM = self.vae.decode(self.unscaled(latents), return_dict=False)[0].squeeze(1)
-        sounds_BS = self.vocoder(mel_BTM).float()
-        if not torch.isfinite(sounds_BS).all():
+        audio_BS = self.vocoder(mel_BTM).float()
+        if not torch.isfinite(audio_BS).all():
             raise AnyloomError("the decoder gave values that are not finite; use float32, or bfloat16 instead of float16")
-        return [Medium("audio", sound.cpu().numpy(), self.contract.rate_hz) for sound in sounds_BS]
+        return [Medium("audio", samples_S.cpu().numpy(), self.contract.rate_hz) for samples_S in audio_BS]
 
 
 class AudioLDM2Decoder(AudioLDMDecoder):

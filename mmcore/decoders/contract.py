@@ -212,7 +212,7 @@ def _text_to_video(directory: Path) -> DecoderContract:
     )
 
 
-def _sound(directory: Path) -> dict[str, Any]:
+def _audio(directory: Path) -> dict[str, Any]:
     """The fields that both audio families read from UNet, VAE and vocoder."""
     unet, vocoder = _config(directory, "unet"), _config(directory, "vocoder")
     fields = _vae(directory, SD_SCALE)[1]
@@ -225,7 +225,7 @@ def _audioldm(directory: Path) -> DecoderContract:
     unet = _config(directory, "unet")
     width = unet["projection_class_embeddings_input_dim"]
     clap = Stream(name="clap", tokens=1, width=width, pooled=True, normalised=True, any_length=False)
-    return DecoderContract(family=AUDIOLDM, streams=(clap,), steps=10, guidance=2.5, **_sound(directory), **_schedule(directory))
+    return DecoderContract(family=AUDIOLDM, streams=(clap,), steps=10, guidance=2.5, **_audio(directory), **_schedule(directory))
 
 
 def _audioldm2(directory: Path) -> DecoderContract:
@@ -241,7 +241,7 @@ def _audioldm2(directory: Path) -> DecoderContract:
         Stream(name="generated", tokens=_config(directory, "language_model").get("max_new_tokens", 8), width=generated[0]),
         Stream(name="text", tokens=tokens, width=text[0], masked=True),
     )
-    return DecoderContract(family=AUDIOLDM2, streams=streams, steps=200, guidance=3.5, **_sound(directory), **_schedule(directory))
+    return DecoderContract(family=AUDIOLDM2, streams=streams, steps=200, guidance=3.5, **_audio(directory), **_schedule(directory))
 
 
 def _cogvideox(directory: Path) -> DecoderContract:

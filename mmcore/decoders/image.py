@@ -28,5 +28,5 @@ class StableDiffusionDecoder(Decoder):
         return output
 
     def _decode(self, latents: torch.Tensor) -> list[Medium]:
-        pictures = self.vae.decode(self.unscaled(latents), return_dict=False)[0]
-        return [Medium("image", picture) for picture in pixels(pictures.permute(0, 2, 3, 1))]
+        images = self.vae.decode(self.unscaled(latents), return_dict=False)[0]
+        return [Medium("image", image) for image in pixels(images.permute(0, 2, 3, 1))]

@@ -30,11 +30,11 @@ class TextToVideoDecoder(Decoder):
         return output
 
     def _decode(self, latents: torch.Tensor) -> list[Medium]:
-        clips = []
+        videos = []
         for latent in self.unscaled(latents):
             frames = self.vae.decode(latent.transpose(0, 1), return_dict=False)[0]
-            clips.append(Medium("video", pixels(frames.permute(0, 2, 3, 1)), self.contract.rate_hz))
-        return clips
+            videos.append(Medium("video", pixels(frames.permute(0, 2, 3, 1)), self.contract.rate_hz))
+        return videos
 
 
 class CogVideoXDecoder(Decoder):
@@ -93,8 +93,8 @@ class CogVideoXDecoder(Decoder):
         return latents
 
     def _decode(self, latents: torch.Tensor) -> list[Medium]:
-        clips = []
+        videos = []
         for latent in self.unscaled(latents):
             frames = self.vae.decode(latent.transpose(0, 1)[None], return_dict=False)[0][0]
-            clips.append(Medium("video", pixels(frames.permute(1, 2, 3, 0)), self.contract.rate_hz))
-        return clips
+            videos.append(Medium("video", pixels(frames.permute(1, 2, 3, 0)), self.contract.rate_hz))
+        return videos

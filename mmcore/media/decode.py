@@ -8,7 +8,6 @@ Every failure is a MediaError with a reason of the closed set, whose text depend
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+
+from mmcore.media.containers import ends_early, flac_samples
 
 if TYPE_CHECKING:
     import av
@@ -59,7 +60,7 @@ class Probe:
     duration_s: float = 0.0
 
 
-_VISUAL, _SOUND, _BOTH = ("image",), ("audio",), ("video", "audio")
+_VISUAL, _AUDIO, _BOTH = ("image",), ("audio",), ("video", "audio")
 
 
 def sniff(data: bytes) -> tuple[str, tuple[str, ...]]:
@@ -73,18 +74,18 @@ def sniff(data: bytes) -> tuple[str, tuple[str, ...]]:
         (b"GIF8", "gif", _VISUAL),
         (b"BM", "bmp", _VISUAL),
         (b"OggS", "ogg", _BOTH),
-        (b"fLaC", "flac", _SOUND),
-        (b"ID3", "mp3", _SOUND),
+        (b"fLaC", "flac", _AUDIO),
+        (b"ID3", "mp3", _AUDIO),
         (b"\x1aE\xdf\xa3", "webm", _BOTH),
     ):
         if head.startswith(magic):
             return ext, modalities
     if head[:4] == b"RIFF" and head[8:12] in (b"WAVE", b"WEBP", b"AVI "):
-        return {b"WAVE": ("wav", _SOUND), b"WEBP": ("webp", _VISUAL), b"AVI ": ("avi", _BOTH)}[head[8:12]]
+        return {b"WAVE": ("wav", _AUDIO), b"WEBP": ("webp", _VISUAL), b"AVI ": ("avi", _BOTH)}[head[8:12]]
     if head[4:8] == b"ftyp":
-        return ("m4a", _SOUND) if head[8:11] == b"M4A" else ("mp4", _BOTH)
+        return ("m4a", _AUDIO) if head[8:11] == b"M4A" else ("mp4", _BOTH)
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
-        return "mp3", _SOUND
+        return "mp3", _AUDIO
     start = data[:12].decode("latin-1").encode("unicode_escape").decode()
     raise MediaError("not_media", f"unknown file type, starts with '{start}'")
 
@@ -123,12 +124,12 @@ def decode_image(data: bytes) -> Image.Image:
         raise MediaError("not_media", f"a {ext} file is no picture")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it for its whole process; half an image must stay an error here
     try:
-        picture = Image.open(io.BytesIO(data))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise MediaError("too_large", f"{picture.width} x {picture.height} pixels, the limit is {MAX_PIXELS}")
-        picture.load()
-        upright = ImageOps.exif_transpose(picture)
-        return _on_white(picture if upright is None else upright)
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise MediaError("too_large", f"{image.width} x {image.height} pixels, the limit is {MAX_PIXELS}")
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return _on_white(image if upright is None else upright)
     except MediaError:
         raise
     except Image.DecompressionBombError:
@@ -138,60 +139,22 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def _image_error(data: bytes, ext: str, error: Exception) -> MediaError:
-    cut = "truncat" in str(error).lower() or _ends_early(data, ext)
+    cut = "truncat" in str(error).lower() or ends_early(data, ext)
     return MediaError("truncated" if cut else "decode", f"{ext} of {len(data)} bytes: {'data ends early' if cut else type(error).__name__}")
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 or 32 bit grey: PIL's own conversion clips at 255
-        grey = np.asarray(picture, dtype=np.int64)
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 or 32 bit grey: PIL's own conversion clips at 255
+        grey = np.asarray(image, dtype=np.int64)
         return Image.fromarray(np.clip(grey >> 8 if grey.max(initial=0) > 255 else grey, 0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
-def _ends_early(data: bytes, ext: str) -> bool:
-    """True when the container's own bookkeeping says that bytes are missing at the end."""
-    if ext == "png":
-        return b"IEND" not in data[-64:]
-    if ext == "jpg":
-        return b"\xff\xd9" not in data[-64:]
-    if ext in ("wav", "webp", "avi"):
-        size = int.from_bytes(data[4:8], "little")
-        return 0 < size < 0xFFFFFF00 and size + 8 > len(data) + 1
-    if ext in ("mp4", "m4a"):
-        return _boxes_end_early(data)
-    return ext == "ogg" and _last_ogg_page_ends_early(data)
-
-
-def _boxes_end_early(data: bytes) -> bool:
-    """Walk the top-level boxes of an ISO base media file (ISO/IEC 14496-12)."""
-    at = 0
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        if size == 1:
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size == 0:  # to the end of the file
-            return False
-        if size < 8:
-            return False  # damaged, not short
-        at += size
-    return at > len(data)
-
-
-def _last_ogg_page_ends_early(data: bytes) -> bool:
-    """Ogg page (RFC 3533): 27 bytes, a table of segment sizes, the segments."""
-    at = data.rfind(b"OggS")
-    if at + 27 > len(data):
-        return True
-    table = data[at + 27 : at + 27 + data[at + 26]]
-    return len(table) < data[at + 26] or at + 27 + len(table) + sum(table) > len(data)
-
-
-# ---- videos and audio clips (PyAV)
+# ---- videos and audio (PyAV)
 
 
 @contextmanager
@@ -202,7 +165,7 @@ def _opened(data: bytes, modality: str) -> Iterator[tuple[av.container.InputCont
     ext, modalities = sniff(data)
     if modality not in modalities:
         raise MediaError("not_media", f"a {ext} file cannot be {modality}")
-    if _ends_early(data, ext):
+    if ends_early(data, ext):
         raise MediaError("truncated", f"{ext} of {len(data)} bytes: data ends early")
     try:
         with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
@@ -331,10 +294,10 @@ def _delay_s(container: av.container.InputContainer, head: Any) -> float:
     """Seconds from a video's first image to its first audio (`head`, a frame); 0 for a file without moving images."""
     import av
 
-    pictures = next((stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic), None)
-    if pictures is None or pictures.start_time is None or pictures.time_base is None or head is None or head.time is None:
+    images = next((stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic), None)
+    if images is None or images.start_time is None or images.time_base is None or head is None or head.time is None:
         return 0.0
-    return float(head.time - pictures.start_time * pictures.time_base)
+    return float(head.time - images.start_time * images.time_base)
 
 
 def _mono(frames: Iterator[Any], hz: int) -> Iterator[np.ndarray]:
@@ -370,13 +333,6 @@ def _probe_audio(data: bytes, ext: str) -> Probe:
                 raise MediaError("too_large", f"longer than {MAX_AUDIO_S:.0f} s")
     if samples == 0:
         raise MediaError("decode", f"{ext} of {len(data)} bytes: no samples")
-    if ext == "flac" and samples < _flac_samples(data):
-        raise MediaError("truncated", f"flac with {samples} of {_flac_samples(data)} samples")
+    if ext == "flac" and samples < flac_samples(data):
+        raise MediaError("truncated", f"flac with {samples} of {flac_samples(data)} samples")
     return Probe(ext=ext, duration_s=round(samples / rate, 3))
-
-
-def _flac_samples(data: bytes) -> int:
-    """Total samples that STREAMINFO promises (RFC 9639, section 8.2); 0 means unknown."""
-    if len(data) < 26:
-        return 0
-    return struct.unpack(">Q", data[18:26])[0] & ((1 << 36) - 1)

@@ -59,8 +59,8 @@ def _mp4(medium: Medium) -> bytes:
         stream = container.add_stream("libx264", rate=Fraction(medium.rate_hz).limit_denominator(1000), options=X264)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
-        for picture in medium.data:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        for frame in medium.data:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
     return out.getvalue()
 
@@ -69,11 +69,11 @@ def _wav(medium: Medium) -> bytes:
     return wav(medium.data, medium.rate_hz)
 
 
-def wav(sound: np.ndarray, rate_hz: float) -> bytes:
+def wav(audio: np.ndarray, rate_hz: float) -> bytes:
     """Mono samples in -1..1 (those beyond are clipped) -> a .wav of 16-bit PCM. Raises AnyloomError for samples that are not finite."""
-    if not np.isfinite(sound).all():
+    if not np.isfinite(audio).all():
         raise AnyloomError("an audio clip with samples that are not finite cannot be written; generate it again in float32")
-    samples = np.round(np.clip(sound, -1, 1) * 32767).astype("<i2")
+    samples = np.round(np.clip(audio, -1, 1) * 32767).astype("<i2")
     out = io.BytesIO()
     with wave.open(out, "wb") as container:
         container.setnchannels(1)

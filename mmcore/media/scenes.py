@@ -43,8 +43,8 @@ def sample_frames(data: bytes, frames: int, sampling: str = "uniform", start_s: 
     changes, hz = frame_changes(data)
     first, last = span(len(changes), hz, start_s, end_s)
     cuts = [first + cut for cut in find_cuts(changes[first:last], hz)]
-    pictures, _ = pick_video_frames(data, scene_frames([first, *cuts, last], frames))
-    return pictures
+    images, _ = pick_video_frames(data, scene_frames([first, *cuts, last], frames))
+    return images
 
 
 def frame_changes(data: bytes) -> tuple[np.ndarray, float]:

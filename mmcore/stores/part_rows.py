@@ -29,6 +29,7 @@ KEPT_BYTES = 256 * 2**20
 """Most bytes of values that one object keeps in memory however little of it is free: a process reads a few sets."""
 CALL_BYTES = 10 * 2**10
 """How many bytes are copied in the time of a call to the kernel."""
+_NONE = np.empty(0, np.intp)
 
 
 class PartRows:
@@ -63,7 +64,7 @@ class PartRows:
             if self._not_kept:
                 self._keep_due(part_B, length_B)
             first_B = self._first_P.take(part_B)
-            away = np.flatnonzero(first_B < 0) if self._not_kept else ()
+            away = np.flatnonzero(first_B < 0) if self._not_kept else _NONE
             if not len(away):
                 return self._take_kept(first_B + start_B, length_B, longest, ragged)
             here = np.flatnonzero(first_B >= 0)

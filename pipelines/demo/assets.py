@@ -37,7 +37,7 @@ def run(ctx: StepContext[AssetsConfig]) -> dict[str, Any]:
         ctx.progress(done, total, file.target)
         take_file(file, ctx.output)
     ctx.progress(total - 3, total, config.easy_vqa.target)
-    pictures = take_tree(config.easy_vqa, ctx.output)
+    images = take_tree(config.easy_vqa, ctx.output)
     ctx.progress(total - 2, total, "stamps (Debian package, 161 MB)")
     stamps, reason = _stamps(ctx, config)
     taken: list[PackageFile | PackageTree] = [*config.files, config.easy_vqa]
@@ -49,7 +49,7 @@ def run(ctx: StepContext[AssetsConfig]) -> dict[str, Any]:
     document = {"stamps": stamps > 0, "left_out": left_out, "files": described}
     write_atomic(ctx.output / "assets.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
     ctx.progress(total, total, "done")
-    return {"stamps": stamps > 0, "left_out": left_out, "files": len(config.files) + pictures + stamps}
+    return {"stamps": stamps > 0, "left_out": left_out, "files": len(config.files) + images + stamps}
 
 
 def locate(package: str, version: str, path: str) -> Path:
@@ -138,9 +138,9 @@ def stamp_files(root: Path, spoken: tuple[str, ...]) -> list[str]:
     names = []
     for caption in sorted(root.rglob("*.txt")):
         stem = caption.relative_to(root).with_suffix("").as_posix()
-        sounds = [] if stem.startswith("symbols/") else [f"{stem}.ogg"]
-        sounds += [spoken_name(stem, language) for language in spoken]
-        media = [name for name in (f"{stem}.png", *sounds) if (root / name).is_file()]
+        audio = [] if stem.startswith("symbols/") else [f"{stem}.ogg"]
+        audio += [spoken_name(stem, language) for language in spoken]
+        media = [name for name in (f"{stem}.png", *audio) if (root / name).is_file()]
         names += [*media, caption.relative_to(root).as_posix()] if media else []
     return sorted(names)
 

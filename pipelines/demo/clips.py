@@ -15,14 +15,14 @@ from PIL import Image
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "zooming in", "zooming out", "rotating")
 X264 = {"threads": "1", "crf": "23", "preset": "veryfast", "x264-params": "cpu-independent=1:mbtree=0"}
 """One thread, the same decisions on every processor, and no macroblock tree: its vector code gives other bytes from run to run."""
-SOUND_HZ = 16_000
+AUDIO_HZ = 16_000
 TRAVEL = 0.28
 """moving: distance of the image's centre from the frame's centre at both ends, as a share of the side."""
 
 
-def frames(picture: Image.Image, motion: str, count: int, side: int) -> Iterator[Image.Image]:
+def frames(image: Image.Image, motion: str, count: int, side: int) -> Iterator[Image.Image]:
     """`count` RGB frames of side x side pixels: the image on white, in motion."""
-    base = picture.convert("RGBA")
+    base = image.convert("RGBA")
     base.thumbnail((side * 2, side * 2), Image.Resampling.LANCZOS)
     for number in range(count):
         t = number / max(1, count - 1)
@@ -54,10 +54,10 @@ def _pose(motion: str, t: float) -> tuple[float, float, float, float]:
     return poses[motion]
 
 
-def encode_mp4(pictures: Iterable[Image.Image], rate_hz: int, sound: np.ndarray | None = None) -> bytes:
+def encode_mp4(images: Iterable[Image.Image], rate_hz: int, audio: np.ndarray | None = None) -> bytes:
     """H.264 in mp4, yuv420p. Bit-exact container flags and X264: the same frames give the same bytes.
 
-    sound: int16 samples, mono, at SOUND_HZ; kept as FLAC, because a lossy encoder's bytes depend on the processor.
+    audio: int16 samples, mono, at AUDIO_HZ; kept as FLAC, because a lossy encoder's bytes depend on the processor.
     """
     import av
 
@@ -65,21 +65,21 @@ def encode_mp4(pictures: Iterable[Image.Image], rate_hz: int, sound: np.ndarray 
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream: av.VideoStream | None = None
         track: av.AudioStream | None = None
-        for picture in pictures:
+        for image in images:
             if stream is None:
                 stream = container.add_stream("libx264", rate=rate_hz, options=X264)
-                stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, "yuv420p"
+                stream.width, stream.height, stream.pix_fmt = image.width, image.height, "yuv420p"
                 stream.codec_context.thread_count = 1
-                if sound is not None:
-                    added = container.add_stream("flac", rate=SOUND_HZ, layout="mono")
+                if audio is not None:
+                    added = container.add_stream("flac", rate=AUDIO_HZ, layout="mono")
                     assert isinstance(added, av.AudioStream)
                     track = added
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
         if stream is None:
             raise ValueError("a video needs at least one frame")
         container.mux(stream.encode())
-        if track is not None and sound is not None:
-            frame = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
-            frame.sample_rate = SOUND_HZ
+        if track is not None and audio is not None:
+            frame = av.AudioFrame.from_ndarray(audio[None], format="s16", layout="mono")
+            frame.sample_rate = AUDIO_HZ
             container.mux([packet for packet in [*track.encode(frame), *track.encode(None)] if packet.size])
     return out.getvalue()

@@ -43,9 +43,9 @@ def converse_records(
     restate: answers say what is asked for before they give it.
     """
     of_concept: dict[str, list[int]] = defaultdict(list)
-    for picture, caption in captions.items():
-        of_concept[caption].append(picture)
-    shown = sorted(questions, key=lambda picture: (chance(f"converse {picture}"), picture))
+    for image, caption in captions.items():
+        of_concept[caption].append(image)
+    shown = sorted(questions, key=lambda image: (chance(f"converse {image}"), image))
     kinds = [kind for kind in KINDS if voice or "speak" not in kind]
     records: list[dict[str, Any]] = []
     for place in range(per_concept):
@@ -53,11 +53,11 @@ def converse_records(
             if not of_concept[concept.caption]:
                 continue
             number, kind = len(records), kinds[place % len(kinds)]
-            picture = shown[number % len(shown)]
-            asked = sorted(questions[picture], key=lambda item: chance(f"converse {number} {item[0]}"))
+            image = shown[number % len(shown)]
+            asked = sorted(questions[image], key=lambda item: chance(f"converse {number} {item[0]}"))
             turns = _turns(kind, concept, number, [(question, answer) for _, question, answer in asked], restate)
             record = {"id": f"converse_{number}", "conversations": _spoken_by(turns, "ask" in kind)}
-            record |= {"image": uri_of[picture]} if "ask" in kind else {}
+            record |= {"image": uri_of[image]} if "ask" in kind else {}
             if "speak" in kind:
                 record |= {"output_audio": f"{FOLDER}/{stem_of(concept)}.wav", "audio_captions": [SPOKEN.format(concept.caption)]}
             else:

@@ -65,20 +65,20 @@ def run(ctx: StepContext[SmolListsConfig]) -> dict[str, Any]:
     ctx.progress(0.05, 1, "easy-VQA")
     train, test = (read_questions(assets / "easy_vqa" / split) for split in ("train", "test"))
     train = {n: train[n] for n in sorted(sorted(train, key=lambda n: (chance(f"easyvqa {n}"), n))[: config.pictures])}
-    captions = {picture: caption_of(questions) for picture, questions in train.items()}
+    captions = {image: caption_of(questions) for image, questions in train.items()}
     counts = _easy_vqa(ctx, assets, train, test, captions)
     ctx.progress(0.2, 1, "stamps")
     counts |= _stamps(ctx.output, assets, stamps, config)
     counts["talk_train"] = write_instruct(ctx.output, "talk_train", [talk_record(number) for number in range(len(TALK))])
     counts["draw_train"] = _draw(ctx.output, stamps, captions, config)
-    counts |= _clips(ctx, _clip_pictures(assets, stamps, captions, config), config)
+    counts |= _videos(ctx, _video_images(assets, stamps, captions, config), config)
     voice = assets / "voice"
     if not voice.is_dir():
         left_out.append("no voice: spoken_train and speak_train are empty")
     counts |= write_spoken(ctx.output, voice if voice.is_dir() else None, config.speak_per_caption, config.restate)
     known = {number: caption for number, caption in captions.items() if caption}
     shown = {number: train[number] for number in known}
-    uris = {number: _picture("train", number) for number in known}
+    uris = {number: _image("train", number) for number in known}
     conversations = converse_records(shown, known, uris, config.converse_per_concept, voice.is_dir(), config.restate)
     counts["converse_train"] = write_instruct(ctx.output, "converse_train", conversations)
     unknown = sum(caption == "" for caption in captions.values())
@@ -93,12 +93,12 @@ def run(ctx: StepContext[SmolListsConfig]) -> dict[str, Any]:
 def read_questions(folder: Path) -> dict[int, list[Question]]:
     """Image number -> its (line number in questions.json, question, answer)s, both in the file's order."""
     out: dict[int, list[Question]] = defaultdict(list)
-    for number, (question, answer, picture) in enumerate(json.loads((folder / "questions.json").read_text(encoding="utf-8"))):
-        out[picture].append((number, question, answer))
+    for number, (question, answer, image) in enumerate(json.loads((folder / "questions.json").read_text(encoding="utf-8"))):
+        out[image].append((number, question, answer))
     return dict(sorted(out.items()))
 
 
-def _picture(split: str, number: int) -> str:
+def _image(split: str, number: int) -> str:
     return f"media/easyvqa/{split}/{number}.png"
 
 
@@ -107,10 +107,10 @@ def _easy_vqa(
 ) -> dict[str, int]:
     for split, questions in (("train", train), ("test", test)):
         for number in questions:
-            link(assets / "easy_vqa" / split / "images" / f"{number}.png", ctx.output / _picture(split, number))
-    counts = {"easyvqa_captions": write_cc3m(ctx.output, "easyvqa_captions", [(c, _picture("train", n)) for n, c in captions.items() if c])}
+            link(assets / "easy_vqa" / split / "images" / f"{number}.png", ctx.output / _image(split, number))
+    counts = {"easyvqa_captions": write_cc3m(ctx.output, "easyvqa_captions", [(c, _image("train", n)) for n, c in captions.items() if c])}
     for split, questions in (("train", train), ("test", test)):
-        records = [question_record(f"easyvqa_{split}_{n}", _picture(split, n), asked) for n, asked in questions.items()]
+        records = [question_record(f"easyvqa_{split}_{n}", _image(split, n), asked) for n, asked in questions.items()]
         counts[f"easyvqa_{split}"] = write_instruct(ctx.output, f"easyvqa_{split}", records)
     return counts
 
@@ -172,17 +172,17 @@ def _stamps(output: Path, assets: Path, stamps: list[Stamp], config: SmolListsCo
     counts = {}
     for split in ("train", "heldout"):
         mine = [stamp for stamp in stamps if stamp.split == split]
-        pictures = [stamp for stamp in mine if "png" in stamp.media]
+        images = [stamp for stamp in mine if "png" in stamp.media]
         effects = [stamp for stamp in mine if "ogg" in stamp.media and is_noun_phrase(stamp.caption, config.max_words)]
         voices = _spoken(stamps, split, config)
-        sounds = [(f"{s.stem}.ogg", f"the sound of {in_sentence(s.caption)}") for s in effects]
-        sounds += [(name, f"a voice names {what} in {language}") for name, what, language in voices]
-        for stamp in pictures:
+        audio = [(f"{s.stem}.ogg", f"the sound of {in_sentence(s.caption)}") for s in effects]
+        audio += [(name, f"a voice names {what} in {language}") for name, what, language in voices]
+        for stamp in images:
             link(assets / "stamps" / f"{stamp.stem}.png", output / "media" / "stamps" / f"{stamp.stem}.png")
-        for name, _ in sounds:
+        for name, _ in audio:
             link(assets / "stamps" / name, output / "media" / "audio" / _flat(name))
-        counts[f"stamps_{split}"] = write_cc3m(output, f"stamps_{split}", [(s.caption, f"media/stamps/{s.stem}.png") for s in pictures])
-        counts[f"sounds_{split}"] = write_audiocaps(output, f"sounds_{split}", [(_flat(n).removesuffix(".ogg"), c) for n, c in sounds])
+        counts[f"stamps_{split}"] = write_cc3m(output, f"stamps_{split}", [(s.caption, f"media/stamps/{s.stem}.png") for s in images])
+        counts[f"sounds_{split}"] = write_audiocaps(output, f"sounds_{split}", [(_flat(n).removesuffix(".ogg"), c) for n, c in audio])
         if config.media_questions:
             asked = [_heard("sound", f"{s.stem}.ogg", in_sentence(s.caption)) for s in effects] + [_heard("voice", *voice) for voice in voices]
             counts[f"sounds_questions_{split}"] = write_questions(output, f"sounds_questions_{split}", asked)
@@ -212,7 +212,7 @@ def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: S
             by_caption[caption].append(number)
     said = {concept.caption: tuple(map(concept.worded, PHRASES)) for concept in CONCEPTS}
     wanted = [
-        (caption, _picture("train", numbers[turn % len(numbers)]), said[caption][turn // 2 % len(PHRASES)] if turn % 2 and caption in said else "")
+        (caption, _image("train", numbers[turn % len(numbers)]), said[caption][turn // 2 % len(PHRASES)] if turn % 2 and caption in said else "")
         for caption, numbers in sorted(by_caption.items())
         for turn in range(config.draw_per_caption)
     ]
@@ -228,33 +228,33 @@ def _draw(output: Path, stamps: list[Stamp], captions: dict[int, str], config: S
 # ---- videos ----------------------------------------------------------------------------------------------------------
 
 
-def _clip_pictures(assets: Path, stamps: list[Stamp], captions: dict[int, str], config: SmolListsConfig) -> list[tuple[str, Path, str, str]]:
+def _video_images(assets: Path, stamps: list[Stamp], captions: dict[int, str], config: SmolListsConfig) -> list[tuple[str, Path, str, str]]:
     """(name, image, caption inside a sentence, split) of each video, in an order given by a hash of the name."""
-    pictures = [
+    images = [
         (_flat(s.stem), assets / "stamps" / f"{s.stem}.png", in_sentence(s.caption), s.split)
         for s in stamps
         if "png" in s.media and is_noun_phrase(s.caption, config.max_words)
     ]
     if not stamps:
-        pictures = [
+        images = [
             (f"easyvqa_{n}", assets / "easy_vqa" / "train" / "images" / f"{n}.png", caption, "heldout" if chance(f"clip {n}") < config.heldout else "train")
             for n, caption in captions.items()
             if caption
         ]
-    return sorted(pictures, key=lambda item: (chance("clip order " + item[0]), item[0]))[: config.clips]
+    return sorted(images, key=lambda item: (chance("clip order " + item[0]), item[0]))[: config.clips]
 
 
-def _clips(ctx: StepContext[SmolListsConfig], pictures: list[tuple[str, Path, str, str]], config: SmolListsConfig) -> dict[str, int]:
+def _videos(ctx: StepContext[SmolListsConfig], images: list[tuple[str, Path, str, str]], config: SmolListsConfig) -> dict[str, int]:
     """Render every video (kept in ctx.work, so a killed run continues) and write the lists."""
     rows: dict[str, list[tuple[str, str, int, str]]] = {"train": [], "heldout": []}
     shown: dict[str, list[Subject]] = {"train": [], "heldout": []}
     seconds = round(config.clip_frames / config.clip_rate_hz)
-    for number, (name, picture, caption, split) in enumerate(pictures):
-        ctx.progress(0.25 + 0.75 * number / len(pictures), 1, "clips")
+    for number, (name, image, caption, split) in enumerate(images):
+        ctx.progress(0.25 + 0.75 * number / len(images), 1, "videos")
         motion = MOTIONS[number % len(MOTIONS)]
         made = ctx.work / "clips" / f"{name}.mp4"
         if not made.exists():
-            with Image.open(picture) as opened:
+            with Image.open(image) as opened:
                 write_atomic(made, encode_mp4(frames(opened, motion, config.clip_frames, config.clip_side), config.clip_rate_hz))
         uri = f"media/clips/{name}.mp4"
         link(made, ctx.output / uri)

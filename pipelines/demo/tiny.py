@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from infra.step import AnyloomError, StepContext
-from pipelines.demo.clips import MOTIONS, SOUND_HZ, encode_mp4, frames
+from pipelines.demo.clips import AUDIO_HZ, MOTIONS, encode_mp4, frames
 from pipelines.demo.config import TinyListsConfig
 from pipelines.demo.listfiles import draw_record, question_record, write_audiocaps, write_cc3m, write_instruct, write_webvid
 from pipelines.demo.questions import Subject, write_questions
@@ -55,28 +55,28 @@ def run(ctx: StepContext[TinyListsConfig]) -> dict[str, Any]:
     """Write all lists. Returns rows per dataset; nothing is ever left out."""
     config = ctx.config
     counts: dict[str, int] = {}
-    train = _pictures(ctx.output, "easyvqa/train", config.easyvqa_train, config)
-    test = _pictures(ctx.output, "easyvqa/test", config.easyvqa_test, config)
+    train = _images(ctx.output, "easyvqa/train", config.easyvqa_train, config)
+    test = _images(ctx.output, "easyvqa/test", config.easyvqa_test, config)
     counts["easyvqa_captions"] = write_cc3m(ctx.output, "easyvqa_captions", [(shape.caption, uri) for uri, shape in train])
-    for split, pictures in (("train", train), ("test", test)):
+    for split, images in (("train", train), ("test", test)):
         draws = random.Random(f"{config.seed} questions {split}")
         records, number = [], 0
-        for position, (uri, shape) in enumerate(pictures):
+        for position, (uri, shape) in enumerate(images):
             asked = [(number + i, question, answer) for i, (question, answer) in enumerate(questions(shape, config.questions, draws))]
             records.append(question_record(f"easyvqa_{split}_{position}", uri, asked))
             number += len(asked)
         counts[f"easyvqa_{split}"] = write_instruct(ctx.output, f"easyvqa_{split}", records)
     stamps = {}
     for split, size in (("train", config.stamps_train), ("heldout", config.stamps_heldout)):
-        stamps[split] = _pictures(ctx.output, f"stamps/{split}", size, config)
+        stamps[split] = _images(ctx.output, f"stamps/{split}", size, config)
         counts[f"stamps_{split}"] = write_cc3m(ctx.output, f"stamps_{split}", [(f"{s.caption.capitalize()}.", uri) for uri, s in stamps[split]])
     counts["draw_train"] = write_instruct(
         ctx.output,
         "draw_train",
         [draw_record(f"draw_{n}", shape.caption, uri, n) for n, (uri, shape) in enumerate((train + stamps["train"])[: config.draw_train])],
     )
-    counts |= _clips(ctx.output, stamps, config)
-    counts |= _sounds(ctx.output, config)
+    counts |= _videos(ctx.output, stamps, config)
+    counts |= _audio(ctx.output, config)
     ctx.progress(1, 1, "done")
     return {"rows": dict(sorted(counts.items())), "left_out": []}
 
@@ -96,7 +96,7 @@ def questions(shape: Shape, count: int, draws: random.Random) -> list[tuple[str,
     return out[:count]
 
 
-def picture(shape: Shape, side: int, draws: random.Random) -> Image.Image:
+def image_of(shape: Shape, side: int, draws: random.Random) -> Image.Image:
     """side x side RGB: the shape at a random place and size on a light background."""
     background = tuple(draws.randrange(232, 256) for _ in range(3))
     image = Image.new("RGB", (side, side), background)
@@ -117,10 +117,10 @@ def tone(pitch_hz: float, shape: str, seconds: float) -> bytes:
     import av
 
     frame = av.AudioFrame.from_ndarray(_samples(pitch_hz, shape, seconds)[None], format="s16", layout="mono")
-    frame.sample_rate = SOUND_HZ
+    frame.sample_rate = AUDIO_HZ
     out = io.BytesIO()
     with av.open(out, "w", format="ogg", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("flac", rate=SOUND_HZ, layout="mono")
+        stream = container.add_stream("flac", rate=AUDIO_HZ, layout="mono")
         assert isinstance(stream, av.AudioStream)
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             if packet.size:  # FLAC's last packet only repeats the header, which Ogg cannot hold
@@ -129,15 +129,15 @@ def tone(pitch_hz: float, shape: str, seconds: float) -> bytes:
 
 
 def _samples(pitch_hz: float, shape: str, seconds: float) -> np.ndarray:
-    """int16 samples of a tone at SOUND_HZ."""
-    times = np.arange(int(seconds * SOUND_HZ)) / SOUND_HZ
+    """int16 samples of a tone at AUDIO_HZ."""
+    times = np.arange(int(seconds * AUDIO_HZ)) / AUDIO_HZ
     samples = np.sin(2 * np.pi * pitch_hz * times)
     if shape == "square":
         samples = np.copysign(0.5, samples)
     return (12_000 * samples * np.minimum(1.0, 10 * np.minimum(times, seconds - times) / seconds)).astype(np.int16)
 
 
-def _pictures(output: Path, folder: str, count: int, config: TinyListsConfig) -> list[tuple[str, Shape]]:
+def _images(output: Path, folder: str, count: int, config: TinyListsConfig) -> list[tuple[str, Shape]]:
     """`count` images with their uris; colours and shapes in turn, so that every pair appears."""
     draws = random.Random(f"{config.seed} {folder}")
     pairs = [Shape(colour, shape) for colour in sorted(COLOURS) for shape in SHAPES]
@@ -146,13 +146,13 @@ def _pictures(output: Path, folder: str, count: int, config: TinyListsConfig) ->
     for number in range(count):
         shape, uri = pairs[number % len(pairs)], f"media/{folder}/{number}.png"
         encoded = io.BytesIO()
-        picture(shape, config.side, draws).save(encoded, "PNG")
+        image_of(shape, config.side, draws).save(encoded, "PNG")
         _write(output / uri, encoded.getvalue())
         out.append((uri, shape))
     return out
 
 
-def _clips(output: Path, stamps: dict[str, list[tuple[str, Shape]]], config: TinyListsConfig) -> dict[str, int]:
+def _videos(output: Path, stamps: dict[str, list[tuple[str, Shape]]], config: TinyListsConfig) -> dict[str, int]:
     """Half-second videos of the stamps of the same split, in motion; every other one with a tone."""
     counts, pitches = {}, tuple(TONES.values())
     for split, size in (("train", config.clips_train), ("heldout", config.clips_heldout)):
@@ -160,9 +160,9 @@ def _clips(output: Path, stamps: dict[str, list[tuple[str, Shape]]], config: Tin
         for number in range(size):
             uri, shape = stamps[split][number % len(stamps[split])]
             motion, name = MOTIONS[number % len(MOTIONS)], f"{split}_{number:03d}"
-            sound = None if number % 2 else _samples(pitches[number // 2 % len(pitches)], "sine", 0.5)
+            audio = None if number % 2 else _samples(pitches[number // 2 % len(pitches)], "sine", 0.5)
             with Image.open(output / uri) as opened:
-                _write(output / "media" / "clips" / f"{name}.mp4", encode_mp4(frames(opened, motion, 6, 2 * config.side), 12, sound))
+                _write(output / "media" / "clips" / f"{name}.mp4", encode_mp4(frames(opened, motion, 6, 2 * config.side), 12, audio))
             rows.append((name, f"media/clips/{name}.mp4", 1, f"{shape.caption}, {motion}"))
             shown.append(Subject(what="clip", stem=name, uri=f"media/clips/{name}.mp4", name=shape.caption, motion=motion))
         counts[f"clips_{split}"] = write_webvid(output, f"clips_{split}", rows)
@@ -171,7 +171,7 @@ def _clips(output: Path, stamps: dict[str, list[tuple[str, Shape]]], config: Tin
     return counts
 
 
-def _sounds(output: Path, config: TinyListsConfig) -> dict[str, int]:
+def _audio(output: Path, config: TinyListsConfig) -> dict[str, int]:
     """Tones; those of the two splits differ in length, so no file is in both."""
     kinds: Sequence[tuple[str, str]] = [(pitch, shape) for pitch in TONES for shape in WAVES]
     counts = {}

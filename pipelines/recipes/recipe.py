@@ -11,17 +11,13 @@ from typing import Any, TypeVar
 
 from evals.config import (
     CaptioningEvalConfig,
-    DrawingEvalConfig,
     EvalConfig,
-    GenerationEvalConfig,
-    JudgeConfig,
-    PicturesEvalConfig,
     PopeEvalConfig,
     RetrievalEvalConfig,
-    SpeakingEvalConfig,
     SuiteConfig,
 )
 from evals.evaluation import VOICE
+from evals.generation.config import DrawingEvalConfig, GenerationEvalConfig, JudgeConfig, PicturesEvalConfig, SpeakingEvalConfig
 from infra.step import AnyloomError
 from mmcore.chat.templates import chat_template
 from mmcore.concepts.config import ImageDecoderConfig

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from evals.config import (
-    ASKED,
-    FORCED,
-    CaptioningEvalConfig,
-    DrawingEvalConfig,
-    EvalConfig,
-    GenerationEvalConfig,
-    JudgeConfig,
-    PicturesEvalConfig,
-    PopeEvalConfig,
-)
+from evals.config import CaptioningEvalConfig, EvalConfig, PopeEvalConfig
+from evals.generation.config import ASKED, FORCED, DrawingEvalConfig, GenerationEvalConfig, JudgeConfig, PicturesEvalConfig
 from mmcore.concepts.config import ImageDecoderConfig
 from mmcore.config import FitConfig, InputProjectorSpec, LoraSpec, OutputProjectorSpec, RowsStage, SpecialTokens, StatesStage
 from mmcore.encoder_config import TimmImage, TimmVideo, WhisperAudio

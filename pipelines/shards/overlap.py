@@ -36,7 +36,7 @@ GRID = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class DatasetImages:
     """The images of one dataset, in key order."""
 
     source: str
@@ -92,18 +92,18 @@ def run(ctx: StepContext[OverlapConfig]) -> dict[str, Any]:
     return {"pairs": counts}
 
 
-def difference_hash(picture: Image.Image) -> int:
+def difference_hash(image: Image.Image) -> int:
     """64 bits, row by row: is a cell brighter than its left neighbour, on an 8 x 9 grey version."""
-    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
-def colour_grid(picture: Image.Image) -> np.ndarray:
+def colour_grid(image: Image.Image) -> np.ndarray:
     """[GRID * GRID * 3] uint8: mean red, green, blue of every cell."""
-    return np.asarray(picture.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX), dtype=np.uint8).reshape(-1)
+    return np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX), dtype=np.uint8).reshape(-1)
 
 
-def _datasets(sets: list[ShardSet]) -> tuple[list[Pictures], list[Pictures], dict[str, tuple[int, str]]]:
+def _datasets(sets: list[ShardSet]) -> tuple[list[DatasetImages], list[DatasetImages], dict[str, tuple[int, str]]]:
     """(training datasets, held-out and test datasets, media sha256 -> (set number, key) where its bytes can be read)."""
     first_seen: dict[str, tuple[int, str]] = {}
     numbers: dict[str, int] = {}
@@ -115,10 +115,10 @@ def _datasets(sets: list[ShardSet]) -> tuple[list[Pictures], list[Pictures], dic
                 first_seen.setdefault(row["media_sha256"], (position, row["key"]))
                 number = numbers.setdefault(row["media_sha256"], len(numbers))
                 rows.setdefault((row["source"], row["split"] == "train"), []).append((row["key"], number))
-    sides: dict[bool, list[Pictures]] = {True: [], False: []}
+    sides: dict[bool, list[DatasetImages]] = {True: [], False: []}
     for (source, is_train), found in sorted(rows.items()):
         found.sort()
-        sides[is_train].append(Pictures(source, [key for key, _ in found], np.array([number for _, number in found], dtype=np.int64)))
+        sides[is_train].append(DatasetImages(source, [key for key, _ in found], np.array([number for _, number in found], dtype=np.int64)))
     return sides[True], sides[False], first_seen
 
 
@@ -129,13 +129,13 @@ def _fingerprints(ctx: StepContext[OverlapConfig], sets: list[ShardSet], first_s
     colours = np.zeros((len(first_seen), GRID * GRID * 3), dtype=np.uint8)
     for number, (position, key) in enumerate(first_seen.values()):
         if number % 200 == 0:
-            ctx.progress(number, len(first_seen), "pictures")
-        picture = decode_image(sets[position].media(key))
-        hashes[number], colours[number] = difference_hash(picture), colour_grid(picture)
+            ctx.progress(number, len(first_seen), "images")
+        image = decode_image(sets[position].media(key))
+        hashes[number], colours[number] = difference_hash(image), colour_grid(image)
     return Prints(hashes, colours)
 
 
-def _compare(heldout: Pictures, train: Pictures, prints: Prints, config: OverlapConfig) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+def _compare(heldout: DatasetImages, train: DatasetImages, prints: Prints, config: OverlapConfig) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
     """(held-out key, kind, pairs listed) for every held-out image that has a counterpart in the training dataset."""
     block = max(1, COMPARED_AT_ONCE // max(1, len(train.keys)))
     for start in range(0, len(heldout.keys), block):

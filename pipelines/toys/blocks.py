@@ -38,7 +38,7 @@ def clip_text(seed: int) -> dict[str, Any]:
     return {"text_encoder": encoder, "tokenizer": tokenizer}
 
 
-def sound_side(seed: int) -> dict[str, Any]:
+def audio_side(seed: int) -> dict[str, Any]:
     """VAE (one mel cell is 4 x 4) and HiFi-GAN vocoder (16 kHz) of the audio families."""
     from diffusers import AutoencoderKL
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig

@@ -14,7 +14,7 @@ from mmcore.decoders.contract import read_contract
 from mmcore.decoders.texts import write_empty
 from mmcore.runtime.seeding import seeded
 from pipelines.toys import retired as weights_deprecated
-from pipelines.toys.blocks import BLOCKS_2D, SCALED, clip_text, sound_side
+from pipelines.toys.blocks import BLOCKS_2D, SCALED, audio_side, clip_text
 from pipelines.toys.joint import BODY, WIDTH, tiny_clap
 from pipelines.toys.parts import tiny_vae
 from pipelines.toys.voice import TinyVoice
@@ -84,7 +84,7 @@ def tiny_audioldm2(seed: int) -> Any:
         feature_extractor=extractor,
         unet=unet,
         scheduler=DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-        **sound_side(seed),
+        **audio_side(seed),
     )
 
 

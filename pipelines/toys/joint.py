@@ -13,7 +13,7 @@ from mmcore.runtime.seeding import seeded
 WIDTH = 16
 """Channels of the toys' shared spaces."""
 BODY: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-PICTURE: dict[str, Any] = {"image_size": 32, "patch_size": 8}
+IMAGE: dict[str, Any] = {"image_size": 32, "patch_size": 8}
 CONTEXT = 64
 """Longest text of the toys, in tokens."""
 
@@ -39,7 +39,7 @@ def tiny_clip(seed: int) -> tuple[Any, Any, Any]:
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     text = {**BODY, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, "projection_dim": WIDTH}
     with seeded(seed):
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config={**BODY, **PICTURE, "projection_dim": WIDTH}, projection_dim=WIDTH))
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config={**BODY, **IMAGE, "projection_dim": WIDTH}, projection_dim=WIDTH))
     return model, tokenizer, CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
@@ -52,7 +52,7 @@ def tiny_siglip(seed: int) -> tuple[Any, Any, Any]:
     text = {**BODY, "hidden_size": WIDTH, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, "pad_token_id": 0, "projection_size": WIDTH}
     text |= {"bos_token_id": 2, "eos_token_id": 1}
     with seeded(seed):
-        model = SiglipModel(SiglipConfig(text_config=text, vision_config={**BODY, **PICTURE, "hidden_size": WIDTH}))
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config={**BODY, **IMAGE, "hidden_size": WIDTH}))
     return model, tokenizer, SiglipImageProcessor(size={"height": 32, "width": 32})
 
 

@@ -20,11 +20,11 @@ def medium(modality: str) -> bytes:
         return buffer.getvalue()
     from PIL import Image
 
-    pictures = [Image.radial_gradient("L").rotate(90 * turn).convert("RGB").resize((64, 64)) for turn in range(4)]
+    images = [Image.radial_gradient("L").rotate(90 * turn).convert("RGB").resize((64, 64)) for turn in range(4)]
     if modality == "video":
         from pipelines.demo.clips import encode_mp4
 
-        return encode_mp4(iter(pictures), 4)
+        return encode_mp4(iter(images), 4)
     buffer = io.BytesIO()
-    pictures[0].save(buffer, "PNG")
+    images[0].save(buffer, "PNG")
     return buffer.getvalue()

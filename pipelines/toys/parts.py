@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmcore.runtime.seeding import seeded
-from pipelines.toys.joint import BODY, PICTURE, tiny_clap, tiny_clip, tiny_siglip
+from pipelines.toys.joint import BODY, IMAGE, tiny_clap, tiny_clip, tiny_siglip
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -147,7 +147,7 @@ def tiny_dinov2(seed: int) -> tuple[Any, Any]:
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
     with seeded(seed):
-        model = Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, **PICTURE))
+        model = Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, **IMAGE))
     return model, BitImageProcessor(size={"shortest_edge": 32}, crop_size=SIZE)
 
 

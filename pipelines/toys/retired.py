@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmcore.runtime.seeding import seeded
-from pipelines.toys.blocks import BLOCKS_2D, SCALED, clip_text, sound_side
+from pipelines.toys.blocks import BLOCKS_2D, SCALED, audio_side, clip_text
 from pipelines.toys.joint import BODY, WIDTH, tiny_clap
 from pipelines.toys.parts import tiny_vae
 
@@ -54,4 +54,4 @@ def tiny_audioldm(seed: int) -> Any:
             ClapTextConfig(**BODY, vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=tokenizer.pad_token_id, projection_dim=WIDTH)
         )
     scheduler = DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    return AudioLDMPipeline(text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, **sound_side(seed))
+    return AudioLDMPipeline(text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, **audio_side(seed))

@@ -51,15 +51,15 @@ class Work:
     chunk: int
     box: Path
 
-    def picture(self, question: QuestionRow) -> bytes:
+    def image(self, question: QuestionRow) -> bytes:
         """Its file's bytes."""
-        return (self.lists / question.picture).read_bytes()
+        return (self.lists / question.image).read_bytes()
 
     def item(self, question: QuestionRow, features: Any) -> Any:
         """The question as the model takes it."""
         from mmcore.types import Question
 
-        return Question(text=question.question, media_key=question.picture, modality="image", features_NE=features)
+        return Question(text=question.question, media_key=question.image, modality="image", features_NE=features)
 
 
 Answers = dict[int, Any]
@@ -98,7 +98,7 @@ def prepared(root: Path, options: argparse.Namespace, box: Path) -> Work:
     if export is None or lists is None:
         raise AnyloomError(f"{root} has no export of the recipe as it is now; make it first: anyloom run export lists --recipe {options.recipe} --root {root}")
     read = read_questions(lists.path / LIST)
-    once = list({(question.picture, question.question): question for question in read}.values())
+    once = list({(question.image, question.question): question for question in read}.values())
     questions = draw_questions(once, min(options.questions, len(once)), options.seed)
     parquet = box / "questions.parquet"
     write_vqav2_parquet(questions, lists.path, parquet)
@@ -135,7 +135,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict:
     note = {
         "recipe": options.recipe,
         "questions": len(questions),
-        "pictures": len({question.picture for question in questions}),
+        "pictures": len({question.image for question in questions}),
         "prompt_tokens": told([tokens for tokens, _ in lengths]),
         "answer_tokens": told([tokens for _, tokens in lengths]),
         "caption_turn": work.generator.caption_turn,
@@ -188,9 +188,7 @@ def harness(work: Work) -> tuple[float, float, Answers]:
     from evals.harness.features import KeptFeatures, exported_encoder
 
     model = Timed(generator=work.generator, digest=work.digest, answers=work.box / "answers.jsonl", chunk=work.chunk)
-    model.pictures = type(model.pictures)(
-        lambda data: work.generator.encode("image", data), (), KeptFeatures(work.box / "stores", *exported_encoder(work.export))
-    )
+    model.images = type(model.images)(lambda data: work.generator.encode("image", data), (), KeptFeatures(work.box / "stores", *exported_encoder(work.export)))
     started = time.perf_counter()
     results = run_lmms(work.box / "task", TASK, model, scratch=work.box / "scratch")
     spent = time.perf_counter() - started
@@ -203,18 +201,18 @@ def batches_of(work: Work, questions: Sequence[QuestionRow]) -> list[list[Questi
 
     Raises RuntimeError when two questions are the same to it, which it would ask once.
     """
-    from evals.harness.adapter import BUCKET
+    from evals.harness.asks import BUCKET
 
-    shown = {question.picture: hashlib.sha256(work.picture(question)).hexdigest() for question in questions}
-    if len({(shown[question.picture], question.question) for question in questions}) < len(questions):
+    shown = {question.image: hashlib.sha256(work.image(question)).hexdigest() for question in questions}
+    if len({(shown[question.image], question.question) for question in questions}) < len(questions):
         raise RuntimeError("a question is there twice about the same picture: the sides would not answer equally many")
     count, characters = Counter[str](), Counter[str]()
     for question in questions:
-        count[shown[question.picture]] += 1
-        characters[shown[question.picture]] += len(question.question)
+        count[shown[question.image]] += 1
+        characters[shown[question.image]] += len(question.question)
 
     def order(question: QuestionRow) -> tuple[int, int, str, str]:
-        picture = shown[question.picture]
+        picture = shown[question.image]
         return count[picture], characters[picture] // BUCKET, picture, question.question
 
     ordered = sorted(questions, key=order)
@@ -225,8 +223,8 @@ def bare(work: Work, batches: Sequence[Sequence[QuestionRow]]) -> Answers:
     """The limit: features once per picture, then batch after batch."""
     features = {}
     for question in (question for batch in batches for question in batch):
-        if question.picture not in features:
-            features[question.picture] = work.generator.encode("image", work.picture(question))
+        if question.image not in features:
+            features[question.image] = work.generator.encode("image", work.image(question))
     return in_batches(work, batches, features)
 
 
@@ -234,29 +232,29 @@ def in_batches(work: Work, batches: Sequence[Sequence[QuestionRow]], features: d
     """Batch after batch, with features at hand."""
     answers: Answers = {}
     for batch in batches:
-        found = work.generator.answer([work.item(question, features[question.picture]) for question in batch], max_new_tokens=LIMIT)
+        found = work.generator.answer([work.item(question, features[question.image]) for question in batch], max_new_tokens=LIMIT)
         answers |= {question.question_id: answer for question, answer in zip(batch, found, strict=True)}
     return answers
 
 
 def breakdown(work: Work, questions: Sequence[QuestionRow], ours: Answers) -> dict[str, dict[str, Any]]:
     """What each way of saving work brings, one added after the other: seconds, answers per second, gain over the line before, answers equal to ours."""
-    features = {question.picture: work.generator.encode("image", work.picture(question)) for question in questions}
+    features = {question.image: work.generator.encode("image", work.image(question)) for question in questions}
     batches, together = batches_of(work, questions), dict[str, list[QuestionRow]]()
     for question in questions:
-        together.setdefault(question.picture, []).append(question)
+        together.setdefault(question.image, []).append(question)
 
     def alone(decode: bool) -> Answers:
         answers: Answers = {}
         for question in questions:
-            seen = work.generator.encode("image", work.picture(question)) if decode else features[question.picture]
+            seen = work.generator.encode("image", work.image(question)) if decode else features[question.image]
             (answers[question.question_id],) = work.generator.answer([work.item(question, seen)], max_new_tokens=LIMIT)
         return answers
 
     def shared() -> Answers:
         answers: Answers = {}
         for group in together.values():
-            found = work.generator.answer([work.item(question, features[question.picture]) for question in group], max_new_tokens=LIMIT)
+            found = work.generator.answer([work.item(question, features[question.image]) for question in group], max_new_tokens=LIMIT)
             answers |= {question.question_id: answer for question, answer in zip(group, found, strict=True)}
         return answers
 

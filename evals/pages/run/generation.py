@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from evals.pages.gallery import STYLE, Shown, preview
 from evals.pages.page import metrics_of, paragraph, section, signed, source_note, table
 from evals.pages.run.context import RunPage
-from evals.pages.run.pictures import interval_cell
+from evals.pages.run.images import interval_cell
 from infra.step import Artifact
 
 MEDIA_METRICS = {
@@ -110,7 +110,7 @@ def _card(artifact: Artifact, row: Mapping[str, Any]) -> str:
         data = (artifact.path / row["file"]).read_bytes()
         shown = preview(Shown(key=row["file"], modality=row["modality"], caption=row["caption"], score=0.0, data=data))
     else:
-        shown = f"<p class='sound soft'>no medium{': ' + escape(row['broken']) if row['broken'] else ''}</p>"
+        shown = f"<p class='audio soft'>no medium{': ' + escape(row['broken']) if row['broken'] else ''}</p>"
     said = f"said: {escape(row['text'][:120])}<br>" if row["text"] else ""
     seen = f"judge: {escape(row['seen'])} ({'right' if row['right'] else 'wrong'})<br>" if row["right"] is not None else ""
     near = f"CLIPScore {row['clipscore']:.2f}<br>" if row["clipscore"] is not None else ""
@@ -145,7 +145,7 @@ def captions_section(page: RunPage, artifact: Artifact, examples: int = 12, seed
         paragraph(
             f"The model's own captions against those of the lists, by {artifact.result.get('harness', 'pycocoevalcap')} with the tokenizer "
             f"{artifact.result.get('tokenizer', '')}: scores of two tokenizers do not compare. shuffled: the same captions against another medium's. CIDEr "
-            "runs to 10, the others to 1. CHAIR counts object words that the picture is not known to show; easyvqa_chair and stamps_chair are not the COCO "
+            "runs to 10, the others to 1. CHAIR counts object words that the image is not known to show; easyvqa_chair and stamps_chair are not the COCO "
             "benchmark, and a stamp is known by the one thing that its caption names. 95 % intervals over media; n in brackets.",
             "soft",
         ),
@@ -170,12 +170,12 @@ def pope_section(page: RunPage, artifact: Artifact) -> str:
             if any(cells):
                 rows.append([escape(task), escape(condition), *cells])
     return section(
-        "Is it there? Yes/no questions about objects in a picture",
+        "Is it there? Yes/no questions about objects in an image",
         paragraph(
             "As many present as absent objects, the absent ones chosen as POPE does: random, popular (the most frequent) or adversarial (those that stand most "
-            "often beside the present ones; only where pictures show several). Not the POPE benchmark: easyvqa_as_pope asks for shapes and colours, "
-            "stamps_as_pope for the thing that a caption names. blank: the same questions about a white picture. hallucination_rate: yes to an absent object. "
-            "An answer that is neither yes nor no is wrong. 95 % bootstrap over pictures; n in brackets.",
+            "often beside the present ones; only where images show several). Not the POPE benchmark: easyvqa_as_pope asks for shapes and colours, "
+            "stamps_as_pope for the thing that a caption names. blank: the same questions about a white image. hallucination_rate: yes to an absent object. "
+            "An answer that is neither yes nor no is wrong. 95 % bootstrap over images; n in brackets.",
             "soft",
         ),
         table(["task", "absent objects", *POPE_METRICS], rows, numeric=range(2, len(POPE_METRICS) + 2)),

@@ -12,11 +12,11 @@ from infra.step import Artifact
 ROWS = {
     "helped": "the right medium, a self-written caption first",
     "plain_prompt": "the right medium, the question alone",
-    "blank": "a white clip, or silence",
-    "shuffled": "another clip or sound of the list",
+    "blank": "a white video, or silence",
+    "shuffled": "another video or audio clip of the list",
     "blind_majority": "no medium, no model: blind majority (floor)",
 }
-TITLES = {"video": "clips", "audio": "sounds"}
+TITLES = {"video": "videos", "audio": "audio clips"}
 
 
 def media_questions_section(page: RunPage, artifact: Artifact) -> str:
@@ -37,7 +37,7 @@ def media_questions_section(page: RunPage, artifact: Artifact) -> str:
         columns = [TITLES.get(modality, modality), "all", *(group.removeprefix(f"{modality} ") for group in groups[1:]), "first row minus this, all"]
         parts.append(table(columns, [*rows, counts], numeric=range(1, len(groups) + 2)))
     return section(
-        "Questions about clips and sounds",
+        "Questions about videos and audio clips",
         paragraph(
             "Accuracy in per cent on held-out media, with its 95 % bootstrap interval over media; an answer counts when it is the true one, word for word. "
             "Every name is asked for as often with yes as with no, in the same words. Held-out names are in no training list, so the kind “name” asks for "

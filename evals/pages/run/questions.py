@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from evals.config import ReportConfig
 from evals.pages.charts import Dot, interval_chart
-from evals.pages.page import Rows, metrics_of, paragraph, percent, picture, section, signed, source_note, table
+from evals.pages.page import Rows, image_of, metrics_of, paragraph, percent, section, signed, source_note, table
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 from infra.storage import read_json
@@ -23,19 +23,19 @@ from infra.storage import read_json
 NAMES = {
     "helped": "helped",
     "plain_prompt": "plain prompt",
-    "blank": "blank picture",
-    "shuffled": "shuffled picture",
+    "blank": "blank image",
+    "shuffled": "shuffled image",
     "always_yes": "always “yes”",
     "blind_majority": "blind majority",
 }
 
 MEANING = {
-    "helped": "the right picture; the model writes a caption first, then answers",
-    "plain_prompt": "the right picture; the question alone",
-    "blank": "a white picture instead, otherwise asked as the headline",
-    "shuffled": "another picture of the test instead, otherwise asked as the headline",
+    "helped": "the right image; the model writes a caption first, then answers",
+    "plain_prompt": "the right image; the question alone",
+    "blank": "a white image instead, otherwise asked as the headline",
+    "shuffled": "another image of the test instead, otherwise asked as the headline",
     "always_yes": "no model: always “yes”",
-    "blind_majority": "no picture: the most frequent training answer to the same question text",
+    "blind_majority": "no image: the most frequent training answer to the same question text",
 }
 
 STAND_IN = (
@@ -75,7 +75,7 @@ def _dots(at: At, order: Sequence[str], subgroup: str) -> list[Dot]:
 
 def _key(order: Sequence[str]) -> str:
     """Legend of the tones that `order` shows."""
-    texts = {"model": "model, right picture", "control": "model, wrong picture", "floor": "no picture, no model"}
+    texts = {"model": "model, right image", "control": "model, wrong image", "floor": "no image, no model"}
     shown = {TONE.get(name, "floor") for name in order}
     return '<div class="key">' + "".join(f'<span><i class="{tone}"></i>{text}</span>' for tone, text in texts.items() if tone in shown) + "</div>"
 
@@ -86,22 +86,22 @@ def _headline(config: ReportConfig, artifact: Artifact, at: At, order: Sequence[
     over = ""
     if gain:
         points = signed(gain["value"], gain["ci_lo"], gain["ci_hi"], 100, 1)
-        over = f"<p>{points} points over the best answer without the picture (blind majority; paired).</p>"
+        over = f"<p>{points} points over the best answer without the image (blind majority; paired).</p>"
     left = (
         f'<div><div class="big">{100 * best["value"]:.1f}<span> %</span></div>'
         f'<p class="soft">95 % interval {100 * best["ci_lo"]:.1f} to {100 * best["ci_hi"]:.1f}<br>'
-        f"{best['n']:,} questions, {best['clusters']:,} pictures<br>asked: {escape(NAMES[order[0]])}</p></div>"
+        f"{best['n']:,} questions, {best['clusters']:,} images<br>asked: {escape(NAMES[order[0]])}</p></div>"
     )
     keep = [name for name in order if name in (order[0], "plain_prompt", "always_yes", "blind_majority")]
     chart = interval_chart(_dots(at, keep, "all"), width=560, lo=0, hi=1, percent=True, title="accuracy and floors, per cent")
     task, harness = escape(str(artifact.result.get("lmms_task", "vqa"))), escape(str(artifact.result.get("harness", "lmms-eval")))
     return section(
-        f"Picture questions: {artifact.result.get('lmms_task', 'accuracy')}",
+        f"Image questions: {artifact.result.get('lmms_task', 'accuracy')}",
         f'<div class="headline">{left}<div>{_key(keep)}{chart}</div></div>',
         over,
         paragraph(STAND_IN.format(questions=config.questions_are), "small"),
-        f"<p class='small'>Scored by {harness}, task <code>{task}</code>, metric exact_match (VQA accuracy). Intervals: 95 % bootstrap over pictures, "
-        "because questions about one picture are not independent.</p>",
+        f"<p class='small'>Scored by {harness}, task <code>{task}</code>, metric exact_match (VQA accuracy). Intervals: 95 % bootstrap over images, "
+        "because questions about one image are not independent.</p>",
         source_note(artifact),
     )
 
@@ -141,9 +141,9 @@ def _conditions(at: At, order: Sequence[str], metrics: Rows, headline: str) -> s
         for m in [at[name, "all"]]
     ]
     return section(
-        "Does it look at the picture?",
+        "Does it look at the image?",
         paragraph(
-            "A model that reads the picture falls to the floors when the picture is taken away. Last column: headline minus this row on the same questions, "
+            "A model that reads the image falls to the floors when the image is taken away. Last column: headline minus this row on the same questions, "
             "in points, paired.",
             "soft",
         ),
@@ -161,16 +161,16 @@ def _disclosure(inputs: Mapping[str, Artifact], headline: str, artifact: Artifac
     items = []
     if headline == "helped":
         items.append(
-            "At test time the model first writes its own caption of the picture, then answers with that caption in view. "
+            "At test time the model first writes its own caption of the image, then answers with that caption in view. "
             "The row “plain prompt” is the score of the same weights without it."
         )
     else:
-        items.append("Nothing helps at test time: the model gets the picture and the question.")
+        items.append("Nothing helps at test time: the model gets the image and the question.")
     stage3 = inputs.get("stage3")
     config = read_json(stage3.path / "stage.json").get("config", {}) if stage3 and (stage3.path / "stage.json").exists() else {}
     config = config.get("stage", config) if isinstance(config.get("stage"), dict) else config
     if config.get("caption_turn"):
-        items.append("In training a true caption stood before the questions of a picture.")
+        items.append("In training a true caption stood before the questions of an image.")
     if config.get("balance_answers"):
         items.append("In training, yes/no questions were weighted by 0.5 / P(answer | question text), so that the blind answer earns nothing.")
     items.append("The model is asked the bare question, as in its training; other models get the prompt that the benchmark's task file brings.")
@@ -185,7 +185,7 @@ def _samples(config: ReportConfig, lists: Artifact | None, samples: Rows, headli
     picks = sorted(int(i) for i in np.random.default_rng(config.seed).choice(len(samples), size=count, replace=False))
     cards = []
     for sample in (samples[i] for i in picks):
-        image = picture(lists.path / sample["picture"], f"picture of {sample['doc_key']}") if lists else ""
+        image = image_of(lists.path / sample["picture"], f"image of {sample['doc_key']}") if lists else ""
         verdict = _verdict(sample["score"])
         caption = f'<br><span class="soft">its caption: {escape(sample["caption"])}</span>' if sample["caption"] else ""
         cards.append(

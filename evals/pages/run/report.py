@@ -88,13 +88,13 @@ def _overlap(artifact: Artifact | None) -> str:
     if shared:
         worst = max(shared, key=lambda p: ((p["exact"] + p["near"]) / max(1, p["heldout_pictures"]), p["heldout"], p["train"]))
         text = (
-            f"Training and held-out pictures overlap. The largest share: of the {worst['heldout_pictures']:,} pictures of {worst['heldout']}, "
+            f"Training and held-out images overlap. The largest share: of the {worst['heldout_pictures']:,} images of {worst['heldout']}, "
             f"{worst['exact']:,} are byte for byte in {worst['train']} and {worst['near']:,} more have a near-duplicate there. "
             "Nothing was removed: read the held-out numbers below with this in mind."
         )
     else:
-        text = "No held-out picture has an exact or near duplicate among the training pictures that were compared."
-    columns = ("held out", "training", "held-out pictures", "training pictures", "exact", "near")
+        text = "No held-out image has an exact or near duplicate among the training images that were compared."
+    columns = ("held out", "training", "held-out images", "training images", "exact", "near")
     shown = table(columns, rows, numeric=(2, 3, 4, 5)) if rows else ""
     return section(
         "Before any held-out number: what training has already seen",

@@ -15,7 +15,7 @@ from PIL import Image
 from evals.captions.retrieval import caption_groups, category, chance_level, mean_vectors, neighbour_hits, ranks, retrieval_metrics
 from evals.config import RetrievalEvalConfig
 from evals.heldout import Media, distinct_media
-from evals.pages.gallery import MAX_SOUND_BYTES, Shown, preview, sheet
+from evals.pages.gallery import MAX_AUDIO_BYTES, Shown, preview, sheet
 from flows.cli.search import add_search, plain, search
 from infra.step import AnyloomError, Artifact
 from mmcore.encoder_config import BertText, HfText, encoder_config
@@ -195,7 +195,7 @@ def test_sheet_is_self_contained_and_escaped():
         Shown(key="pets-000001", modality="image", caption=caption, score=0.5, data=png(1, 900)),
         Shown(key="clips-000001", modality="video", caption="a clip", score=0.4, data=movie),
         Shown(key="sounds-000001", modality="audio", caption="", score=0.3, data=wav(0)),
-        Shown(key="sounds-000002", modality="audio", caption="long", score=0.2, data=wav(0, MAX_SOUND_BYTES / 32000 + 1)),
+        Shown(key="sounds-000002", modality="audio", caption="long", score=0.2, data=wav(0, MAX_AUDIO_BYTES / 32000 + 1)),
     ]
     page = sheet('"><b>query', "about", items)
     assert "<script>" not in page and "&lt;script&gt;alert(&quot;x&quot;)" in page and "&quot;&gt;&lt;b&gt;query" in page

@@ -13,8 +13,8 @@ from toy_any import emitting
 from toy_decoders import directory, streams
 from toy_model import Features, build
 
-from evals.config import DrawingEvalConfig
-from evals.generation.drawing import picture_metrics
+from evals.generation.config import DrawingEvalConfig
+from evals.generation.drawing import image_metrics
 from evals.generation.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
 from evals.generation.requests import AFTER, Prompt, after_questions, answered, block_metrics, reply
 from flows.cli.ask import Speaker, chat
@@ -232,6 +232,6 @@ def test_pictures_are_judged_against_what_was_asked_and_against_another_request(
             right = float(i % 4 != 0)  # a quarter was never drawn, or wrong
             samples.append({"made_as": name, "concept": concept.caption, "shape": right, "colour": right, "both": right})
             samples[-1] |= {"shape_of_other": float(i % 3 == 0), "colour_of_other": 0.0, "both_of_other": 0.0}
-    at = {(row["condition"], row["subgroup"]): row for row in picture_metrics(CONFIG, samples)}
+    at = {(row["condition"], row["subgroup"]): row for row in image_metrics(CONFIG, samples)}
     assert at["asked_new_wording", "both"]["value"] == pytest.approx(0.75) and at["asked_new_wording, shuffled", "shape"]["value"] == pytest.approx(1 / 3)
     assert at["asked_new_wording - shuffled", "both"]["ci_lo"] > 0.4 and at["chance", "colour"]["value"] == pytest.approx(1 / 8)

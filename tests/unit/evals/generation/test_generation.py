@@ -17,7 +17,8 @@ from toy_decoders import directory
 from toy_generation import spec_for
 
 import evals.generation.generation
-from evals.config import ASKED, FORCED, GenerationEvalConfig, ReportConfig
+from evals.config import ReportConfig
+from evals.generation.config import ASKED, FORCED, GenerationEvalConfig
 from evals.generation.extractors import scrambled, shares_space
 from evals.generation.generation import Job, _made, index_tsv
 from evals.generation.prompts import CONCEPT_WORDINGS, WORDINGS, Request, in_sentence

@@ -12,12 +12,13 @@ from test_weights import ct2_file, encoder_variables
 from toy_decoders import directory
 from toy_voice import decoder_variables
 
-from evals.config import ReportConfig, SpeakingEvalConfig
+from evals.config import ReportConfig
+from evals.generation.config import SpeakingEvalConfig
 from evals.generation.requests import AFTER, JUDGED, Prompt, block_metrics
-from evals.generation.speaking import QUIET, VOICE, _heard, _kept, _sounds, picture_blocks, right_words, rows_of, word_metrics
+from evals.generation.speaking import QUIET, VOICE, _audio, _heard, _kept, image_blocks, right_words, rows_of, word_metrics
 from evals.generation.speaking_prompts import NEW_REQUESTS
 from evals.pages.run.context import RunPage
-from evals.pages.run.sounds import speaking_section
+from evals.pages.run.speaking import speaking_section
 from evals.tables import METRICS, SPEAKING_SAMPLES, write_table
 from infra.step import AnyloomError, Artifact, Resources, StepContext
 from mmcore.chat.wordings import REQUESTS
@@ -127,7 +128,7 @@ def test_answers_become_sounds_that_are_heard_and_some_are_kept(tmp_path):
     config = replace(CONFIG, heard_s=2.0, batch=16)
     places = {"output": tmp_path / "out", "work": tmp_path / "w", "stores": tmp_path}
     ctx = StepContext(name="eval_speaking", config=config, inputs=inputs, sources={}, resources=Resources(), **places)
-    sounds = _sounds(ctx, prompts, answers)
+    sounds = _audio(ctx, prompts, answers)
     asked = {(JUDGED[0], 0), (JUDGED[1], 2), (JUDGED[1], 3), (JUDGED[2], 4), (JUDGED[2], 5)}  # not the unanswered one, and not the sound in an ordinary talk
     assert set(sounds) == asked | {(VOICE, number) for number in range(len(CONCEPTS))} and sounds[JUDGED[0], 0] == sounds[VOICE, 0] != sounds[VOICE, 1]
     heard, kept = _heard(ctx, sounds), _kept(ctx, sounds)
@@ -149,7 +150,7 @@ def replies():
 
 
 def test_sounds_and_pictures_are_counted_where_each_was_asked_for():
-    rows = block_metrics(CONFIG, replies(), JUDGED, QUIET, "audio") + picture_blocks(CONFIG, replies())
+    rows = block_metrics(CONFIG, replies(), JUDGED, QUIET, "audio") + image_blocks(CONFIG, replies())
     at = {(row["condition"], row["metric"], row["subgroup"]): row["value"] for row in rows}
     assert at["asked", "emits_block", "audio"] == pytest.approx(4 / 5) and at["not_asked", "emits_block", "audio"] == pytest.approx(1 / 5)
     assert at["all", "precision", "audio"] == pytest.approx(4 / 5) and at["asked", "emits_block", "image"] == pytest.approx(1 / 5)
@@ -158,7 +159,7 @@ def test_sounds_and_pictures_are_counted_where_each_was_asked_for():
 
 def test_the_report_plays_what_was_kept_and_says_what_was_heard(tmp_path):
     artifact, samples = _artifact(tmp_path, "eval_speaking"), spoken_rows()
-    metrics = block_metrics(CONFIG, replies(), JUDGED, QUIET, "audio") + picture_blocks(CONFIG, replies()) + word_metrics(CONFIG, samples)
+    metrics = block_metrics(CONFIG, replies(), JUDGED, QUIET, "audio") + image_blocks(CONFIG, replies()) + word_metrics(CONFIG, samples)
     samples[5] |= {"prompt": 'say <b>"it"</b>', "both": 0.0}
     write_table(artifact.path / "metrics.parquet", metrics, METRICS)
     write_table(artifact.path / "samples.parquet", samples, SPEAKING_SAMPLES)

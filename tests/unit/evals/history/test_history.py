@@ -149,7 +149,7 @@ def test_missing_and_damaged_database(tmp_path: Path) -> None:
 
 def _evaluation(folder: Path) -> Artifact:
     questions = [
-        QuestionRow(doc_key=f"d-{i}#0", question_id=i, image_id=i, picture=f"{i // 2}.png", question="is it red?", answer="yes" if i % 3 else "no")
+        QuestionRow(doc_key=f"d-{i}#0", question_id=i, image_id=i, image=f"{i // 2}.png", question="is it red?", answer="yes" if i % 3 else "no")
         for i in range(12)
     ]
     rows = [
@@ -157,7 +157,7 @@ def _evaluation(folder: Path) -> Artifact:
             "run_condition": "helped",
             "doc_key": q.doc_key,
             "question_id": q.question_id,
-            "picture": q.picture,
+            "picture": q.image,
             "question": q.question,
             "answer_type": "yes/no",
             "target": q.answer,

@@ -41,7 +41,7 @@ def _vqa(root: Path) -> Artifact:
             doc_key=f"t-{i}#0",
             question_id=i,
             image_id=i,
-            picture=f"media/{i % 8}.png",
+            image=f"media/{i % 8}.png",
             question="<b>is it red?</b>",
             answer=("yes", "no", "red", "circle")[i % 4],
         )
@@ -53,7 +53,7 @@ def _vqa(root: Path) -> Artifact:
                 "run_condition": condition,
                 "doc_key": q.doc_key,
                 "question_id": q.question_id,
-                "picture": q.picture,
+                "picture": q.image,
                 "question": q.question,
                 "answer_type": ("yes/no", "yes/no", "colour", "shape")[i % 4],
                 "target": q.answer,
@@ -133,7 +133,7 @@ def test_full_report_is_self_contained_and_deterministic(tmp_path: Path) -> None
     assert str(tmp_path) not in html
     assert html.count("data:image/png;base64,") == 12
     assert "<b>is it red?</b>" not in html and "&lt;b&gt;is it red?" in html
-    assert html.index("what training has already seen") < html.index("Picture questions")
+    assert html.index("what training has already seen") < html.index("Image questions")
     for text in ("2 are byte for byte in a", "Stage 1", "Stage 2", "Training losses", "Licences", "seed 0", "not VQAv2", "writes its own caption", "cafe"):
         assert text in html
     other = _render(tmp_path / "c", inputs, dataclasses.replace(CONFIG, seed=1))

@@ -173,7 +173,7 @@ def test_accuracy_is_told_by_modality_and_kind_beside_floor_and_differences(tmp_
     write_table(tmp_path / "metrics.parquet", metrics, METRICS)
     write_table(tmp_path / "samples.parquet", answered["helped"], VQA_SAMPLES)
     html = media_questions_section(RunPage(config=ReportConfig(recipe="tiny"), inputs={}), artifact)
-    assert "clips" in html and "sounds" in html and "100.0" in html and "12 (6)" in html
+    assert "videos" in html and "audio clips" in html and "100.0" in html and "12 (6)" in html
 
 
 def test_a_list_without_kinds_is_named(tmp_path):

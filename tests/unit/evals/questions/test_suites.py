@@ -92,7 +92,7 @@ def test_parquet_has_vqav2_columns_and_the_picture_bytes(tmp_path: Path) -> None
     assert [a["answer_id"] for a in row["answers"]] == list(range(1, 11)) and {a["answer"] for a in row["answers"]} == {"red"}
     assert row["image"]["bytes"] == (tmp_path / "media/easyvqa/test/0.png").read_bytes()
     assert Image.open(io.BytesIO(row["image"]["bytes"])).size == (16, 16)
-    outside = [questions[0].__class__(**{**{f: getattr(questions[0], f) for f in questions[0].__slots__}, "picture": "../secret.png"})]
+    outside = [questions[0].__class__(**{**{f: getattr(questions[0], f) for f in questions[0].__slots__}, "image": "../secret.png"})]
     with pytest.raises(AnyloomError, match="not a file below the list root"):
         write_vqav2_parquet(outside, tmp_path, tmp_path / "c.parquet")
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from evals.harness.answers import AnswerFile, Reply
 from evals.harness.features import KeptFeatures
-from evals.harness.shown import Pictures
+from evals.harness.shown import ShownImages
 from evals.suites.catalogue import suite_task
 from evals.suites.data import check_schema, prepare, prepared_files
-from evals.suites.hub_parquet import picture_hashes, rows_without_pictures, take_rows, write_rows
+from evals.suites.hub_parquet import image_hashes, rows_without_images, take_rows, write_rows
 from evals.suites.rows import Doc, askable, clustered, draw_docs, read_docs
 from evals.suites.stand_ins import COLUMNS, write_stand_in
 from infra.step import AnyloomError
@@ -27,9 +27,9 @@ from mmcore.encoder_config import TimmImage
 SPEC = TimmImage(arch="test_efficientnet", width=4, grid=1)
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -37,11 +37,11 @@ def stamps(root: Path, count: int = 6, transparent: bool = False) -> Path:
     """Held-out stamps; two of them share a caption."""
     lines = []
     for n in range(count):
-        picture = Image.new("RGBA" if transparent else "RGB", (20, 14), (40 * n, 10, 20, 0)[: 4 if transparent else 3])
-        picture.putpixel((0, 0), (40 * n, 10, 20, 255)[: 4 if transparent else 3])
+        image = Image.new("RGBA" if transparent else "RGB", (20, 14), (40 * n, 10, 20, 0)[: 4 if transparent else 3])
+        image.putpixel((0, 0), (40 * n, 10, 20, 255)[: 4 if transparent else 3])
         uri = f"media/stamps/animals/{n}.png"
         (root / uri).parent.mkdir(parents=True, exist_ok=True)
-        (root / uri).write_bytes(png(picture))
+        (root / uri).write_bytes(png(image))
         lines.append(f"{'A fox' if n < 2 else f'animal number{n}'}.\t{uri}\n")
     (root / "cc3m").mkdir(exist_ok=True)
     (root / "cc3m" / "stamps_heldout.tsv").write_text("".join(lines))
@@ -91,8 +91,8 @@ def test_too_few_captions_are_refused(tmp_path: Path) -> None:
         write_stand_in("stamps_as_mmbench", stamps(tmp_path, 3), tmp_path / "x.parquet", seed=0)
 
 
-def doc(row: int, group: int, picture: str) -> Doc:
-    return Doc(row=row, doc_key=str(row), question_id=row, group=group, picture=picture, pictures=1, question="", kind="all", answers=("a",))
+def doc(row: int, group: int, image: str) -> Doc:
+    return Doc(row=row, doc_key=str(row), question_id=row, group=group, image=image, num_images=1, question="", kind="all", answers=("a",))
 
 
 def test_rows_that_share_a_picture_or_a_group_are_drawn_together() -> None:
@@ -116,8 +116,8 @@ def test_rows_are_taken_with_their_pictures_and_types(tmp_path: Path) -> None:
     write_rows(tmp_path / "b.parquet", rows[3:], columns)
     files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     take_rows(files, [1, 4], tmp_path / "c.parquet")
-    assert [row["question_id"] for row in rows_without_pictures([tmp_path / "c.parquet"])] == [1, 4]
-    assert list(picture_hashes([tmp_path / "c.parquet"])) == [(hashlib.sha256(cells[n]["bytes"]).hexdigest(), 1) for n in (1, 4)]
+    assert [row["question_id"] for row in rows_without_images([tmp_path / "c.parquet"])] == [1, 4]
+    assert list(image_hashes([tmp_path / "c.parquet"])) == [(hashlib.sha256(cells[n]["bytes"]).hexdigest(), 1) for n in (1, 4)]
     assert b"huggingface" in pq.read_schema(tmp_path / "c.parquet").metadata
     docs, left = askable(read_docs(suite_task("pope"), files))
     assert len(docs) == 5 and left == {} and docs[0].target == "yes"
@@ -174,7 +174,7 @@ def test_changed_bytes_of_prepared_data_are_refused(tmp_path: Path) -> None:
 
 
 def test_features_are_encoded_once_and_kept_for_the_next_evaluation(tmp_path: Path) -> None:
-    picture, other = Image.new("RGB", (4, 4), (9, 9, 9)), Image.new("RGBA", (4, 4), (50, 0, 0, 0))
+    image, other = Image.new("RGB", (4, 4), (9, 9, 9)), Image.new("RGBA", (4, 4), (50, 0, 0, 0))
     seen: list[bytes] = []
 
     def encode(data: bytes) -> np.ndarray:
@@ -182,22 +182,22 @@ def test_features_are_encoded_once_and_kept_for_the_next_evaluation(tmp_path: Pa
         return np.full((2, 3), len(seen), np.float16)
 
     for _ in range(2):
-        pictures = Pictures(encode, kept=KeptFeatures(tmp_path, SPEC, "weights"))
-        shas = [pictures.known(str(n), lambda p=p: [p.convert("RGB")], [lambda p=p: png(p)]) for n, p in enumerate((picture, other))]
-        with pictures.ahead():
-            pictures.prepare(shas)
-            found = [pictures.features(sha) for sha in shas]
-        pictures.flush()
+        images = ShownImages(encode, kept=KeptFeatures(tmp_path, SPEC, "weights"))
+        shas = [images.known(str(n), lambda p=p: [p.convert("RGB")], [lambda p=p: png(p)]) for n, p in enumerate((image, other))]
+        with images.ahead():
+            images.prepare(shas)
+            found = [images.features(sha) for sha in shas]
+        images.flush()
     assert len(seen) == 2 and sorted(int(f[0, 0]) for f in found) == [1, 2]
-    assert png(picture) in seen and png(other) not in seen  # transparent: what is shown goes to the encoder, not the file
+    assert png(image) in seen and png(other) not in seen  # transparent: what is shown goes to the encoder, not the file
     assert KeptFeatures(tmp_path, SPEC, "other weights").get(shas[0]) is None
 
 
 def test_a_document_with_several_pictures_is_named(tmp_path: Path) -> None:
-    pictures = Pictures(lambda data: np.zeros((1, 1)))
+    images = ShownImages(lambda data: np.zeros((1, 1)))
     with pytest.raises(AnyloomError, match="document 7: the anyloom model takes one image per question, not 2 media"):
-        pictures.known("document 7", lambda: [Image.new("RGB", (1, 1))] * 2)
-    assert pictures.known("document 8", lambda: []) == ""
+        images.known("document 7", lambda: [Image.new("RGB", (1, 1))] * 2)
+    assert images.known("document 8", lambda: []) == ""
 
 
 def test_the_answer_file_counts_what_was_begun_and_cuts_a_torn_line(tmp_path: Path) -> None:

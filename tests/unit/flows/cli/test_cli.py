@@ -33,7 +33,7 @@ def test_help_shows_every_command_and_examples():
         (("report", "--history"), "no history yet"),
         (("generate", "--model", "nowhere", "hello"), "neither an exported directory"),
         (("generate", "--model", ".", "--image", "gone.png", "hello"), "gone.png: No such file"),
-        (("generate", "--model", ".", "--image", __file__, "hello"), "test_cli.py: this is no picture (PNG, JPEG"),
+        (("generate", "--model", ".", "--image", __file__, "hello"), "test_cli.py: this is no image (PNG, JPEG"),
     ],
 )
 def test_mistakes_are_one_line_and_a_non_zero_exit(tmp_path, arguments, message):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evals.generation.picture_grid import FRAME, GAP, LABEL_HEIGHT, LABEL_WIDTH, RIGHT, UNMARKED, WRONG, grid_png
+from evals.generation.image_grid import FRAME, GAP, LABEL_HEIGHT, LABEL_WIDTH, RIGHT, UNMARKED, WRONG, grid_png
 from evals.generation.picture_judge import right, split
 from flows.cli.main import build_parser, main
 from infra.plan import topological
@@ -44,7 +44,7 @@ def test_its_settings_are_recipe_values():
     assert longer["picture_judge"].config == build(get_recipe("smol"))["picture_judge"].config
 
 
-@pytest.mark.parametrize(("recipe", "why"), [("tiny_nextgpt", "trains no picture decoder"), ("clip_two_tower", "is for retrieval only")])
+@pytest.mark.parametrize(("recipe", "why"), [("tiny_nextgpt", "trains no image decoder"), ("clip_two_tower", "is for retrieval only")])
 def test_a_recipe_without_a_decoder_is_one_clear_line(recipe, why, tmp_path, capsys):
     assert main(["train-decoder", "--recipe", recipe, "--root", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"anyloom: train-decoder: recipe {recipe} {why}; use --recipe smol\n"

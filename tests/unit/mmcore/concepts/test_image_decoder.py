@@ -13,7 +13,7 @@ from data_steps import run_step
 from diffusers import StableDiffusionPipeline
 
 import mmcore.training.fit
-from evals.config import JudgeConfig, PicturesEvalConfig
+from evals.generation.config import JudgeConfig, PicturesEvalConfig
 from infra.storage import digest_tree
 from mmcore.concepts.config import ImageDecoderConfig
 from mmcore.concepts.shapes import CONCEPTS, NEW_WORDINGS, WORDINGS, asked_crops, captioned_crops

@@ -411,7 +411,7 @@ def test_smol_lists_continue_after_a_kill_with_the_same_bytes(tmp_path):
     killed = context(tmp_path / "killed", config, assets=source)
 
     def stop(done, total, note=""):
-        if note == "clips" and done > 0.6:
+        if note == "videos" and done > 0.6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from infra.step import AnyloomError, Artifact, StepContext
-from pipelines.demo.tiny import SHAPES, Shape, picture
+from pipelines.demo.tiny import SHAPES, Shape, image_of
 from pipelines.shards import manifest, overlap
 from pipelines.shards.config import DatasetSpec, ManifestConfig, OverlapConfig
 
@@ -166,7 +166,7 @@ def test_exact_and_near_pictures_are_counted_apart_and_others_not_at_all(tmp_pat
 
 
 def test_colour_tells_apart_what_the_grey_hash_cannot(tmp_path, monkeypatch):
-    pictures = [picture(Shape(colour, SHAPES[0]), 48, random.Random(5)) for colour in ("red", "teal")]
+    pictures = [image_of(Shape(colour, SHAPES[0]), 48, random.Random(5)) for colour in ("red", "teal")]
     assert overlap.difference_hash(pictures[0]) == overlap.difference_hash(pictures[1])
     counts, _ = compare(tmp_path, [("train", "train", encoded(pictures[0])), ("test", "test", encoded(pictures[1]))], monkeypatch)
     assert counts == {("test", "train"): (0, 0)}

@@ -19,30 +19,30 @@ ROWS = {
     "targets": "the token states that output projectors learn",
     "unrelated": "a prompt that names no shape (floor)",
     "chance": "chance (floor)",
-    "real": "real test pictures (the judge itself)",
-    "real_through_vae": "real test pictures through the autoencoder (ceiling)",
+    "real": "real test images (the judge itself)",
+    "real_through_vae": "real test images through the autoencoder (ceiling)",
 }
-GRIDS = {"new_wording": "Every draw in new wordings; green: shape and colour are right", "nearest": "Seeded draws over their nearest training pictures"}
+GRIDS = {"new_wording": "Every draw in new wordings; green: shape and colour are right", "nearest": "Seeded draws over their nearest training images"}
 DRAWN_ROWS = {
     "asked_new_wording": "asked for in new wordings",
     "asked_trained_wording": "asked for in trained wordings",
-    "asked_after_question": "asked for in new wordings, after a question about a picture",
-    "asked_new_wording, shuffled": "the same pictures against another request (floor)",
+    "asked_after_question": "asked for in new wordings, after a question about an image",
+    "asked_new_wording, shuffled": "the same images against another request (floor)",
     "chance": "chance (floor)",
 }
 BLOCK_ROWS = {
-    "asked": "asked for a picture, all (recall)",
+    "asked": "asked for an image, all (recall)",
     "asked_new_wording": "shapes, new wordings",
     "asked_trained_wording": "shapes, trained wordings",
     "asked_other": "held-out things, new wordings",
-    "asked_after_question": "shapes, new wordings, after a question about a picture",
+    "asked_after_question": "shapes, new wordings, after a question about an image",
     "not_asked": "not asked for one, all (false alarms)",
     "talk": "ordinary talk",
-    "picture_question": "questions about a picture",
+    "picture_question": "questions about an image",
 }
 
 
-def pictures_section(page: RunPage, artifact: Artifact) -> str:
+def images_section(page: RunPage, artifact: Artifact) -> str:
     """The section."""
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
     rows: list[list[str]] = []
@@ -52,14 +52,14 @@ def pictures_section(page: RunPage, artifact: Artifact) -> str:
     near = at["new_wording", "nearer_than_real", "all"]
     grids = "".join(_figure(artifact, name, label) for name, label in GRIDS.items())
     return section(
-        "The picture decoder: does it draw what was asked for?",
+        "The image decoder: does it draw what was asked for?",
         paragraph(
-            "Shapes and colours of easy-VQA in small crops, a world of 24 concepts. Share of seeded draws in which a classifier, trained on real pictures that "
+            "Shapes and colours of easy-VQA in small crops, a world of 24 concepts. Share of seeded draws in which a classifier, trained on real images that "
             "the decoder has not seen, finds what was asked for; 95 % bootstrap over concepts. Copies: "
-            f"{near['value']:.3f} [{near['ci_lo']:.3f}, {near['ci_hi']:.3f}] of the draws are nearer to a training picture than 5 % of real test pictures are.",
+            f"{near['value']:.3f} [{near['ci_lo']:.3f}, {near['ci_hi']:.3f}] of the draws are nearer to a training image than 5 % of real test images are.",
             "soft",
         ),
-        table(["made from", "shape", "colour", "both", "pictures"], rows, numeric=(1, 2, 3, 4)) + grids,
+        table(["made from", "shape", "colour", "both", "images"], rows, numeric=(1, 2, 3, 4)) + grids,
         source_note(artifact),
     )
 
@@ -69,7 +69,7 @@ def drawing_section(page: RunPage, artifact: Artifact) -> str:
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
     blocks = [[label, *_of(at[name, "emits_block", "image"])] for name, label in BLOCK_ROWS.items() if (name, "emits_block", "image") in at]
     if ("all", "precision", "image") in at:
-        blocks.append(["of the replies with a picture, asked for (precision)", *_of(at["all", "precision", "image"])])
+        blocks.append(["of the replies with an image, asked for (precision)", *_of(at["all", "precision", "image"])])
     blocks.append(["replies with a broken block", *_of(at["all", "broken_block", "image"])])
     judged = []
     for name, label in DRAWN_ROWS.items():
@@ -81,11 +81,11 @@ def drawing_section(page: RunPage, artifact: Artifact) -> str:
         "The whole model: does it draw when asked, only then, and the right thing?",
         paragraph(
             "Requests go through the language model, its signal tokens, the output projector and the decoder. A reply counts when the model writes the whole "
-            "signal block by itself; a request without a picture counts as wrong. 95 % bootstrap over prompts, and over concepts for the pictures.",
+            "signal block by itself; a request without an image counts as wrong. 95 % bootstrap over prompts, and over concepts for the images.",
             "soft",
         ),
-        table(["prompts", "replies with a picture", "prompts"], blocks, numeric=(1, 2)),
-        table(["pictures", "shape", "colour", "both", "requests"], judged, numeric=(1, 2, 3, 4)),
+        table(["prompts", "replies with an image", "prompts"], blocks, numeric=(1, 2)),
+        table(["images", "shape", "colour", "both", "requests"], judged, numeric=(1, 2, 3, 4)),
         _figure(artifact, "asked_new_wording", "Every request in new wordings; green: shape and colour are right; white: nothing was drawn"),
         source_note(artifact),
     )

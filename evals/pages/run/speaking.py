@@ -12,27 +12,27 @@ import pyarrow.parquet as pq
 
 from evals.pages.page import metrics_of, paragraph, section, source_note, table
 from evals.pages.run.context import RunPage
-from evals.pages.run.pictures import interval_cell
+from evals.pages.run.images import interval_cell
 from infra.step import Artifact
 
 WORD_ROWS = {
     "asked_new_wording": "asked for in new wordings",
     "asked_trained_wording": "asked for in trained wordings",
-    "asked_after_question": "asked for in new wordings, after a question about a picture",
-    "asked_new_wording, shuffled": "the same sounds against another request (floor)",
+    "asked_after_question": "asked for in new wordings, after a question about an image",
+    "asked_new_wording, shuffled": "the same audio clips against another request (floor)",
     "voice": "the voice itself, from the text (upper limit)",
 }
 BLOCK_ROWS = {
-    ("asked", "audio"): "asked for a sound, all: a sound (recall)",
-    ("asked_new_wording", "audio"): "new wordings: a sound",
-    ("asked_trained_wording", "audio"): "trained wordings: a sound",
-    ("asked_after_question", "audio"): "new wordings, after a question about a picture: a sound",
-    ("asked", "image"): "asked for a sound, all: a picture",
-    ("not_asked", "audio"): "not asked for a sound, all: a sound (false alarms)",
-    ("talk", "audio"): "ordinary talk: a sound",
-    ("picture_question", "audio"): "questions about a picture: a sound",
-    ("asked_for_a_picture", "audio"): "asked for a picture: a sound",
-    ("asked_for_a_picture", "image"): "asked for a picture: a picture",
+    ("asked", "audio"): "asked for an audio clip, all: an audio clip (recall)",
+    ("asked_new_wording", "audio"): "new wordings: an audio clip",
+    ("asked_trained_wording", "audio"): "trained wordings: an audio clip",
+    ("asked_after_question", "audio"): "new wordings, after a question about an image: an audio clip",
+    ("asked", "image"): "asked for an audio clip, all: an image",
+    ("not_asked", "audio"): "not asked for an audio clip, all: an audio clip (false alarms)",
+    ("talk", "audio"): "ordinary talk: an audio clip",
+    ("picture_question", "audio"): "questions about an image: an audio clip",
+    ("asked_for_a_picture", "audio"): "asked for an image: an audio clip",
+    ("asked_for_a_picture", "image"): "asked for an image: an image",
 }
 
 
@@ -41,7 +41,7 @@ def speaking_section(page: RunPage, artifact: Artifact) -> str:
     at = {(m["condition"], m["metric"], m["subgroup"]): m for m in metrics_of(artifact)}
     chosen = [(label, at[name, "emits_block", modality]) for (name, modality), label in BLOCK_ROWS.items() if (name, "emits_block", modality) in at]
     if ("all", "precision", "audio") in at:
-        chosen.append(("of the replies with a sound, asked for (precision)", at["all", "precision", "audio"]))
+        chosen.append(("of the replies with an audio clip, asked for (precision)", at["all", "precision", "audio"]))
     chosen.append(("replies with a broken block", at["all", "broken_block", "audio"]))
     blocks = [[label, interval_cell(metric), f"{metric['n']:,}"] for label, metric in chosen]
     words = []
@@ -53,14 +53,14 @@ def speaking_section(page: RunPage, artifact: Artifact) -> str:
     return section(
         "The whole model: does it speak when asked, only then, and say the right words?",
         paragraph(
-            "Requests go through the language model, its signal tokens, the output projector and the frozen sound half of a Piper voice. Whisper tiny.en, "
-            "trained on nothing of this, writes down what it hears; a word is right when it stands there, and a request without a sound counts as wrong. "
+            "Requests go through the language model, its signal tokens, the output projector and the frozen audio half of a Piper voice. Whisper tiny.en, "
+            "trained on nothing of this, writes down what it hears; a word is right when it stands there, and a request without an audio clip counts as wrong. "
             "The spoken world are 24 concepts, all of them in training: only the wording of the requests is new. 95 % bootstrap over prompts, and over "
             "concepts for the words.",
             "soft",
         ),
         table(["prompts", "share of the replies", "prompts"], blocks, numeric=(1, 2)),
-        table(["sounds", "shape heard", "colour heard", "both", "requests"], words, numeric=(1, 2, 3, 4)),
+        table(["audio clips", "shape heard", "colour heard", "both", "requests"], words, numeric=(1, 2, 3, 4)),
         _players(artifact),
         source_note(artifact),
     )
@@ -74,4 +74,4 @@ def _players(artifact: Artifact) -> str:
             data = base64.b64encode((artifact.path / sample["sound"]).read_bytes()).decode()
             player = f'<audio controls preload="metadata" src="data:audio/wav;base64,{data}"></audio>'
             rows.append([escape(sample["prompt"]), player, escape(sample["heard"]), "right" if sample["both"] else "wrong"])
-    return table(["asked (seeded draws)", "sound", "the judge heard", ""], rows) if rows else ""
+    return table(["asked (seeded draws)", "audio", "the judge heard", ""], rows) if rows else ""
