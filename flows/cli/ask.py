@@ -16,7 +16,7 @@ from infra.step import AnyloomError
 if TYPE_CHECKING:
     import torch
 
-    from mmcore.inference.choice import Sampling
+    from mmcore.inference.next_token import Sampling
     from mmcore.types import Event
 
 Media = list[tuple[str, bytes]]
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     """Run `generate` or `chat`. Raises AnyloomError."""
     if args.max_new_tokens < 1:
         raise AnyloomError(f"--max-new-tokens {args.max_new_tokens}: it must be at least 1")
-    from mmcore.inference.choice import Sampling
+    from mmcore.inference.next_token import Sampling
 
     try:
         sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
@@ -201,8 +201,8 @@ def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, compl
 
     complete_blocks: see Conversation.say. An answer that fails is one line; the conversation goes on with what was said of it.
     """
-    from mmcore.inference.choice import LIKELIEST
     from mmcore.inference.conversation import Conversation
+    from mmcore.inference.next_token import LIKELIEST
 
     sampling = sampling or LIKELIEST
     conversation = Conversation(speaker.generator, sampling)

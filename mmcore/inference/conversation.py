@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from mmcore.inference.choice import LIKELIEST, Sampling
 from mmcore.inference.decoding import PackedCache, Stream, written
 from mmcore.inference.generator import CAPTION_TOKENS, Generator, names_media
+from mmcore.inference.next_token import LIKELIEST, Sampling
 from mmcore.types import Event, MediaBatch
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from mmcore.inference.choice import LIKELIEST, Sampling, choose
+from mmcore.inference.next_token import LIKELIEST, Sampling, choose
 from mmcore.lm.language_model import packed_mask
 from mmcore.model.any_model import AnyModel
 from mmcore.types import PADDING, MediaBatch, SignalBlock

@@ -23,8 +23,8 @@ from mmcore.chat.special_tokens import MEDIA, placeholder
 from mmcore.config import model_spec_from_json
 from mmcore.encoders import load_encoder
 from mmcore.encoders.base import Encoder
-from mmcore.inference.choice import LIKELIEST, Sampling
 from mmcore.inference.decoding import PackedCache, Stream, written
+from mmcore.inference.next_token import LIKELIEST, Sampling
 from mmcore.lm.base_weights import language_model
 from mmcore.model.any_model import LORA, TENSORS, AnyModel, check_trained, load_model
 from mmcore.projectors.inputs import num_projected

@@ -10,9 +10,9 @@ from flows.cli.ask import Speaker, chat
 from flows.cli.main import build_parser, main
 from infra.step import AnyloomError
 from infra.storage import digest_tree
-from mmcore.inference.choice import LIKELIEST, Sampling
 from mmcore.inference.conversation import Conversation
 from mmcore.inference.generator import DESCRIPTION, Generator
+from mmcore.inference.next_token import LIKELIEST, Sampling
 from mmcore.types import Medium, TextPiece
 
 IMAGE, AUDIO = tuple(f"<image_0{i}>" for i in range(4)), ("<audio_00>", "<audio_01>")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from toy_model import build
 
-from mmcore.inference.choice import LIKELIEST, Sampling, choose
 from mmcore.inference.generator import Generator
+from mmcore.inference.next_token import LIKELIEST, Sampling, choose
 from mmcore.types import Question
 
 LOGITS = torch.tensor([0.5, 0.1, 0.3, 0.08, 0.02]).log()
