@@ -63,10 +63,9 @@ class PartRows:
             if self._not_kept:
                 self._keep_due(part_B, length_B)
             first_B = self._first_P.take(part_B)
-            away = np.flatnonzero(first_B < 0) if self._not_kept else ()
-            if not len(away):
+            if not self._not_kept or first_B.min() >= 0:
                 return self._take_kept(first_B + start_B, length_B, longest, ragged)
-            here = np.flatnonzero(first_B >= 0)
+            here, away = np.flatnonzero(first_B >= 0), np.flatnonzero(first_B < 0)
             taken_BNE = (np.zeros if ragged else np.empty)((len(part_B), longest, self._width), self._dtype)
             if len(here):
                 taken_BNE[here] = self._take_kept(first_B[here] + start_B[here], length_B[here], longest, ragged)
