@@ -29,7 +29,6 @@ KEPT_BYTES = 256 * 2**20
 """Most bytes of values that one object keeps in memory however little of it is free: a process reads a few sets."""
 CALL_BYTES = 10 * 2**10
 """How many bytes are copied in the time of a call to the kernel."""
-_NONE = np.empty(0, np.intp)
 
 
 class PartRows:
@@ -64,10 +63,9 @@ class PartRows:
             if self._not_kept:
                 self._keep_due(part_B, length_B)
             first_B = self._first_P.take(part_B)
-            away = np.flatnonzero(first_B < 0) if self._not_kept else _NONE
-            if not len(away):
+            if not self._not_kept or first_B.min() >= 0:
                 return self._take_kept(first_B + start_B, length_B, longest, ragged)
-            here = np.flatnonzero(first_B >= 0)
+            here, away = np.flatnonzero(first_B >= 0), np.flatnonzero(first_B < 0)
             taken_BNE = (np.zeros if ragged else np.empty)((len(part_B), longest, self._width), self._dtype)
             if len(here):
                 taken_BNE[here] = self._take_kept(first_B[here] + start_B[here], length_B[here], longest, ragged)
