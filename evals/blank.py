@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmcore.media.encode import write_media
 from mmcore.types import Medium
 
 BLANK = "blank"
@@ -20,8 +21,6 @@ SECONDS, FRAMES_HZ, SIDE, AUDIO_HZ = 1.5, 12, 224, 16_000
 def blank_medium(modality: str, work: Path) -> bytes:
     """A white PNG, a white video, or silence, as a file's bytes. work: where a scratch file may be written."""
     from PIL import Image
-
-    from mmcore.media.encode import write_media
 
     if modality == "image":
         buffer = io.BytesIO()

@@ -14,8 +14,12 @@ from evals.statistics.intervals import derangement, mean_interval, paired_interv
 from evals.tables import ALIGNMENT_SAMPLES, METRICS, metric_row, write_table
 from infra.step import StepContext
 from mmcore.config import output_spec
+from mmcore.model.any_model import TENSORS, load_tensors
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
+from mmcore.training.losses import alignment
+from mmcore.training.signals import SignalSide, StateSet, caption_key
+from mmcore.training.targets import fit_targets, padded_targets
 
 
 def run_alignment(ctx: StepContext[AlignmentEvalConfig]) -> Mapping[str, Any]:
@@ -54,11 +58,6 @@ def caption_texts(ctx: StepContext[object], datasets: Sequence[str]) -> set[str]
 def _alignment_errors(ctx: StepContext[AlignmentEvalConfig], train: list[str], captions: list[str], order: list[int]) -> Iterator[dict[str, float]]:
     """Per caption: its error, the mean predictor's error and the error of another caption's conditioning."""
     import torch
-
-    from mmcore.model.any_model import TENSORS, load_tensors
-    from mmcore.training.losses import alignment
-    from mmcore.training.signals import SignalSide, StateSet, caption_key
-    from mmcore.training.targets import fit_targets, padded_targets
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config

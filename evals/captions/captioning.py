@@ -28,6 +28,7 @@ from evals.tables import BOOTSTRAP, CAPTIONED, DETAILS, JACKKNIFE, METRICS, deta
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import AnyloomError, StepContext
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
+from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
 from mmcore.stores.shards import ShardSet
 
@@ -106,8 +107,6 @@ def _drawn(rows: list[Item], config: CaptioningEvalConfig) -> list[Item]:
 def _captions(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item]) -> list[str]:
     """What the model says of each, in their order."""
     import torch
-
-    from mmcore.inference.generator import Generator
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config

@@ -19,9 +19,11 @@ from evals.statistics.intervals import derangement, mean_interval, paired_interv
 from evals.tables import CAPTION_SAMPLES, METRICS, metric_row, write_table
 from infra.step import AnyloomError, StepContext
 from mmcore.encoders import load_encoder
+from mmcore.model.any_model import load_model
 from mmcore.runtime.devices import device_for
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
+from mmcore.training.scoring import caption_nll
 
 
 def run(ctx: StepContext[CaptionEvalConfig]) -> Mapping[str, Any]:
@@ -84,8 +86,6 @@ def pair_up(ctx: StepContext[CaptionEvalConfig], modality: str, dataset: str) ->
 def _load_model(ctx: StepContext[CaptionEvalConfig]) -> Any:
     import torch
 
-    from mmcore.model.any_model import load_model
-
     torch.set_num_threads(max(1, ctx.resources.threads))
     device = device_for(ctx.resources.gpus)
     return load_model(ctx.config.model, ctx.inputs["weights_lm"].path / "lm", (ctx.inputs["stage1"].path,), device).to(device)
@@ -101,8 +101,6 @@ def _blank(ctx: StepContext[CaptionEvalConfig], modality: str, encoder: Any) -> 
 def _score(model: Any, embeddings: Any, modality: str, batch: Sequence[dict[str, Any]], blank_NE: np.ndarray) -> list[dict[str, Any]]:
     """Summed cross-entropy in nats of each caption with the right, the other and a blank medium, and its supervised tokens."""
     import torch
-
-    from mmcore.training.scoring import caption_nll
 
     captions = [row["caption"] for row in batch]
     found: dict[str, list[float]] = {}

@@ -20,7 +20,11 @@ from evals.tables import DRIFT_SAMPLES, METRICS, metric_row, write_table
 from infra.step import StepContext
 from mmcore.chat.asking import plain
 from mmcore.config import output_spec
+from mmcore.model.any_model import TENSORS, load_model, load_tensors
 from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.training.losses import alignment, signal_nll
+from mmcore.training.signals import SignalSide, StateSet, caption_key, compute_states
+from mmcore.training.targets import fit_targets, padded_targets
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +49,6 @@ def run(ctx: StepContext[DriftEvalConfig]) -> Mapping[str, Any]:
 def _samples(ctx: StepContext[DriftEvalConfig], train: list[str], captions: list[str]) -> list[dict[str, Any]]:
     """Rows of DRIFT_SAMPLES."""
     import torch
-
-    from mmcore.training.losses import alignment
-    from mmcore.training.targets import fit_targets, padded_targets
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config.alignment
@@ -74,9 +75,6 @@ def _samples(ctx: StepContext[DriftEvalConfig], train: list[str], captions: list
 
 def _before(ctx: StepContext[DriftEvalConfig]) -> Signals:
     """From the cached states, with the projectors and rows that stage 2 left."""
-    from mmcore.model.any_model import TENSORS, load_tensors
-    from mmcore.training.losses import signal_nll
-    from mmcore.training.signals import SignalSide, StateSet, caption_key
 
     config = ctx.config.alignment
     states = StateSet(ctx.inputs["states"].path)
@@ -93,9 +91,6 @@ def _before(ctx: StepContext[DriftEvalConfig]) -> Signals:
 
 def _after(ctx: StepContext[DriftEvalConfig]) -> Signals:
     """Through the model after stage 3, with the rows that stage 3 left."""
-    from mmcore.model.any_model import load_model
-    from mmcore.training.losses import signal_nll
-    from mmcore.training.signals import compute_states
 
     config = ctx.config.alignment
     model = load_model(config.model, ctx.inputs["weights_lm"].path / "lm", tuple(ctx.inputs[name].path for name in ctx.config.stages)).eval()

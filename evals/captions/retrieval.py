@@ -23,6 +23,8 @@ from evals.tables import METRICS, RETRIEVAL_SAMPLES, metric_row, write_table
 from infra.step import AnyloomError, StepContext
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
+from mmcore.training.signals import target_key
+from mmcore.two_tower.model import load_two_tower
 
 DIRECTIONS = ("media_to_text", "text_to_media")
 
@@ -32,8 +34,6 @@ _ROWS = 1024
 def run(ctx: StepContext[RetrievalEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns recall, chance and neighbour shares by modality."""
     import torch
-
-    from mmcore.two_tower.model import load_two_tower
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
@@ -80,7 +80,6 @@ def category(uri: str, folder: int) -> str:
 
 def _retrieval(ctx: StepContext[RetrievalEvalConfig], model: Any, modality: str, dataset: str) -> list[dict[str, Any]]:
     """Rows of RETRIEVAL_SAMPLES of both directions; [] for a dataset with fewer than two media or captions."""
-    from mmcore.training.signals import target_key
 
     config = ctx.config
     media = distinct_media(ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores), (dataset,))

@@ -40,7 +40,10 @@ from evals.tables import DRAWING_REPLIES, DRAWING_SAMPLES, METRICS, metric_row, 
 from infra.step import StepContext
 from infra.storage import write_atomic
 from mmcore.chat.wordings import REQUESTS
+from mmcore.concepts.shape_judge import judged, load_judge
 from mmcore.concepts.shapes import COLOURS, CONCEPTS, SHAPES
+from mmcore.inference.drawer import Drawer
+from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
 from mmcore.stores.shards import ShardSet
 
@@ -54,8 +57,6 @@ MODALITY = "image"
 def run(ctx: StepContext[DrawingEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns recall, precision and the judged shares with their intervals."""
     import torch
-
-    from mmcore.inference.generator import Generator
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
@@ -108,9 +109,6 @@ def _other_captions(ctx: StepContext[DrawingEvalConfig]) -> list[str]:
 def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[list[dict[str, Any]], np.ndarray]:
     """(rows of DRAWING_SAMPLES, uint8 images [N, 3, H, W] in the same order; a request without an image has a white one)."""
     import torch
-
-    from mmcore.concepts.shape_judge import judged, load_judge
-    from mmcore.inference.drawer import Drawer
 
     config = ctx.config
     chosen = [i for i, prompt in enumerate(prompts) if prompt.condition in JUDGED]

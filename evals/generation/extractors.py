@@ -19,6 +19,7 @@ import numpy as np
 from infra.storage import digest_tree
 from mmcore.encoder_config import EncoderConfig, pooled
 from mmcore.encoders import load_encoder
+from mmcore.media.decode import decode_image, decode_video_frames
 from mmcore.media.encode import wav
 
 FOLDERS = {"image": "image", "video": "image", "audio": "audio"}
@@ -59,7 +60,6 @@ class Extractor:
 
 def frames_of(video: bytes, count: int) -> list[bytes]:
     """Frames of a video, evenly spread, as PNG."""
-    from mmcore.media.decode import decode_video_frames
 
     return [_png(np.asarray(frame)) for frame in decode_video_frames(video, count)]
 
@@ -72,7 +72,6 @@ def scrambled(modality: str, data: bytes, seed: int, frames: int) -> bytes | lis
 
         samples, hz = decode_waveform(data, 60.0)
         return wav(draws.permutation(samples), hz)
-    from mmcore.media.decode import decode_image
 
     images = [data] if modality == "image" else frames_of(data, frames)
     mixed = []

@@ -23,6 +23,9 @@ from evals.tables import DETAILS, GENERATED, METRICS, set_digest, shown_values, 
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import AnyloomError, StepContext
 from infra.storage import sha256_file, write_atomic
+from mmcore.inference.drawer import Drawer
+from mmcore.inference.forced import forced_blocks
+from mmcore.inference.generator import Generator
 from mmcore.media.encode import write_media
 from mmcore.runtime.devices import device_for
 from mmcore.types import Question
@@ -99,9 +102,6 @@ def _made(ctx: StepContext[GenerationEvalConfig], jobs: Sequence[Job]) -> list[d
     """text, broken, emitted, file, media_sha256 of every job, in order; the files are in ctx.work."""
     import torch
 
-    from mmcore.inference.drawer import Drawer
-    from mmcore.inference.generator import Generator
-
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
     journal, tools = Journal(ctx.work / "made.jsonl"), None
@@ -120,7 +120,6 @@ def _made(ctx: StepContext[GenerationEvalConfig], jobs: Sequence[Job]) -> list[d
 
 def _replies(generator: Generator, batch: Sequence[Job], config: GenerationEvalConfig) -> list[dict[str, Any]]:
     """What the model says to each request, with the first whole block of the modality under `block` (None without)."""
-    from mmcore.inference.forced import forced_blocks
 
     rows: list[dict[str, Any]] = [{"text": "", "broken": "", "emitted": 0.0, "file": "", "media_sha256": "", "block": None} for _ in batch]
     asked = [place for place, job in enumerate(batch) if job.how == ASKED]

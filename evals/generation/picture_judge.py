@@ -16,6 +16,8 @@ from evals.generation.config import JudgeConfig
 from evals.statistics.intervals import wilson
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_atomic
+from mmcore.concepts.shape_judge import TENSORS, concepts_of, fit_judge, judged
+from mmcore.concepts.shapes import asked_crops
 from mmcore.stores.shards import ShardSet
 
 if TYPE_CHECKING:
@@ -28,9 +30,6 @@ def run(ctx: StepContext[JudgeConfig]) -> Mapping[str, Any]:
     """Step entry. Returns counts and the accuracies on real test images with their 95 % Wilson intervals."""
     import torch
     from safetensors.torch import save
-
-    from mmcore.concepts.shape_judge import TENSORS, fit_judge, judged
-    from mmcore.concepts.shapes import asked_crops
 
     torch.set_num_threads(1)
     config = ctx.config
@@ -56,7 +55,6 @@ def split(crops: Crops, share: float) -> tuple[list[int], list[int]]:
 
 def right(concepts: np.ndarray, shapes: np.ndarray, colours: np.ndarray) -> dict[str, np.ndarray]:
     """0/1 per image: is the shape right, the colour, both. concepts: what is true; shapes, colours: what was seen."""
-    from mmcore.concepts.shape_judge import concepts_of
 
     true_shapes, true_colours = concepts_of(concepts)
     shape, colour = shapes == true_shapes, colours == true_colours

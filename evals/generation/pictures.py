@@ -24,8 +24,11 @@ from evals.statistics.intervals import Interval, mean_interval, paired_interval
 from evals.tables import IMAGE_SAMPLES, METRICS, metric_row, write_table
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, write_atomic
+from mmcore.concepts.latent_diffusion import decode, encode, load_pipeline, prompt_states, sample
+from mmcore.concepts.shape_judge import judged, load_judge
 from mmcore.concepts.shapes import COLOURS, CONCEPTS, NEW_WORDINGS, SHAPES, WORDINGS, asked_crops, captioned_crops
 from mmcore.stores.shards import ShardSet
+from mmcore.training.fit import draws
 
 if TYPE_CHECKING:
     import torch
@@ -53,9 +56,6 @@ class Drawn:
 def run(ctx: StepContext[PicturesEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the shares with their intervals, and the memorisation check."""
     import torch
-
-    from mmcore.concepts.latent_diffusion import decode, encode, load_pipeline
-    from mmcore.concepts.shape_judge import judged, load_judge
 
     torch.set_num_threads(1)
     config = ctx.config
@@ -103,9 +103,6 @@ def prompts_of(condition: str, draws: int, seed: int) -> tuple[list[str], np.nda
 def _draw(ctx: StepContext[PicturesEvalConfig], pipeline: Any, condition: str, before: int) -> Drawn:
     """The images of one condition; image i starts from the same noise under every condition."""
     import torch
-
-    from mmcore.concepts.latent_diffusion import prompt_states, sample
-    from mmcore.training.fit import draws
 
     config = ctx.config
     prompts, concepts = prompts_of(condition, config.draws, config.seed)

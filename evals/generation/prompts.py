@@ -19,6 +19,7 @@ from evals.generation.requests import concept_requests
 from evals.generation.speaking_prompts import NEW_REQUESTS as SPEAK_CONCEPTS
 from evals.heldout import SHARDS, distinct_media
 from infra.step import StepContext
+from mmcore.concepts.shapes import CONCEPTS, asked_crops
 from mmcore.stores.shards import ShardSet
 
 HELD_OUT, CONCEPTS_SUITE = "held_out", "concepts"
@@ -79,7 +80,6 @@ def _suite(suite: str, modality: str, texts: Sequence[tuple[str, str, int]], con
 
 
 def _caption(concept: int) -> str:
-    from mmcore.concepts.shapes import CONCEPTS
 
     return CONCEPTS[concept].caption
 
@@ -126,8 +126,6 @@ def _crops(ctx: StepContext[GenerationEvalConfig], dataset: str, side: int) -> t
     import hashlib
 
     from PIL import Image
-
-    from mmcore.concepts.shapes import CONCEPTS, asked_crops
 
     config = ctx.config
     crops = asked_crops(ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), dataset, side)

@@ -16,6 +16,7 @@ from evals.generation.config import DrawingEvalConfig, SpeakingEvalConfig
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
 from infra.step import StepContext
+from mmcore.concepts.shapes import CONCEPTS
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
 
@@ -53,7 +54,6 @@ class Prompt:
 
 def concept_requests(condition: str, wordings: Sequence[str], draws: int, seed: int) -> list[Prompt]:
     """`draws` requests for every concept. They take the wordings in turn, from a seeded beginning, so that each comes up equally often."""
-    from mmcore.concepts.shapes import CONCEPTS
 
     numbers = np.repeat(np.arange(len(CONCEPTS)), draws)
     order = np.random.default_rng(seed).permutation(len(numbers)) % len(wordings)

@@ -26,7 +26,12 @@ from evals.statistics.intervals import derangement, mean_interval, paired_interv
 from evals.tables import BOOTSTRAP, JACKKNIFE, detail, metric_row, set_digest
 from infra.step import AnyloomError, StepContext
 from infra.storage import digest_tree, read_json
+from mmcore.concepts.shape_judge import judged, load_judge
+from mmcore.concepts.shapes import COLOURS, CONCEPTS, SHAPES
+from mmcore.concepts.speech_judge import SpeechJudge
 from mmcore.config import model_spec_from_json
+from mmcore.inference.generator import DESCRIPTION
+from mmcore.media.decode import decode_image
 from mmcore.runtime.devices import device_for
 
 Rows = list[dict[str, Any]]
@@ -70,7 +75,6 @@ class Group:
 
 def scored(ctx: StepContext[GenerationEvalConfig], requests: Sequence[Request], samples: Rows) -> Scored:
     """Every score there can be. The files of the samples are in ctx.output."""
-    from mmcore.inference.generator import DESCRIPTION
 
     found = Scored(samples=samples)
     encoders = dict(model_spec_from_json(read_json(ctx.inputs["export"].path / DESCRIPTION)["model"]).encoders)
@@ -113,7 +117,6 @@ def _judged(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group)
     if name not in ctx.inputs:
         found.not_scored[f"{group.condition} judged_right {group.modality}"] = "the recipe has no judge of this modality"
         return
-    from mmcore.concepts.shapes import CONCEPTS
 
     judge = _images_right if group.modality == "image" else _audio_right
     order = derangement([(str(request.concept),) for request in group.requests], ctx.config.seed)
@@ -137,10 +140,6 @@ def _images_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: 
     """Fill in seen, right and right_of_other of the made images."""
     import torch
 
-    from mmcore.concepts.shape_judge import judged, load_judge
-    from mmcore.concepts.shapes import COLOURS, SHAPES
-    from mmcore.media.decode import decode_image
-
     places = [place for place, row in enumerate(group.rows) if row["file"]]
     if not places:
         return
@@ -155,7 +154,6 @@ def _images_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: 
 
 def _audio_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
     """The same of the made audio clips, from what is heard in them."""
-    from mmcore.concepts.speech_judge import SpeechJudge
 
     config = ctx.config
     places = [place for place, row in enumerate(group.rows) if row["file"]]
@@ -208,7 +206,6 @@ def _compared(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Grou
 
 
 def _side(image: bytes) -> int:
-    from mmcore.media.decode import decode_image
 
     return min(decode_image(image).size)
 

@@ -29,7 +29,13 @@ from evals.tables import METRICS, SPEAKING_REPLIES, SPEAKING_SAMPLES, metric_row
 from infra.step import StepContext
 from infra.storage import write_atomic
 from mmcore.chat.wordings import REQUESTS
+from mmcore.concepts.shapes import CONCEPTS
+from mmcore.concepts.speech_judge import SpeechJudge
 from mmcore.decoders import load_decoder
+from mmcore.decoders.sampling import generate
+from mmcore.decoders.texts import encode_texts
+from mmcore.inference.drawer import Drawer
+from mmcore.inference.generator import Generator
 from mmcore.media.encode import wav
 from mmcore.runtime.devices import device_for
 
@@ -47,8 +53,6 @@ SPELLINGS = {"grey": "gray"}
 def run(ctx: StepContext[SpeakingEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns recall, precision and the shares of words that were heard, with their intervals."""
     import torch
-
-    from mmcore.inference.generator import Generator
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
@@ -95,10 +99,6 @@ Place = tuple[str, int]
 
 def _audio(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[Place, bytes]:
     """The .wav of every request that got an audio clip, then of every concept as the voice itself says it."""
-    from mmcore.concepts.shapes import CONCEPTS
-    from mmcore.decoders.sampling import generate
-    from mmcore.decoders.texts import encode_texts
-    from mmcore.inference.drawer import Drawer
 
     config = ctx.config
     drawer = Drawer(ctx.inputs["export"].path)
@@ -119,7 +119,6 @@ def _audio(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], answ
 
 def _heard(ctx: StepContext[SpeakingEvalConfig], audio: Mapping[Place, bytes]) -> dict[Place, str]:
     """What the judge writes down of each audio clip."""
-    from mmcore.concepts.speech_judge import SpeechJudge
 
     config = ctx.config
     judge, places = SpeechJudge(ctx.inputs["speech_judge"].path, config.heard_s), list(audio)
@@ -147,7 +146,6 @@ def _kept(ctx: StepContext[SpeakingEvalConfig], audio: Mapping[Place, bytes]) ->
 
 def right_words(heard: str, concept: int) -> dict[str, float]:
     """1 where a word of the concept stands in what was heard: shape, colour, both."""
-    from mmcore.concepts.shapes import CONCEPTS
 
     words = {SPELLINGS.get(word, word) for word in re.findall(r"[a-z]+", heard.lower())}
     shape, colour = float(CONCEPTS[concept].shape in words), float(CONCEPTS[concept].colour in words)
@@ -156,7 +154,6 @@ def right_words(heard: str, concept: int) -> dict[str, float]:
 
 def rows_of(config: SpeakingEvalConfig, prompts: Sequence[Prompt], heard: Mapping[Place, str], kept: Mapping[Place, str]) -> list[dict[str, Any]]:
     """Rows of SPEAKING_SAMPLES: every request for an audio clip, answered or not, then the voice's own audio clips."""
-    from mmcore.concepts.shapes import CONCEPTS
 
     asked = [(number, prompt) for number, prompt in enumerate(prompts) if prompt.condition in JUDGED]
     places = [(prompt.condition, number, prompt.text, prompt.concept) for number, prompt in asked]

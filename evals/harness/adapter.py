@@ -30,6 +30,8 @@ from evals.harness.shown import CONDITIONS, ShownImages
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import digest_tree
+from mmcore.inference.generator import Generator
+from mmcore.types import Question
 
 __all__ = ["CONDITIONS", "AnyloomLmms", "harness_version", "manifest", "mmbench_hits", "run_lmms"]
 MAX_NEW_TOKENS = 128
@@ -202,7 +204,6 @@ class AnyloomLmms(lmms):
         return self.images.known(f"{task} document {doc_id}", lambda: doc_to_visual(documents[doc_id]) or [], files[task, split](doc_id))
 
     def _answer(self, batch: Sequence[Ask]) -> dict[str, Reply]:
-        from mmcore.types import Question
 
         items = [
             Question(
@@ -223,7 +224,6 @@ class AnyloomLmms(lmms):
 def _loaded(path: Path | None, threads: int | None, device: Any, base: str) -> GeneratorLike:
     if path is None or not (path / "anyloom.json").is_file():
         raise AnyloomError(f"path={path or '(none)'} is not an export: give the directory that holds anyloom.json")
-    from mmcore.inference.generator import Generator
 
     return Generator.load(path, threads=threads, device=str(device or "cpu"), base=Path(base) if base else None)
 

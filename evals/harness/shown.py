@@ -22,6 +22,7 @@ import numpy as np
 
 from evals.harness.features import FeatureSource, KeptFeatures
 from infra.step import AnyloomError
+from mmcore.media.decode import MediaError, decode_image
 
 CONDITIONS = ("right", "blank", "shuffled")
 KEPT_BYTES = 512 * 2**20
@@ -158,7 +159,6 @@ class ShownImages:
 
     def _shown_bytes(self, sha: str) -> bytes:
         """The file's own bytes where they decode to the pixels that are shown, else those pixels as PNG."""
-        from mmcore.media.decode import MediaError, decode_image
 
         source = self._source[sha]
         (shown,) = source.visuals()

@@ -14,6 +14,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from evals.pages.page import document, paragraph, section
+from mmcore.media.decode import decode_image, decode_video_frames, sniff
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,7 +58,6 @@ def sheet(title: str, about: str, items: Sequence[Shown]) -> str:
 
 def preview(item: Shown) -> str:
     """HTML of one medium."""
-    from mmcore.media.decode import decode_image, decode_video_frames, sniff
 
     if item.modality == "image":
         return _image(decode_image(item.data), item.caption)

@@ -26,6 +26,7 @@ from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import METRICS, VQA_SAMPLES, metric_row, write_table
 from infra.step import AnyloomError, StepContext
+from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
 from mmcore.types import Question
 
@@ -57,8 +58,6 @@ class MediaQuestion:
 def run(ctx: StepContext[MediaQuestionsEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the accuracies of the first condition with their floors."""
     import torch
-
-    from mmcore.inference.generator import Generator
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config

@@ -29,6 +29,7 @@ from evals.tables import BOOTSTRAP, DETAILS, METRICS, VQA_SAMPLES, detail, metri
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import StepContext
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
+from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
@@ -90,8 +91,6 @@ def questions_of(ctx: StepContext[PopeEvalConfig]) -> list[PopeQuestion]:
 def _answered(ctx: StepContext[PopeEvalConfig], questions: Sequence[PopeQuestion], condition: str) -> list[str]:
     """What the model says to each, as the export is used. About a white image each wording is asked once."""
     import torch
-
-    from mmcore.inference.generator import Generator
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config

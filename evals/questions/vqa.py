@@ -18,6 +18,7 @@ from evals.questions.lists import QuestionRow, answer_group, draw_questions, rea
 from evals.suites.task_files import write_task_dir
 from evals.tables import METRICS, VQA_SAMPLES, score_rows, write_table
 from infra.fingerprint import fingerprint
+from infra.settings import offline_environment
 from infra.step import AnyloomError, StepContext
 from infra.storage import sha256_file, write_atomic
 from mmcore.runtime.devices import device_for
@@ -49,7 +50,6 @@ def run_vqa(ctx: StepContext[EvalConfig]) -> Mapping[str, Any]:
 
 def _ask(ctx: StepContext[EvalConfig], config: EvalConfig, conditions: list[str], questions: list[QuestionRow]) -> dict[str, list[dict[str, Any]]]:
     """Run every condition through the harness with one loaded model: condition -> rows of VQA_SAMPLES in question order."""
-    from infra.settings import offline_environment
 
     offline_environment()
     import torch

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.suites.hub_parquet import write_rows
 from infra.step import AnyloomError
+from mmcore.media.decode import decode_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -165,7 +166,6 @@ def _file(lists: Path, uri: str) -> bytes:
 
 
 def _image(lists: Path, uri: str) -> Image.Image:
-    from mmcore.media.decode import decode_image
 
     return decode_image(_file(lists, uri))
 

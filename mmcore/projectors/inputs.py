@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mmcore.config import InputProjectorSpec
+from mmcore.runtime.seeding import seeded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,8 +62,6 @@ def num_projected(spec: InputProjectorSpec, num_features: int) -> int:
 def build_input_projector(spec: InputProjectorSpec, in_width: int, out_width: int, seed: int) -> torch.nn.Module:
     """A seeded projector E=in_width -> D=out_width. Raises ValueError for an unknown kind."""
     import importlib
-
-    from mmcore.runtime.seeding import seeded
 
     module, _, name = _kind(spec).target.partition(":")
     with seeded(seed):

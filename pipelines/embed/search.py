@@ -22,6 +22,7 @@ from mmcore.encoder_config import EncoderConfig, pooled
 from mmcore.encoders import load_encoder
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
+from mmcore.two_tower.model import load_two_tower
 from pipelines.embed.space import span_address
 
 BATCH = 256
@@ -59,7 +60,6 @@ class TowerSpace:
 
     def __init__(self, text: EncoderConfig, weights: Path, towers: Path):
         """text, weights: the captions' encoder; towers: the two_tower artifact. Raises AnyloomError when it cannot be loaded."""
-        from mmcore.two_tower.model import load_two_tower
 
         try:
             self._model = load_two_tower(towers)

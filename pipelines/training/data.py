@@ -18,7 +18,9 @@ from mmcore.config import RowsStage, StatesStage
 from mmcore.decoders import load_decoder
 from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.latents import LatentSet
 from mmcore.stores.shards import ShardSet
+from mmcore.training.generation_loss import GenerationLoss
 from mmcore.types import Sample
 from pipelines.embed.config import LATENTS, TARGETS
 from pipelines.shards.config import GROUP_MODALITY
@@ -134,8 +136,6 @@ def generation_losses(inputs: Mapping[str, Artifact], stores: Path, config: Rows
 
     Raises AnyloomError when the latents were made by another autoencoder than the decoder's, ValueError when they do not fit the decoder.
     """
-    from mmcore.stores.latents import LatentSet
-    from mmcore.training.generation_loss import GenerationLoss
 
     found = {}
     for modality, name in LATENTS.items():

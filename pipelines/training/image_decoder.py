@@ -15,7 +15,24 @@ from typing import TYPE_CHECKING, Any
 from infra.step import AnyloomError, Progress, StepContext
 from infra.storage import link, sha256_file, write_atomic
 from mmcore.concepts.config import ImageDecoderConfig
+from mmcore.concepts.latent_diffusion import (
+    build_scheduler,
+    build_unet,
+    build_vae,
+    decode,
+    diffusion_loss,
+    encode,
+    load_text_parts,
+    noisy,
+    prompt_states,
+    save_pipeline,
+    standardise,
+    vae_loss,
+)
+from mmcore.concepts.shapes import CONCEPTS, WORDINGS, captioned_crops
+from mmcore.decoders.texts import write_empty
 from mmcore.stores.shards import ShardSet
+from mmcore.training.fit import batch_rows, draws, fit
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +47,6 @@ LEARNED = "learned.json"
 def run(ctx: StepContext[ImageDecoderConfig]) -> dict[str, Any]:
     """Entry of the step. Returns counts, parameters and the losses at the end."""
     import torch
-
-    from mmcore.concepts.latent_diffusion import build_unet, build_vae, load_text_parts, save_pipeline
-    from mmcore.concepts.shapes import captioned_crops
-    from mmcore.decoders.texts import write_empty
 
     torch.set_num_threads(1)
     config = ctx.config
@@ -78,9 +91,6 @@ def _fit_vae(ctx: StepContext[ImageDecoderConfig], vae: Any, crops: Crops) -> tu
     """Train the autoencoder and standardise its latents. Returns (log, latents [2, N, C, h, w] of the crops and their mirror images, PSNR in dB)."""
     import torch
 
-    from mmcore.concepts.latent_diffusion import decode, encode, standardise, vae_loss
-    from mmcore.training.fit import batch_rows, draws, fit
-
     config = ctx.config
     pixels, mask = torch.from_numpy(crops.pixels).float() / 127.5 - 1, torch.from_numpy(crops.shape_mask)
 
@@ -105,10 +115,6 @@ def _fit_vae(ctx: StepContext[ImageDecoderConfig], vae: Any, crops: Crops) -> tu
 def _fit_unet(ctx: StepContext[ImageDecoderConfig], unet: Any, latents: torch.Tensor, crops: Crops, tokenizer: Any, text_encoder: Any) -> LossLog:
     """Train the UNet on cached latents and prompt states. Returns its log."""
     import torch
-
-    from mmcore.concepts.latent_diffusion import build_scheduler, diffusion_loss, noisy, prompt_states
-    from mmcore.concepts.shapes import CONCEPTS, WORDINGS
-    from mmcore.training.fit import batch_rows, draws, fit
 
     config = ctx.config
     prompts = [concept.worded(wording) for concept in CONCEPTS for wording in WORDINGS]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from infra.step import StepContext
 from mmcore.config import PairsStage, TwoTowerSpec
 from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.two_tower.model import TwoTower
+from mmcore.two_tower.pairs import TwoTowerData
 from pipelines.training.config import TrainConfig
 from pipelines.training.data import dataset_samples, feature_sources, shard_sets
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 def two_tower_stage(config: TrainConfig, ctx: StepContext[TrainConfig], collective: Collective) -> tuple[TwoTower, TwoTowerData]:
     """The fresh model, its towers standardised on the training samples, and its data. Raises ValueError when another encoder made the features."""
-    from mmcore.two_tower.model import TwoTower
-    from mmcore.two_tower.pairs import TwoTowerData
 
     spec = config.model
     assert isinstance(spec, TwoTowerSpec) and isinstance(config.stage, PairsStage)

@@ -17,6 +17,8 @@ from infra.step import AnyloomError, StepContext
 from infra.storage import list_files, read_json, write_json
 from mmcore.decoders.catalogue import known
 from mmcore.decoders.contract import INDEX, DecoderContract, read_contract
+from mmcore.decoders.texts import write_empty
+from pipelines.toys.decoders import DECODERS, save_decoder
 from pipelines.weights.config import DecoderConfig
 from pipelines.weights.given_files import decoder_parts
 from pipelines.weights.writing import CONTRACT, PIPELINE, RANDOM_LICENCE, TRACES
@@ -57,7 +59,6 @@ def run(ctx: StepContext[DecoderConfig]) -> dict[str, Any]:
 
 def _make(config: DecoderConfig, directory: Path) -> None:
     """A random toy, without traces of where it was made."""
-    from pipelines.toys.decoders import DECODERS, save_decoder
 
     save_decoder(DECODERS[config.name](config.seed), directory)
     for name in list_files(directory):
@@ -71,8 +72,6 @@ def _make(config: DecoderConfig, directory: Path) -> None:
 def _take(ctx: StepContext[DecoderConfig], directory: Path) -> None:
     """Copy the given files; parts that no decoder opens are taken out of the index."""
     from safetensors import SafetensorError, safe_open
-
-    from mmcore.decoders.texts import write_empty
 
     for done, (name, path) in enumerate(sorted(ctx.sources.items())):
         ctx.progress(done / len(ctx.sources), 1, name)

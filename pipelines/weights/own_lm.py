@@ -20,6 +20,7 @@ from mmcore.chat.special_tokens import TokenTable
 from mmcore.config import SpecialTokens
 from mmcore.lm.catalogue import known_lm
 from mmcore.lm.families import check_family, lora_targets
+from mmcore.lm.language_model import load_tokenizer, own_code_refused
 from pipelines.weights.config import LmConfig
 
 if TYPE_CHECKING:
@@ -65,8 +66,6 @@ def _prove(given: Path, folder: Path, config: LmConfig, weights: list[Path]) -> 
     """The model on meta tensors. Raises AnyloomError when the directory cannot be used as the recipe's language model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from mmcore.lm.language_model import load_tokenizer, own_code_refused
 
     try:
         with own_code_refused(folder):

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, write_json
 from mmcore.encoder_config import EncoderConfig, TimmImage, TimmVideo
-from mmcore.encoders import MODALITY_OF, catalogue, load_encoder
+from mmcore.encoders import MODALITY_OF, catalogue, hf_audio, hf_text, hf_vision, load_encoder
+from mmcore.encoders.timm_image import head_prefixes, unloaded
+from mmcore.encoders.whisper import encoder_tensors
 from pipelines.toys.media import medium
 from pipelines.weights.config import ImportConfig
 from pipelines.weights.given_files import FRONTS, TOKENIZERS
@@ -63,8 +65,6 @@ def _take_timm(ctx: StepContext[ImportConfig], spec: TimmImage | TimmVideo) -> t
     import timm
     from safetensors.torch import save_file
 
-    from mmcore.encoders.timm_image import head_prefixes, unloaded
-
     if spec.arch.partition(".")[0] not in timm.list_models():
         raise AnyloomError(f"{ctx.name}: timm has no architecture '{spec.arch}'; see timm.list_models()")
     path = ctx.sources["weights"]
@@ -109,7 +109,6 @@ def _family(spec: EncoderConfig) -> str:
 
 def _class(spec: EncoderConfig, family: str) -> str:
     """Class of transformers that the encoder of this kind opens."""
-    from mmcore.encoders import hf_audio, hf_text, hf_vision
 
     if MODALITY_OF[spec.kind] == "text":
         return hf_text.FAMILIES[family].model if spec.kind == "hf_text" else "AutoModel"
@@ -142,8 +141,6 @@ def _whisper(given: Path, folder: Path) -> Any:
     """Whisper's encoder, from a whole checkpoint or an encoder of its own."""
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    from mmcore.encoders.whisper import encoder_tensors
 
     state: dict[str, torch.Tensor] = {}
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_json
 from mmcore.encoders.catalogue import TWINS
+from mmcore.encoders.imagebind.encoders import ARCHITECTURES
 from mmcore.encoders.imagebind.network import ImageBind, load_imagebind
 from mmcore.runtime.seeding import seeded
 from pipelines.toys.parts import ENCODER_PARTS, tiny_bert, tiny_llama, tiny_whisper_encoder
@@ -84,8 +85,6 @@ def run_imagebind(ctx: StepContext[ImageBindConfig]) -> dict[str, Any]:
     pretrained reads the released file (.pth or safetensors) given as the source `imagebind`.
     """
     from safetensors.torch import save_file
-
-    from mmcore.encoders.imagebind.encoders import ARCHITECTURES
 
     config = _begin(ctx, "imagebind_huge", "imagebind_toy")
     specs, out = ARCHITECTURES[config.arch]
