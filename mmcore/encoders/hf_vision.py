@@ -66,8 +66,8 @@ class HfVisionEncoder(BatchedEncoder):
         self._model = load_part(folder, family, self._family.model)
         self._processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
-    def _pixels(self, pictures: list[Image.Image], **options: bool) -> torch.Tensor:
-        pixels: torch.Tensor = self._processor(images=pictures, return_tensors="pt", **options)["pixel_values"]
+    def _pixels(self, images: list[Image.Image], **options: bool) -> torch.Tensor:
+        pixels: torch.Tensor = self._processor(images=images, return_tensors="pt", **options)["pixel_values"]
         return pixels
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -101,16 +101,16 @@ class HfImageEncoder(HfVisionEncoder):
 
     @property
     def side(self) -> int:
-        """See mmcore.encoders.tiled.PictureEncoder."""
+        """See mmcore.encoders.tiled.ImageEncoder."""
         return self.spec.image_size
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, H, W]; an image has no span."""
-        return self.prepare_picture(decode_image(data))
+        return self.prepare_image(decode_image(data))
 
-    def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
+    def prepare_image(self, image: Image.Image) -> torch.Tensor:
         """RGB -> [3, H, W]."""
-        return self._pixels([padded_square(picture, self._processor.image_mean) if self.spec.pad else picture])[0]
+        return self._pixels([padded_square(image, self._processor.image_mean) if self.spec.pad else image])[0]
 
     def prepare_tile(self, tile: Image.Image) -> torch.Tensor:
         """RGB of the model's own size -> [3, H, W], all of it: DINOv2's processor would cut off the rim."""
@@ -137,8 +137,8 @@ class HfVideoEncoder(HfVisionEncoder):
     @torch.inference_mode()
     def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """[frames, 3, H, W] each -> features [frames * tokens, E] each, [1, E] with grid 0."""
-        return [self._stored(self._clip(frames)) for frames in items]
+        return [self._stored(self._video(frames)) for frames in items]
 
-    def _clip(self, frames: torch.Tensor) -> torch.Tensor:
+    def _video(self, frames: torch.Tensor) -> torch.Tensor:
         features = self._features(frames).reshape(-1, self.spec.width)
         return features if self.spec.grid else self._unit(features.mean(dim=0, keepdim=True))

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from PIL import Image
 
 
-def padded_square(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
+def padded_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     """RGB of any size -> RGB of its longer side, the image in the middle. mean: the encoder's mean colour, red, green, blue in 0..1 (cut to whole 255ths)."""
-    width, height = picture.size
+    width, height = image.size
     if width == height:
-        return picture
+        return image
     side = max(width, height)
     red, green, blue = (int(255 * value) for value in mean)
     square = Image.new("RGB", (side, side), (red, green, blue))
-    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square

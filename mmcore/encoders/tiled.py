@@ -25,7 +25,7 @@ from mmcore.media.decode import decode_image
 
 
 @runtime_checkable
-class PictureEncoder(Protocol):
+class ImageEncoder(Protocol):
     """What an encoder of images offers beside the bytes' way in. One whose preprocessing cuts off the rim also has prepare_tile."""
 
     @property
@@ -33,7 +33,7 @@ class PictureEncoder(Protocol):
         """Pixels per side of what it sees."""
         ...
 
-    def prepare_picture(self, picture: Image.Image) -> Any:
+    def prepare_image(self, image: Image.Image) -> Any:
         """RGB -> one prepared item."""
         ...
 
@@ -49,19 +49,19 @@ class TiledEncoder(BatchedEncoder):
 
     def __init__(self, spec: TiledImage, inner: Encoder):
         """Raises ValueError for an encoder that takes no decoded images, or sees squares of another size."""
-        if not isinstance(inner, PictureEncoder):
+        if not isinstance(inner, ImageEncoder):
             raise ValueError(f"{spec.kind} takes no decoded images: set tiles to 0")
         self.spec, self._inner = spec, inner
-        self._prepare_tile = getattr(inner, "prepare_tile", inner.prepare_picture)
-        side = inner.prepare_picture(Image.new("RGB", (inner.side, inner.side))).shape[1]
+        self._prepare_tile = getattr(inner, "prepare_tile", inner.prepare_image)
+        side = inner.prepare_image(Image.new("RGB", (inner.side, inner.side))).shape[1]
         if side != inner.side:
             raise ValueError(f"{spec.arch} sees {side} x {side} pixels, the spec says {inner.side}: tiles need image_size {side}")
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> list[Any]:
         """Bytes -> prepared thumbnail and tiles; an image has no span."""
-        picture = decode_image(data)
-        tiles = cut(picture, self._inner.side, self.spec.tiles)
-        return [self._inner.prepare_picture(picture), *(self._prepare_tile(tile) for tile in tiles)]
+        image = decode_image(data)
+        tiles = cut(image, self._inner.side, self.spec.tiles)
+        return [self._inner.prepare_image(image), *(self._prepare_tile(tile) for tile in tiles)]
 
     def forward(self, items: Sequence[list[Any]]) -> list[np.ndarray]:
         """Thumbnail and tiles of each -> features [(1 + tiles) * N, E] each; spec.batch inputs per call of the encoder."""
@@ -89,19 +89,19 @@ def grid(width: int, height: int, side: int, most: int) -> tuple[int, int]:
     return chosen
 
 
-def cut(picture: Image.Image, side: int, most: int) -> list[Image.Image]:
+def cut(image: Image.Image, side: int, most: int) -> list[Image.Image]:
     """The tiles of an image, side x side pixels each, row by row from the top left; none for an image that one square holds.
 
     The image is scaled (bicubic) until it fits its grid in one direction, and centred on white in the other.
     """
-    columns, rows = grid(*picture.size, side, most)
+    columns, rows = grid(*image.size, side, most)
     if columns * rows == 1:
         return []
     canvas = Image.new("RGB", (columns * side, rows * side), (255, 255, 255))
-    across, down = canvas.width / picture.width, canvas.height / picture.height
+    across, down = canvas.width / image.width, canvas.height / image.height
     if across < down:
-        size = (canvas.width, min(math.ceil(picture.height * across), canvas.height))
+        size = (canvas.width, min(math.ceil(image.height * across), canvas.height))
     else:
-        size = (min(math.ceil(picture.width * down), canvas.width), canvas.height)
-    canvas.paste(picture.resize(size, Image.Resampling.BICUBIC), ((canvas.width - size[0]) // 2, (canvas.height - size[1]) // 2))
+        size = (min(math.ceil(image.width * down), canvas.width), canvas.height)
+    canvas.paste(image.resize(size, Image.Resampling.BICUBIC), ((canvas.width - size[0]) // 2, (canvas.height - size[1]) // 2))
     return [canvas.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)) for y in range(rows) for x in range(columns)]

@@ -57,9 +57,9 @@ class TimmEncoder(BatchedEncoder):
         super().place(device)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
 
-    def _square(self, picture: Image.Image) -> np.ndarray:
+    def _square(self, image: Image.Image) -> np.ndarray:
         side = self.spec.image_size
-        return np.asarray(picture if picture.size == (side, side) else picture.resize((side, side), Image.Resampling.BICUBIC))
+        return np.asarray(image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC))
 
     @torch.inference_mode()
     def _features(self, pixels_BHWC: np.ndarray) -> np.ndarray:
@@ -89,16 +89,16 @@ class TimmImageEncoder(TimmEncoder):
 
     @property
     def side(self) -> int:
-        """See mmcore.encoders.tiled.PictureEncoder."""
+        """See mmcore.encoders.tiled.ImageEncoder."""
         return self.spec.image_size
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Bytes -> uint8 [H, W, 3]; an image has no span."""
-        return self.prepare_picture(decode_image(data))
+        return self.prepare_image(decode_image(data))
 
-    def prepare_picture(self, picture: Image.Image) -> np.ndarray:
+    def prepare_image(self, image: Image.Image) -> np.ndarray:
         """RGB -> uint8 [H, W, 3]."""
-        return self._square(picture)
+        return self._square(image)
 
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         """uint8 [H, W, 3] each -> features [grid * grid, E] each."""

@@ -75,9 +75,9 @@ class VaeSquareEncoder(VaeEncoder):
             step = self._cell
             raise ValueError(f"the VAE in {weights_dir} makes one cell of {step} x {step} pixels: image_size {spec.image_size} is no multiple of it")
 
-    def _square(self, picture: Image.Image) -> np.ndarray:
+    def _square(self, image: Image.Image) -> np.ndarray:
         side = self.spec.image_size
-        return np.asarray(ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
     def _pixels(self, values: np.ndarray) -> torch.Tensor:
         """uint8 -> -1..1 on the encoder's device."""
@@ -121,9 +121,9 @@ class VaeVideoEncoder(VaeSquareEncoder):
     @torch.inference_mode()
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         """uint8 [F, 3, H, W] each -> latents [N, C] each, frame by frame."""
-        return [self._clip(frames) for frames in items]
+        return [self._video(frames) for frames in items]
 
-    def _clip(self, frames: np.ndarray) -> np.ndarray:
+    def _video(self, frames: np.ndarray) -> np.ndarray:
         pixels_F3HW = self._pixels(frames)
         if self._over_time:
             latents_FCHW = self._latents(pixels_F3HW.transpose(0, 1)[None])[0].transpose(0, 1)

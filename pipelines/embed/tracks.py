@@ -46,7 +46,7 @@ def run(ctx: StepContext[EmbedConfig]) -> Mapping[str, Any]:
     """Features of the audio of every video of the config's splits. Returns counts: those of pipelines.embed, and how many videos are left out and why."""
     config = ctx.config
     if not isinstance(config.spec, TokensAudio):
-        raise ValueError(f"the sound of clips needs an encoder of sounds, got {config.spec.kind}")
+        raise ValueError(f"the audio of videos needs an encoder of audio, got {config.spec.kind}")
     keys: dict[str, str] = {}
     items: dict[str, Item] = {}
     for name in sorted(name for name in ctx.inputs if name.startswith("shards_")):

@@ -285,7 +285,7 @@ def compare_media(checkout: Path) -> None:
     _, data, _ = import_reference(checkout)
     pictures, sounds = (sorted((checkout / ".assets").glob(pattern)) for pattern in ("*.jpg", "*.wav"))
     for path in pictures:
-        show(path.name, inputs.picture(decode_image(path.read_bytes())), data.load_and_transform_vision_data([str(path)], "cpu")[0])
+        show(path.name, inputs.image(decode_image(path.read_bytes())), data.load_and_transform_vision_data([str(path)], "cpu")[0])
     with tempfile.TemporaryDirectory() as folder:
         for path in sounds:
             expected = data.load_and_transform_audio_data([str(path)], "cpu")[0]

@@ -1,6 +1,6 @@
 """The history's page: every run there ever was, as one self-contained HTML page and a Markdown summary.
 
-Owns the choice and order of the sections. Input: history.duckdb, and for pictures and media the artifacts beside it. Output: two files, the same bytes for
+Owns the choice and order of the sections. Input: history.duckdb, and for media the artifacts beside it. Output: two files, the same bytes for
 the same history and artifacts; like history.duckdb they are derived, and replaced as a whole. No score is computed here: all are read from the history.
 """
 

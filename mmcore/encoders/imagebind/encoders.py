@@ -86,18 +86,18 @@ class ImageBindImageEncoder(ImageBindEncoder):
     spec: ImageBindImage
     trunk = "vision"
     side = inputs.SIDE
-    """See mmcore.encoders.tiled.PictureEncoder."""
+    """See mmcore.encoders.tiled.ImageEncoder."""
 
     def _num_tokens(self) -> int:
         return self.spec.grid
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [3, 224, 224]; an image has no span."""
-        return self.prepare_picture(decode_image(data))
+        return self.prepare_image(decode_image(data))
 
-    def prepare_picture(self, picture: Image.Image) -> torch.Tensor:
+    def prepare_image(self, image: Image.Image) -> torch.Tensor:
         """RGB -> [3, 224, 224]."""
-        return inputs.picture(padded_square(picture, inputs.MEAN) if self.spec.pad else picture)
+        return inputs.image(padded_square(image, inputs.MEAN) if self.spec.pad else image)
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         return pool_grid(self._states(batch), self.spec.grid)

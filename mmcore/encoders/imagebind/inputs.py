@@ -44,13 +44,13 @@ def _short_side(width: int, height: int) -> tuple[int, int]:
     return (SIDE, int(SIDE * height / width)) if width <= height else (int(SIDE * width / height), SIDE)
 
 
-def picture(image: Image.Image) -> torch.Tensor:
+def image(shown: Image.Image) -> torch.Tensor:
     """RGB -> [3, SIDE, SIDE]: short side to SIDE (bicubic), centre crop, CLIP's normalisation."""
-    width, height = _short_side(*image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    width, height = _short_side(*shown.size)
+    if (width, height) != shown.size:
+        shown = shown.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - SIDE) / 2), round((height - SIDE) / 2)
-    pixels = torch.from_numpy(np.array(image.crop((left, top, left + SIDE, top + SIDE))))
+    pixels = torch.from_numpy(np.array(shown.crop((left, top, left + SIDE, top + SIDE))))
     return _normalised(pixels.permute(2, 0, 1).float() / 255)
 
 

@@ -242,7 +242,7 @@ def test_a_padded_picture_keeps_its_rim_on_the_encoders_mean_colour(tmp_path):
     assert tall.shape == (48, 48, 3) and (tall[:, :16] == (122, 116, 104)).all() and padded_square(square, processor.image_mean) is square
     padded, cut = (load_encoder(replace(spec, pad=pad), tmp_path) for pad in (True, False))
     expected = processor(images=[square], return_tensors="pt")["pixel_values"][0]
-    assert torch.equal(padded.prepare_picture(wide), expected) and not torch.equal(cut.prepare_picture(wide), expected)
+    assert torch.equal(padded.prepare_image(wide), expected) and not torch.equal(cut.prepare_image(wide), expected)
     assert torch.equal(padded.prepare(png(0)), cut.prepare(png(0)))
     assert "pad" not in space_fields(replace(spec, pad=False)) and space_fields(spec)["pad"] is True
     with pytest.raises(ValueError, match="pad is False there and True here"):

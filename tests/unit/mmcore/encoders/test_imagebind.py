@@ -143,7 +143,7 @@ def same(tensor: torch.Tensor, expected: dict, limit: float) -> None:
 
 def test_preprocessing_follows_the_public_code(golden):
     expected = golden["inputs"]
-    same(inputs.picture(Image.fromarray(MAKER.picture_array())), expected["picture"], 1e-6)
+    same(inputs.image(Image.fromarray(MAKER.picture_array())), expected["picture"], 1e-6)
     same(inputs.clip([Image.fromarray(frame) for frame in MAKER.clip_array()]), expected["clip"], 1e-4)
     same(inputs.sound(MAKER.sound_array()), expected["sound"], 2e-3)
     same(inputs.sound(MAKER.sound_array(1.1)), expected["short_sound"], 2e-3)
@@ -204,8 +204,8 @@ def test_a_padded_picture_is_the_square_of_it(weights):
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 120, 3), dtype=np.uint8))
     spec = ImageBindImage(arch="imagebind_toy", width=32, pad=True)
     padded, cut = (load_encoder(replace(spec, pad=pad), weights / "weights_vision") for pad in (True, False))
-    assert torch.equal(padded.prepare_picture(wide), inputs.picture(padded_square(wide, inputs.MEAN)))
-    assert not torch.equal(padded.prepare_picture(wide), cut.prepare_picture(wide))
+    assert torch.equal(padded.prepare_image(wide), inputs.image(padded_square(wide, inputs.MEAN)))
+    assert not torch.equal(padded.prepare_image(wide), cut.prepare_image(wide))
 
 
 @pytest.mark.parametrize(("kind", "more", "rows"), [("image", {}, 1), ("image", {"grid": 2}, 4), ("audio", {}, 1), ("audio", {"tokens": 6}, 6)])
