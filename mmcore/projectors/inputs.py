@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mmcore.config import InputProjectorSpec
-from mmcore.runtime.seeding import seeded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +61,8 @@ def num_projected(spec: InputProjectorSpec, num_features: int) -> int:
 def build_input_projector(spec: InputProjectorSpec, in_width: int, out_width: int, seed: int) -> torch.nn.Module:
     """A seeded projector E=in_width -> D=out_width. Raises ValueError for an unknown kind."""
     import importlib
+
+    from mmcore.runtime.seeding import seeded
 
     module, _, name = _kind(spec).target.partition(":")
     with seeded(seed):

@@ -107,7 +107,7 @@ def test_the_history_has_what_a_suite_step_read_and_the_documented_query_finds_i
         (run_id, WORDS, "plain_prompt", unread[WORDS], 6, round(unread[WORDS] / 6, 4)),
     ]
     assert 0 < unread[WORDS] < 6
-    assert history.query(db, f"SELECT count(DISTINCT cluster), count(DISTINCT picture) FROM sample WHERE task = '{MMBENCH}'")[1] == [(6, 6)]
+    assert history.query(db, f"SELECT count(DISTINCT cluster), count(DISTINCT image) FROM sample WHERE task = '{MMBENCH}'")[1] == [(6, 6)]
     tasks = history.query(db, "SELECT task, suite, split, length(prompt_sha256), length(task_sha256), length(dataset_sha256) FROM task ORDER BY task")[1]
     assert tasks == [(MMBENCH, "stand_in", "dev", 64, 64, 64), (WORDS, "stand_in", "validation", 64, 64, 64)]
     assert history.query(db, "SELECT suite FROM run")[1] == [("stand_in",)] and check(tmp_path / "stores", db).problems == []
