@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 ROOT   ?= runs
 ONLY   ?=
 ARGS   ?=
+WORKERS ?= 2
 PORT     ?= 4200
 RAY_PORT ?= 6379
 export PYTHONDONTWRITEBYTECODE = 1
@@ -33,8 +34,8 @@ $(VENV)/.demo-assets: requirements-demo.txt $(VENV)/.installed
 demo: $(VENV)/.demo-assets  ## recipe smol, from lists to report, into $(ROOT)
 	@$(BIN)/anyloom run --recipe smol --root $(ROOT)
 
-test: $(VENV)/.installed  ## every test that takes seconds, and the tiny recipe end to end
-	$(BIN)/python -m pytest -m "not slow and not stack"
+test: $(VENV)/.installed  ## every test that takes seconds, and the tiny recipe end to end, in WORKERS processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not stack"
 
 test-slow: $(VENV)/.demo-assets  ## the tests that take minutes or need the demo's models
 	$(BIN)/python -m pytest -m "slow and not stack"

@@ -84,6 +84,7 @@ def quiet_environment() -> None:
         "LMMS_EVAL_LOG_LEVEL": "ERROR",
     }
     if not cluster_is_given():
+        quiet["RAY_idle_worker_killing_time_threshold_ms"] = "20000"  # Ray's second passes between two steps, and the next would import everything again
         quiet["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody reclaims the machine we sit on: one process less per stage
         quiet |= LOOPBACK_RAY
     for name, value in quiet.items():
@@ -131,6 +132,11 @@ def judge_environment(model: str) -> None:
     os.environ["API_TYPE"], os.environ["MODEL_VERSION"] = "openai", model
     os.environ["OPENAI_BASE_URL"] = os.environ["OPENAI_API_URL"] = url
     os.environ["OPENAI_API_KEY"] = os.environ.get("ANYLOOM_JUDGE_KEY", "none")
+
+
+def surroundings() -> tuple[dict[str, str], str, list[str]]:
+    """What a process takes over when it is started: environment, directory and where modules are found."""
+    return dict(os.environ), os.getcwd(), list(sys.path)
 
 
 def thread_environment(threads: int) -> None:

@@ -2,11 +2,13 @@
 
 Owns the processes: one is started when none is idle, and an idle one is used again, so that libraries are imported once and not once per step.
 Input: a function and its arguments, which must pickle. Output: what it returns. Raises: what it raised, as it was; StepDied for a process that
-ended under its step; AnyloomError after `stop`. What a step prints goes to the log. A process ends with the pool, and with its parent however that ends.
+ended under its step; AnyloomError after `stop`. What a step prints goes to the log. `close` leaves idle processes to the pools of later runs in this
+process; every one ends with its parent, however that ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -19,7 +21,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from infra.settings import thread_environment
+from infra.settings import surroundings, thread_environment
 from infra.step import AnyloomError, StepDied
 
 PATIENCE_S = 5.0
@@ -37,9 +39,10 @@ class StepTraceback(Exception):
 class _Worker:
     """A process of the pool and the pipe to it."""
 
-    def __init__(self, log: Path | None):
+    def __init__(self) -> None:
+        self.surroundings = surroundings()
         self.connection, theirs = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(theirs, log), name="step")
+        self.process = _SPAWN.Process(target=_serve, args=(theirs,), name="step")
         self.process.start()
         theirs.close()  # so that the pipe ends with the process
 
@@ -49,6 +52,17 @@ class _Worker:
         self.process.join()
         self.connection.close()
         return self.process.exitcode or 0
+
+
+_spare: list[_Worker] = []
+_spare_lock = threading.Lock()
+
+
+@atexit.register  # after multiprocessing's own, so called before it: that one would wait for them
+def _end_spare() -> None:
+    with _spare_lock:
+        while _spare:
+            _spare.pop().end()
 
 
 class StepPool:
@@ -75,7 +89,7 @@ class StepPool:
         """
         worker, answered = self._take(), False
         try:
-            worker.connection.send(threads)
+            worker.connection.send((threads, self._log))
             worker.connection.send((function, args))
             while not worker.connection.poll(poll_s):
                 if on_poll is not None:
@@ -106,17 +120,22 @@ class StepPool:
         for worker in idle:
             worker.end()
 
+    def close(self) -> None:
+        """Leave the idle processes to later pools of this process. Nothing runs here any more."""
+        with self._lock, _spare_lock:
+            self._stopped = True
+            _spare.extend(self._idle)
+            self._idle = []
+
     def _take(self) -> _Worker:
         with self._lock:
             if self._stopped:
                 raise AnyloomError("the run was interrupted; run it again to continue")
-            while self._idle:
-                worker = self._idle.pop()
-                if worker.process.is_alive():
-                    break
-                worker.end()
-            else:
-                worker = _Worker(self._log)
+            worker = _usable(self._idle)
+            if worker is None:
+                with _spare_lock:
+                    worker = _usable(_spare)
+            worker = worker or _Worker()
             self._busy.add(worker)
             return worker
 
@@ -129,17 +148,29 @@ class StepPool:
         worker.end()
 
 
-def _serve(connection: Connection, log: Path | None) -> None:
+def _usable(idle: list[_Worker]) -> _Worker | None:
+    """Takes the last one out that lives, and that was started as one would be started now; others end."""
+    while idle:
+        worker = idle.pop()
+        if worker.process.is_alive() and worker.surroundings == surroundings():
+            return worker
+        worker.end()
+    return None
+
+
+def _serve(connection: Connection) -> None:
     """The life of a process: jobs from the pipe, one after the other, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says what becomes of it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if log is not None:
-        _print_to(log)
+    printing_to = None
     while True:
         try:
-            threads = connection.recv()
+            threads, log = connection.recv()
         except EOFError:
             return
+        if log is not None and log != printing_to:
+            _print_to(log)
+            printing_to = log
         thread_environment(threads)
         _answer(connection)
 

@@ -41,7 +41,7 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
         run.interrupt(error)
         raise
     finally:
-        run.pool.stop()
+        run.pool.close()
     if run.errors:
         raise next(iter(run.errors.values()))
     return run

@@ -20,9 +20,8 @@ from flows.cli.main import main
 
 PROJECT = Path(__file__).resolve().parents[2]
 ANYLOOM = str(Path(sys.executable).with_name("anyloom"))
-PATIENT_RAY = {"RAY_idle_worker_killing_time_threshold_ms": "60000", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-"""Ray ends a worker that has been idle for a second and looks after training every two: each of the toy steps, which work for less, would wait for a process
-that imports torch again. The slow tests run tiny under Ray as it is."""
+PATIENT_RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+"""Ray Train looks after training every two seconds, for which each of the toy stages would wait. The slow tests run tiny under Ray as it is."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,22 @@ def test_steps_one_after_the_other_share_a_process_and_those_side_by_side_do_not
     assert len(found) == 2 and pool.run("c", pid) in found
 
 
+def test_a_later_pool_takes_over_the_idle_processes_with_a_log_of_its_own(tmp_path, monkeypatch):
+    pools = [StepPool(tmp_path / f"{number}.log") for number in range(3)]
+    first = pools[0].run("a", pid)
+    pools[0].run("a", write, "first")
+    pools[0].close()
+    with pytest.raises(AnyloomError, match="interrupted"):
+        pools[0].run("late", pid)
+    assert pools[1].run("b", pid) == first
+    pools[1].run("b", write, "second")
+    pools[1].close()
+    assert [set((tmp_path / f"{number}.log").read_text().split()) for number in range(2)] == [{"first"}, {"second"}]
+    monkeypatch.setenv("ANYLOOM_JUDGE_URL", "https://judge.example")
+    assert pools[2].run("c", pid) != first and gone(first)  # it was started in another environment
+    pools[2].stop()
+
+
 def test_a_process_that_had_a_gpu_is_not_used_again(pool):
     first = pool.run("a", pid, gpus=1)
     assert gone(first) and pool.run("b", pid) != first
