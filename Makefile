@@ -35,7 +35,7 @@ demo: $(VENV)/.demo-assets  ## recipe smol, from lists to report, into $(ROOT)
 	@$(BIN)/anyloom run --recipe smol --root $(ROOT)
 
 test: $(VENV)/.installed  ## every test that takes seconds, and the tiny recipe end to end, in WORKERS processes
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not stack"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not slow and not stack"
 
 test-slow: $(VENV)/.demo-assets  ## the tests that take minutes or need the demo's models
 	$(BIN)/python -m pytest -m "slow and not stack"

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of one file stay together, for what they share is made once; so do all that look at the run of the fixture `tiny`."""
-    for item in items:
-        group = "tiny" if "tiny" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+@cache
+def group_of(file: str) -> str:
+    """The tests of one file stay together, for what they share is made once; so do all files that look at the run of the fixture `tiny`."""
+    return "tiny" if re.search(r"^def test_\w+\([^)]*\btiny\b", (PROJECT / file).read_text(), re.M) else file
+
+
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """Hands the groups out in the order of the files."""
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
