@@ -71,7 +71,7 @@ print(looks)
 ASKER = """
 import sys
 from pathlib import Path
-from evals.history import query
+from evals.history.database import query
 seen, asked, snapshots = 0, 0, set()
 while not Path(sys.argv[2]).exists():
     runs, metric, sample, trained, whole = query(Path(sys.argv[1]), '''SELECT (SELECT count(*) FROM run), (SELECT count(*) FROM metric),
@@ -86,7 +86,7 @@ print(asked, len(snapshots))
 BUILDER = """
 import sys
 from pathlib import Path
-from evals.history import rebuild
+from evals.history.database import rebuild
 rebuild(Path(sys.argv[1]) / "stores", Path(sys.argv[1]) / "history.duckdb", fresh=True)
 """
 

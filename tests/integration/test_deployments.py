@@ -338,7 +338,7 @@ import sys
 from pathlib import Path
 from prefect import flow
 from flows.running.display import Display
-from flows.running.graph import run_graph
+from flows.running.runner import run_graph
 from infra.materialize import Place
 from infra.settings import load_settings
 from infra.step import Step
