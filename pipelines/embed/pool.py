@@ -7,7 +7,9 @@ over the CPU threads), else one single-threaded worker per CPU thread. Input: pa
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,15 +25,21 @@ from mmcore.encoder_config import EncoderConfig
 from pipelines.embed.worker import PartBuilder, PartDone, PartTask
 
 
+IN_PROCESS_S = 15.0
+"""How long a machine without GPUs works before it starts actors for the rest: they take about as long to start."""
+
+
 def build_parts(tasks: Sequence[PartTask], spec: EncoderConfig, weights_dir: Path, stores: Path, resources: Resources) -> Iterator[PartDone]:
     """Build every part; yields as each is committed, in any order."""
-    if not tasks:
+    left, arguments = list(tasks), (spec, weights_dir, stores)
+    spread = resources.use_ray and (cluster_is_given() or (len(tasks) > 1 and (resources.gpus or resources.workers) > 1))
+    if not spread:
+        yield from _with_threads(left, arguments, resources)
         return
-    arguments = (spec, weights_dir, stores)
-    if resources.use_ray and (cluster_is_given() or (len(tasks) > 1 and (resources.gpus or resources.workers) > 1)):
-        yield from _with_actors(tasks, arguments, resources)
-    else:
-        yield from _with_threads(tasks, arguments, resources)
+    if not (cluster_is_given() or resources.gpus) and IN_PROCESS_S:
+        left = yield from _with_threads(left, arguments, resources, IN_PROCESS_S)
+    if left:
+        yield from _with_actors(left, arguments, resources)
 
 
 class PartActor:
@@ -80,8 +88,15 @@ def _with_actors(tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Path
         yield replace(row["outcome"], workers=workers)
 
 
-def _with_threads(tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Path, Path], resources: Resources) -> Iterator[PartDone]:
-    """Each thread has an encoder copy for itself while it builds a part; torch lets go of the interpreter while it computes."""
+def _with_threads(
+    tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Path, Path], resources: Resources, seconds: float = math.inf
+) -> Generator[PartDone, None, list[PartTask]]:
+    """Each thread has an encoder copy for itself while it builds a part; torch lets go of the interpreter while it computes.
+
+    Begins no part after `seconds`. Returns the tasks that are left.
+    """
+    if not tasks:
+        return []
     import torch
 
     gpus = min(resources.gpus, torch.cuda.device_count())
@@ -91,8 +106,13 @@ def _with_threads(tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Pat
     before = torch.get_num_threads()
     free: SimpleQueue[PartBuilder] = SimpleQueue()
     opening, opened = Lock(), set[int]()
+    left: list[PartTask] = []
+    end = math.inf
 
-    def build(task: PartTask) -> PartDone:
+    def build(task: PartTask) -> PartDone | None:
+        if time.monotonic() > end:
+            left.append(task)
+            return None
         builder = free.get()
         try:
             with nullcontext() if id(builder) in opened else opening:  # some encoders open their models with the first item
@@ -105,16 +125,19 @@ def _with_threads(tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Pat
     try:
         for number in range(workers):  # one after the other: transformers changes torch for every thread while it builds a model
             free.put(PartBuilder(*arguments, f"cuda:{number}" if gpus else "cpu", decoders))
+        end = time.monotonic() + seconds
         if workers == 1:
-            yield from map(build, tasks)
-            return
+            yield from filter(None, map(build, tasks))
+            return left
         with ThreadPoolExecutor(workers, "encode") as pool:
             futures = [pool.submit(build, task) for task in tasks]
             try:
                 for future in as_completed(futures):
-                    yield future.result()
+                    if done := future.result():
+                        yield done
             finally:
                 for future in futures:
                     future.cancel()
     finally:
         torch.set_num_threads(before)
+    return left

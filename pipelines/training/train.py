@@ -4,7 +4,7 @@ Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) o
 decoders and latents; stage 1 with generation losses takes these too); features, caption vectors and shards (two_tower).
 Output: tensors.safetensors (and lora/), losses.parquet, stage.json. Our own checkpoints in the work directory are the truth: a worker that
 dies is started again and goes on from them. Bytes hold for one machine, thread count and number of workers; others change rounding only.
-Ray only starts the workers: it stores nothing that is read again.
+Ray only starts the workers, or none for one rank on this machine's CPUs: it stores nothing that is read again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from infra.fingerprint import to_plain
 from infra.progress import FileProgress, relay
-from infra.settings import thread_environment
+from infra.settings import cluster_is_given, thread_environment
 from infra.step import AnyloomError, Progress, StepContext
 from infra.storage import read_json, write_atomic
 from mmcore.config import ModelSpec, RowsStage, StatesStage
@@ -244,10 +244,13 @@ def _run_on_ray(ctx: StepContext[TrainConfig], workers: int, threads: int) -> di
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     gpus = ctx.resources.gpus
     parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads, "gpus": gpus}
+    # One rank on this machine runs here, which is Ray Train's local mode: another process would only import everything again, and open a store to the network.
+    here = workers == 1 and not gpus and not cluster_is_given()
+    resources_per_worker = {"CPU": threads, **({"GPU": 1} if gpus else {})}
     trainer = Trainer(
         _worker,
         train_loop_config=parcel,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker={"CPU": threads, **({"GPU": 1} if gpus else {})}),
+        scaling_config=ScalingConfig(num_workers=0) if here else ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources_per_worker),
         run_config=RunConfig(name=ctx.name, storage_path=str(ctx.work / "ray"), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
     )
     failure = None

@@ -86,7 +86,8 @@ def test_cached_equals_computed_and_shared_media_are_stored_once(tmp_path, weigh
         stored.gather(["pets-999999"])
 
 
-def test_bytes_do_not_depend_on_workers(tmp_path, weights):
+def test_bytes_do_not_depend_on_workers(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(pipelines.embed.pool, "IN_PROCESS_S", 0.0)
     for name, resources in (("one", {}), ("two", {"threads": 2}), ("ray", {"workers": 2, "use_ray": True})):
         embed(prepare(tmp_path / name, weights), **resources)
     assert artifact(tmp_path / "one") == artifact(tmp_path / "two") == artifact(tmp_path / "ray")
@@ -109,7 +110,24 @@ def test_decoding_ahead_as_beside_a_gpu_gives_the_same_bytes(tmp_path, weights, 
     assert names and all(name.startswith("decode") for name in names)
 
 
-def test_an_error_in_an_actor_arrives_as_it_was(tmp_path, weights):
+def test_what_does_not_begin_in_time_goes_to_actors_with_the_same_bytes(tmp_path, weights, monkeypatch):
+    embed(prepare(tmp_path / "one", weights))
+    here = []
+
+    class Slow(pipelines.embed.pool.PartBuilder):
+        def build(self, task):
+            here.append(task)
+            time.sleep(0.5)
+            return super().build(task)
+
+    monkeypatch.setattr(pipelines.embed.pool, "PartBuilder", Slow)
+    monkeypatch.setattr(pipelines.embed.pool, "IN_PROCESS_S", 0.2)
+    embed(prepare(tmp_path / "both", weights), threads=2, workers=2, use_ray=True)
+    assert len(here) == 2 and artifact(tmp_path / "one") == artifact(tmp_path / "both")
+
+
+def test_an_error_in_an_actor_arrives_as_it_was(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(pipelines.embed.pool, "IN_PROCESS_S", 0.0)
     root = prepare(tmp_path, weights)
     (root / "weights").unlink()
     (root / "weights").mkdir()
