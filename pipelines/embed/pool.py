@@ -24,7 +24,6 @@ from infra.step import Resources
 from mmcore.encoder_config import EncoderConfig
 from pipelines.embed.worker import PartBuilder, PartDone, PartTask
 
-
 IN_PROCESS_S = 15.0
 """How long a machine without GPUs works before it starts actors for the rest: they take about as long to start."""
 

@@ -246,11 +246,11 @@ def _run_on_ray(ctx: StepContext[TrainConfig], workers: int, threads: int) -> di
     parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads, "gpus": gpus}
     # One rank on this machine runs here, which is Ray Train's local mode: another process would only import everything again, and open a store to the network.
     here = workers == 1 and not gpus and not cluster_is_given()
-    resources_per_worker = {"CPU": threads, **({"GPU": 1} if gpus else {})}
+    each = {"CPU": threads, **({"GPU": 1} if gpus else {})}
     trainer = Trainer(
         _worker,
         train_loop_config=parcel,
-        scaling_config=ScalingConfig(num_workers=0) if here else ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources_per_worker),
+        scaling_config=ScalingConfig(num_workers=0 if here else workers, use_gpu=gpus > 0, resources_per_worker=each),
         run_config=RunConfig(name=ctx.name, storage_path=str(ctx.work / "ray"), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
     )
     failure = None
