@@ -5,10 +5,9 @@ BIN    := $(VENV)/bin
 ROOT   ?= runs
 ONLY   ?=
 ARGS   ?=
-WORKERS ?= 2
+WORKERS ?= 3
 PORT     ?= 4200
 RAY_PORT ?= 6379
-export PYTHONDONTWRITEBYTECODE = 1
 
 .PHONY: help demo demo-assets test test-slow test-stack check bench chaos fuzz golden lock screenshot stack stack-down clean install
 
