@@ -51,8 +51,9 @@ def review(
 ) -> Review:
     """Compare a run of the history with the run before it and with `baselines`, and search every score's series for change points.
 
-    baselines: run ids of pinned runs. recipe: whose nights the series are; None: the run's own. seed, draws: of bootstraps and sampled
-    permutations. Only scores of one history_fingerprint are compared; what has no partner is a note, and so is what the history holds already.
+    baselines: run ids of pinned runs. recipe: whose nights the series are; None: the run's own. seed, draws: of the bootstrap that scores outside 0..1
+    take; seed: of sampled permutations too. Only scores of one history_fingerprint are compared; what has no partner is a note, and so is what the history
+    holds already.
     Raises AnyloomError for a run that the history has not, and for samples that disagree about what was asked.
     """
     with history_of(stores) as history:

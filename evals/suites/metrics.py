@@ -5,7 +5,7 @@ rows of METRICS.
 
 metric: a name of the harness's (`exact_match`, `gpt_eval_score`, ...) has exactly the harness's value, in its unit (MMBench, MM-Vet: 0 to 100);
 `harness_vanilla` is its judge on every rotation by itself; `ours_*` is our own reading (evals.suites.reading), from 0 to 1: `ours_accuracy` or, with rotations,
-`ours_vanilla` and `ours_circular`; `ours_unparsed` is the share of answers that could not be read, which are wrong. Intervals draw whole clusters.
+`ours_vanilla` and `ours_circular`; `ours_unparsed` is the share of answers that could not be read, which are wrong. Intervals are over whole clusters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from evals.config import SuiteConfig
-from evals.statistics.intervals import Interval, mean_interval, paired_interval
+from evals.statistics.intervals import Interval, known_interval, mean_interval, paired_interval
 from evals.suites.catalogue import SuiteTask, full_marks
 from evals.suites.reading import EXPLAINED, UNPARSED, Scored, circular
 from evals.suites.rows import Doc, clustered
@@ -39,6 +39,8 @@ PARSED = pa.schema(
     ]
 )
 """Beside samples.parquet: both scores of every answer, and how ours was read. doc_group: its group of rotations; cluster: what intervals draw."""
+CHANCE = "chance"
+"""Condition of the floor that follows from the questions alone."""
 ROUNDED = 6e-6
 """MMMU's packaged scorer rounds its mean to five digits."""
 
@@ -68,11 +70,16 @@ class _Table:
         self.rows: list[dict[str, Any]] = []
 
     def scores(self, values: Sequence[float], first: Sequence[int] | None = None, *, scale: float = 1.0, value: float | None = None, **named: Any) -> None:
-        """Rows of all and of every kind. first: the Docs that count, one per group; value: what the harness says of all."""
+        """Rows of all and of every kind. first: the Docs that count, one per group; value: what the harness says of all; a floor called chance follows from the
+        questions alone."""
         chosen = list(range(len(self.docs))) if first is None else list(first)
         for subgroup in ("all", *sorted({self.docs[i].kind for i in chosen} - {"all"})):
             mine = [i for i in chosen if subgroup in ("all", self.docs[i].kind)]
-            interval = mean_interval([values[i] for i in mine], [self.clusters[i] for i in mine], proportion=True, **self._options)
+            of_kind, clusters = [values[i] for i in mine], [self.clusters[i] for i in mine]
+            if named["condition"] == CHANCE:
+                interval = known_interval(of_kind, clusters, **self._options)
+            else:
+                interval = mean_interval(of_kind, clusters, proportion=True, **self._options)
             interval = _scaled(interval, scale)
             if value is not None and subgroup == "all":
                 interval = _exactly(interval, value, str(named["metric"]))
@@ -82,7 +89,7 @@ class _Table:
         """A row of the paired difference over all."""
         chosen = range(len(self.docs)) if first is None else first
         clusters = [self.clusters[i] for i in chosen]
-        interval = paired_interval([values[i] for i in chosen], [minus[i] for i in chosen], clusters, **self._options)
+        interval = paired_interval([values[i] for i in chosen], [minus[i] for i in chosen], clusters, proportion=True, **self._options)
         self.rows.append(metric_row(interval, subgroup="all", kind="difference", **named))
 
     def value(self, value: float, **named: Any) -> None:
@@ -92,8 +99,8 @@ class _Table:
 
 
 def _scaled(interval: Interval, scale: float) -> Interval:
-    named = {name: getattr(interval, name) * scale for name in ("value", "ci_lo", "ci_hi", "stderr")}
-    return replace(interval, **named)
+    known = {name: number for name in ("value", "ci_lo", "ci_hi", "stderr") if (number := getattr(interval, name)) is not None}
+    return replace(interval, **{name: number * scale for name, number in known.items()})
 
 
 def _exactly(interval: Interval, value: float, metric: str) -> Interval:
@@ -123,7 +130,7 @@ def suite_metrics(task: SuiteTask, docs: Sequence[Doc], answered: Mapping[str, A
         for metric, values in own.get(condition, {}).items():
             table.scores(values, bases if metric == "ours_circular" else None, metric=metric, **named)
     for metric, values in _chance(task, docs).items():
-        table.scores(values, bases if metric == "ours_circular" else None, metric=metric, condition="chance", kind="floor")
+        table.scores(values, bases if metric == "ours_circular" else None, metric=metric, condition=CHANCE, kind="floor")
     headline, *others = answered
     for other in others:
         for metric, values in own.get(headline, {}).items():
