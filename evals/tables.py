@@ -7,6 +7,7 @@ the same bytes for the same rows.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -284,19 +285,23 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -
 
 
 def metric_row(interval: Interval, *, condition: str, metric: str, subgroup: str, kind: str) -> dict[str, Any]:
-    """One row of METRICS."""
+    """One row of METRICS. What is not known, or no number, is None."""
     return {
         "condition": condition,
         "metric": metric,
         "subgroup": subgroup,
-        "value": interval.value,
-        "ci_lo": interval.ci_lo,
-        "ci_hi": interval.ci_hi,
+        "value": _number(interval.value),
+        "ci_lo": _number(interval.ci_lo),
+        "ci_hi": _number(interval.ci_hi),
         "n": interval.n,
         "clusters": interval.clusters,
-        "stderr": interval.stderr,
+        "stderr": _number(interval.stderr),
         "kind": kind,
     }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def score_rows(

@@ -218,7 +218,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return isinstance(value, (int, float)) and value == value
 
 
 def _sha(text: str) -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import write_atomic
 
-VERSION = 5
+VERSION = 6
 """Of the schema; older files are read through evals/history/migrations.py."""
 VERSION_KEY = b"anyloom_history"
 TEXT, NUMBER, COUNT, TIME, TRUTH = pa.string(), pa.float64(), pa.int64(), pa.timestamp("us"), pa.bool_()
@@ -83,7 +84,10 @@ def better(metric: str) -> bool | None:
 
 
 def conform(name: str, data: pa.Table) -> pa.Table:
-    """`data` with the schema of table `name`; absent columns become nulls. Raises AnyloomError for a column or a type the table has not."""
+    """`data` with the schema of table `name`; absent columns become nulls, and so does NaN: SQL takes it for greater than every number.
+
+    Raises AnyloomError for a column or a type the table has not.
+    """
     schema = SCHEMAS[name]
     unknown = sorted(set(data.column_names) - set(schema.names))
     if unknown:
@@ -91,10 +95,16 @@ def conform(name: str, data: pa.Table) -> pa.Table:
     columns = []
     for field in schema:
         try:
-            columns.append(data[field.name].cast(field.type) if field.name in data.column_names else pa.nulls(len(data), field.type))
+            column = data[field.name].cast(field.type) if field.name in data.column_names else pa.nulls(len(data), field.type)
+            columns.append(without_nan(column) if field.type == NUMBER else column)
         except pa.ArrowException as error:
             raise AnyloomError(f"history table {name}, column {field.name}: {str(error).splitlines()[0]}") from error
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def without_nan(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """A column of floats with null in place of NaN."""
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
 
 
 def rows_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:

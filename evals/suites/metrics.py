@@ -94,7 +94,7 @@ class _Table:
 
     def value(self, value: float, **named: Any) -> None:
         """A number of the harness without an interval."""
-        interval = Interval(value=value, ci_lo=math.nan, ci_hi=math.nan, stderr=math.nan, n=len(self.docs), clusters=len(set(self.clusters)))
+        interval = Interval(value=value, ci_lo=None, ci_hi=None, stderr=None, n=len(self.docs), clusters=len(set(self.clusters)))
         self.rows.append(metric_row(interval, subgroup="all", **named))
 
 

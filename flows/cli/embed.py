@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from flows.cli.search import add_search
+from flows.running.cells import json_text
 from flows.running.display import Display, human_bytes, table
 from infra.artifact import all_records
 from infra.garbage import garbage, remove
@@ -104,7 +104,7 @@ def stats(root: Path, as_json: bool) -> int:
         }
         lines.append(line)
     if as_json:
-        print("\n".join(json.dumps(line) for line in lines))
+        print("\n".join(map(json_text, lines)))
         return 0
     cells = [
         (

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from infra.step import AnyloomError
 
 SQL_FORMATS = ("table", "csv", "json")
+_NESTED = (bytes, timedelta, dict, list, tuple)
 
 
 def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.ArgumentParser, what: str) -> None:
@@ -144,14 +145,15 @@ def sql(args: argparse.Namespace, root: Path) -> int:
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> None:
-    """Print rows as a table, as CSV with a header, or as one JSON object per line."""
+    """Print rows as a table, as CSV with a header, or as one strict JSON object per line (flows/running/cells.py)."""
+    from flows.running.cells import json_row, plain
     from flows.running.display import Display, table
 
     if form == "json":
         for row in rows:
-            print(json.dumps(dict(zip(columns, row, strict=True)), default=str))
+            print(json_row(columns, row))
     elif form == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
+        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *([plain(v) if isinstance(v, _NESTED) else v for v in row] for row in rows)])
     elif form == "table":
         Display().console.print(table("", columns, [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in rows]))
         print(f"{len(rows)} rows")

@@ -104,3 +104,8 @@ def test_compare_writes_the_paired_difference_of_two_runs_once(root: Path, anylo
 def test_compare_names_what_it_cannot_find(anyloom):
     assert "run zzz: no runs are called that; there are " in anyloom("history", "compare", "a", "zzz", expect=1)
     assert "named twice" in anyloom("history", "compare", "a", "a", expect=1)
+
+
+def test_json_has_null_for_what_is_no_number(anyloom):
+    said = anyloom("sql", "select 'nan'::double as x, 'inf'::double as y, 1.5 as z, [1.0::double, 'nan'::double] as l", "--format", "json")
+    assert said == '{"x": null, "y": null, "z": 1.5, "l": [1.0, null]}\n'
