@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from evals.history.database import query, schema_is_current
 from evals.history.load import all_files, committed_files
 from evals.history.migrations import OLD_FOLDERS, read_run
-from evals.history.tables import OF_RUN, ROW_KEYS, SCHEMAS, STANDING, VERSION, file_of, version_of
+from evals.history.tables import OF_RUN, ROW_KEYS, SCHEMAS, STANDING, VERSION, doubled, file_of, version_of
 from infra.step import AnyloomError
 
 _STALE_S = 3600.0
@@ -80,9 +80,8 @@ def _check_run(stores: Path, name: str, found: Checked) -> Iterator[str]:
         others = set(rows["run_id"].to_pylist()) - {name}
         if others:
             yield f"misplaced: {path} has rows of {', '.join(sorted(map(str, others))[:_SHOWN])}"
-        doubled = _doubled(rows, table)
-        if doubled:
-            yield f"doubled: {path} has {doubled} rows more than once ({', '.join(ROW_KEYS[table])})"
+        if again := doubled(rows, table):
+            yield f"doubled: {path} has {again} rows more than once ({', '.join(ROW_KEYS[table])})"
 
 
 def _read_whole(path: Path, table: str) -> pa.Table:
@@ -107,8 +106,8 @@ def _check_standing(path: Path, table: str, found: Checked) -> Iterator[str]:
     else:
         found.rows += len(rows)
         found.keys[table] |= _keys(rows, table)
-        if doubled := _doubled(rows, table):
-            yield f"doubled: {path} has {doubled} rows more than once ({', '.join(STANDING[table])})"
+        if again := doubled(rows, table):
+            yield f"doubled: {path} has {again} rows more than once ({', '.join(STANDING[table])})"
 
 
 def _check_database(stores: Path, db_path: Path, committed: set[tuple[str, str]], found: Checked) -> Iterator[str]:
@@ -180,11 +179,3 @@ _REFERENCES = (
 
 def _keys(rows: pa.Table, table: str) -> set[tuple[object, ...]]:
     return set(zip(*(rows[key].to_pylist() for key in STANDING[table]), strict=True))
-
-
-def _doubled(rows: pa.Table, table: str) -> int:
-    """How many rows have the key of an earlier one."""
-    if len(rows) < 2:
-        return 0
-    keys = list(ROW_KEYS[table])
-    return len(rows) - len(rows.group_by(keys, use_threads=False).aggregate([]))

@@ -26,7 +26,7 @@ import pyarrow as pa
 from evals.config import HistoryConfig
 from evals.history.load import committed_files, load
 from evals.history.rows import collect, run_identity
-from evals.history.tables import OF_RUN, STANDING, TABLES, VERSION, file_of, write_file
+from evals.history.tables import OF_RUN, STANDING, TABLES, VERSION, conform, file_of, write_file
 from infra.lock import exclusive
 from infra.step import AnyloomError, StepContext
 from infra.storage import disk_errors, fsync_directory, write_atomic
@@ -64,13 +64,20 @@ def append(stores: Path, run_id: str, rows: Mapping[str, pa.Table]) -> bool:
     """Write the files of one run, each temp + rename, `run` last. Returns False when the run is already there (nothing is touched).
 
     rows: tables of OF_RUN, and `model` and `task` of what was evaluated. A table without rows needs no file. Raises AnyloomError when a
-    table has columns that the history has not, or rows of another run.
+    table has columns that the history has not, or rows of another run; then nothing is written.
     """
     if file_of(stores, "run", run_id).exists():
         return False
     unknown = sorted(set(rows) - {*OF_RUN, "model", "task"})
     if unknown or len(rows["run"]) != 1:
         raise AnyloomError(f"run {run_id}: give exactly one row of run, and the tables {', '.join(OF_RUN)}, model, task" + f", not {unknown}" * bool(unknown))
+    for name in OF_RUN:
+        if name not in rows:
+            continue
+        others = set(rows[name]["run_id"].unique().to_pylist()) - {run_id} if len(rows[name]) else set()
+        if others:
+            raise AnyloomError(f"run {run_id}: its {name} rows belong to {sorted(map(str, others))[0]}")
+        conform(name, rows[name])
     for name in ("model", "task"):
         for row in rows[name].to_pylist() if name in rows else []:
             stem = row[STANDING[name][0]].replace("/", "-")
@@ -78,9 +85,6 @@ def append(stores: Path, run_id: str, rows: Mapping[str, pa.Table]) -> bool:
                 write_file(stores, name, stem, pa.Table.from_pylist([row], rows[name].schema))
     for name in OF_RUN:
         if name in rows and len(rows[name]):
-            others = set(rows[name]["run_id"].unique().to_pylist()) - {run_id}
-            if others:
-                raise AnyloomError(f"run {run_id}: its {name} rows belong to {sorted(map(str, others))[0]}")
             write_file(stores, name, run_id, rows[name])
     return True
 

@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from evals.history.database import append
 from evals.history.tables import better, file_of, rows_table
 from evals.statistics.intervals import Z95
+from evals.suites.catalogue import NOT_OF_THE_MODEL
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import read_json, sha256_file
@@ -158,7 +159,7 @@ def _metric_rows(values: Mapping[str, Any], n: int | None, directions: Mapping[s
     rows = []
     for key, value in values.items():
         metric, _, chosen = key.partition(",")
-        if not chosen or re.search(r"_stderr(_clt|_clustered)?$", metric) or not _is_number(value):
+        if not chosen or re.search(r"_stderr(_clt|_clustered)?$", metric) or not _is_number(value) or metric in NOT_OF_THE_MODEL:
             continue
         clustered = values.get(f"{metric}_stderr_clustered,{chosen}")
         stderr = clustered if _is_number(clustered) else values.get(f"{metric}_stderr,{chosen}")

@@ -117,6 +117,13 @@ def rows_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
         raise AnyloomError(f"history table {name}: {str(error).splitlines()[0]}") from error
 
 
+def doubled(rows: pa.Table, name: str) -> int:
+    """How many rows of table `name` have the key of an earlier one."""
+    if len(rows) < 2:
+        return 0
+    return len(rows) - len(rows.group_by(list(ROW_KEYS[name]), use_threads=False).aggregate([]))
+
+
 def content_id(row: Mapping[str, Any]) -> str:
     """What a row says, as 16 hex digits. Times count by their ISO text."""
     return fingerprint({key: value.isoformat() if hasattr(value, "isoformat") else value for key, value in row.items()})[:16]

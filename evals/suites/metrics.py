@@ -5,7 +5,8 @@ rows of METRICS.
 
 metric: a name of the harness's (`exact_match`, `gpt_eval_score`, ...) has exactly the harness's value, in its unit (MMBench, MM-Vet: 0 to 100);
 `harness_vanilla` is its judge on every rotation by itself; `ours_*` is our own reading (evals.suites.reading), from 0 to 1: `ours_accuracy` or, with rotations,
-`ours_vanilla` and `ours_circular`; `ours_unparsed` is the share of answers that could not be read, which are wrong. Intervals are over whole clusters.
+`ours_vanilla` and `ours_circular`; `ours_unparsed` is the share of answers that could not be read, which are wrong; `ours_yes_ratio`, of questions that are
+answered with yes or no, is the share of answers that say yes, and under the condition `truth` that of the right answers. Intervals are over whole clusters.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ PARSED = pa.schema(
 """Beside samples.parquet: both scores of every answer, and how ours was read. doc_group: its group of rotations; cluster: what intervals draw."""
 CHANCE = "chance"
 """Condition of the floor that follows from the questions alone."""
+TRUTH = "truth"
+"""Condition of what the right answers say themselves."""
+UNREAD, YES_RATIO = "ours_unparsed", "ours_yes_ratio"
+"""Metrics that are no scores: more of them is neither better nor worse, or told by the score already."""
 ROUNDED = 6e-6
 """MMMU's packaged scorer rounds its mean to five digits."""
 
@@ -129,12 +134,15 @@ def suite_metrics(task: SuiteTask, docs: Sequence[Doc], answered: Mapping[str, A
             table.scores(answers.harness, scale=full, metric="harness_vanilla", **named)
         for metric, values in own.get(condition, {}).items():
             table.scores(values, bases if metric == "ours_circular" else None, metric=metric, **named)
+    if task.reading == "yes_no":
+        truth = [float(doc.target.strip().casefold() == "yes") for doc in docs]
+        table.scores(truth, metric=YES_RATIO, condition=TRUTH, kind="floor")
     for metric, values in _chance(task, docs).items():
         table.scores(values, bases if metric == "ours_circular" else None, metric=metric, condition=CHANCE, kind="floor")
     headline, *others = answered
     for other in others:
         for metric, values in own.get(headline, {}).items():
-            if metric != "ours_unparsed":
+            if metric not in (UNREAD, YES_RATIO):
                 chosen = bases if metric == "ours_circular" else None
                 table.difference(values, own[other][metric], chosen, metric=metric, condition=f"{headline} - {other}")
     return table.rows
@@ -153,10 +161,12 @@ def _own(docs: Sequence[Doc], answers: Answered, task: SuiteTask) -> dict[str, l
     assert answers.ours is not None
     scores = [one.score for one in answers.ours]
     unparsed = [float(one.how == UNPARSED) for one in answers.ours]
+    if task.reading == "yes_no":
+        return {"ours_accuracy": scores, UNREAD: unparsed, YES_RATIO: [float(one.parsed == "yes") for one in answers.ours]}
     if not task.rotations:
-        return {"ours_accuracy": scores, "ours_unparsed": unparsed}
+        return {"ours_accuracy": scores, UNREAD: unparsed}
     hits = circular([doc.group for doc in docs], scores)
-    return {"ours_vanilla": scores, "ours_circular": [hits[doc.group] for doc in docs], "ours_unparsed": unparsed}
+    return {"ours_vanilla": scores, "ours_circular": [hits[doc.group] for doc in docs], UNREAD: unparsed}
 
 
 def _chance(task: SuiteTask, docs: Sequence[Doc]) -> dict[str, list[float]]:

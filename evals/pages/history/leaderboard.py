@@ -17,7 +17,8 @@ from evals.pages.history.numbers import axis_of, interval, number_text, scale_of
 from evals.pages.page import count_of, paragraph, section
 
 MAX_GROUPS, MAX_ROWS, MAX_KINDS = 24, 24, 40
-SCORED = "(exact_match|accuracy|vanilla|circular|anls|mmmu_acc|pope_accuracy|seed_all|gpt_eval_score|ours|harness_vanilla)(_.*)?"
+SCORED = "(exact_match|accuracy|vanilla|circular|anls|mmmu_acc|pope_accuracy|seed_all|gpt_eval_score|ours_[^y].*|harness_vanilla)(_.*)?"
+"""Names of metrics that are scores; a yes ratio is none."""
 _NEWEST = f"""
 WITH scored AS (
     SELECT metric.*, run.recipe, run.seeds, run.evaluated, run.exported,
