@@ -2,7 +2,7 @@
 -- metric, sample and train_metrics belong to a run. Two numbers may be compared only inside one history_fingerprint.
 
 CREATE TABLE history_schema (version INTEGER, sha256 VARCHAR);
-CREATE TABLE history_file (table_name VARCHAR, file VARCHAR);  -- what was loaded
+CREATE TABLE history_file (table_name VARCHAR, file VARCHAR, checked BOOLEAN);  -- what was loaded; checked: by a digest
 
 CREATE TABLE run (                -- one row per evaluation
     run_id VARCHAR,               -- fingerprint of recipe, seeds and the digests of everything that was evaluated
@@ -20,7 +20,8 @@ CREATE TABLE run (                -- one row per evaluation
     device VARCHAR,
     artifact VARCHAR,             -- step/fingerprint of the main evaluation artifact
     inputs VARCHAR,               -- JSON: input name -> step/fingerprint
-    source VARCHAR                -- step | lmms-eval (imported)
+    source VARCHAR,               -- step | lmms-eval (imported)
+    files VARCHAR                 -- JSON: table -> sha256 of the run's file; NULL: written before there were digests
 );
 CREATE TABLE model (
     model_id VARCHAR, name VARCHAR, checkpoint_sha256 VARCHAR,

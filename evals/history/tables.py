@@ -6,8 +6,8 @@ Output: Arrow tables with exactly the schema's columns.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from evals.history.seals import sealed
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import write_atomic
@@ -27,7 +28,7 @@ TEXT, NUMBER, COUNT, TIME, TRUTH = pa.string(), pa.float64(), pa.int64(), pa.tim
 _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "run": dict.fromkeys(("run_id", "recipe", "suite", "seeds", "model_id"), TEXT)
     | dict.fromkeys(("started", "evaluated", "exported"), TIME)
-    | dict.fromkeys(("status", "git_commit", "harness", "environment", "device", "artifact", "inputs", "source"), TEXT),
+    | dict.fromkeys(("status", "git_commit", "harness", "environment", "device", "artifact", "inputs", "source", "files"), TEXT),
     "model": dict.fromkeys(("model_id", "name", "checkpoint_sha256", "parent", "stage"), TEXT) | {"step": COUNT},
     "task": dict.fromkeys(("history_fingerprint", "task", "suite", "task_sha256", "prompt_sha256", "dataset_sha256", "split"), TEXT)
     | {"n": COUNT}
@@ -134,11 +135,11 @@ def file_of(stores: Path, name: str, stem: str) -> Path:
     return stores / "history" / name / f"{stem}.parquet"
 
 
-def write_file(stores: Path, name: str, stem: str, data: pa.Table) -> None:
-    """Publish one file, whole or not at all."""
-    buffer = io.BytesIO()
-    pq.write_table(conform(name, data), buffer, compression="zstd", write_page_checksum=True)
-    write_atomic(file_of(stores, name, stem), buffer.getvalue())
+def write_file(stores: Path, name: str, stem: str, data: pa.Table) -> str:
+    """Publish one file with its seal, whole or not at all. Returns the sha256 of its bytes."""
+    data_bytes = sealed(conform(name, data))
+    write_atomic(file_of(stores, name, stem), data_bytes)
+    return sha256(data_bytes).hexdigest()
 
 
 def version_of(path: Path) -> int:

@@ -64,10 +64,11 @@ def main(args: argparse.Namespace, root: Path) -> int:
 
 def build(args: argparse.Namespace, root: Path) -> int:
     """history build"""
-    from evals.history.database import database_path, rebuild
+    from evals.history.database import database_path, rebuild, unchecked_files
 
-    runs = rebuild(root / "stores", database_path(root / "stores"), fresh=args.fresh)
-    print(f"{runs} runs in {database_path(root / 'stores')}")
+    database = database_path(root / "stores")
+    runs = rebuild(root / "stores", database, fresh=args.fresh)
+    print(f"{runs} runs in {database}{_unchecked(unchecked_files(database))}")
     return 0
 
 
@@ -99,8 +100,12 @@ def check(args: argparse.Namespace, root: Path) -> int:
     found = look(root / "stores", root / "history.duckdb")
     for problem in found.problems:
         print(problem)
-    print(f"{found.files} files, {found.rows} rows, {len(found.problems)} problems")
+    print(f"{found.files} files, {found.rows} rows, {len(found.problems)} problems{_unchecked(found.unchecked)}")
     return int(bool(found.problems))
+
+
+def _unchecked(files: int) -> str:
+    return f"; unchecked: {files} files of older versions, which have no digest" if files else ""
 
 
 def compare(args: argparse.Namespace, root: Path) -> int:
