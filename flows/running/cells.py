@@ -1,16 +1,39 @@
 """Cells: values of a query as text that other programs, terminals and people can take.
 
-Owns strict JSON of every type that DuckDB hands out. Input: Python values. Output: text.
+Owns strict JSON of every type that DuckDB hands out, texts that do nothing to a terminal, and texts that a spreadsheet does not run. Input: Python
+values. Output: text.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
+
+UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of characters that are not shown: control characters, halves of surrogate pairs, separators of lines and paragraphs."""
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+"""Characters that change the direction of the text around them."""
+RUN_BY_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""How a text begins that a spreadsheet takes for a formula, or for the end of the cell before it."""
+
+
+def visible(text: str, keep: str = "") -> str:
+    """The text exactly as it is, with every character that a terminal would obey escaped: ESC as \\x1b, a line break as \\n. keep: characters left alone."""
+    return "".join(c if c in keep or not _obeyed(c) else ascii(c)[1:-1] for c in text)
+
+
+def _obeyed(character: str) -> bool:
+    return unicodedata.category(character) in UNSEEN or character in TURNING
+
+
+def inert(text: str) -> str:
+    """The text with an apostrophe before it where a spreadsheet would run it."""
+    return f"'{text}" if text.startswith(RUN_BY_SPREADSHEETS) else text
 
 
 def json_text(value: Any) -> str:

@@ -8,7 +8,7 @@ from decimal import Decimal
 import duckdb
 import pytest
 
-from flows.running.cells import json_row, json_text, plain
+from flows.running.cells import inert, json_row, json_text, plain, visible
 
 
 def strict(text: str) -> object:
@@ -71,3 +71,24 @@ def test_columns_of_one_name_are_all_there() -> None:
 
 def test_nested_values_as_text_are_their_json() -> None:
     assert plain([1.5, float("nan"), b"\x00"]) == json_text([1.5, None, "00"]) == '[1.5, null, "00"]'
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[/INST] a cat", "[/INST] a cat"),
+        ("[bold]x[/bold] :smile: \\x1b é 漢 👩‍🚀", "[bold]x[/bold] :smile: \\x1b é 漢 👩‍🚀"),
+        ("\x1b[31mred\x1b]0;title\x07", "\\x1b[31mred\\x1b]0;title\\x07"),
+        ("a\nb\r\tc\x00\x7f\x9b", "a\\nb\\r\\tc\\x00\\x7f\\x9b"),
+        ("\u202eabc\u2066\u2028\u2029\ud800", "\\u202eabc\\u2066\\u2028\\u2029\\ud800"),
+    ],
+)
+def test_a_text_is_shown_as_it_is_and_the_terminal_obeys_nothing(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_a_text_that_a_spreadsheet_would_run_gets_an_apostrophe() -> None:
+    for text in ("=1+1", "+1", "-1+1", "@sum(a1)", "\t=1", "\r=1", "\n=1"):
+        assert inert(text) == f"'{text}"
+    for text in ("", "a=1", " =1", "'=1", "1-1", "é"):
+        assert inert(text) == text
