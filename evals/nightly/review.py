@@ -94,6 +94,9 @@ def compare_runs(history: History, run_a: str, run_b: str, *, seed: int = 0, dra
         raise AnyloomError(f"run {run_a} is named twice: name another one to compare it with")
     rows, notes = _compare(history, run_a, run_b, None, seed, draws)
     notices = [note.text for note in notes]
+    alone = sum(row["ci_lo"] is None for row in rows)
+    if alone:
+        notices.append(f"{alone} differences have no interval: their samples are one cluster, so nothing says how much another one would differ")
     if not rows:
         why = f": {notices[0]}" if notices else ""
         raise AnyloomError(f"runs {run_a} and {run_b} have no score on the same samples{why}; compare runs that were asked the same")

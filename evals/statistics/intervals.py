@@ -28,7 +28,7 @@ Z95 = 1.959963984540054
 Limits = tuple[float, float] | None
 
 _BLOCK = 1 << 21  # elements of one block of the resampling matrix
-_NO_SPREAD = 1e-9  # a standard error below this part of the scores' own is rounding
+_NO_SPREAD = 1e-9  # a standard error below this part of the scores' own is rounding, and so is a share that is so near to 0 or 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,8 +188,8 @@ def _quantile(counts: np.ndarray) -> float:
 def _share(sums: np.ndarray, counts: np.ndarray) -> Limits:
     """All right or all wrong: Wilson's interval over the clusters, the independent units."""
     value = float(sums.sum() / counts.sum())
-    if value in (0.0, 1.0):
-        return wilson(value * len(sums), len(sums))
+    if min(value, 1 - value) < _NO_SPREAD:
+        return wilson(round(value) * len(sums), len(sums))
     return share_limits(sums, counts, clustered_stderr(sums, counts), _quantile(counts))
 
 

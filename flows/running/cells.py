@@ -16,8 +16,8 @@ from typing import Any
 
 UNSEEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories of characters that are not shown: control characters, halves of surrogate pairs, separators of lines and paragraphs."""
-TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
-"""Characters that change the direction of the text around them."""
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of the text after them."""
 RUN_BY_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a text begins that a spreadsheet takes for a formula, or for the end of the cell before it."""
 

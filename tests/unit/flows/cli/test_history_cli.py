@@ -117,7 +117,7 @@ CASES = Path(__file__).parents[3] / "cases"
 def test_answers_are_shown_as_they_are(anyloom):
     anyloom("history", "import", CASES / "answers_with_markup", "--harness-version", "0.7.3")
     shown = anyloom("sql", "select prediction from sample where task = 'vqav2_val'")
-    for text in ("[/INST] a cat", "[bold]dog[/bold] and [red]x", 'a\\nb, "c"', "=1+1", "\\x00\\x1b[31mred", "é x"):
+    for text in ("[/INST] a cat", "[bold]dog[/bold] and [red]x", 'a\\nb, "c"', "=1+1", "\\x00\\x1b[31mred", "é\\u2028x"):
         assert f"│ {text} " in shown, text
     assert "\x1b" not in shown and "6 rows" in shown
 
