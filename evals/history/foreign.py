@@ -52,17 +52,19 @@ def regular(path: Path, most: int) -> Iterator[io.BufferedReader]:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise AnyloomError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): give a folder of plain files") from error
-    with os.fdopen(handle, "rb") as file:
+    try:
         state = os.fstat(handle)
         if not stat.S_ISREG(state.st_mode):
             what = next((name for test, name in _KINDS if test(state.st_mode)), "no plain file")
             raise AnyloomError(f"{path} is {what}, not a file: give a folder of plain files")
         if state.st_size > most:
             raise AnyloomError(f"{path} is {state.st_size / 1e9:.1f} GB large, and such a file has at most {most / 1e9:.1f}: it is none of lmms-eval's")
-        try:
+        with os.fdopen(handle, "rb", closefd=False) as file:
             yield file
-        except OSError as error:
-            raise AnyloomError(f"{path} cannot be read ({error.strerror or error}): copy the folder again") from error
+    except OSError as error:
+        raise AnyloomError(f"{path} cannot be read ({error.strerror or error}): copy the folder again") from error
+    finally:
+        os.close(handle)
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], str]:

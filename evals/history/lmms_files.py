@@ -151,6 +151,6 @@ def _metric_rows(values: Mapping[str, Any], directions: Mapping[str, Any], place
 def _stderr(values: Mapping[str, Any], key: str, place: Place) -> float | None:
     value = values.get(key)
     found = number(None if value in _NO_NUMBER else value, place.at(key))
-    if found is not None and found < 0:
+    if isinstance(value, bool) or (found is not None and found < 0):
         raise place.at(key).wrong(f"a standard error is not {kind_of(value)}")
     return found

@@ -151,6 +151,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "score too large": (changed(["results", TASK, "exact_match,none"], HUGE), [RESULTS, "exact_match,none", "float64"]),
     "standard error an object": (changed(["results", TASK, "exact_match_stderr,none"], {}), [RESULTS, "exact_match_stderr,none", "an object"]),
     "standard error below 0": (changed(["results", TASK, "exact_match_stderr,none"], -1), [RESULTS, "exact_match_stderr,none", "-1"]),
+    "standard error true": (changed(["results", TASK, "exact_match_stderr,none"], True), [RESULTS, "exact_match_stderr,none", "true"]),
     "n-samples a list": (changed(["n-samples"], [2]), [RESULTS, "n-samples", "a list"]),
     "n-samples of the task a number": (changed(["n-samples", TASK], 2), [RESULTS, "n-samples", TASK, "2"]),
     "effective a text": (changed(["n-samples", TASK, "effective"], "two"), [RESULTS, "effective", "'two'"]),
@@ -168,6 +169,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "seed a list": (changed(["config", "random_seed"], [0]), [RESULTS, "random_seed", "a list"]),
     "device an object": (changed(["config", "device"], {}), [RESULTS, "device", "an object"]),
     "a task that is a path": (changed(["results"], {"../x": {"a,none": 1}}), [RESULTS, "configs"]),
+    "a task that is described and a path": (
+        lambda folder: (folder / RESULTS).write_text(json.dumps(WHOLE | {"results": {"../x": {"a,none": 1}}, "configs": {"../x": {}}})),
+        [RESULTS, "../x", "no name of a task"],
+    ),
     "doc_id missing": (line("doc_id", GONE), [SAMPLES, "line 2", "doc_id"]),
     "doc_id twice": (line("doc_id", 0), [SAMPLES, "line 2", "doc_id 0", "line 1"]),
     "doc_id twice as a text": (line("doc_id", "0"), [SAMPLES, "line 2", "doc_id 0", "line 1"]),
