@@ -32,7 +32,7 @@ class EvalConfig:
     chunk: int = 256
     """Questions answered and persisted together; part of the identity because batches fix the rounding."""
     bootstrap_draws: int = 2000
-    """Resamples of every confidence interval."""
+    """Resamples of the intervals of scores without bounds; shares need none."""
     bootstrap_seed: int = 0
 
 

@@ -81,7 +81,8 @@ class Evaluation:
     """Files of the user's."""
     section: str = ""
     """`package.module:function` of its section of the run's page; "" has none. Rows with one section are shown together."""
-    revision: int = 1
+    revision: int = 2
+    """Of what it computes; 2: intervals that hold for few clusters."""
     threads: int = 1
     gpus: int = 1
     background: bool = True
@@ -174,7 +175,7 @@ def _task(task: SuiteTask) -> Evaluation:
         also=("embed_image",) if task.stand_in else (),  # stand-ins read held-out images, whose features are stored already
         sources=sources,
         section="evals.pages.run.suites:suites_section",
-        revision=2,  # MM-Vet's answers are scored from 0 to 1
+        revision=3,  # MM-Vet's answers are scored from 0 to 1; intervals of few clusters
     )
 
 
@@ -254,7 +255,7 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         config=lambda facts: facts.settings.get("eval_drawing") if facts.decoders.get("image") == TRAINED else None,
         inputs=("export", "picture_judge", "shards_cc3m", "shards_instruct"),
         section="evals.pages.run.images:drawing_section",
-        revision=2,
+        revision=3,
     ),
     Evaluation(
         step="eval_speaking",
@@ -262,7 +263,7 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         config=lambda facts: facts.settings.get("eval_speaking") if facts.decoders.get("audio") == VOICE else None,
         inputs=("export=export_early", "voice=weights_decoder_audio", "speech_judge", "shards_instruct"),
         section="evals.pages.run.speaking:speaking_section",
-        revision=2,
+        revision=3,
     ),
     Evaluation(
         step="eval_generation",

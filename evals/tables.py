@@ -7,6 +7,7 @@ the same bytes for the same rows.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ GENERATED = pa.schema(
         ("clipscore_of_other", pa.float64()),
     ]
 )
-"""suite: held_out or concepts; how: asked or forced; caption: what is asked for; cluster: requests that the bootstrap draws together; text: what was said
+"""suite: held_out or concepts; how: asked or forced; caption: what is asked for; cluster: requests that intervals take as one; text: what was said
 in words; emitted: 1 when the model wrote the whole signal block itself; file: the medium in the artifact, "" when none was made; shown: a seeded draw of the
 suite; seen: what a classifier saw or heard; right: 1 where that is what was asked for; *_of_other: the same medium against another request; null: not
 scored."""
@@ -83,7 +84,7 @@ DETAILS = pa.schema(
 """One row for each row of metrics, in its order. definition: the formula, its library with version and what is ours in it; extractor: encoder or judge, with
 the digest of its weights; reference: what media or captions it is compared with, with the digest of all their bytes; interval: how it was made."""
 
-BOOTSTRAP = "95 % percentile bootstrap over clusters"
+CLUSTERED = "95 % interval over clusters: of a share a score interval, of other scores bootstrap-t (CR2)"
 
 JACKKNIFE = "95 % delete-a-group jackknife over clusters"
 
@@ -100,9 +101,14 @@ def set_digest(members: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(members))).encode()).hexdigest()
 
 
-def shown_values(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def shown_values(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
     """`condition metric subgroup` -> [value, lower, upper], for the result of a step."""
-    return {f"{row['condition']} {row['metric']} {row['subgroup']}": [round(row[key], 4) for key in ("value", "ci_lo", "ci_hi")] for row in metrics}
+    return {f"{row['condition']} {row['metric']} {row['subgroup']}": rounded(row) for row in metrics}
+
+
+def rounded(row: Mapping[str, Any], digits: int = 4) -> list[float | None]:
+    """[value, lower, upper] of a row of METRICS; None where it has none."""
+    return [None if row[key] is None else round(row[key], digits) for key in ("value", "ci_lo", "ci_hi")]
 
 
 VQA_SAMPLES = pa.schema(
@@ -175,7 +181,7 @@ RETRIEVAL_SAMPLES = pa.schema(
     ]
 )
 """direction: media_to_text or text_to_media. key, media_sha256, caption: of the query; a caption's medium is the first that carries it.
-media_group: media that share a caption, the unit that the bootstrap draws.
+media_group: media that share a caption, the unit of intervals.
 rank: of the best correct candidate, from 1; correct: how many of the candidates are."""
 
 IMAGE_SAMPLES = pa.schema(
@@ -279,19 +285,23 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -
 
 
 def metric_row(interval: Interval, *, condition: str, metric: str, subgroup: str, kind: str) -> dict[str, Any]:
-    """One row of METRICS."""
+    """One row of METRICS. What is not known, or no number, is None."""
     return {
         "condition": condition,
         "metric": metric,
         "subgroup": subgroup,
-        "value": interval.value,
-        "ci_lo": interval.ci_lo,
-        "ci_hi": interval.ci_hi,
+        "value": _number(interval.value),
+        "ci_lo": _number(interval.ci_lo),
+        "ci_hi": _number(interval.ci_hi),
         "n": interval.n,
         "clusters": interval.clusters,
-        "stderr": interval.stderr,
+        "stderr": _number(interval.stderr),
         "kind": kind,
     }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def score_rows(
@@ -316,6 +326,6 @@ def score_rows(
         if minus is None:
             interval = mean_interval(values, clusters, draws=draws, seed=seed, proportion=True)
         else:
-            interval = paired_interval(values, [minus[i] for i in chosen], clusters, draws=draws, seed=seed)
+            interval = paired_interval(values, [minus[i] for i in chosen], clusters, draws=draws, seed=seed, proportion=True)
         rows.append(metric_row(interval, condition=condition, metric="exact_match", subgroup=subgroup, kind=kind))
     return rows

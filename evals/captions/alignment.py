@@ -11,7 +11,7 @@ from typing import Any
 
 from evals.config import AlignmentEvalConfig
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
-from evals.tables import ALIGNMENT_SAMPLES, METRICS, metric_row, write_table
+from evals.tables import ALIGNMENT_SAMPLES, METRICS, metric_row, rounded, write_table
 from infra.step import StepContext
 from mmcore.config import output_spec
 from mmcore.model.any_model import TENSORS, load_tensors
@@ -43,7 +43,7 @@ def run_alignment(ctx: StepContext[AlignmentEvalConfig]) -> Mapping[str, Any]:
     write_table(ctx.output / "samples.parquet", samples, ALIGNMENT_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     gains = {row["condition"]: row for row in metrics if row["kind"] == "difference"}
-    shown = {name: {"gain": round(r["value"], 4), "ci_lo": round(r["ci_lo"], 4), "ci_hi": round(r["ci_hi"], 4)} for name, r in gains.items()}
+    shown = {name: dict(zip(("gain", "ci_lo", "ci_hi"), rounded(r), strict=True)) for name, r in gains.items()}
     errors = {row["condition"]: round(row["value"], 4) for row in metrics if row["kind"] != "difference"}
     return {"captions": len(captions), "seen_in_training": len(heldout & train), "errors": errors, "gains": shown}
 

@@ -24,7 +24,7 @@ from evals.heldout import SHARDS, distinct_media
 from evals.journal import Journal
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.statistics.jackknife import MIN_GROUPS, jackknife_interval
-from evals.tables import BOOTSTRAP, CAPTIONED, DETAILS, JACKKNIFE, METRICS, detail, metric_row, set_digest, shown_values, write_table
+from evals.tables import CAPTIONED, CLUSTERED, DETAILS, JACKKNIFE, METRICS, detail, metric_row, set_digest, shown_values, write_table
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import AnyloomError, StepContext
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
@@ -190,12 +190,12 @@ def caption_metrics(
             }
             rows = [metric_row(i, condition=name, metric=metric, subgroup=source, kind=kind) for (name, kind), i in intervals.items()]
             metrics += rows
-            details += [detail(row, f"{metric}, {library()}, tokenizer {config.tokenizer}", BOOTSTRAP, **known) for row in rows]
+            details += [detail(row, f"{metric}, {library()}, tokenizer {config.tokenizer}", CLUSTERED, **known) for row in rows]
         if config.spice:
             for metric, values in (("spice", [s["spice"] for s in mine]), ("spider", [(s["spice"] + s["cider"]) / 2 for s in mine])):
                 row = metric_row(mean_interval(values, clusters, **options), condition=GENERATED, metric=metric, subgroup=source, kind="score")
                 metrics.append(row)
-                details.append(detail(row, f"{metric}, {library()}, tokenizer {config.tokenizer}", BOOTSTRAP, **known))
+                details.append(detail(row, f"{metric}, {library()}, tokenizer {config.tokenizer}", CLUSTERED, **known))
         rows = _bleu_rows(config, source, mine, not_scored)
         metrics += rows
         details += [detail(row, f"corpus {row['metric']}, {library()}, tokenizer {config.tokenizer}", JACKKNIFE, **known) for row in rows]
@@ -260,8 +260,6 @@ def _chair(config: CaptioningEvalConfig, samples: Sequence[Mapping[str, Any]]) -
             [sample["present"] for sample in mine],
             [present[sample["other_key"]] for sample in mine],
             [sample["media_sha256"] for sample in mine],
-            draws=config.bootstrap_draws,
-            seed=config.bootstrap_seed,
         )
     return rows
 
@@ -276,5 +274,5 @@ def _chair_details(metrics: Sequence[Mapping[str, Any]], samples: Sequence[Mappi
     for metric in metrics:
         mine = [sample for sample in samples if sample["modality"] == "image" and chair_task(sample["source"]) == metric["subgroup"]]
         known = {"reference": mine[0]["source"], "reference_sha256": _digest(mine), "n_reference": len(mine)}
-        rows.append(detail(metric, "CHAIR's formula on object words of evals.captions.objects; not the COCO benchmark", BOOTSTRAP, **known))
+        rows.append(detail(metric, "CHAIR's formula on object words of evals.captions.objects; not the COCO benchmark", CLUSTERED, **known))
     return rows

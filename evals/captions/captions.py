@@ -16,7 +16,7 @@ from evals.config import CaptionEvalConfig
 from evals.heldout import SHARDS
 from evals.journal import Journal
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
-from evals.tables import CAPTION_SAMPLES, METRICS, metric_row, write_table
+from evals.tables import CAPTION_SAMPLES, METRICS, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
 from mmcore.encoders import load_encoder
 from mmcore.model.any_model import load_model
@@ -153,9 +153,7 @@ def _summary(metrics: Sequence[dict[str, Any]], seen: Mapping[str, int]) -> dict
     """modality -> the gain per caption with its interval, the samples, and how many of their caption texts training has too."""
     return {
         row["subgroup"]: {
-            "gain_nats_per_caption": round(row["value"], 4),
-            "ci_lo": round(row["ci_lo"], 4),
-            "ci_hi": round(row["ci_hi"], 4),
+            **dict(zip(("gain_nats_per_caption", "ci_lo", "ci_hi"), rounded(row), strict=True)),
             "n": row["n"],
             "caption_text_in_training": seen[row["subgroup"]],
         }

@@ -22,9 +22,6 @@ def chair_metrics(
     present: Sequence[Sequence[str]],
     other: Sequence[Sequence[str]],
     clusters: Sequence[str],
-    *,
-    draws: int,
-    seed: int,
 ) -> list[dict[str, Any]]:
     """Rows of METRICS of one set of captions, subgroup `task`.
 
@@ -39,8 +36,8 @@ def chair_metrics(
             ("chair_s", [bool(row) for row in wrong], [1] * len(words)),
             ("object_recall", [len(row) for row in kept], [len(row) for row in truth]),
         ):
-            interval = ratio_interval([float(value) for value in values], [float(weight) for weight in weights], clusters, draws, seed)
+            interval = ratio_interval([float(value) for value in values], [float(weight) for weight in weights], clusters)
             if interval is not None:
                 rows.append(metric_row(interval, condition=condition, metric=metric, subgroup=task, kind=kind))
-    said = ratio_interval([float(bool(row)) for row in words], [1.0] * len(words), clusters, draws, seed)
+    said = ratio_interval([float(bool(row)) for row in words], [1.0] * len(words), clusters)
     return rows if said is None else [*rows, metric_row(said, condition="generated", metric="names_an_object", subgroup=task, kind="score")]

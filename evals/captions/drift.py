@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evals.captions.alignment import caption_texts
 from evals.config import AlignmentEvalConfig, DriftEvalConfig
 from evals.statistics.intervals import mean_interval, paired_interval
-from evals.tables import DRIFT_SAMPLES, METRICS, metric_row, write_table
+from evals.tables import DRIFT_SAMPLES, METRICS, metric_row, rounded, write_table
 from infra.step import StepContext
 from mmcore.chat.asking import plain
 from mmcore.config import output_spec
@@ -42,7 +42,7 @@ def run(ctx: StepContext[DriftEvalConfig]) -> Mapping[str, Any]:
     metrics = drift_metrics(config.alignment, samples)
     write_table(ctx.output / "samples.parquet", samples, DRIFT_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
-    shown = {f"{row['metric']} {row['condition']}": [round(row[key], 4) for key in ("value", "ci_lo", "ci_hi")] for row in metrics}
+    shown = {f"{row['metric']} {row['condition']}": rounded(row) for row in metrics}
     return {"captions": len(captions), "seen_in_training": len(heldout & train), "stages": list(config.stages), **shown}
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from evals.config import RetrievalEvalConfig
 from evals.heldout import SHARDS, Media, distinct_media
-from evals.statistics.intervals import mean_interval, paired_interval
-from evals.tables import METRICS, RETRIEVAL_SAMPLES, metric_row, write_table
+from evals.statistics.intervals import known_interval, mean_interval, paired_interval
+from evals.tables import METRICS, RETRIEVAL_SAMPLES, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.shards import ShardSet
@@ -111,7 +111,7 @@ def tower_vectors(model: Any, modality: str, source: Any, keys: Sequence[str], b
 def retrieval_metrics(modality: str, samples: Sequence[dict[str, Any]], config: RetrievalEvalConfig) -> list[dict[str, Any]]:
     """Rows of METRICS: recall at each k in both directions, its chance level and the paired difference.
 
-    Intervals: 95 % bootstrap over media; media that share a caption are drawn together.
+    Intervals: 95 % over media; media that share a caption are one cluster.
     """
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     rows = []
@@ -123,8 +123,8 @@ def retrieval_metrics(modality: str, samples: Sequence[dict[str, Any]], config: 
             chance = [chance_level(sample["correct"], sample["candidates"], k) for sample in queries]
             intervals = {
                 (direction, "score"): mean_interval(hits, clusters, proportion=True, **options),
-                (f"{direction} chance", "floor"): mean_interval(chance, clusters, **options),
-                (f"{direction} - chance", "difference"): paired_interval(hits, chance, clusters, **options),
+                (f"{direction} chance", "floor"): known_interval(chance, clusters, **options),
+                (f"{direction} - chance", "difference"): paired_interval(hits, chance, clusters, proportion=True, **options),
             }
             rows += [metric_row(i, condition=name, metric=f"recall_at_{k}", subgroup=modality, kind=kind) for (name, kind), i in intervals.items()]
     return rows
@@ -163,8 +163,8 @@ def _neighbours(ctx: StepContext[RetrievalEvalConfig], modality: str, datasets: 
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}
     intervals = {
         ("neighbours", "score"): mean_interval(hits, clusters, proportion=True, **options),
-        ("neighbours chance", "floor"): mean_interval(chance, clusters, **options),
-        ("neighbours - chance", "difference"): paired_interval(hits, chance, clusters, **options),
+        ("neighbours chance", "floor"): known_interval(chance, clusters, **options),
+        ("neighbours - chance", "difference"): paired_interval(hits, chance, clusters, proportion=True, **options),
     }
     metric = f"category_in_nearest_{config.num_neighbours}"
     return [metric_row(i, condition=name, metric=metric, subgroup=modality, kind=kind) for (name, kind), i in intervals.items()]
@@ -209,6 +209,7 @@ def _summary(metrics: Sequence[dict[str, Any]], seen: Mapping[str, int]) -> dict
     for row in metrics:
         if row["kind"] == "difference":
             continue
-        values = {name: round(row[name], 4) for name in ("value", "ci_lo", "ci_hi")} | {"n": row["n"]} if row["kind"] == "score" else round(row["value"], 4)
+        shown = dict(zip(("value", "ci_lo", "ci_hi"), rounded(row), strict=True))
+        values = shown | {"n": row["n"]} if row["kind"] == "score" else shown["value"]
         found.setdefault(row["subgroup"], {"caption_text_in_training": seen.get(row["subgroup"], 0)}).setdefault(row["condition"], {})[row["metric"]] = values
     return found

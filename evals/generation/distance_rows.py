@@ -62,7 +62,8 @@ def distance_rows(
         for metric, score in _scores(first, second).items():
             interval = jackknife_interval(score, [first.clusters, second.clusters], groups, seed)
             row = metric_row(interval, condition=name, metric=metric, subgroup=modality, kind=kind)
-            row |= {key: float(f"{row[key]:.8g}") for key in ("value", "ci_lo", "ci_hi", "stderr")}  # matrix products round by the number of threads
+            numbers = {key: row[key] for key in ("value", "ci_lo", "ci_hi", "stderr") if row[key] is not None}
+            row |= {key: float(f"{number:.8g}") for key, number in numbers.items()}  # matrix products round by the number of threads
             rows.append((row, _definition(metric, modality, first, second)))
     return rows, refused
 

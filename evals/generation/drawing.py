@@ -7,7 +7,7 @@ Prompts: `asked_new_wording` (shapes and colours in requests that no training li
 wordings), `asked_after_question` (shapes and colours in new wordings, after a question about a test image in the same conversation); `talk` and
 `picture_question` ask for no image. A block counts when the model writes all of it by itself. Images come from the model's own
 signal tokens through the output projector and the decoder; a request that got no image counts as wrong. Floor `shuffled`: the same images judged
-against another request's concept. The bootstrap draws whole concepts. The decoder's world is 24 concepts: of `asked_other` only the block is judged.
+against another request's concept. Intervals are over whole concepts. The decoder's world is 24 concepts: of `asked_other` only the block is judged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from evals.generation.requests import (
     reply,
 )
 from evals.statistics.intervals import Interval, derangement, mean_interval, paired_interval
-from evals.tables import DRAWING_REPLIES, DRAWING_SAMPLES, METRICS, metric_row, write_table
+from evals.tables import DRAWING_REPLIES, DRAWING_SAMPLES, METRICS, metric_row, rounded, write_table
 from infra.step import StepContext
 from infra.storage import write_atomic
 from mmcore.chat.wordings import REQUESTS
@@ -71,7 +71,7 @@ def run(ctx: StepContext[DrawingEvalConfig]) -> Mapping[str, Any]:
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     for name in dict.fromkeys(row["made_as"] for row in samples):
         write_atomic(ctx.output / f"{name}.png", _grid(name, samples, pixels))
-    shown = {f"{row['condition']} {row['metric']} {row['subgroup']}": [round(row[key], 4) for key in ("value", "ci_lo", "ci_hi")] for row in metrics}
+    shown = {f"{row['condition']} {row['metric']} {row['subgroup']}": rounded(row) for row in metrics}
     return {"prompts": {name: sum(prompt.condition == name for prompt in prompts) for name in (*ASKED, *QUIET)}, **shown}
 
 
@@ -178,7 +178,9 @@ def image_metrics(config: DrawingEvalConfig, samples: Sequence[Mapping[str, Any]
             own, other = [sample[part] for sample in mine], [sample[f"{part}_of_other"] for sample in mine]
             rows.append(metric_row(mean_interval(own, clusters, proportion=True, **options), condition=name, kind="score", **named))
             rows.append(metric_row(mean_interval(other, clusters, proportion=True, **options), condition=f"{name}, shuffled", kind="floor", **named))
-            rows.append(metric_row(paired_interval(own, other, clusters, **options), condition=f"{name} - shuffled", kind="difference", **named))
+            rows.append(
+                metric_row(paired_interval(own, other, clusters, proportion=True, **options), condition=f"{name} - shuffled", kind="difference", **named)
+            )
         chance = 1 / len(kinds)
         exact = Interval(value=chance, ci_lo=chance, ci_hi=chance, stderr=0.0, n=len(samples), clusters=len(CONCEPTS))
         rows.append(metric_row(exact, condition="chance", kind="floor", **named))

@@ -6,7 +6,7 @@ grid PNG for each condition and one of made images over their nearest training i
 Conditions: `new_wording` (prompts in wordings that no training prompt had, through the pipeline's own text encoder), `trained_wording`, `targets`
 (the plain caption with zeros behind its last token, as output projectors learn it) and the control `unrelated` (a prompt that names no concept, judged
 against each in turn). Floors: exact chance, 1/3, 1/8 and 1/24. Ceilings: the judge on real test images, as they are and through the autoencoder.
-The bootstrap draws whole concepts, because images of one concept fail together. It is a world of 24 concepts in small crops.
+Intervals are over whole concepts, because images of one concept fail together. It is a world of 24 concepts in small crops.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from evals.generation.config import PicturesEvalConfig
 from evals.generation.image_grid import grid_png
 from evals.generation.picture_judge import SPLIT, right
 from evals.statistics.intervals import Interval, mean_interval, paired_interval
-from evals.tables import IMAGE_SAMPLES, METRICS, metric_row, write_table
+from evals.tables import IMAGE_SAMPLES, METRICS, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, write_atomic
 from mmcore.concepts.latent_diffusion import decode, encode, load_pipeline, prompt_states, sample
@@ -84,7 +84,7 @@ def run(ctx: StepContext[PicturesEvalConfig]) -> Mapping[str, Any]:
     for name, made in drawn.items():
         write_atomic(ctx.output / f"{name}.png", _grid(made, samples[name], config.draws))
     write_atomic(ctx.output / "nearest.png", _nearest_grid(drawn["new_wording"], samples["new_wording"], train, config.seed))
-    shares = {f"{row['condition']} {row['metric']} {row['subgroup']}": [round(row[key], 4) for key in ("value", "ci_lo", "ci_hi")] for row in metrics}
+    shares = {f"{row['condition']} {row['metric']} {row['subgroup']}": rounded(row) for row in metrics}
     return {"pictures": {name: len(rows) for name, rows in samples.items()}, "test_pictures": len(real), **shares}
 
 
@@ -172,7 +172,7 @@ def _metrics(config: PicturesEvalConfig, samples: Mapping[str, Sequence[Mapping[
             kind = "floor" if name == "unrelated" else "score"
             rows.append(metric_row(mean_interval(values, clusters, proportion=True, **options), condition=name, kind=kind, **named))
             if name != "unrelated":
-                interval = paired_interval(values, control, clusters, **options)
+                interval = paired_interval(values, control, clusters, proportion=True, **options)
                 rows.append(metric_row(interval, condition=f"{name} - unrelated", kind="difference", **named))
         chance = 1 / len(kinds)
         exact = Interval(value=chance, ci_lo=chance, ci_hi=chance, stderr=0.0, n=len(control), clusters=len(CONCEPTS))

@@ -23,7 +23,7 @@ from evals.generation.picture_judge import right
 from evals.generation.prompts import CONCEPTS_SUITE, Reference, Request, references_of
 from evals.generation.speaking import right_words
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
-from evals.tables import BOOTSTRAP, JACKKNIFE, detail, metric_row, set_digest
+from evals.tables import CLUSTERED, JACKKNIFE, detail, metric_row, set_digest
 from infra.step import AnyloomError, StepContext
 from infra.storage import digest_tree, read_json
 from mmcore.concepts.shape_judge import judged, load_judge
@@ -103,7 +103,7 @@ def _emitted(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group
         return
     interval = mean_interval([row["emitted"] for row in group.rows], [row["cluster"] for row in group.rows], proportion=True, **_options(ctx))
     row = metric_row(interval, condition=group.condition, metric="emits_block", subgroup=group.modality, kind="score")
-    found.add([row], "share of the requests answered with a whole signal block, written by the model itself", BOOTSTRAP)
+    found.add([row], "share of the requests answered with a whole signal block, written by the model itself", CLUSTERED)
 
 
 # ---- judges ---------------------------------------------------------------------------------------------------------
@@ -130,10 +130,12 @@ def _judged(ctx: StepContext[GenerationEvalConfig], found: Scored, group: Group)
     rows = [
         metric_row(mean_interval(own, clusters, proportion=True, **_options(ctx)), condition=group.condition, kind="score", **named),
         metric_row(mean_interval(other, clusters, proportion=True, **_options(ctx)), condition=f"{group.condition}, shuffled", kind="floor", **named),
-        metric_row(paired_interval(own, other, clusters, **_options(ctx)), condition=f"{group.condition} - shuffled", kind="difference", **named),
+        metric_row(
+            paired_interval(own, other, clusters, proportion=True, **_options(ctx)), condition=f"{group.condition} - shuffled", kind="difference", **named
+        ),
     ]
     meant = "shape and colour are those asked for; a request without a medium counts as wrong"
-    found.add(rows, meant, BOOTSTRAP, extractor=name, extractor_sha256=ctx.inputs[name].digest)
+    found.add(rows, meant, CLUSTERED, extractor=name, extractor_sha256=ctx.inputs[name].digest)
 
 
 def _images_right(ctx: StepContext[GenerationEvalConfig], group: Group, others: Sequence[int]) -> None:
@@ -249,4 +251,4 @@ def _clipscored(
     ]
     digest = set_digest([digest_tree(query), digest_tree(weights)])
     name = f"{spec.kind} and {config.query.kind} {spec.arch}"
-    found.add(rows, "2.5 max(cos, 0) of medium and caption, of the media that were made", BOOTSTRAP, extractor=name, extractor_sha256=digest)
+    found.add(rows, "2.5 max(cos, 0) of medium and caption, of the media that were made", CLUSTERED, extractor=name, extractor_sha256=digest)

@@ -7,7 +7,7 @@ Prompts: `asked_new_wording` (the 24 concepts, in requests that no training list
 a question about a test image in the same conversation); `talk`, `picture_question` and `asked_for_a_picture` ask for no audio clip. Audio clips come from the
 model's own signal tokens through the output projector and the frozen half of the voice; a judge that was trained on nothing of this (Whisper) writes them down,
 and a word is right when it stands there. A request that got no audio clip counts as wrong. `voice`: the same words as the voice itself says them, the upper
-limit. Floor `shuffled`: the same audio clips against another request's words. The bootstrap draws whole concepts. The model's spoken world are these 24
+limit. Floor `shuffled`: the same audio clips against another request's words. Intervals are over whole concepts. The model's spoken world are these 24
 concepts, all of them in training: only the wording of the request is new.
 """
 
@@ -25,7 +25,7 @@ from evals.generation.drawing_prompts import TALK
 from evals.generation.requests import AFTER, JUDGED, WORDED, Prompt, after_questions, answered, block_metrics, concept_requests, image_questions, reply
 from evals.generation.speaking_prompts import NEW_REQUESTS
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
-from evals.tables import METRICS, SPEAKING_REPLIES, SPEAKING_SAMPLES, metric_row, write_table
+from evals.tables import METRICS, SPEAKING_REPLIES, SPEAKING_SAMPLES, metric_row, rounded, write_table
 from infra.step import StepContext
 from infra.storage import write_atomic
 from mmcore.chat.wordings import REQUESTS
@@ -68,7 +68,7 @@ def run(ctx: StepContext[SpeakingEvalConfig]) -> Mapping[str, Any]:
     write_table(ctx.output / "replies.parquet", replies, SPEAKING_REPLIES)
     write_table(ctx.output / "samples.parquet", samples, SPEAKING_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
-    shown = {f"{row['condition']} {row['metric']} {row['subgroup']}": [round(row[key], 4) for key in ("value", "ci_lo", "ci_hi")] for row in metrics}
+    shown = {f"{row['condition']} {row['metric']} {row['subgroup']}": rounded(row) for row in metrics}
     return {"prompts": {name: sum(prompt.condition == name for prompt in prompts) for name in (*JUDGED, *QUIET)}, **shown}
 
 
@@ -208,5 +208,7 @@ def word_metrics(config: SpeakingEvalConfig, samples: Sequence[Mapping[str, Any]
             own, other = [sample[word] for sample in mine], [sample[f"{word}_of_other"] for sample in mine]
             rows.append(metric_row(mean_interval(own, clusters, proportion=True, **options), condition=name, kind="score", **named))
             rows.append(metric_row(mean_interval(other, clusters, proportion=True, **options), condition=f"{name}, shuffled", kind="floor", **named))
-            rows.append(metric_row(paired_interval(own, other, clusters, **options), condition=f"{name} - shuffled", kind="difference", **named))
+            rows.append(
+                metric_row(paired_interval(own, other, clusters, proportion=True, **options), condition=f"{name} - shuffled", kind="difference", **named)
+            )
     return rows

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evals.history.database import query, schema_is_current
-from evals.history.load import all_files, committed_files
+from evals.history.load import all_files, committed_files, files_of_run
 from evals.history.migrations import OLD_FOLDERS, read_run
-from evals.history.tables import OF_RUN, ROW_KEYS, SCHEMAS, STANDING, VERSION, file_of, version_of
+from evals.history.tables import OF_RUN, ROW_KEYS, SCHEMAS, STANDING, VERSION, doubled, file_of, version_of
+from evals.history.verified import unlike, verify
 from infra.step import AnyloomError
 
 _STALE_S = 3600.0
@@ -38,10 +39,16 @@ class Checked:
     """Standing table -> the rows that its files hold."""
     unread: set[str] = field(default_factory=set)
     """Runs with a file that could not be read."""
+    unchecked: int = 0
+    """Files of schema versions without digests: they were read, but nobody can see whether their bytes changed."""
+    gone: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(table, run) of a file that the run names and that is not there -> the problem in words."""
+    lost: set[tuple[str, str]] = field(default_factory=set)
+    """(table, file) that the database has and the store has not."""
 
 
 def check(stores: Path, db_path: Path) -> Checked:
-    """Read every file, with its checksums, then compare with the database. Nothing is changed."""
+    """Read every file, with its checksums and digests, then compare with the database. Nothing is changed."""
     found = Checked()
     everything, committed = all_files(stores), committed_files(stores)
     found.files = len(everything)
@@ -56,6 +63,7 @@ def check(stores: Path, db_path: Path) -> Checked:
         if folder in STANDING:
             found.problems += _check_standing(file_of(stores, folder, name), folder, found)
     found.problems += _check_database(stores, db_path, committed, found)
+    found.problems += [f"gone: {text}" for file, text in found.gone.items() if file not in found.lost]
     return found
 
 
@@ -68,6 +76,7 @@ def _check_run(stores: Path, name: str, found: Checked) -> Iterator[str]:
         found.unread.add(name)
         yield f"torn: {error}"
         return
+    yield from _check_digests(stores, name, found)
     for table in STANDING.keys() & tables.keys():
         found.keys[table] |= _keys(tables[table], table)
     for table in OF_RUN:
@@ -80,9 +89,19 @@ def _check_run(stores: Path, name: str, found: Checked) -> Iterator[str]:
         others = set(rows["run_id"].to_pylist()) - {name}
         if others:
             yield f"misplaced: {path} has rows of {', '.join(sorted(map(str, others))[:_SHOWN])}"
-        doubled = _doubled(rows, table)
-        if doubled:
-            yield f"doubled: {path} has {doubled} rows more than once ({', '.join(ROW_KEYS[table])})"
+        if again := doubled(rows, table):
+            yield f"doubled: {path} has {again} rows more than once ({', '.join(ROW_KEYS[table])})"
+
+
+def _check_digests(stores: Path, name: str, found: Checked) -> Iterator[str]:
+    """The run's files by the digests of its row."""
+    problems, unchecked = unlike(file_of(stores, "run", name), files_of_run(stores, name))
+    found.unchecked += unchecked
+    for table, text in problems:
+        if file_of(stores, table, name).exists():
+            yield f"changed: {text}"
+        else:
+            found.gone[table, name] = text
 
 
 def _read_whole(path: Path, table: str) -> pa.Table:
@@ -102,13 +121,14 @@ def _read_whole(path: Path, table: str) -> pa.Table:
 def _check_standing(path: Path, table: str, found: Checked) -> Iterator[str]:
     try:
         rows = _read_whole(path, table)
+        found.unchecked += not verify(path)
     except AnyloomError as error:
         yield f"torn: {error}"
     else:
         found.rows += len(rows)
         found.keys[table] |= _keys(rows, table)
-        if doubled := _doubled(rows, table):
-            yield f"doubled: {path} has {doubled} rows more than once ({', '.join(STANDING[table])})"
+        if again := doubled(rows, table):
+            yield f"doubled: {path} has {again} rows more than once ({', '.join(STANDING[table])})"
 
 
 def _check_database(stores: Path, db_path: Path, committed: set[tuple[str, str]], found: Checked) -> Iterator[str]:
@@ -126,6 +146,7 @@ def _check_database(stores: Path, db_path: Path, committed: set[tuple[str, str]]
         yield f"database: {error}"
         return
     behind, lost = sorted(committed - loaded), sorted(loaded - committed)
+    found.lost = set(lost)
     if behind:
         yield f"behind: {db_path} lacks {len(behind)} files (first: {'/'.join(behind[0])}): run `anyloom history build`"
     for folder, name in lost:
@@ -180,11 +201,3 @@ _REFERENCES = (
 
 def _keys(rows: pa.Table, table: str) -> set[tuple[object, ...]]:
     return set(zip(*(rows[key].to_pylist() for key in STANDING[table]), strict=True))
-
-
-def _doubled(rows: pa.Table, table: str) -> int:
-    """How many rows have the key of an earlier one."""
-    if len(rows) < 2:
-        return 0
-    keys = list(ROW_KEYS[table])
-    return len(rows) - len(rows.group_by(keys, use_threads=False).aggregate([]))

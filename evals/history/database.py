@@ -26,7 +26,7 @@ import pyarrow as pa
 from evals.config import HistoryConfig
 from evals.history.load import committed_files, load
 from evals.history.rows import collect, run_identity
-from evals.history.tables import OF_RUN, STANDING, TABLES, VERSION, file_of, write_file
+from evals.history.tables import OF_RUN, STANDING, TABLES, VERSION, conform, file_of, rows_table, write_file
 from infra.lock import exclusive
 from infra.step import AnyloomError, StepContext
 from infra.storage import disk_errors, fsync_directory, write_atomic
@@ -61,27 +61,33 @@ def run(ctx: StepContext[HistoryConfig]) -> Mapping[str, Any]:
 
 
 def append(stores: Path, run_id: str, rows: Mapping[str, pa.Table]) -> bool:
-    """Write the files of one run, each temp + rename, `run` last. Returns False when the run is already there (nothing is touched).
+    """Write the files of one run, each temp + rename, `run` last, which names the sha256 of the others.
+
+    Returns False when the run is already there (nothing is touched).
 
     rows: tables of OF_RUN, and `model` and `task` of what was evaluated. A table without rows needs no file. Raises AnyloomError when a
-    table has columns that the history has not, or rows of another run.
+    table has columns that the history has not, or rows of another run; then nothing is written.
     """
     if file_of(stores, "run", run_id).exists():
         return False
     unknown = sorted(set(rows) - {*OF_RUN, "model", "task"})
     if unknown or len(rows["run"]) != 1:
         raise AnyloomError(f"run {run_id}: give exactly one row of run, and the tables {', '.join(OF_RUN)}, model, task" + f", not {unknown}" * bool(unknown))
+    for name in OF_RUN:
+        if name not in rows:
+            continue
+        others = set(rows[name]["run_id"].unique().to_pylist()) - {run_id} if len(rows[name]) else set()
+        if others:
+            raise AnyloomError(f"run {run_id}: its {name} rows belong to {sorted(map(str, others))[0]}")
+        conform(name, rows[name])
     for name in ("model", "task"):
         for row in rows[name].to_pylist() if name in rows else []:
             stem = row[STANDING[name][0]].replace("/", "-")
             if not file_of(stores, name, stem).exists():
                 write_file(stores, name, stem, pa.Table.from_pylist([row], rows[name].schema))
-    for name in OF_RUN:
-        if name in rows and len(rows[name]):
-            others = set(rows[name]["run_id"].unique().to_pylist()) - {run_id}
-            if others:
-                raise AnyloomError(f"run {run_id}: its {name} rows belong to {sorted(map(str, others))[0]}")
-            write_file(stores, name, run_id, rows[name])
+    files = {name: write_file(stores, name, run_id, rows[name]) for name in OF_RUN[:-1] if name in rows and len(rows[name])}
+    row = rows["run"].to_pylist()[0] | {"files": json.dumps(files, sort_keys=True)}
+    write_file(stores, "run", run_id, rows_table("run", [row]))
     return True
 
 
@@ -162,7 +168,7 @@ def _copied(db_path: Path, temporary: Path) -> _Old:
         return _Old()
     shutil.copyfile(db_path, temporary)
     with opened(temporary, db_path) as connection:
-        files = frozenset(connection.execute("SELECT * FROM history_file").fetchall())
+        files = frozenset((folder, name) for folder, name, *_ in connection.execute("SELECT * FROM history_file").fetchall())
         result = connection.execute("SELECT * FROM history_schema")
         schema = dict(zip([column[0] for column in result.description or []], result.fetchone() or (), strict=False))
     if schema.get("version", 1) > VERSION:
@@ -207,6 +213,11 @@ def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyCo
         yield connection
     finally:
         connection.close()
+
+
+def unchecked_files(db_path: Path) -> int:
+    """How many of the files in the database are of schema versions without digests, so that nobody could see whether their bytes changed."""
+    return int(query(db_path, "SELECT count(*) FROM history_file WHERE NOT checked")[1][0][0])
 
 
 def query(db_path: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:

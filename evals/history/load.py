@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from evals.history.migrations import OLD_FOLDERS, read_run
 from evals.history.tables import OF_RUN, STANDING, TABLES, VERSION, conform, file_of, version_of
+from evals.history.verified import unlike, verify
 from infra.step import AnyloomError
 
 _FILES_AT_ONCE = 1000
@@ -45,8 +46,17 @@ def committed_files(stores: Path) -> set[tuple[str, str]]:
 
 
 def load(connection: duckdb.DuckDBPyConnection, stores: Path, files: set[tuple[str, str]]) -> None:
-    """Insert the rows of `files` and note them as loaded. Raises AnyloomError or duckdb.Error for a file that cannot be read."""
+    """Insert the rows of `files` and note them as loaded. Every file is checked by its digest before anything is inserted.
+
+    Raises AnyloomError naming a file whose bytes are not those that were written, or duckdb.Error for one that cannot be read.
+    """
     runs = sorted({name for folder, name in files if folder not in STANDING})
+    checked = {(folder, name): verify(file_of(stores, folder, name)) for folder, name in sorted(files) if folder in STANDING}
+    for name in runs:
+        problems, unchecked = unlike(file_of(stores, "run", name), files_of_run(stores, name))
+        if problems:
+            raise AnyloomError(problems[0][1])
+        checked |= {(folder, name): not unchecked for folder, of in files if of == name and folder not in STANDING}
     of_today: list[str] = []
     older: list[str] = []
     for name in runs:
@@ -62,10 +72,16 @@ def load(connection: duckdb.DuckDBPyConnection, stores: Path, files: set[tuple[s
         tables = [read_standing(file_of(stores, table, name), table) for _, name in sorted(f for f in files if f[0] == table)]
         _insert_standing(connection, table, tables)
     listed = sorted(files)
-    noted = pa.table({"table_name": [folder for folder, _ in listed], "file": [name for _, name in listed]})
+    seen = pa.array([checked[file] for file in listed], pa.bool_())
+    noted = pa.table({"table_name": [folder for folder, _ in listed], "file": [name for _, name in listed], "checked": seen})
     connection.register("noted", noted)
-    connection.execute("INSERT INTO history_file SELECT table_name, file FROM noted")
+    connection.execute("INSERT INTO history_file SELECT table_name, file, checked FROM noted")
     connection.unregister("noted")
+
+
+def files_of_run(stores: Path, run_id: str) -> dict[str, Path]:
+    """Table -> where a run's file of it would be, but for that of `run`."""
+    return {table: file_of(stores, table, run_id) for table in (*OF_RUN[:-1], *OLD_FOLDERS)}
 
 
 def read_standing(path: Path, table: str) -> pa.Table:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evals.history.tables import OF_RUN, TABLES, VERSION, better, conform, file_of, rows_table, version_of
+from evals.history.tables import OF_RUN, TABLES, VERSION, better, conform, file_of, rows_table, version_of, without_nan
 from infra.step import AnyloomError
 
 Tables = dict[str, pa.Table]
@@ -98,5 +98,16 @@ def from_4(tables: Tables) -> Tables:
     return tables if sample is None else tables | {"sample": sample.rename_columns(["image" if name == "picture" else name for name in sample.column_names])}
 
 
-MIGRATIONS: dict[int, Callable[[Tables], Tables]] = {1: from_1, 2: from_2, 3: from_3, 4: from_4}
+def from_5(tables: Tables) -> Tables:
+    """Version 5 could hold NaN where there is no number, such as the interval of a metric that has none: null."""
+    made = {}
+    for name, table in tables.items():
+        floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+        for column in floats:
+            table = table.set_column(table.schema.get_field_index(column), column, without_nan(table[column]))
+        made[name] = table
+    return made
+
+
+MIGRATIONS: dict[int, Callable[[Tables], Tables]] = {1: from_1, 2: from_2, 3: from_3, 4: from_4, 5: from_5}
 """Version -> how its tables become those of the next version."""

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from evals.config import HistoryConfig
 from evals.evaluation import EVALUATIONS
-from evals.history.tables import SCHEMAS, better, rows_table
+from evals.history.tables import SCHEMAS, better, doubled, rows_table
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError, Artifact
 from infra.storage import read_json
@@ -49,7 +49,7 @@ def collect(config: HistoryConfig, run_id: str, inputs: Mapping[str, Artifact]) 
             constant = {"run_id": run_id, "task": task, "history_fingerprint": described["history_fingerprint"]}
             parts["metric"].append(_with_direction(_fitting("metric", pq.read_table(metrics), constant)))
             if samples.exists() and "run_condition" in pq.read_schema(samples).names:
-                parts["sample"].append(_samples(_as_read(pq.read_table(samples), artifact), constant))
+                parts["sample"].append(_told_apart(_samples(_as_read(pq.read_table(samples), artifact), constant), artifact))
         if losses.exists():
             parts["train_metrics"].append(_train_metrics(pq.read_table(losses), {"run_id": run_id, "stage": name}))
     model = _model_row(config, inputs)
@@ -116,6 +116,12 @@ def _samples(table: pa.Table, constant: Mapping[str, str]) -> pa.Table:
     if "image" in renamed.column_names and "cluster" not in renamed.column_names:
         renamed = renamed.append_column("cluster", renamed["image"])
     return _fitting("sample", renamed, constant)
+
+
+def _told_apart(samples: pa.Table, artifact: Artifact) -> pa.Table:
+    if again := doubled(samples, "sample"):
+        raise AnyloomError(f"{artifact.path / 'samples.parquet'}: {again} samples have the key of another one: run it again (--force {artifact.name})")
+    return samples
 
 
 def _as_read(samples: pa.Table, artifact: Artifact) -> pa.Table:

@@ -2,7 +2,7 @@
 -- metric, sample and train_metrics belong to a run. Two numbers may be compared only inside one history_fingerprint.
 
 CREATE TABLE history_schema (version INTEGER, sha256 VARCHAR);
-CREATE TABLE history_file (table_name VARCHAR, file VARCHAR);  -- what was loaded
+CREATE TABLE history_file (table_name VARCHAR, file VARCHAR, checked BOOLEAN);  -- what was loaded; checked: by a digest
 
 CREATE TABLE run (                -- one row per evaluation
     run_id VARCHAR,               -- fingerprint of recipe, seeds and the digests of everything that was evaluated
@@ -20,7 +20,8 @@ CREATE TABLE run (                -- one row per evaluation
     device VARCHAR,
     artifact VARCHAR,             -- step/fingerprint of the main evaluation artifact
     inputs VARCHAR,               -- JSON: input name -> step/fingerprint
-    source VARCHAR                -- step | lmms-eval (imported)
+    source VARCHAR,               -- step | lmms-eval (imported)
+    files VARCHAR                 -- JSON: table -> sha256 of the run's file; NULL: written before there were digests
 );
 CREATE TABLE model (
     model_id VARCHAR, name VARCHAR, checkpoint_sha256 VARCHAR,
@@ -33,7 +34,8 @@ CREATE TABLE task (               -- what was asked and how it was scored
     harness VARCHAR, scorer VARCHAR, decoding VARCHAR
 );
 CREATE TABLE metric (
-    run_id VARCHAR, task VARCHAR, condition VARCHAR, metric VARCHAR, filter VARCHAR, subgroup VARCHAR, value DOUBLE, ci_lo DOUBLE, ci_hi DOUBLE,
+    run_id VARCHAR, task VARCHAR, condition VARCHAR, metric VARCHAR, filter VARCHAR, subgroup VARCHAR,
+    value DOUBLE, ci_lo DOUBLE, ci_hi DOUBLE,  -- NULL: no interval; never NaN
     n BIGINT, clusters BIGINT, stderr DOUBLE,
     stderr_kind VARCHAR,
     kind VARCHAR,                 -- score | floor | difference (paired)
@@ -68,12 +70,17 @@ CREATE TABLE night (              -- which flow run of nightly-eval evaluated a 
     run_id VARCHAR, flow_run_id VARCHAR, scheduled_for TIMESTAMP, status VARCHAR
 );
 
+-- What a metric is where everything is right: lmms-eval lets some run from 0 to 100 (evals/suites/catalogue.py).
+CREATE MACRO full_marks(name) AS CASE WHEN regexp_matches(name, '^(gpt_eval_|harness_vanilla)') THEN 100.0 ELSE 1.0 END;
+
 -- Every share of right answers with its interval, its sample count, the floors on the same questions beside it and the artifact it comes from.
+-- accuracy, ci_lo, ci_hi and the floors run from 0 to 1 whatever the harness's unit; value is the harness's own number.
 CREATE VIEW leaderboard AS
 SELECT
-    run.recipe, metric.task, metric.condition, metric.subgroup, metric.value AS accuracy, metric.ci_lo, metric.ci_hi, metric.n,
-    yes.value AS floor_always_yes, blind.value AS floor_blind_majority, run.artifact, run.seeds AS seed, run.evaluated AS time,
-    metric.history_fingerprint, metric.run_id, metric.metric, run.model_id
+    run.recipe, metric.task, metric.condition, metric.subgroup, metric.value / full_marks(metric.metric) AS accuracy,
+    metric.ci_lo / full_marks(metric.metric) AS ci_lo, metric.ci_hi / full_marks(metric.metric) AS ci_hi, metric.n,
+    yes.value / full_marks(metric.metric) AS floor_always_yes, blind.value / full_marks(metric.metric) AS floor_blind_majority,
+    run.artifact, run.seeds AS seed, run.evaluated AS time, metric.history_fingerprint, metric.run_id, metric.metric, metric.value, run.model_id
 FROM metric
 JOIN run USING (run_id)
 LEFT JOIN metric AS yes

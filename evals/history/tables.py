@@ -6,19 +6,21 @@ Output: Arrow tables with exactly the schema's columns.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from evals.history.seals import sealed
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import write_atomic
 
-VERSION = 5
+VERSION = 6
 """Of the schema; older files are read through evals/history/migrations.py."""
 VERSION_KEY = b"anyloom_history"
 TEXT, NUMBER, COUNT, TIME, TRUTH = pa.string(), pa.float64(), pa.int64(), pa.timestamp("us"), pa.bool_()
@@ -26,7 +28,7 @@ TEXT, NUMBER, COUNT, TIME, TRUTH = pa.string(), pa.float64(), pa.int64(), pa.tim
 _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "run": dict.fromkeys(("run_id", "recipe", "suite", "seeds", "model_id"), TEXT)
     | dict.fromkeys(("started", "evaluated", "exported"), TIME)
-    | dict.fromkeys(("status", "git_commit", "harness", "environment", "device", "artifact", "inputs", "source"), TEXT),
+    | dict.fromkeys(("status", "git_commit", "harness", "environment", "device", "artifact", "inputs", "source", "files"), TEXT),
     "model": dict.fromkeys(("model_id", "name", "checkpoint_sha256", "parent", "stage"), TEXT) | {"step": COUNT},
     "task": dict.fromkeys(("history_fingerprint", "task", "suite", "task_sha256", "prompt_sha256", "dataset_sha256", "split"), TEXT)
     | {"n": COUNT}
@@ -83,7 +85,10 @@ def better(metric: str) -> bool | None:
 
 
 def conform(name: str, data: pa.Table) -> pa.Table:
-    """`data` with the schema of table `name`; absent columns become nulls. Raises AnyloomError for a column or a type the table has not."""
+    """`data` with the schema of table `name`; absent columns become nulls, and so does NaN: SQL takes it for greater than every number.
+
+    Raises AnyloomError for a column or a type the table has not.
+    """
     schema = SCHEMAS[name]
     unknown = sorted(set(data.column_names) - set(schema.names))
     if unknown:
@@ -91,10 +96,16 @@ def conform(name: str, data: pa.Table) -> pa.Table:
     columns = []
     for field in schema:
         try:
-            columns.append(data[field.name].cast(field.type) if field.name in data.column_names else pa.nulls(len(data), field.type))
+            column = data[field.name].cast(field.type) if field.name in data.column_names else pa.nulls(len(data), field.type)
+            columns.append(without_nan(column) if field.type == NUMBER else column)
         except pa.ArrowException as error:
             raise AnyloomError(f"history table {name}, column {field.name}: {str(error).splitlines()[0]}") from error
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def without_nan(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """A column of floats with null in place of NaN."""
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
 
 
 def rows_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
@@ -107,6 +118,13 @@ def rows_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
         raise AnyloomError(f"history table {name}: {str(error).splitlines()[0]}") from error
 
 
+def doubled(rows: pa.Table, name: str) -> int:
+    """How many rows of table `name` have the key of an earlier one."""
+    if len(rows) < 2:
+        return 0
+    return len(rows) - len(rows.group_by(list(ROW_KEYS[name]), use_threads=False).aggregate([]))
+
+
 def content_id(row: Mapping[str, Any]) -> str:
     """What a row says, as 16 hex digits. Times count by their ISO text."""
     return fingerprint({key: value.isoformat() if hasattr(value, "isoformat") else value for key, value in row.items()})[:16]
@@ -117,11 +135,11 @@ def file_of(stores: Path, name: str, stem: str) -> Path:
     return stores / "history" / name / f"{stem}.parquet"
 
 
-def write_file(stores: Path, name: str, stem: str, data: pa.Table) -> None:
-    """Publish one file, whole or not at all."""
-    buffer = io.BytesIO()
-    pq.write_table(conform(name, data), buffer, compression="zstd", write_page_checksum=True)
-    write_atomic(file_of(stores, name, stem), buffer.getvalue())
+def write_file(stores: Path, name: str, stem: str, data: pa.Table) -> str:
+    """Publish one file with its seal, whole or not at all. Returns the sha256 of its bytes."""
+    data_bytes = sealed(conform(name, data))
+    write_atomic(file_of(stores, name, stem), data_bytes)
+    return sha256(data_bytes).hexdigest()
 
 
 def version_of(path: Path) -> int:

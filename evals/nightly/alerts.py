@@ -111,11 +111,13 @@ def alerts_of_comparisons(
 def noise_band(row: Mapping[str, Any], policy: Policy, spread: Mapping[tuple[str, str, str], float] | None) -> float:
     """Differences up to this are what two nights differ by without a reason; 0.0 when the spread between nights is unknown or nil (the test alone decides).
 
-    The variances of the paired difference and of two nights' whole-model noise add up.
+    The variances of the paired difference and of two nights' whole-model noise add up. Infinite for a difference without an interval.
     """
     night_sd = (spread or {}).get((row["task"], row["condition"], row["metric"]), 0.0)
     if night_sd <= 0:
         return 0.0
+    if row["ci_lo"] is None or row["ci_hi"] is None:
+        return math.inf
     stderr = (row["ci_hi"] - row["ci_lo"]) / (2 * Z95)
     return NormalDist().inv_cdf(1 - policy.level / 2) * math.sqrt(stderr**2 + 2 * night_sd**2)
 

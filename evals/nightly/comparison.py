@@ -53,7 +53,8 @@ COMPARISONS = pa.schema(
         ("made", pa.timestamp("us")),
     ]
 )
-"""comparison_id: of the row. clusters: images. delta: value_b - value_a over the paired samples, with a 95 % cluster bootstrap. p: of `test`,
+"""comparison_id: of the row. clusters: images. delta: value_b - value_a over the paired samples, with its 95 % interval over
+clusters (null with one cluster). p: of `test`,
 two-sided; p_adjusted: Holm. flips: samples whose score rose or fell. detectable: the true difference this comparison finds with 80 % chance at p < 0.05."""
 
 CONTROLS = ("blank", "shuffled")
@@ -117,8 +118,8 @@ def compare(
     rows_a, rows_b: rows of the sample table (task, condition, doc_key, question_id, question, image, target, answer_type, score and, if it has one,
     cluster).
     fingerprints_a, fingerprints_b: task -> history_fingerprint. made: when, naive UTC. scored: the scores that both runs have; None: those of every task.
-    across_fingerprints: compare although the task, data, scorer or harness differ; the rows then carry both fingerprints. draws, seed: of the bootstrap and
-    of sampled permutations.
+    across_fingerprints: compare although the task, data, scorer or harness differ; the rows then carry both fingerprints. draws, seed: of the bootstrap
+    that scores outside 0..1 take; seed: of sampled permutations too.
     Raises AnyloomError for different fingerprints, and as `pair` does.
     """
     pairs = {group: paired for group, paired in pair(rows_a, rows_b).items() if paired.keys}
@@ -211,7 +212,8 @@ def _difference(paired: Paired, scale: float, chosen: Sequence[int], draws: int,
     if len(missing):
         raise AnyloomError(f"sample {paired.keys[chosen[missing[0]]]} has no score in one of the runs: leave unscored samples out, or score them")
     clusters = [cluster_of(paired.a[i]) for i in chosen]
-    interval = paired_interval(b, a, clusters, draws=draws, seed=seed)
+    shares = bool(np.all((np.concatenate([a, b]) >= 0) & (np.concatenate([a, b]) <= 1)))
+    interval = paired_interval(b, a, clusters, draws=draws, seed=seed, proportion=shares)
     p, test = paired_test(a, b, clusters, seed=seed)
     detectable = detectable_difference(interval.stderr, interval.n, binary=set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0})
     return {
@@ -220,8 +222,8 @@ def _difference(paired: Paired, scale: float, chosen: Sequence[int], draws: int,
         "value_a": scale * float(a.mean()),
         "value_b": scale * float(b.mean()),
         "delta": scale * interval.value,
-        "ci_lo": scale * interval.ci_lo,
-        "ci_hi": scale * interval.ci_hi,
+        "ci_lo": None if interval.ci_lo is None else scale * interval.ci_lo,
+        "ci_hi": None if interval.ci_hi is None else scale * interval.ci_hi,
         "p": p,
         "test": test,
         "flips_up": int(np.sum(b > a)),

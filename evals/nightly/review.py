@@ -51,8 +51,9 @@ def review(
 ) -> Review:
     """Compare a run of the history with the run before it and with `baselines`, and search every score's series for change points.
 
-    baselines: run ids of pinned runs. recipe: whose nights the series are; None: the run's own. seed, draws: of bootstraps and sampled
-    permutations. Only scores of one history_fingerprint are compared; what has no partner is a note, and so is what the history holds already.
+    baselines: run ids of pinned runs. recipe: whose nights the series are; None: the run's own. seed, draws: of the bootstrap that scores outside 0..1
+    take; seed: of sampled permutations too. Only scores of one history_fingerprint are compared; what has no partner is a note, and so is what the history
+    holds already.
     Raises AnyloomError for a run that the history has not, and for samples that disagree about what was asked.
     """
     with history_of(stores) as history:
@@ -93,6 +94,9 @@ def compare_runs(history: History, run_a: str, run_b: str, *, seed: int = 0, dra
         raise AnyloomError(f"run {run_a} is named twice: name another one to compare it with")
     rows, notes = _compare(history, run_a, run_b, None, seed, draws)
     notices = [note.text for note in notes]
+    alone = sum(row["ci_lo"] is None for row in rows)
+    if alone:
+        notices.append(f"{alone} differences have no interval: their samples are one cluster, so nothing says how much another one would differ")
     if not rows:
         why = f": {notices[0]}" if notices else ""
         raise AnyloomError(f"runs {run_a} and {run_b} have no score on the same samples{why}; compare runs that were asked the same")

@@ -42,7 +42,8 @@ def markdown(
 
 
 def _comparison(row: Mapping[str, Any]) -> list[str]:
-    interval = f"{_signed(row['delta'])} [{_signed(row['ci_lo'])}, {_signed(row['ci_hi'])}]"
+    limits = "no interval" if row["ci_lo"] is None or row["ci_hi"] is None else f"[{_signed(row['ci_lo'])}, {_signed(row['ci_hi'])}]"
+    interval = f"{_signed(row['delta'])} {limits}"
     samples = f"{row['subgroup']} ({row['n_paired']})"
     detectable = "" if row["detectable"] is None else _number(row["detectable"])
     flips = f"{row['flips_up']} / {row['flips_down']}"

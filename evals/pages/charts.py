@@ -18,8 +18,9 @@ class Dot:
 
     label: str
     value: float
-    lo: float
-    hi: float
+    lo: float | None
+    """None: it has no interval."""
+    hi: float | None
     tone: str = "model"
     """Class of the mark: model, control or floor."""
     note: str = ""
@@ -75,13 +76,21 @@ def interval_chart(
             parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{height - 9}" text-anchor="middle">{number(100 * tick if percent else tick)}</text>')
     for i, dot in enumerate(dots):
         y = top + row * (i + 0.5)
-        hover = f"{dot.label}: {show(dot.value)} [{show(dot.lo)}, {show(dot.hi)}] {dot.note}".strip()
+        span = "no interval" if dot.lo is None or dot.hi is None else f"[{show(dot.lo)}, {show(dot.hi)}]"
+        hover = f"{dot.label}: {show(dot.value)} {span} {dot.note}".strip()
         parts.append(f'<g class="{dot.tone}"><title>{escape(hover)}</title>')
         parts.append(f'<text class="rowlabel" x="{label_width - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(dot.label)}</text>')
-        parts.append(f'<line class="whisker" x1="{x(dot.lo):.1f}" x2="{x(dot.hi):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        if dot.lo is not None and dot.hi is not None:
+            parts.append(f'<line class="whisker" x1="{x(dot.lo):.1f}" x2="{x(dot.hi):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<circle class="dot" cx="{x(dot.value):.1f}" cy="{y:.1f}" r="5"/>')
         parts.append(f'<text class="value" x="{width - right + 12}" y="{y + 4:.1f}">{show(dot.value)}</text></g>')
     return "".join([*parts, "</svg>"])
+
+
+def axis_of(dots: Sequence[Dot], least: float, most: float) -> tuple[float, float]:
+    """Ends of an axis that reaches over every dot and interval, and at least from `least` to `most`."""
+    ends = [end for dot in dots for end in (dot.value, dot.lo, dot.hi) if end is not None]
+    return min(least, *ends), max(most, *ends)
 
 
 def binned(xs: Sequence[float], ys: Sequence[float], most: int = 300) -> tuple[list[float], list[float]]:

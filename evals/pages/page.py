@@ -98,14 +98,19 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Seq
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def percent(value: float, lo: float, hi: float) -> str:
+def percent(value: float, lo: float | None, hi: float | None) -> str:
     """A share with its interval, in per cent."""
-    return f'{100 * value:.1f} <span class="ci">[{100 * lo:.1f}, {100 * hi:.1f}]</span>'
+    return f"{100 * value:.1f} {bracketed(lo, hi, 100, '.1f')}"
 
 
-def signed(value: float, lo: float, hi: float, scale: float = 1.0, digits: int = 2) -> str:
+def signed(value: float, lo: float | None, hi: float | None, scale: float = 1.0, digits: int = 2) -> str:
     """A difference with its interval."""
-    return f'{scale * value:+.{digits}f} <span class="ci">[{scale * lo:+.{digits}f}, {scale * hi:+.{digits}f}]</span>'
+    return f"{scale * value:+.{digits}f} {bracketed(lo, hi, scale, f'+.{digits}f')}"
+
+
+def bracketed(lo: float | None, hi: float | None, scale: float = 1.0, form: str = ".3f") -> str:
+    """An interval as HTML; it says so where there is none."""
+    return f'<span class="ci">{"no interval" if lo is None or hi is None else f"[{scale * lo:{form}}, {scale * hi:{form}}]"}</span>'
 
 
 def count_of(number: int, what: str) -> str:

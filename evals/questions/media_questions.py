@@ -5,7 +5,7 @@ lists (questions and media). Output: samples.parquet (columns of eval_vqa, `pict
 
 Media are encoded by the export's own encoders. blank: a white video, or silence; shuffled: another medium of the same list. An answer counts when it is
 the true one but for case, spaces and a final period. Floor `blind_majority`: the most frequent training answer to the same words; to words that
-training never asks, the most frequent one to that kind of question. The bootstrap draws whole media. Subgroups: a modality, or a modality and a kind.
+training never asks, the most frequent one to that kind of question. Intervals are over whole media. Subgroups: a modality, or a modality and a kind.
 Names of the held-out side are in no training list, so `name` asks for words that tuning never taught.
 """
 
@@ -24,7 +24,7 @@ from evals.blank import BLANK, blank_medium
 from evals.config import MediaQuestionsEvalConfig
 from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
-from evals.tables import METRICS, VQA_SAMPLES, metric_row, write_table
+from evals.tables import METRICS, VQA_SAMPLES, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
 from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
@@ -73,7 +73,7 @@ def run(ctx: StepContext[MediaQuestionsEvalConfig]) -> Mapping[str, Any]:
     write_table(ctx.output / "samples.parquet", [row for rows in answered.values() for row in rows], VQA_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     counts = Counter(question.subgroup for question in heldout)
-    shown = {f"{row['condition']} {row['subgroup']}": [round(row[key], 4) for key in ("value", "ci_lo", "ci_hi")] for row in metrics}
+    shown = {f"{row['condition']} {row['subgroup']}": rounded(row) for row in metrics}
     return {"headline": chosen[0], "questions": dict(sorted(counts.items())), "media": len({q.uri for q in heldout}), **shown}
 
 
@@ -219,6 +219,6 @@ def media_metrics(
             kind = "floor" if name in floors else "score"
             rows.append(metric_row(mean_interval(mine, clusters, proportion=True, **options), condition=name, kind=kind, **named))
             if name != headline:
-                gain = paired_interval([scores[headline][i] for i in chosen], mine, clusters, **options)
+                gain = paired_interval([scores[headline][i] for i in chosen], mine, clusters, proportion=True, **options)
                 rows.append(metric_row(gain, condition=f"{headline} - {name}", kind="difference", **named))
     return rows

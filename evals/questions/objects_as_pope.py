@@ -25,7 +25,7 @@ from evals.journal import Journal
 from evals.questions.pope_questions import PRESENT, SETTINGS, PopeQuestion, Shown, pope_questions
 from evals.statistics.intervals import Interval, mean_interval, paired_interval, ratio_interval
 from evals.suites.reading import parse_yes_no
-from evals.tables import BOOTSTRAP, DETAILS, METRICS, VQA_SAMPLES, detail, metric_row, set_digest, shown_values, write_table
+from evals.tables import CLUSTERED, DETAILS, METRICS, VQA_SAMPLES, detail, metric_row, set_digest, shown_values, write_table
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import StepContext
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
@@ -171,7 +171,7 @@ def pope_metrics(config: PopeEvalConfig, questions: Sequence[PopeQuestion], answ
                 for metric, interval in _rates(truth, said[condition], clusters, config).items():
                     rows.append(metric_row(interval, condition=name, metric=metric, subgroup=task, kind=kind))
             right, blank = ([float(answer == ("yes" if there else "no")) for answer, there in zip(said[name], truth, strict=True)] for name in (RIGHT, BLANK))
-            gain = paired_interval(right, blank, clusters, **options)
+            gain = paired_interval(right, blank, clusters, proportion=True, **options)
             rows.append(metric_row(gain, condition=f"{setting} - blank", metric="accuracy", subgroup=task, kind="difference"))
     images = [question.sha256 for question in questions]
     for condition, texts in {**answers, "always_yes": ["yes"] * len(questions)}.items() if questions else ():
@@ -182,7 +182,7 @@ def pope_metrics(config: PopeEvalConfig, questions: Sequence[PopeQuestion], answ
 
 
 def _rates(truth: Sequence[bool], said: Sequence[str], clusters: Sequence[str], config: PopeEvalConfig) -> dict[str, Interval]:
-    """Each rate is a ratio of two sums, and its interval draws whole images. A rate without cases is left out."""
+    """Each rate is a ratio of two sums, and its interval is over whole images. A rate without cases is left out."""
     pairs = list(zip(truth, said, strict=True))
     yes = [float(answer == "yes") for answer in said]
     right = [float(answer == ("yes" if there else "no")) for there, answer in pairs]
@@ -198,7 +198,7 @@ def _rates(truth: Sequence[bool], said: Sequence[str], clusters: Sequence[str], 
         "hallucination_rate": ([a - b for a, b in zip(yes, hit, strict=True)], [1 - present for present in there]),
         "unparsed_rate": ([float(not answer) for answer in said], ones),
     }
-    found = {name: ratio_interval(*pair, clusters, config.bootstrap_draws, config.bootstrap_seed) for name, pair in ratios.items()}
+    found = {name: ratio_interval(*pair, clusters) for name, pair in ratios.items()}
     return {name: replace(interval, n=len(pairs)) if name == "f1" else interval for name, interval in found.items() if interval is not None}
 
 
@@ -210,4 +210,4 @@ def _detail(metric: Mapping[str, Any], questions: Sequence[PopeQuestion]) -> dic
     mine = [question for question in questions if metric["subgroup"] in ("all", question.task)]
     names = ", ".join(dict.fromkeys(question.task for question in mine))
     known = {"reference": names, "reference_sha256": _digest(mine), "n_reference": len({question.sha256 for question in mine})}
-    return detail(metric, "POPE's rates of yes and no, unparsed answers wrong; not the POPE benchmark", BOOTSTRAP, **known)
+    return detail(metric, "POPE's rates of yes and no, unparsed answers wrong; not the POPE benchmark", CLUSTERED, **known)

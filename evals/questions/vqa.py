@@ -16,7 +16,7 @@ from evals.config import EvalConfig
 from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
 from evals.questions.lists import QuestionRow, answer_group, draw_questions, read_questions, write_vqav2_parquet
 from evals.suites.task_files import write_task_dir
-from evals.tables import METRICS, VQA_SAMPLES, score_rows, write_table
+from evals.tables import METRICS, VQA_SAMPLES, rounded, score_rows, write_table
 from infra.fingerprint import fingerprint
 from infra.settings import offline_environment
 from infra.step import AnyloomError, StepContext
@@ -164,9 +164,7 @@ def _result(config: EvalConfig, headline: str, questions: list[QuestionRow], met
     return {
         "lmms_task": config.lmms_task,
         "headline": headline,
-        "accuracy": round(best["value"], 6),
-        "ci_lo": round(best["ci_lo"], 6),
-        "ci_hi": round(best["ci_hi"], 6),
+        **dict(zip(("accuracy", "ci_lo", "ci_hi"), rounded(best, 6), strict=True)),
         "questions": len(questions),
         "pictures": len({q.image for q in questions}),
         "floors": {name: round(overall[name]["value"], 6) for name in ("always_yes", "blind_majority")},

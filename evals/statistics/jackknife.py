@@ -32,7 +32,8 @@ def jackknife_interval(score: Callable[[list[np.ndarray]], float], sides: Sequen
     """The score of all rows with a 95 % interval.
 
     sides: the cluster of every row of each set that the score is of (one for a corpus, two for a distance); score: from the rows kept of each side (bool
-    [N] each). In each round the same group of every side is left out. n and clusters are those of the first side.
+    [N] each). In each round the same group of every side is left out. n and clusters are those of the first side. A score that no group moves has no
+    interval: nothing says how much other media would move it.
     Raises ValueError when a side has fewer than MIN_GROUPS clusters.
     """
     found = [len(set(clusters)) for clusters in sides]
@@ -44,4 +45,5 @@ def jackknife_interval(score: Callable[[list[np.ndarray]], float], sides: Sequen
     left_out = np.array([score([of != group for of in dealt]) for group in range(count)])
     stderr = math.sqrt((count - 1) / count * float(np.square(left_out - left_out.mean()).sum()))
     half = float(student.ppf(0.975, count - 1)) * stderr
-    return Interval(value=value, ci_lo=value - half, ci_hi=value + half, stderr=stderr, n=len(sides[0]), clusters=found[0])
+    low, high = (value - half, value + half) if stderr > 0 else (None, None)
+    return Interval(value=value, ci_lo=low, ci_hi=high, stderr=stderr, n=len(sides[0]), clusters=found[0])

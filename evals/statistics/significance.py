@@ -92,13 +92,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def detectable_difference(stderr: float, n: int, *, binary: bool, alpha: float = 0.05, power: float = 0.8) -> float | None:
+def detectable_difference(stderr: float | None, n: int, *, binary: bool, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """The true difference that a two-sided test at `alpha` finds with chance `power`: (z(1 - alpha/2) + z(power)) * stderr.
 
     stderr: clustered, of the paired difference (Miller 2024, arXiv 2411.00640, sections 4 and 5; the multiple of the standard error is Bloom 1995, Evaluation
-    Review 19:547). For right-or-wrong answers never below SIGN_TEST_FLIPS / n, because fewer flips are never significant at 5 %. None when no score changed
-    and the scores are soft: then there is no spread to judge by.
+    Review 19:547). For right-or-wrong answers never below SIGN_TEST_FLIPS / n, because fewer flips are never significant at 5 %. None with one cluster, which
+    has no standard error, and when no score changed and the scores are soft: then there is no spread to judge by.
     """
+    if stderr is None:
+        return None
     normal = NormalDist()
     found = (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * stderr
     if binary:

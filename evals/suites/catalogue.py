@@ -28,6 +28,8 @@ class SuiteTask:
     """The harness's metric that is told first."""
     per_answer: bool = True
     """The headline is a mean over answers (or groups of rotations), so that every one of them has a score."""
+    key: tuple[str, ...] = ()
+    """Columns that together name a question, where its own id does not: POPE numbers the questions of each category anew."""
     columns: tuple[str, ...] = ()
     """Columns that the official data must have; what the packaged functions read."""
     hub: str = ""
@@ -74,6 +76,8 @@ class SampleScore:
     """The rotations of a question count once, with the lowest of their scores: all of them must be right."""
 
 
+NOT_OF_THE_MODEL = ("pope_yes_ratio",)
+"""Metrics of packaged tasks that say nothing about the model: this one counts the right answers that are yes, whatever the model says."""
 MCQ = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category", "image", "source", "L2-category", "split")
 VQA = ("question_type", "multiple_choice_answer", "answers", "image_id", "answer_type", "question_id", "question", "image")
 TEXT_VQA = ("image_id", "question_id", "question", "image", "answers", "ocr_tokens")
@@ -161,7 +165,9 @@ TASKS = (
         headline="pope_accuracy",
         split="test",
         columns=("question_id", "question", "answer", "image", "category"),
+        key=("category", "question_id"),
         reading="yes_no",
+        drop_metrics=NOT_OF_THE_MODEL,
     ),
     SuiteTask(
         lmms_task="mmvet",

@@ -16,6 +16,7 @@ from typing import Any
 
 from evals.suites.catalogue import SuiteTask, suite_tasks
 from evals.suites.hub_parquet import image_columns
+from evals.suites.rows import key_columns, row_names
 from evals.suites.task_files import task_yaml
 from infra.step import AnyloomError
 from infra.storage import read_json, sha256_file, write_atomic
@@ -28,7 +29,8 @@ def prepare(suite: str, data: Path, source: Path | None = None, judged: bool = T
     """Prepare every task of a suite below `data`; what is there already and whole is kept. Returns <data>/<suite>.json.
 
     source: a folder with one folder per data set, named like it on the hub (VQAv2, textvqa, MMBench, ...) or like the task; None asks the hub. judged:
-    False leaves out the tasks that need a judge. Raises AnyloomError naming the file and the column that is not as the official data has it.
+    False leaves out the tasks that need a judge. Raises AnyloomError naming the file and the column that is not as the official data has it, or two
+    rows that have one name.
     """
     tasks = suite_tasks(suite)
     made = [task.lmms_task for task in tasks if task.stand_in]
@@ -90,6 +92,7 @@ def _prepare_task(task: SuiteTask, folder: Path, target: Path) -> None:
             check_schema(task, file)
             shutil.copyfile(file, target / name)
     check_schema(task, target / names[0])
+    check_names(task, [target / name for name in names])
     rows = [pq.ParquetFile(target / name).metadata.num_rows for name in names]
     text = task_yaml(task, names)
     write_atomic(target / f"{task.lmms_task}.yaml", text)
@@ -120,6 +123,14 @@ def check_schema(task: SuiteTask, file: Path) -> None:
     for name in image_columns([file]):
         if "Image" not in json.dumps(features.get(name, {})):
             raise AnyloomError(f"{file}: column {name} holds images but its metadata does not say so: write it with `datasets` (Dataset.to_parquet)")
+
+
+def check_names(task: SuiteTask, files: Sequence[Path]) -> None:
+    """Raises AnyloomError when two rows of the files have one name (evals.suites.rows.row_names)."""
+    import pyarrow.parquet as pq
+
+    columns = list(key_columns(task, pq.read_schema(files[0]).names))
+    row_names(task, [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()] if columns else [])
 
 
 def _fields_of(kind: Any) -> list[str]:

@@ -5,7 +5,8 @@ rows of METRICS.
 
 metric: a name of the harness's (`exact_match`, `gpt_eval_score`, ...) has exactly the harness's value, in its unit (MMBench, MM-Vet: 0 to 100);
 `harness_vanilla` is its judge on every rotation by itself; `ours_*` is our own reading (evals.suites.reading), from 0 to 1: `ours_accuracy` or, with rotations,
-`ours_vanilla` and `ours_circular`; `ours_unparsed` is the share of answers that could not be read, which are wrong. Intervals draw whole clusters.
+`ours_vanilla` and `ours_circular`; `ours_unparsed` is the share of answers that could not be read, which are wrong; `ours_yes_ratio`, of questions that are
+answered with yes or no, is the share of answers that say yes, and under the condition `truth` that of the right answers. Intervals are over whole clusters.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from evals.config import SuiteConfig
-from evals.statistics.intervals import Interval, mean_interval, paired_interval
+from evals.statistics.intervals import Interval, known_interval, mean_interval, paired_interval
 from evals.suites.catalogue import SuiteTask, full_marks
 from evals.suites.reading import EXPLAINED, UNPARSED, Scored, circular
 from evals.suites.rows import Doc, clustered
@@ -39,6 +40,12 @@ PARSED = pa.schema(
     ]
 )
 """Beside samples.parquet: both scores of every answer, and how ours was read. doc_group: its group of rotations; cluster: what intervals draw."""
+CHANCE = "chance"
+"""Condition of the floor that follows from the questions alone."""
+TRUTH = "truth"
+"""Condition of what the right answers say themselves."""
+UNREAD, YES_RATIO = "ours_unparsed", "ours_yes_ratio"
+"""Metrics that are no scores: more of them is neither better nor worse, or told by the score already."""
 ROUNDED = 6e-6
 """MMMU's packaged scorer rounds its mean to five digits."""
 
@@ -68,11 +75,16 @@ class _Table:
         self.rows: list[dict[str, Any]] = []
 
     def scores(self, values: Sequence[float], first: Sequence[int] | None = None, *, scale: float = 1.0, value: float | None = None, **named: Any) -> None:
-        """Rows of all and of every kind. first: the Docs that count, one per group; value: what the harness says of all."""
+        """Rows of all and of every kind. first: the Docs that count, one per group; value: what the harness says of all; a floor called chance follows from the
+        questions alone."""
         chosen = list(range(len(self.docs))) if first is None else list(first)
         for subgroup in ("all", *sorted({self.docs[i].kind for i in chosen} - {"all"})):
             mine = [i for i in chosen if subgroup in ("all", self.docs[i].kind)]
-            interval = mean_interval([values[i] for i in mine], [self.clusters[i] for i in mine], proportion=True, **self._options)
+            of_kind, clusters = [values[i] for i in mine], [self.clusters[i] for i in mine]
+            if named["condition"] == CHANCE:
+                interval = known_interval(of_kind, clusters, **self._options)
+            else:
+                interval = mean_interval(of_kind, clusters, proportion=True, **self._options)
             interval = _scaled(interval, scale)
             if value is not None and subgroup == "all":
                 interval = _exactly(interval, value, str(named["metric"]))
@@ -82,18 +94,18 @@ class _Table:
         """A row of the paired difference over all."""
         chosen = range(len(self.docs)) if first is None else first
         clusters = [self.clusters[i] for i in chosen]
-        interval = paired_interval([values[i] for i in chosen], [minus[i] for i in chosen], clusters, **self._options)
+        interval = paired_interval([values[i] for i in chosen], [minus[i] for i in chosen], clusters, proportion=True, **self._options)
         self.rows.append(metric_row(interval, subgroup="all", kind="difference", **named))
 
     def value(self, value: float, **named: Any) -> None:
         """A number of the harness without an interval."""
-        interval = Interval(value=value, ci_lo=math.nan, ci_hi=math.nan, stderr=math.nan, n=len(self.docs), clusters=len(set(self.clusters)))
+        interval = Interval(value=value, ci_lo=None, ci_hi=None, stderr=None, n=len(self.docs), clusters=len(set(self.clusters)))
         self.rows.append(metric_row(interval, subgroup="all", **named))
 
 
 def _scaled(interval: Interval, scale: float) -> Interval:
-    named = {name: getattr(interval, name) * scale for name in ("value", "ci_lo", "ci_hi", "stderr")}
-    return replace(interval, **named)
+    known = {name: number for name in ("value", "ci_lo", "ci_hi", "stderr") if (number := getattr(interval, name)) is not None}
+    return replace(interval, **{name: number * scale for name, number in known.items()})
 
 
 def _exactly(interval: Interval, value: float, metric: str) -> Interval:
@@ -122,12 +134,15 @@ def suite_metrics(task: SuiteTask, docs: Sequence[Doc], answered: Mapping[str, A
             table.scores(answers.harness, scale=full, metric="harness_vanilla", **named)
         for metric, values in own.get(condition, {}).items():
             table.scores(values, bases if metric == "ours_circular" else None, metric=metric, **named)
+    if task.reading == "yes_no":
+        truth = [float(doc.target.strip().casefold() == "yes") for doc in docs]
+        table.scores(truth, metric=YES_RATIO, condition=TRUTH, kind="floor")
     for metric, values in _chance(task, docs).items():
-        table.scores(values, bases if metric == "ours_circular" else None, metric=metric, condition="chance", kind="floor")
+        table.scores(values, bases if metric == "ours_circular" else None, metric=metric, condition=CHANCE, kind="floor")
     headline, *others = answered
     for other in others:
         for metric, values in own.get(headline, {}).items():
-            if metric != "ours_unparsed":
+            if metric not in (UNREAD, YES_RATIO):
                 chosen = bases if metric == "ours_circular" else None
                 table.difference(values, own[other][metric], chosen, metric=metric, condition=f"{headline} - {other}")
     return table.rows
@@ -146,10 +161,12 @@ def _own(docs: Sequence[Doc], answers: Answered, task: SuiteTask) -> dict[str, l
     assert answers.ours is not None
     scores = [one.score for one in answers.ours]
     unparsed = [float(one.how == UNPARSED) for one in answers.ours]
+    if task.reading == "yes_no":
+        return {"ours_accuracy": scores, UNREAD: unparsed, YES_RATIO: [float(one.parsed == "yes") for one in answers.ours]}
     if not task.rotations:
-        return {"ours_accuracy": scores, "ours_unparsed": unparsed}
+        return {"ours_accuracy": scores, UNREAD: unparsed}
     hits = circular([doc.group for doc in docs], scores)
-    return {"ours_vanilla": scores, "ours_circular": [hits[doc.group] for doc in docs], "ours_unparsed": unparsed}
+    return {"ours_vanilla": scores, "ours_circular": [hits[doc.group] for doc in docs], UNREAD: unparsed}
 
 
 def _chance(task: SuiteTask, docs: Sequence[Doc]) -> dict[str, list[float]]:

@@ -30,7 +30,7 @@ class Doc:
     row: int
     """Its number in the files."""
     doc_key: str
-    """`<task>-<id>`: stable whatever is drawn."""
+    """`<task>-<id>`: stable whatever is drawn; no other row has it."""
     question_id: int
     group: int
     """Rows of one group are rotations of one question."""
@@ -52,26 +52,43 @@ class Doc:
 
 
 def read_docs(task: SuiteTask, files: Sequence[Path]) -> list[Doc]:
-    """Every row, in order. Raises AnyloomError naming a column that is missing or a row that is not as it should be."""
+    """Every row, in order. Raises AnyloomError naming a column that is missing, a row that is not as it should be, or two rows of one name."""
     rows = rows_without_images(files)
+    names = row_names(task, rows)
     docs = []
     for number, (row, (image, num_images)) in enumerate(zip(rows, image_hashes(files), strict=True)):
         try:
-            docs.append(_doc(task, number, row, image, num_images))
+            docs.append(_doc(task, number, names[number], row, image, num_images))
         except (KeyError, TypeError, ValueError, SyntaxError) as error:
             told = f"{type(error).__name__}: {error}"
             raise AnyloomError(f"{task.lmms_task} row {number} is not in the official schema ({told}): prepare the suite again") from error
     return docs
 
 
-def _doc(task: SuiteTask, number: int, row: Mapping[str, Any], image: str, num_images: int) -> Doc:
+def key_columns(task: SuiteTask, columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a file by which its rows are told apart; () where rows have their number only."""
+    return task.key or next(((column,) for column in ("index", "question_id", "id") if column in columns), ())
+
+
+def row_names(task: SuiteTask, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each row is called. Raises AnyloomError when two rows have one name: their answers could not be told apart when runs are compared."""
+    columns = key_columns(task, list(rows[0]) if rows else [])
+    names = ["-".join(str(row.get(column)) for column in columns) or str(number) for number, row in enumerate(rows)]
+    first: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if first.setdefault(name, number) != number:
+            raise AnyloomError(f"{task.lmms_task} rows {first[name]} and {number} have the same {' and '.join(columns)} ({name}): take the files of {task.hub}")
+    return names
+
+
+def _doc(task: SuiteTask, number: int, key: str, row: Mapping[str, Any], image: str, num_images: int) -> Doc:
     name = row.get("index", row.get("question_id", row.get("id", number)))
     options, answers = _options(row), _answers(row)
     index = int(row["index"]) if task.rotations else number
     kind = next((str(row[column]) for column in SUBGROUPS if row.get(column)), "all")
     return Doc(
         row=number,
-        doc_key=f"{task.lmms_task}-{name}",
+        doc_key=f"{task.lmms_task}-{key}",
         question_id=int(name) if isinstance(name, int) else number,
         group=index % ROTATION if task.rotations else number,
         image=image,

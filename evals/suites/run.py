@@ -229,7 +229,7 @@ def _result(
         "questions": len(docs),
         "groups": len({doc.group for doc in docs}),
         "pictures": len({doc.image for doc in docs}),
-        "scores": {condition: {m: round(value, 6) for (c, m), value in overall.items() if c == condition} for condition, _ in overall},
+        "scores": {condition: {m: round(v, 6) for (c, m), v in overall.items() if c == condition and v is not None} for condition, _ in overall},
         "explained": explained(task, answered[headline]),
         "left_out": [f"{count} questions of {task.lmms_task}: {reason}" for reason, count in left_out.items()],
         "harness": f"lmms-eval {harness_version()}",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from rich.text import Text
 from rich.tree import Tree
 
-from flows.running.display import Display, human_bytes, table
+from flows.running.cells import visible
+from flows.running.display import Display, human_bytes, plain_text, table
 from infra.artifact import age, all_records, find, lineage, read_record, verify
 from infra.garbage import garbage, remove
 from infra.lock import exclusive
@@ -38,7 +40,7 @@ def show(root: Path, name: str | None, yes: bool) -> int:
 def why(root: Path, name: str) -> int:
     """The lineage tree of an artifact, down to source files and rows."""
     path, record = find(root, name)
-    tree = Tree(f"{record.name}/{path.name}")
+    tree = Tree(plain_text(f"{record.name}/{path.name}"))
     seen: set[str] = set()
 
     def grow(branch: Tree, node: dict) -> None:
@@ -46,11 +48,11 @@ def why(root: Path, name: str) -> int:
             label = child["label"] + (f"  ({child['input']})" if "input" in child and child["input"] != child["label"].split("/")[0] else "")
             known = child["label"] in seen and child["children"]
             seen.add(child["label"])
-            below = branch.add(label + ("  (see above)" if known else ""))
+            below = branch.add(plain_text(label + ("  (see above)" if known else "")))
             if "record" in child and child["record"].result and not known:
                 for key, value in sorted(child["record"].result.items()):
                     if isinstance(value, (int, float, str)) or (isinstance(value, dict) and all(isinstance(v, (int, float)) for v in value.values())):
-                        below.add(f"[dim]{key}: {value}[/dim]")
+                        below.add(Text(visible(f"{key}: {value}"), style="dim"))
             if not known:
                 grow(below, child)
 
@@ -69,7 +71,7 @@ def check(root: Path, name: str | None, yes: bool) -> int:
                 print(f"ok       {record.name}/{path.name}")
             except AnyloomError as error:
                 problems += 1
-                print(f"DAMAGED  {error}")
+                print(visible(f"DAMAGED  {error}"))
     return 1 if problems else 0
 
 

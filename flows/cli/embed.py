@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from flows.cli.search import add_search
+from flows.running.cells import json_text, visible
 from flows.running.display import Display, human_bytes, table
 from infra.artifact import all_records
 from infra.garbage import garbage, remove
@@ -67,7 +67,7 @@ def verify(root: Path, args: argparse.Namespace) -> int:
         for part in c.damaged:
             print(f"DAMAGED  {c.name}: part {part} has other bytes than were committed; remove its directory and run `anyloom embed build --force STEP`")
         if c.largest > c.tolerance:
-            print(f"DIFFERS  {c.name}: {c.worst} by {c.largest:.2e} of its norm")
+            print(visible(f"DIFFERS  {c.name}: {c.worst} by {c.largest:.2e} of its norm"))
     return int(not all(c.passed for c in found))
 
 
@@ -104,7 +104,7 @@ def stats(root: Path, as_json: bool) -> int:
         }
         lines.append(line)
     if as_json:
-        print("\n".join(json.dumps(line) for line in lines))
+        print("\n".join(map(json_text, lines)))
         return 0
     cells = [
         (

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from flows.running.cells import RUN_BY_SPREADSHEETS, inert, json_row, plain, visible
 from infra.step import AnyloomError
 
 SQL_FORMATS = ("table", "csv", "json")
+SPREADSHEET = "CSV for a spreadsheet: a text that begins with = + - @ tab or a line break, which it would run, gets an apostrophe before it"
+_NESTED = (bytes, timedelta, dict, list, tuple)
 
 
 def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.ArgumentParser, what: str) -> None:
@@ -38,6 +41,7 @@ def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.Ar
     out = actions.add_parser("export", parents=[root], help="tables as Parquet or CSV files")
     out.add_argument("directory", type=Path, metavar="DIR")
     out.add_argument("--format", choices=("parquet", "csv"), default="parquet")
+    out.add_argument("--spreadsheet", action="store_true", help=SPREADSHEET)
     out.add_argument("--table", action="append", default=[], help="a table or view; may be repeated (default: every table)")
     actions.add_parser("check", parents=[root], help="files against themselves and the database; a line per problem, exit code 1")
     two = actions.add_parser("compare", parents=[root], help="two runs on the samples both have: paired differences, kept in the history and its page")
@@ -53,6 +57,7 @@ def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.Ar
     sql = commands.add_parser("sql", parents=[where], help='query the benchmark history, e.g. "select * from leaderboard"')
     sql.add_argument("query")
     sql.add_argument("--format", choices=SQL_FORMATS, default="table", help="json: an object per line (default: table)")
+    sql.add_argument("--spreadsheet", action="store_true", help=SPREADSHEET)
     sql.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
 
 
@@ -63,10 +68,11 @@ def main(args: argparse.Namespace, root: Path) -> int:
 
 def build(args: argparse.Namespace, root: Path) -> int:
     """history build"""
-    from evals.history.database import database_path, rebuild
+    from evals.history.database import database_path, rebuild, unchecked_files
 
-    runs = rebuild(root / "stores", database_path(root / "stores"), fresh=args.fresh)
-    print(f"{runs} runs in {database_path(root / 'stores')}")
+    database = database_path(root / "stores")
+    runs = rebuild(root / "stores", database, fresh=args.fresh)
+    print(f"{runs} runs in {database}{_unchecked(unchecked_files(database))}")
     return 0
 
 
@@ -76,7 +82,7 @@ def import_folders(args: argparse.Namespace, root: Path) -> int:
     from evals.history.imported import import_folder
 
     for one in import_folder(root / "stores", args.directory, harness_version=args.harness_version, timezone=args.timezone, name=args.name):
-        print(f"{'added' if one.new else 'there '}  run {one.run_id}: {', '.join(one.tasks)}; {one.samples} samples; {one.path}")
+        print(visible(f"{'added' if one.new else 'there '}  run {one.run_id}: {', '.join(one.tasks)}; {one.samples} samples; {one.path}"))
     rebuild(root / "stores", database_path(root / "stores"))
     return 0
 
@@ -86,7 +92,10 @@ def export(args: argparse.Namespace, root: Path) -> int:
     from evals.history.exported import export as write
     from evals.history.tables import TABLES
 
-    for name, rows in write(root / "history.duckdb", args.directory, args.format, args.table or TABLES).items():
+    if args.spreadsheet and args.format != "csv":
+        raise AnyloomError("--spreadsheet is about CSV: add --format csv")
+    quoted = RUN_BY_SPREADSHEETS if args.spreadsheet else ()
+    for name, rows in write(root / "history.duckdb", args.directory, args.format, args.table or TABLES, quoted=quoted).items():
         print(f"{rows:>10} rows  {args.directory / name}.{args.format}")
     return 0
 
@@ -97,9 +106,13 @@ def check(args: argparse.Namespace, root: Path) -> int:
 
     found = look(root / "stores", root / "history.duckdb")
     for problem in found.problems:
-        print(problem)
-    print(f"{found.files} files, {found.rows} rows, {len(found.problems)} problems")
+        print(visible(problem))
+    print(f"{found.files} files, {found.rows} rows, {len(found.problems)} problems{_unchecked(found.unchecked)}")
     return int(bool(found.problems))
+
+
+def _unchecked(files: int) -> str:
+    return f"; unchecked: {files} files of older versions, which have no digest" if files else ""
 
 
 def compare(args: argparse.Namespace, root: Path) -> int:
@@ -117,7 +130,8 @@ def compare(args: argparse.Namespace, root: Path) -> int:
     rebuild(stores, database_path(stores))
     columns = ["task", "condition", "metric", "subgroup", "n_paired", "value_a", "value_b", "delta", "ci_lo", "ci_hi", "p_adjusted", "flips_up", "flips_down"]
     show(columns, [[row[name] for name in columns] for row in rows], "table")
-    print(*left_out, sep="\n", end="\n" * bool(left_out))
+    for line in left_out:
+        print(visible(line))
     return 0
 
 
@@ -139,21 +153,33 @@ def sql(args: argparse.Namespace, root: Path) -> int:
     from evals.history.database import query
 
     columns, rows = query(root / "history.duckdb", args.query)
-    show(columns, rows, args.format)
+    show(columns, rows, args.format, args.spreadsheet)
     return 0
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> None:
-    """Print rows as a table, as CSV with a header, or as one JSON object per line."""
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, spreadsheet: bool = False) -> None:
+    """Print rows as a table, as CSV with a header, or as one strict JSON object per line (flows/running/cells.py).
+
+    spreadsheet: texts of the CSV that a spreadsheet would run get an apostrophe before them.
+    """
     from flows.running.display import Display, table
 
+    if spreadsheet and form != "csv":
+        raise AnyloomError("--spreadsheet is about CSV: add --format csv")
     if form == "json":
         for row in rows:
-            print(json.dumps(dict(zip(columns, row, strict=True)), default=str))
+            print(json_row(columns, row))
     elif form == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
+        cells = [list(columns), *([plain(v) if isinstance(v, _NESTED) else v for v in row] for row in rows)]
+        cells = [[inert(v) if isinstance(v, str) else v for v in row] for row in cells] if spreadsheet else cells
+        csv.writer(sys.stdout, lineterminator="\n").writerows(cells)
     elif form == "table":
-        Display().console.print(table("", columns, [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in rows]))
+        Display().console.print(table("", map(visible, columns), [[_cell(value) for value in row] for row in rows]))
         print(f"{len(rows)} rows")
     else:
         raise AnyloomError(f"--format {form}: use {', '.join(SQL_FORMATS)}")
+
+
+def _cell(value: Any) -> str:
+    """A cell of the table on one line."""
+    return f"{value:.4g}" if isinstance(value, float) else visible(plain(value) if isinstance(value, (bytes, dict, list, tuple)) else str(value))

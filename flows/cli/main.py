@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.cli.options import parse_overrides, parse_pairs, settings_of, shared_options
+from flows.running.cells import visible
 from flows.running.interrupts import MESSAGES, Terminated, sigterm_raises
 from infra.logs import one_line
 from infra.step import AnyloomError
@@ -189,12 +190,10 @@ def cmd_decoders(args: argparse.Namespace) -> int:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False) -> None:
-    """A table of plain texts, in which nothing is markup. lines: one between rows."""
-    from rich.markup import escape
-
+    """A table. lines: one between rows."""
     from flows.running.display import Display, table
 
-    made = table("", header, [[escape(cell) for cell in row] for row in rows])
+    made = table("", header, rows)
     made.show_lines = lines
     for column, name in zip(made.columns, header, strict=True):
         column.no_wrap = column.no_wrap or name == "trains"
@@ -286,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with sigterm_raises():
             return COMMANDS[args.command](args)
     except (AnyloomError, FileNotFoundError) as error:
-        print(f"anyloom: {one_line(error)}", file=sys.stderr)
+        print(f"anyloom: {visible(one_line(error))}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Terminated) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else 143
@@ -306,7 +305,7 @@ def unexpected(args: argparse.Namespace, error: Exception) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as handle:
         traceback.print_exception(error, file=handle)
-    print(f"anyloom: {type(error).__name__}: {one_line(error)[:300]}; the traceback is in {log}", file=sys.stderr)
+    print(f"anyloom: {type(error).__name__}: {visible(one_line(error)[:300])}; the traceback is in {log}", file=sys.stderr)
     return 1
 
 

@@ -61,6 +61,7 @@ def search(
     unknown recipe, one without a text side, and when a step it needs is not done (naming the command that does it).
     """
     from evals.pages.gallery import sheet
+    from flows.running.cells import visible
     from flows.running.display import Display, table
     from flows.running.run import recipe_steps
     from infra.settings import offline_environment
@@ -89,17 +90,10 @@ def search(
     except MediaError as error:
         raise AnyloomError(f"search: a medium cannot be shown ({error}): run the shards steps again with --force") from error
     write_atomic(out.absolute(), page)
-    rows = [(rank, f"{hit.score:.3f}", hit.modality, hit.key, plain(hit.caption)) for rank, hit in enumerate(hits, 1)]
+    rows = [(rank, f"{hit.score:.3f}", hit.modality, visible(hit.key), visible(hit.caption)) for rank, hit in enumerate(hits, 1)]
     Display().console.print(table("", ("", "cosine", "modality", "key", "caption"), rows))
     print(f"{len(hits)} media; sheet: {out}")
     return hits
-
-
-def plain(text: str) -> str:
-    """A caption for the terminal: no control characters, nothing that the table would take for markup."""
-    from rich.markup import escape
-
-    return escape("".join(character if character.isprintable() else " " for character in text))
 
 
 def text_weights(recipe: Recipe) -> str:

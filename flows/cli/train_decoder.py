@@ -75,6 +75,7 @@ def _say(rows: Mapping[str, Any]) -> None:
     display.say(f"pipeline: {rows['image_decoder'].path / 'pipeline'}")
 
 
-def _interval(values: list[float]) -> str:
+def _interval(values: list[float | None]) -> str:
     value, low, high = values
-    return f"{value:.3f}" if low == value == high else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    limits = "no interval" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+    return f"{value:.3f}" if low == value == high else f"{value:.3f} {limits}"

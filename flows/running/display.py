@@ -11,6 +11,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from flows.running.cells import visible
 
 LOG_WIDTH = 180
 """Columns when the output is not a terminal."""
@@ -40,13 +43,13 @@ class Display:
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
         self.live = self.console.is_terminal
         self.bars = Progress(
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<18}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=self.console,
             transient=True,
         )
@@ -65,7 +68,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """One line above the bars."""
-        self.console.print(line, markup=False)
+        self.console.print(plain_text(line))
         sys.stdout.flush()
         if self.log is not None:
             self.log(line)
@@ -88,7 +91,7 @@ class Display:
             elapsed = max(time.monotonic() - started, 1e-6)
             rate = human_rate(done, total, elapsed)
             if self.live:
-                self.bars.update(task, completed=done, total=total, rate=rate, note=note)  # type: ignore[arg-type]
+                self.bars.update(task, completed=done, total=total, rate=rate, note=visible(note))  # type: ignore[arg-type]
             elif time.monotonic() - self.printed.get(name, started) >= 20:
                 self.printed[name] = time.monotonic()
                 left = f", about {elapsed / done * (total - done):.0f} s left" if done >= min(3, total / 2) else ""
@@ -104,10 +107,15 @@ class Display:
 
 
 def table(title: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A plain table; the first column is never cut."""
-    made = Table(title=title, title_justify="left", header_style="bold", expand=False)
+    """A plain table; the first column is never cut. Every cell is shown as it is, on as many lines as it has; nothing in it is markup."""
+    made = Table(title=plain_text(title) if title else None, title_justify="left", header_style="bold", expand=False)
     for i, name in enumerate(header):
-        made.add_column(name, no_wrap=i == 0, overflow="fold")
+        made.add_column(plain_text(name), no_wrap=i == 0, overflow="fold")
     for row in rows:
-        made.add_row(*[str(cell) for cell in row])
+        made.add_row(*[plain_text(str(cell)) for cell in row])
     return made
+
+
+def plain_text(text: str) -> Text:
+    """A text for the console, in which nothing is markup and nothing is obeyed but line breaks."""
+    return Text(visible(text, keep="\n"))

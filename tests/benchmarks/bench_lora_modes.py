@@ -5,7 +5,7 @@
 for text and one per medium; and `per_modality, equal parameters`, whose rank is divided by the number of adapters (alpha too, so that the scale stays).
 Same steps, seeds, batches and questions. Only stages 1 and 3 are trained: stage 2 answers no question. One entry per variant but the first: ours is the
 mean accuracy over pictures, clips and sounds, peer that of `shared`, limit 1. The note has accuracies by kind, the paired differences to `shared` (95 %
-bootstrap over media), trained parameters, and the step time: the variants' steps in turn in one process on one thread, median of ROUNDS.
+interval over media), trained parameters, and the step time: the variants' steps in turn in one process on one thread, median of ROUNDS.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def compare(mine: Scores, shared: Scores) -> dict[str, dict[str, Any]]:
         keys, media, values = zip(*scored, strict=True)
         if keys != tuple(key for key, _, _ in shared[group]):
             raise RuntimeError(f"{group}: the variants were asked other questions")
-        own, other = mean_interval(values, media, proportion=True), paired_interval(values, [score for *_, score in shared[group]], media)
+        own, other = mean_interval(values, media, proportion=True), paired_interval(values, [score for *_, score in shared[group]], media, proportion=True)
         named = {"condition": "", "metric": "", "subgroup": "", "kind": ""}
         difference = shown(metric_row(other, **named)) if mine is not shared else "0"
         table[group] = {"accuracy": shown(metric_row(own, **named)), "minus shared": difference, "n": own.n, "media": own.clusters}

@@ -137,11 +137,11 @@ def coco(root: Path) -> None:
 
 
 def pope(root: Path) -> None:
-    """Yes and no."""
+    """Yes and no, each category with ids of its own."""
     rows = []
     for n, (name, colour) in enumerate(COLOURS.items()):
-        row = {"question_id": str(n), "question": "Is it red?", "answer": "yes" if name == "red" else "no", "category": "random", "image": png(colour)}
-        rows.append(row)
+        row = {"question_id": str(n // 2), "question": "Is it red?", "answer": "yes" if name == "red" else "no", "image": png(colour)}
+        rows.append(row | {"category": ("random", "popular")[n % 2]})
     columns = {**dict.fromkeys(("question_id", "question", "answer", "category"), TEXT), "image": PICTURE}
     write(root, "POPE/data/test-00000-of-00001.parquet", rows, columns)
 

@@ -1,4 +1,4 @@
-"""The fifteen traps of lmms-eval 0.7.3: each test names one, shows it where it is, and that our way does not step into it; and equality with the harness."""
+"""The seventeen traps of lmms-eval 0.7.3: each test names one, shows it where it is, and that our way does not step into it; and equality with the harness."""
 
 from __future__ import annotations
 
@@ -354,6 +354,25 @@ def test_trap_15_the_answer_of_seed_bench_is_read_as_a_whole(tmp_path, data, mon
 
 
 # ---- what the traps are about, besides -------------------------------------------------------------------------------
+
+
+def test_trap_16_the_yes_ratio_is_the_model_s(tmp_path, data, monkeypatch) -> None:
+    for said, ratio in (("yes", 1.0), ("no", 0.0)):
+        theirs = peer(tmp_path / f"peer {said}", data, "pope", lambda prompt, seen, said=said: said)["results"]["peer_pope"]
+        assert theirs["pope_yes_ratio,none"] == pytest.approx(1 / 6)  # the trap: whatever the model says
+        _, output = ask(tmp_path / said, data, "pope", monkeypatch, Says(lambda prompt, seen, said=said: said))
+        rows = rows_of(output / "metrics.parquet")
+        assert "pope_yes_ratio" not in {row["metric"] for row in rows}
+        told = {row["condition"]: row["value"] for row in rows if (row["metric"], row["subgroup"]) == ("ours_yes_ratio", "all")}
+        assert told == {"plain_prompt": ratio, "truth": pytest.approx(1 / 6)}
+        assert {row["metric"]: row["ci_lo"] for row in rows if row["metric"].startswith("pope_")}["pope_f1_score"] is None
+
+
+def test_trap_17_questions_of_two_categories_are_told_apart(tmp_path, data, monkeypatch) -> None:
+    _, output = ask(tmp_path, data, "pope", monkeypatch, Says(babble))
+    samples = rows_of(output / "samples.parquet")
+    (path,) = (data / "pope").glob("*.parquet")
+    assert len({row["question_id"] for row in rows_of(path)}) < len(samples) == len({row["doc_key"] for row in samples})
 
 
 def test_mmbench_groups_are_drawn_whole_and_both_scores_are_told(tmp_path, data, monkeypatch) -> None:

@@ -17,7 +17,8 @@ from evals.pages.history.numbers import axis_of, interval, number_text, scale_of
 from evals.pages.page import count_of, paragraph, section
 
 MAX_GROUPS, MAX_ROWS, MAX_KINDS = 24, 24, 40
-SCORED = "(exact_match|accuracy|vanilla|circular|anls|mmmu_acc|pope_accuracy|seed_all|gpt_eval_score|ours|harness_vanilla)(_.*)?"
+SCORED = "(exact_match|accuracy|vanilla|circular|anls|mmmu_acc|pope_accuracy|seed_all|gpt_eval_score|ours_[^y].*|harness_vanilla)(_.*)?"
+"""Names of metrics that are scores; a yes ratio is none."""
 _NEWEST = f"""
 WITH scored AS (
     SELECT metric.*, run.recipe, run.seeds, run.evaluated, run.exported,
@@ -27,7 +28,7 @@ WITH scored AS (
         ) AS age,
         max(evaluated) OVER (PARTITION BY task, history_fingerprint) AS newest
     FROM metric JOIN run USING (run_id)
-    WHERE subgroup = 'all' AND (kind = 'score' AND regexp_full_match(metric, '{SCORED}') OR kind = 'floor')
+    WHERE subgroup = 'all' AND value IS NOT NULL AND (kind = 'score' AND regexp_full_match(metric, '{SCORED}') OR kind = 'floor')
 )
 SELECT * FROM scored WHERE age = 1
 ORDER BY newest DESC NULLS LAST, task, history_fingerprint, metric, filter NULLS FIRST, value DESC, recipe, seeds, condition"""
@@ -120,7 +121,10 @@ def _board(history: History, rows: Sequence[Row]) -> str:
 
 def categories_section(history: History, a: Run | None, b: Run) -> str:
     """The scores of the newest run by kind of question, beside those of the run it is compared with where both were asked the same."""
-    sql = "SELECT * FROM metric WHERE run_id = ? AND kind = 'score' ORDER BY task, condition, metric, filter NULLS FIRST, n DESC NULLS LAST, subgroup"
+    sql = (
+        "SELECT * FROM metric WHERE run_id = ? AND kind = 'score' AND value IS NOT NULL "
+        "ORDER BY task, condition, metric, filter NULLS FIRST, n DESC NULLS LAST, subgroup"
+    )
     mine, theirs = history.rows(sql, (b.run_id,)), history.rows(sql, (a.run_id,)) if a else []
     before = {(r["task"], r["condition"], r["metric"], r["filter"], r["subgroup"], r["history_fingerprint"]): r for r in theirs}
     parts = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from evals.history.foreign import printable
 from evals.history.reader import History, Row, Run
 from evals.pages.history.changes import comparisons, worst_regressions
 from evals.pages.history.leaderboard import boards
@@ -26,7 +27,7 @@ def summary(history: History, a: Run | None, b: Run, title: str) -> str:
 
 def plain(text: object) -> str:
     """Text in which nothing is markup, on one line."""
-    return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+    return _MARKUP.sub(r"\\\1", printable(" ".join(str(text).split())))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from evals.pages.charts import Dot, interval_chart
-from evals.pages.page import metrics_of, paragraph, percent, section, signed, source_note, table
+from evals.pages.charts import Dot, axis_of, interval_chart
+from evals.pages.page import bracketed, metrics_of, paragraph, percent, section, signed, source_note, table
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
@@ -31,14 +31,14 @@ def captions_section(page: RunPage, artifact: Artifact) -> str:
         dots.append(Dot(label=modality, value=gain["value"], lo=gain["ci_lo"], hi=gain["ci_hi"], note=f"n {gain['n']}"))
     if not dots:
         return ""
-    low, high = min(0.0, *(d.lo for d in dots)), max(0.1, *(d.hi for d in dots))
+    low, high = axis_of(dots, 0.0, 0.1)
     chart = interval_chart(dots, width=760, lo=low, hi=high * 1.02, title="gain in nats per caption", zero=True)
     return section(
         "Stage 1: does the right media make its caption likelier?",
         paragraph(
             "Cross-entropy of held-out captions in nats, with their own media and with the media of another sample (other media and other "
             "caption, seeded), or blank (white, or silence). Gain: shuffled minus right per caption, paired; above 0 the media is used. Intervals: 95 % "
-            "bootstrap over media. "
+            "intervals over media. "
             "Text in training: captions whose text a training sample has too.",
             "soft",
         ),
@@ -72,7 +72,7 @@ def alignment_section(page: RunPage, artifact: Artifact) -> str:
             rows.append(
                 [
                     label,
-                    f'{m["value"]:.3f} <span class="ci">[{m["ci_lo"]:.3f}, {m["ci_hi"]:.3f}]</span>',
+                    f"{m['value']:.3f} {bracketed(m['ci_lo'], m['ci_hi'])}",
                     signed(gain["value"], gain["ci_lo"], gain["ci_hi"], digits=3) if gain else "",
                     f"{m['n']:,}",
                 ]
@@ -83,7 +83,7 @@ def alignment_section(page: RunPage, artifact: Artifact) -> str:
         "Stage 2: does the output projector say what the caption says?",
         paragraph(
             "Distance between the conditioning made from the signal tokens and the decoder's text-encoder states of held-out captions (lower is better). "
-            "Gain: how much lower the error with the own caption is, paired; 95 % bootstrap over captions. "
+            "Gain: how much lower the error with the own caption is, paired; 95 % interval over captions. "
             f"Held out: caption texts that no training dataset has; {artifact.result.get('seen_in_training', 0)} others were left out.",
             "soft",
         ),

@@ -5,7 +5,7 @@ Input: the eval_drift artifact. Output: HTML.
 
 from __future__ import annotations
 
-from evals.pages.page import metrics_of, paragraph, section, signed, source_note, table
+from evals.pages.page import bracketed, metrics_of, paragraph, section, signed, source_note, table
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
@@ -23,9 +23,9 @@ def drift_section(page: RunPage, artifact: Artifact) -> str:
         rows.append(
             [
                 label,
-                f'{error["value"]:.3f} <span class="ci">[{error["ci_lo"]:.3f}, {error["ci_hi"]:.3f}]</span>',
+                f"{error['value']:.3f} {bracketed(error['ci_lo'], error['ci_hi'])}",
                 signed(gain["value"], gain["ci_lo"], gain["ci_hi"], digits=3) if gain else "",
-                f'{nll["value"]:.3f} <span class="ci">[{nll["ci_lo"]:.3f}, {nll["ci_hi"]:.3f}]</span>' if nll else "",
+                f"{nll['value']:.3f} {bracketed(nll['ci_lo'], nll['ci_hi'])}" if nll else "",
             ]
         )
     moved = [at[metric, "after - before"] for metric in ("alignment_error", "signal_nll")]
@@ -36,7 +36,7 @@ def drift_section(page: RunPage, artifact: Artifact) -> str:
         paragraph(
             "Stage 3 moves the hidden states that stage 2 aligned. The same held-out captions before and after it: distance between the conditioning and the "
             "decoder's text-encoder states (lower is better), and cross-entropy of the signal tokens in nats per token. "
-            f"{moved[0]['n']:,} captions; 95 % bootstrap over captions.",
+            f"{moved[0]['n']:,} captions; 95 % intervals over captions.",
             "soft",
         ),
         table(["output side", "alignment error", "gain over the mean", "signal tokens"], rows, numeric=(1, 2, 3)),

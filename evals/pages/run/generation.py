@@ -175,7 +175,7 @@ def pope_section(page: RunPage, artifact: Artifact) -> str:
             "As many present as absent objects, the absent ones chosen as POPE does: random, popular (the most frequent) or adversarial (those that stand most "
             "often beside the present ones; only where images show several). Not the POPE benchmark: easyvqa_as_pope asks for shapes and colours, "
             "stamps_as_pope for the thing that a caption names. blank: the same questions about a white image. hallucination_rate: yes to an absent object. "
-            "An answer that is neither yes nor no is wrong. 95 % bootstrap over images; n in brackets.",
+            "An answer that is neither yes nor no is wrong. 95 % intervals over images; n in brackets.",
             "soft",
         ),
         table(["task", "absent objects", *POPE_METRICS], rows, numeric=range(2, len(POPE_METRICS) + 2)),

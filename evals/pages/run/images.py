@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from evals.pages.page import metrics_of, paragraph, section, source_note, table
+from evals.pages.page import bracketed, metrics_of, paragraph, section, source_note, table
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
@@ -55,8 +55,8 @@ def images_section(page: RunPage, artifact: Artifact) -> str:
         "The image decoder: does it draw what was asked for?",
         paragraph(
             "Shapes and colours of easy-VQA in small crops, a world of 24 concepts. Share of seeded draws in which a classifier, trained on real images that "
-            "the decoder has not seen, finds what was asked for; 95 % bootstrap over concepts. Copies: "
-            f"{near['value']:.3f} [{near['ci_lo']:.3f}, {near['ci_hi']:.3f}] of the draws are nearer to a training image than 5 % of real test images are.",
+            "the decoder has not seen, finds what was asked for; 95 % intervals over concepts. Copies: "
+            f"{near['value']:.3f} {bracketed(near['ci_lo'], near['ci_hi'])} of the draws are nearer to a training image than 5 % of real test images are.",
             "soft",
         ),
         table(["made from", "shape", "colour", "both", "images"], rows, numeric=(1, 2, 3, 4)) + grids,
@@ -81,7 +81,7 @@ def drawing_section(page: RunPage, artifact: Artifact) -> str:
         "The whole model: does it draw when asked, only then, and the right thing?",
         paragraph(
             "Requests go through the language model, its signal tokens, the output projector and the decoder. A reply counts when the model writes the whole "
-            "signal block by itself; a request without an image counts as wrong. 95 % bootstrap over prompts, and over concepts for the images.",
+            "signal block by itself; a request without an image counts as wrong. 95 % intervals over prompts, and over concepts for the images.",
             "soft",
         ),
         table(["prompts", "replies with an image", "prompts"], blocks, numeric=(1, 2)),
@@ -105,5 +105,5 @@ def _figure(artifact: Artifact, name: str, label: str) -> str:
     return f'<figure><img alt="{label}" src="data:image/png;base64,{data}"><figcaption class="soft">{label}</figcaption></figure>'
 
 
-def _cell(value: float, low: float, high: float) -> str:
-    return f"{value:.3f}" if low == high else f'{value:.3f} <span class="ci">[{low:.3f}, {high:.3f}]</span>'
+def _cell(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.3f}" if low == value == high else f"{value:.3f} {bracketed(low, high)}"

@@ -39,7 +39,7 @@ def media_questions_section(page: RunPage, artifact: Artifact) -> str:
     return section(
         "Questions about videos and audio clips",
         paragraph(
-            "Accuracy in per cent on held-out media, with its 95 % bootstrap interval over media; an answer counts when it is the true one, word for word. "
+            "Accuracy in per cent on held-out media, with its 95 % interval over media; an answer counts when it is the true one, word for word. "
             "Every name is asked for as often with yes as with no, in the same words. Held-out names are in no training list, so the kind “name” asks for "
             "words that tuning never taught; “motion” and “language” are answers that only the medium tells.",
             "soft",

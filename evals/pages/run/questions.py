@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from evals.config import ReportConfig
 from evals.pages.charts import Dot, interval_chart
-from evals.pages.page import Rows, image_of, metrics_of, paragraph, percent, section, signed, source_note, table
+from evals.pages.page import Rows, bracketed, image_of, metrics_of, paragraph, percent, section, signed, source_note, table
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 from infra.storage import read_json
@@ -89,7 +89,7 @@ def _headline(config: ReportConfig, artifact: Artifact, at: At, order: Sequence[
         over = f"<p>{points} points over the best answer without the image (blind majority; paired).</p>"
     left = (
         f'<div><div class="big">{100 * best["value"]:.1f}<span> %</span></div>'
-        f'<p class="soft">95 % interval {100 * best["ci_lo"]:.1f} to {100 * best["ci_hi"]:.1f}<br>'
+        f'<p class="soft">95 % interval {bracketed(best["ci_lo"], best["ci_hi"], 100, ".1f")}<br>'
         f"{best['n']:,} questions, {best['clusters']:,} images<br>asked: {escape(NAMES[order[0]])}</p></div>"
     )
     keep = [name for name in order if name in (order[0], "plain_prompt", "always_yes", "blind_majority")]
@@ -100,7 +100,7 @@ def _headline(config: ReportConfig, artifact: Artifact, at: At, order: Sequence[
         f'<div class="headline">{left}<div>{_key(keep)}{chart}</div></div>',
         over,
         paragraph(STAND_IN.format(questions=config.questions_are), "small"),
-        f"<p class='small'>Scored by {harness}, task <code>{task}</code>, metric exact_match (VQA accuracy). Intervals: 95 % bootstrap over images, "
+        f"<p class='small'>Scored by {harness}, task <code>{task}</code>, metric exact_match (VQA accuracy). Intervals: 95 % over images, "
         "because questions about one image are not independent.</p>",
         source_note(artifact),
     )

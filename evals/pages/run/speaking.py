@@ -55,7 +55,7 @@ def speaking_section(page: RunPage, artifact: Artifact) -> str:
         paragraph(
             "Requests go through the language model, its signal tokens, the output projector and the frozen audio half of a Piper voice. Whisper tiny.en, "
             "trained on nothing of this, writes down what it hears; a word is right when it stands there, and a request without an audio clip counts as wrong. "
-            "The spoken world are 24 concepts, all of them in training: only the wording of the requests is new. 95 % bootstrap over prompts, and over "
+            "The spoken world are 24 concepts, all of them in training: only the wording of the requests is new. 95 % intervals over prompts, and over "
             "concepts for the words.",
             "soft",
         ),

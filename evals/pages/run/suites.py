@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
-from evals.pages.page import metrics_of, paragraph, section, source_note, table
+from evals.pages.page import bracketed, metrics_of, paragraph, section, source_note, table
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
@@ -21,8 +21,7 @@ def suites_section(page: RunPage, *artifacts: Artifact) -> str:
             if metric["subgroup"] != "all" or metric["kind"] == "difference":
                 continue
             value = "" if metric["value"] is None else f"{metric['value']:.3f}"
-            low, high = metric["ci_lo"], metric["ci_hi"]
-            interval = "" if low is None or high is None else f' <span class="ci">[{low:.3f}, {high:.3f}]</span>'
+            interval = f" {bracketed(metric['ci_lo'], metric['ci_hi'])}"
             n = "" if metric["n"] is None else f"{metric['n']:,}"
             rows.append([escape(task), escape(metric["condition"]), escape(metric["metric"]), value + interval, n])
         official = f"official data, split {artifact.result.get('split', '')}"
@@ -32,7 +31,7 @@ def suites_section(page: RunPage, *artifacts: Artifact) -> str:
     return section(
         "Suites of benchmarks",
         paragraph(
-            "Metrics named harness_* are lmms-eval's, in its own unit; ours_* are shares of right answers by our own reading. 95 % bootstrap.",
+            "Metrics named harness_* are lmms-eval's, in its own unit; ours_* are shares of right answers by our own reading. Intervals: 95 % over images.",
             "soft",
         ),
         table(["task", "condition", "metric", "value", "questions"], rows, numeric=(3, 4)),

@@ -18,7 +18,6 @@ from evals.statistics.intervals import ratio_interval
 from evals.tables import VQA_SAMPLES
 from infra.step import AnyloomError
 
-OPTIONS = {"draws": 100, "seed": 0}
 REFERENCES = [["A red circle."], ["A blue triangle!"], ["a small gray rectangle", "a rectangle"]]
 
 
@@ -98,20 +97,20 @@ def test_head_words_make_a_vocabulary_and_plurals_are_found():
 def test_chair_on_captions_made_by_hand():
     said = [["red", "circle"], ["red", "triangle"], []]
     present = [["red", "circle"], ["blue", "triangle"], ["gray", "rectangle"]]
-    rows = chair_metrics("easyvqa_chair", said, present, present[1:] + present[:1], ["a", "b", "c"], **OPTIONS)
+    rows = chair_metrics("easyvqa_chair", said, present, present[1:] + present[:1], ["a", "b", "c"])
     at = {(row["condition"], row["metric"]): row for row in rows}
     assert at["generated", "chair_i"]["value"] == pytest.approx(1 / 4) and at["generated", "chair_i"]["n"] == 4
     assert at["generated", "chair_s"]["value"] == pytest.approx(1 / 3) and at["generated", "object_recall"]["value"] == pytest.approx(3 / 6)
     assert at["generated", "names_an_object"]["value"] == pytest.approx(2 / 3) and at["generated", "chair_i"]["clusters"] == 2
     assert at["generated, shuffled", "chair_i"]["value"] == 1.0 and at["generated, shuffled", "chair_i"]["ci_lo"] < 1
-    silent = chair_metrics("easyvqa_chair", [[], []], present[:2], present[:2], ["a", "b"], **OPTIONS)
+    silent = chair_metrics("easyvqa_chair", [[], []], present[:2], present[:2], ["a", "b"])
     assert "chair_i" not in {row["metric"] for row in silent}  # no mention: no share of them
     assert chair_task("stamps_heldout") == "stamps_chair"
 
 
 def test_a_ratio_without_cases_has_no_interval_and_one_at_the_edge_has_width():
-    assert ratio_interval([0.0], [0.0], ["a"], **OPTIONS) is None
-    edge = ratio_interval([2.0, 1.0], [2.0, 1.0], ["a", "b"], **OPTIONS)
+    assert ratio_interval([0.0], [0.0], ["a"]) is None
+    edge = ratio_interval([2.0, 1.0], [2.0, 1.0], ["a", "b"])
     assert edge is not None and edge.value == 1 and edge.ci_lo < 0.7 and edge.ci_hi == 1 and edge.n == 3
 
 

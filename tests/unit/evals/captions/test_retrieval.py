@@ -16,7 +16,7 @@ from evals.captions.retrieval import caption_groups, category, chance_level, mea
 from evals.config import RetrievalEvalConfig
 from evals.heldout import Media, distinct_media
 from evals.pages.gallery import MAX_AUDIO_BYTES, Shown, preview, sheet
-from flows.cli.search import add_search, plain, search
+from flows.cli.search import add_search, search
 from infra.step import AnyloomError, Artifact
 from mmcore.encoder_config import BertText, HfText, encoder_config
 from mmcore.encoders import load_encoder
@@ -291,7 +291,3 @@ def test_the_command_has_its_options():
     add_search(parser.add_subparsers(), [which])
     args = parser.parse_args(["search", "a dog barking", "--top", "4", "--recipe", "clip_two_tower", "--out", "x.html"])
     assert (args.query, args.top, args.recipe, str(args.out)) == ("a dog barking", 4, "clip_two_tower", "x.html") and callable(args.handler)
-
-
-def test_captions_reach_the_terminal_as_plain_text():
-    assert plain("[red]a\x1b[2Jcat[/red]") == r"\[red]a [2Jcat\[/red]"

@@ -223,3 +223,40 @@ def test_files_of_the_fourth_schema_call_the_image_picture(tmp_path: Path) -> No
     images = {run_id: query(db, f"SELECT image FROM sample WHERE run_id = '{run_id}' ORDER BY doc_key")[1] for run_id in ("old", "new")}
     assert images["old"] == images["new"] and None not in images["old"][0]
     assert check(stores, db).problems == []
+
+
+NAN = float("nan")
+
+
+def with_nan(name: str) -> dict[str, pa.Table]:
+    """A run whose metrics have no interval, as NaN, and a sample and a loss that are no numbers."""
+    made = rows(name, [1.0, 0.0])
+    for table, columns in {"metric": ("ci_lo", "ci_hi", "stderr"), "sample": ("score",), "train_metrics": ("loss",)}.items():
+        for column in columns:
+            place = made[table].schema.get_field_index(column)
+            made[table] = made[table].set_column(place, column, pa.array([NAN] * len(made[table]), pa.float64()))
+    return made
+
+
+def numbers_of(db: Path, run_id: str) -> list[tuple[object, ...]]:
+    sql = f"SELECT max(ci_lo), avg(ci_hi), max(stderr), count(*) FILTER (ci_lo > 0.9) FROM metric WHERE run_id = '{run_id}'"
+    scored = f"SELECT count(score), max(loss) FROM sample FULL JOIN train_metrics USING (run_id) WHERE run_id = '{run_id}'"
+    return [*query(db, sql)[1], *query(db, scored)[1]]
+
+
+def test_what_is_no_number_is_null_in_every_table(tmp_path: Path) -> None:
+    db = append(tmp_path / "stores", with_nan("new"))
+    assert numbers_of(db, "new") == [(None, None, None, 0), (0, None)]
+
+
+def test_files_of_the_fifth_schema_hold_nan_and_are_read_as_null(tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    for name, table in with_nan("old").items():
+        if name in ("model", *OF_RUN):
+            path = file_of(stores, name, "m-old" if name == "model" else "old")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.replace_schema_metadata({VERSION_KEY: b"5"}), path)
+    db = append(stores, rows("new", [1.0]))
+    assert numbers_of(db, "old") == [(None, None, None, 0), (0, None)]
+    assert query(db, "SELECT count(*) FROM metric WHERE run_id = 'old' AND value IS NOT NULL")[1] == [(3,)]
+    assert check(stores, db).problems == []

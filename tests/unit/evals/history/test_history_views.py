@@ -14,6 +14,7 @@ from evals.history.database import query
 from evals.history.reader import History
 from evals.history.records import annotate, append_change_points, append_comparisons, append_night, parse_time
 from evals.history.tables import rows_table
+from evals.suites.catalogue import full_marks
 from infra.step import AnyloomError
 
 UP = [1.0, 1.0, 1.0, 0.0]
@@ -177,3 +178,18 @@ def test_leaderboard_shows_accuracies_with_their_floors_and_fingerprint(stores):
     (row,) = [dict(zip(names, values, strict=True)) for values in found]
     assert (row["accuracy"], row["n"], row["floor_always_yes"], row["floor_blind_majority"]) == (0.75, 4, 0.25, 0.5)
     assert (row["metric"], row["history_fingerprint"], row["model_id"], row["recipe"]) == ("exact_match", "aaaa", "m-c", "smol")
+
+
+def test_the_leaderboard_has_one_unit_and_the_harness_s_number_beside_it(stores):
+    of_100 = rows("a", UP, task="mmbench_en_dev_static")
+    renamed = [row | {"metric": "gpt_eval_score"} | {name: 100 * row[name] for name in ("value", "ci_lo", "ci_hi")} for row in of_100["metric"].to_pylist()]
+    db = append(stores, of_100 | {"metric": rows_table("metric", renamed)}, rows("b", UP))
+    sql = "SELECT accuracy, ci_lo, ci_hi, floor_always_yes, floor_blind_majority, value FROM leaderboard ORDER BY run_id"
+    first, second = query(db, sql)[1]
+    assert first == pytest.approx((0.75, 0.55, 0.95, 0.25, 0.5, 75.0)) and second == pytest.approx((0.75, 0.55, 0.95, 0.25, 0.5, 0.75))
+
+
+def test_the_unit_of_a_metric_is_the_same_in_sql(stores):
+    db = append(stores, rows("a", UP))
+    for metric in ("exact_match", "gpt_eval_score", "gpt_eval_score_mode", "harness_vanilla", "pope_accuracy", "my_gpt_eval_score", "ours_vanilla"):
+        assert query(db, f"SELECT full_marks('{metric}')")[1] == [(full_marks(metric),)]

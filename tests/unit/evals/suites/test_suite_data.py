@@ -16,10 +16,11 @@ from PIL import Image
 from evals.harness.answers import AnswerFile, Reply
 from evals.harness.features import KeptFeatures
 from evals.harness.shown import ShownImages
-from evals.suites.catalogue import suite_task
-from evals.suites.data import check_schema, prepare, prepared_files
+from evals.nightly.comparison import pair
+from evals.suites.catalogue import TASKS, suite_task
+from evals.suites.data import check_names, check_schema, prepare, prepared_files
 from evals.suites.hub_parquet import image_hashes, rows_without_images, take_rows, write_rows
-from evals.suites.rows import Doc, askable, clustered, draw_docs, read_docs
+from evals.suites.rows import Doc, askable, clustered, draw_docs, key_columns, read_docs, row_names
 from evals.suites.stand_ins import COLUMNS, write_stand_in
 from infra.step import AnyloomError
 from mmcore.encoder_config import TimmImage
@@ -152,6 +153,44 @@ def test_annotators_without_an_id_are_refused_where_the_scorer_tells_them_apart(
         assert "\n" not in str(caught.value)
     pq.write_table(pa.table({name: ["x"] for name in suite_task("textvqa_val").columns} | {"answers": [["cat"]]}), path)
     check_schema(suite_task("textvqa_val"), path)  # told apart by their place
+
+
+CASES = Path(__file__).parents[3] / "cases"
+
+
+def test_pope_s_questions_are_told_apart_by_category_and_compare_with_themselves() -> None:
+    docs = read_docs(suite_task("pope"), [CASES / "pope_ids" / "test-00000-of-00001.parquet"])
+    assert [doc.doc_key for doc in docs[:3]] == ["pope-adversarial-1", "pope-adversarial-2", "pope-popular-1"]
+    rows = [
+        {"task": "pope", "condition": "right", "doc_key": d.doc_key, "question": d.question, "image": d.image, "target": d.target, "score": 1.0} for d in docs
+    ]
+    (paired,) = pair(rows, rows).values()
+    assert len(paired.keys) == len(docs) == 6
+
+
+@pytest.mark.parametrize("task", [task.lmms_task for task in TASKS if task.hub])
+def test_two_rows_of_one_name_are_refused_in_every_suite(task: str) -> None:
+    """Rows that differ in one key column are told apart; rows that differ in none are not taken."""
+    entry = suite_task(task)
+    columns = key_columns(entry, entry.columns)
+    if not columns:
+        assert row_names(entry, [{}, {}]) == ["0", "1"]
+        return
+    alike = dict.fromkeys(entry.columns, "x") | dict.fromkeys(columns, 7)
+    for column in columns:
+        assert len(set(row_names(entry, [alike, alike | {column: 8}]))) == 2
+    with pytest.raises(AnyloomError, match=f"{task} rows 0 and 2 have the same") as caught:
+        row_names(entry, [alike, alike | {columns[0]: 8}, alike])
+    assert "\n" not in str(caught.value)
+
+
+def test_repeated_names_are_refused_when_they_are_prepared(tmp_path: Path) -> None:
+    source = CASES / "pope_ids" / "test-00000-of-00001.parquet"
+    for number in range(2):  # two files of one split with the same rows
+        (tmp_path / f"test-0000{number}-of-00002.parquet").write_bytes(source.read_bytes())
+    check_names(suite_task("pope"), sorted(tmp_path.glob("*.parquet"))[:1])
+    with pytest.raises(AnyloomError, match="rows 0 and 6 have the same category and question_id"):
+        check_names(suite_task("pope"), sorted(tmp_path.glob("*.parquet")))
 
 
 def test_changed_bytes_of_prepared_data_are_refused(tmp_path: Path) -> None:

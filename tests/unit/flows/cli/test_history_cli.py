@@ -104,3 +104,43 @@ def test_compare_writes_the_paired_difference_of_two_runs_once(root: Path, anylo
 def test_compare_names_what_it_cannot_find(anyloom):
     assert "run zzz: no runs are called that; there are " in anyloom("history", "compare", "a", "zzz", expect=1)
     assert "named twice" in anyloom("history", "compare", "a", "a", expect=1)
+
+
+def test_json_has_null_for_what_is_no_number(anyloom):
+    said = anyloom("sql", "select 'nan'::double as x, 'inf'::double as y, 1.5 as z, [1.0::double, 'nan'::double] as l", "--format", "json")
+    assert said == '{"x": null, "y": null, "z": 1.5, "l": [1.0, null]}\n'
+
+
+CASES = Path(__file__).parents[3] / "cases"
+
+
+def test_answers_are_shown_as_they_are(anyloom):
+    anyloom("history", "import", CASES / "answers_with_markup", "--harness-version", "0.7.3")
+    shown = anyloom("sql", "select prediction from sample where task = 'vqav2_val'")
+    for text in ("[/INST] a cat", "[bold]dog[/bold] and [red]x", 'a\\nb, "c"', "=1+1", "\\x00\\x1b[31mred", "é\\u2028x"):
+        assert f"│ {text} " in shown, text
+    assert "\x1b" not in shown and "6 rows" in shown
+
+
+def test_a_column_s_name_is_no_markup(anyloom):
+    assert "[red]x\\x1b" in anyloom("sql", 'select 1 as "[red]x\x1b"')
+
+
+def test_an_error_shows_what_it_quotes(anyloom):
+    said = anyloom("sql", 'select * from "\x1b[31m[bold]"', expect=1)
+    assert "\\x1b[31m[bold]" in said and "\x1b" not in said
+
+
+def test_csv_for_a_spreadsheet(anyloom, tmp_path):
+    sql = "select '=1+1' as \"@x\", -0.5 as y, '-1' as z, null as n, 'a' as a"
+    exact, safe = (list(csv.reader(io.StringIO(anyloom("sql", sql, "--format", "csv", *more)))) for more in ([], ["--spreadsheet"]))
+    assert exact == [["@x", "y", "z", "n", "a"], ["=1+1", "-0.5", "-1", "", "a"]]
+    assert safe == [["'@x", "y", "z", "n", "a"], ["'=1+1", "-0.5", "'-1", "", "a"]]
+    anyloom("history", "import", CASES / "answers_with_markup", "--harness-version", "0.7.3")
+    for options, first in ((["--spreadsheet"], "'=1+1"), ([], "=1+1")):
+        anyloom("history", "export", tmp_path / "out", "--format", "csv", "--table", "sample", *options)
+        with open(tmp_path / "out" / "sample.csv", newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(line.replace("\0", "") for line in handle))
+        assert first in {row["prediction"] for row in rows} and "cat" in {row["target"] for row in rows}
+    assert "--format csv" in anyloom("sql", sql, "--spreadsheet", expect=1)
+    assert "--format csv" in anyloom("history", "export", tmp_path / "out", "--spreadsheet", expect=1)
