@@ -16,8 +16,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from mmcore.chat.chat import question_text
-from mmcore.types import IGNORE, PADDING, Batch, MediaBatch, Sample, TokenRow
+from mmcore.chat.places import spelled
+from mmcore.types import IGNORE, PADDING, Batch, MediaBatch, Said, Sample, TokenRow
 
 T = TypeVar("T")
 _GOLDEN = 0.6180339887498949
@@ -117,11 +117,16 @@ def answer_weights(samples: Sequence[Sample]) -> dict[tuple[str, str], float]:
 
     It takes away what can be answered from the question's wording alone.
     """
-    pairs = Counter((question_text(human, sample.modality), gpt) for sample in samples for human, gpt in sample.conversations if gpt.lower() in YES_NO)
+    pairs = Counter((spelled(human), gpt) for sample in samples for human, gpt in sample.conversations if isinstance(gpt, str) and says_yes_no(gpt))
     totals: Counter[str] = Counter()
     for (question, _), count in pairs.items():
         totals[question] += count
     return {(question, gpt): 0.5 * totals[question] / count for (question, gpt), count in pairs.items()}
+
+
+def says_yes_no(answer: Said) -> bool:
+    """Whether an answer is yes or no."""
+    return isinstance(answer, str) and answer.lower() in YES_NO
 
 
 def collate(rows: Sequence[TokenRow], media: Mapping[str, tuple[torch.Tensor, torch.Tensor, Sequence[int]]]) -> Batch:
