@@ -19,7 +19,7 @@ from mmcore.config import RowsStage
 from mmcore.lm.token_nll import token_nll
 from mmcore.model.any_model import AnyModel
 from mmcore.projectors.inputs import num_projected
-from mmcore.training.batching import Schedule, answer_weights, coin, collate, deal, says_yes_no, share
+from mmcore.training.batching import Schedule, answer_weights, coin, collate, deal, deal_questions, says_yes_no, share
 from mmcore.training.drawn import Drawn, FeatureSource, media_of
 from mmcore.training.losses import StepLoss, modality_sums, parts_by_modality, weighted_nll
 from mmcore.types import IGNORE, Batch, Sample, TokenRow
@@ -133,7 +133,7 @@ class ChatData:
         config, pairs = self.config, sample.conversations
         dialogue = sample.source in config.dialogues or not independent([human for human, _ in pairs])
         if not dialogue:
-            pairs = tuple(deal([(rest_of(human), gpt) for human, gpt in pairs], config.questions, config.seed, sample.key, visit))
+            pairs = tuple(deal_questions([(rest_of(human), gpt) for human, gpt in pairs], config.questions, config.seed, sample.key, visit))
         weights, turns = self.weights.get(sample.source, {}), []
         for human, gpt in pairs:
             weight = weights.get((spelled(human), gpt), 1.0) if isinstance(gpt, str) else 1.0

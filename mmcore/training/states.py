@@ -111,7 +111,7 @@ class SignalData:
                 sample = self.samples[slot.dataset][slot.index]
                 modality = self.modalities[slot.dataset]
                 caption = deal(sample.texts, 1, self.config.seed, sample.key, slot.visit)[0]
-                variant = deal(range(self.states.requests(modality, caption)), 1, self.config.seed, f"{sample.key} request", slot.visit)[0]
+                variant = deal(range(self.states.requests(modality, caption)), 1, self.config.seed, f"{sample.key} request", slot.visit // len(sample.texts))[0]
                 by_modality.setdefault(modality, []).append((caption, variant, sample.key, number))
             for modality, found in sorted(by_modality.items()):
                 captions, variants, keys, numbers = zip(*found, strict=True)
