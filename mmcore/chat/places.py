@@ -46,7 +46,7 @@ def placed(texts: Sequence[str], media: Mapping[str, int], problem: str) -> list
                 raise Misfit(PLACEHOLDER_COUNT, problem.format(named=len(named), name=placeholder(modality), given=given, modality=modality))
             named = alone
         places += named if given else []
-    return [_cut(text, sorted((match for where, match in places if where == turn), key=re.Match.start)) for turn, text in enumerate(texts)]
+    return [_cut(text, sorted((match for where, match in places if where == turn), key=lambda match: match.start())) for turn, text in enumerate(texts)]
 
 
 def _line(match: re.Match[str]) -> str:

@@ -33,7 +33,7 @@ def left_out(lost: Sequence[LeftOut], samples: Mapping[str, Sequence[Any]], chat
     """{"left_out": lines} for the end of the run; nothing where every record is read whole. samples: those that fit, by dataset."""
     total = sum(map(len, samples.values())) + sum(one.status == LEFT_OUT for one in lost)
     lines = told(lost, total)
-    unread = 0 if chat is None or chat.template.system else sum(bool(sample.system) for rows in samples.values() for sample in rows)
-    if unread:
-        lines.append(f"the turn of the system of {unread} of {total} records: the chat template {chat.template_name} has none")  # type: ignore[union-attr]
+    unread = sum(bool(sample.system) for rows in samples.values() for sample in rows) if chat is not None and not chat.template.system else 0
+    if chat is not None and unread:
+        lines.append(f"the turn of the system of {unread} of {total} records: the chat template {chat.template_name} has none")
     return {"left_out": lines} if lines else {}

@@ -9,6 +9,7 @@ import pytest
 from data_steps import pictures, png, run_step, write_manifest
 from toy_model import SPEC, STAGE3
 
+from flows.running.run import rows_left_out
 from infra.step import AnyloomError
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Shown
@@ -93,6 +94,7 @@ def test_records_that_no_row_can_hold_are_ledger_rows_and_the_others_are_trained
     result = train(tmp_path)
     expected = ["several_media", "no_features", "no_signal_tokens", "nothing_to_learn"]
     assert sorted(ledger(tmp_path)) == [(f"asked-00000{6 + number}", "left_out", reason) for number, reason in enumerate(expected)]
+    assert rows_left_out("stage3", tmp_path / "stage3", result) == [f"  all of them, with the reason: {tmp_path / 'stage3' / 'ledger.parquet'}"]
     (line,) = result["left_out"]
     assert line.startswith("4 of 10 records are not trained on (no_features 1, no_signal_tokens 1, nothing_to_learn 1, several_media 1), the first is asked-")
 
@@ -112,7 +114,7 @@ def test_long_records_are_cut_at_a_turn_or_left_out_before_the_first_step(policy
 
 def test_a_stage_that_would_lose_more_than_the_allowed_share_fails_before_its_first_step(tmp_path):
     long = "a square " * 320
-    shards_of(tmp_path, [{"conversations": turns("what?", long)} for _ in range(3)] + [{"conversations": turns("what?", "a")} for _ in range(2)])
+    shards_of(tmp_path, [{"conversations": turns(f"what {i}?", long if i < 3 else "a")} for i in range(5)])
     with pytest.raises(AnyloomError, match=r"^stage3: 3 of 5 records are not trained on \(too_long 3\), the first is asked-000000: .* more than max_lost 0\.5"):
         train(tmp_path)
     assert not (tmp_path / "work" / "stage3" / "checkpoints").exists() and not list((tmp_path / "stage3").iterdir())
