@@ -31,7 +31,7 @@ from mmcore.model.any_model import AnyModel, load_model
 from mmcore.runtime.devices import device_for
 from mmcore.training.drawn import FeatureSource, media_of
 from mmcore.training.signals import INDEX, ROWS, Replies, caption_key, compute_exchanges, compute_states
-from mmcore.types import Sample
+from mmcore.types import Sample, Shown
 from pipelines.shards.config import GROUP_MODALITY
 from pipelines.training.config import StatesConfig
 from pipelines.training.data import earlier_stages, feature_sources, fitting, shard_sets, true_captions
@@ -91,9 +91,9 @@ def _asking(sample: Sample, captions: Mapping[str, str]) -> Asking | None:
     if len(sample.texts) != 1 or len(given) != 1:
         return None
     first, rest = parted(sample.conversations[-1][1])
-    *words, last = (*first, *rest)
-    said = "".join(piece for piece in words if isinstance(piece, str))
-    if last != given[0] or said not in ("", sample.texts[0]):
+    pieces: list[str | Shown] = [*first, *rest]
+    said = "".join(piece for piece in pieces if isinstance(piece, str))
+    if pieces[-1] != given[0] or said not in ("", sample.texts[0]):
         return None
     turns = list(sample.conversations)
     if independent([question for question, _ in turns]):

@@ -80,14 +80,14 @@ def test_a_mixed_batch_equals_stock_peft_on_each_sample_alone(mode, tmp_path):
 def test_segments_of_one_row_are_routed_each_by_its_own_media():
     """Three samples packed into one row (no shared prefix): hidden states and gradients of each alone."""
     model = any_model("per_modality")
-    asked = {"image": [("image", 3)], "audio": [("audio", 3)], "text": []}
+    shown = {"image": [("image", 3)], "audio": [("audio", 3)], "text": []}
     inputs = {modality: features(modality).requires_grad_(True) for modality in ("image", "audio")}
 
     def media(rows):
         return {m: (inputs[m], torch.tensor([3]), [row]) for m, row in rows.items()}
 
     builder, alone = RowBuilder(), {}
-    for number, (modality, counts) in enumerate(asked.items()):
+    for number, (modality, counts) in enumerate(shown.items()):
         ids = model.chat.question_prompt(asked(f"what {number}?", counts))
         builder.add(ids, number + 1)
         single = RowBuilder()
