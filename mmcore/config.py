@@ -143,6 +143,11 @@ class RowsStage(StageConfig):
     """With caption_turn: share of the media that are asked without it, so that the model also knows the plain prompt."""
     balance_answers: bool = False
     """Helped recipe: a question's loss is weighted 0.5 / P(answer | question text) for yes/no answers."""
+    too_long: str = "cut"
+    """What becomes of a record that is longer than the language model's context: `cut`, a conversation ends after the last answer that fits, questions and
+    captions that do not fit are left out, and a record of which nothing fits; `leave_out`, the whole record is left out."""
+    max_lost: float = 0.5
+    """Share of the records that may be left out; a stage that would lose more fails before it begins, with the reasons."""
     train_projectors: bool = True
     """False freezes the input projectors of a stage that trains LoRA."""
     projector_lr: float = 0.0
@@ -164,6 +169,8 @@ class StatesStage(StageConfig):
 
     requests: int = 1
     """Maximum request wordings per caption, capped by how often the data asks for it. Above 1, wordings are also taken from the instruction lists."""
+    max_lost: float = 0.5
+    """Share of the captioned media that may be left out because no caption fits the language model's context; a stage that would lose more fails."""
     token_loss: float = 1.0
     """Weight of the cross-entropy on signal tokens."""
     align_loss: float = 1.0
@@ -191,10 +198,17 @@ QUANTIZE = ("", "4bit", "8bit")
 SCHEDULES = ("linear", "cosine")
 
 
+TOO_LONG = ("cut", "leave_out")
+
+
 def check_stage(config: StageConfig) -> None:
-    """Raises ValueError for a schedule that there is none of."""
+    """Raises ValueError for a schedule, a way with long records or a share that there is none of."""
     if config.schedule not in SCHEDULES:
         raise ValueError(f"{config.stage}.schedule {config.schedule!r} is unknown: use {' or '.join(SCHEDULES)}")
+    if isinstance(config, RowsStage) and config.too_long not in TOO_LONG:
+        raise ValueError(f"{config.stage}.too_long {config.too_long!r} is unknown: use {' or '.join(TOO_LONG)}")
+    if isinstance(config, RowsStage | StatesStage) and not 0 <= config.max_lost <= 1:
+        raise ValueError(f"{config.stage}.max_lost is {config.max_lost}: it is a share, from 0 to 1")
 
 
 def check_model(spec: ModelSpec) -> None:

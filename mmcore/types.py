@@ -35,6 +35,19 @@ PADDING = -1
 """Segment of a padding position."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A medium in its place among the words of a turn: shown to the model in a question, to be made by it in an answer."""
+
+    modality: str
+    tokens: int = 0
+    """Projected tokens that it becomes in a question; 0 until its features are known."""
+
+
+Said = str | tuple[str | Shown, ...]
+"""What one turn says. A text is words and nothing else, whatever names stand in it; with media it is their pieces in order."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One media group of the training data."""
@@ -46,8 +59,10 @@ class Sample:
     """Input media: text, image, video or audio."""
     texts: tuple[str, ...] = ()
     """Captions."""
-    conversations: tuple[tuple[str, str], ...] = ()
-    """(human, gpt) pairs in order."""
+    conversations: tuple[tuple[Said, Said], ...] = ()
+    """(human, gpt) pairs in order. Where no question shows the input medium, it stands before the first."""
+    system: str = ""
+    """Words of the system's turn before the conversation; "" without one."""
     media_sha256: str = ""
 
 

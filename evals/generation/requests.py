@@ -16,6 +16,7 @@ from evals.generation.config import DrawingEvalConfig, SpeakingEvalConfig
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
 from infra.step import StepContext
+from mmcore.chat.places import asked_texts
 from mmcore.concepts.shapes import CONCEPTS
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
@@ -73,7 +74,8 @@ def image_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig]) ->
     for meta in metas:
         turns = meta["conversations"]
         turns = json.loads(turns) if isinstance(turns, str) else turns
-        found.append(Prompt(condition="picture_question", text=turns[0]["value"].replace("<image>", "").strip(), media_key=meta["key"]))
+        questions = asked_texts([turn["value"] for turn in turns if turn["from"] == "human"], "image")
+        found.append(Prompt(condition="picture_question", text=questions[0], media_key=meta["key"]))
     return found
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.step import AnyloomError
+from mmcore.chat.places import asked_texts
+from mmcore.chat.records import SYSTEM
 
 COLOURS = frozenset("black blue brown gray green grey orange pink purple red teal white yellow".split())
 SHAPES = frozenset("circle rectangle square triangle".split())
@@ -61,9 +63,11 @@ def _record_questions(list_path: Path, row: int, record: Any) -> list[QuestionRo
     if not isinstance(record, dict) or not isinstance(record.get("image"), str):
         raise AnyloomError(f"{where}: field image is missing: a question needs an image")
     turns = record.get("conversations")
+    if isinstance(turns, list) and turns and isinstance(turns[0], dict) and turns[0].get("from") == SYSTEM:
+        turns = turns[1:]
     if not isinstance(turns, list) or len(turns) % 2 or len(turns) >= 2000:
         raise AnyloomError(f"{where}: field conversations must hold human/gpt pairs (fewer than 1000)")
-    questions = []
+    questions, texts = [], asked_texts([turn["value"] for turn in turns[::2] if isinstance(turn, dict) and isinstance(turn.get("value"), str)], "image")
     for index in range(len(turns) // 2):
         human, gpt = turns[2 * index], turns[2 * index + 1]
         for turn, role in ((human, "human"), (gpt, "gpt")):
@@ -75,7 +79,7 @@ def _record_questions(list_path: Path, row: int, record: Any) -> list[QuestionRo
                 question_id=row * 1000 + index,
                 image_id=row,
                 image=record["image"],
-                question=human["value"].replace("<image>", "").strip(),
+                question=texts[index],
                 answer=gpt["value"].strip(),
             )
         )

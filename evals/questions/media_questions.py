@@ -26,6 +26,7 @@ from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import METRICS, VQA_SAMPLES, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
+from mmcore.chat.places import asked_texts
 from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
 from mmcore.types import Question
@@ -86,8 +87,8 @@ def read_media_questions(list_path: Path, modality: str) -> list[MediaQuestion]:
         turns, kinds = record.get("conversations", []), record.get("question_kinds", [])
         if modality not in record or len(turns) != 2 * len(kinds):
             raise AnyloomError(f"{list_path} record {row}: needs the field {modality} and one of question_kinds per question: prepare the lists again")
-        for index, kind in enumerate(kinds):
-            question = turns[2 * index]["value"].replace(f"<{modality}>", "").strip()
+        texts = asked_texts([turn["value"] for turn in turns[::2]], modality)
+        for index, (kind, question) in enumerate(zip(kinds, texts, strict=True)):
             found.append(
                 MediaQuestion(
                     doc_key=f"{list_path.stem}-{row:06d}#{index}",

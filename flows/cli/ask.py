@@ -39,6 +39,9 @@ def add_ask(commands: Any) -> None:
         sub.add_argument("--base", type=Path, metavar="DIR", help="weights of the language model, for a model that was packed without them")
         for modality in ("image", "video", "audio"):
             sub.add_argument(f"--{modality}", type=Path, action="append", default=[], help=f"{modality} file, shown with the first question; may be repeated")
+        sub.add_argument(
+            "--system", default="", metavar="TEXT", help="what the system says before the first question, where the chat template has a place for it"
+        )
         sub.add_argument("--max-new-tokens", type=int, default=48)
         sub.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (default); above: draw, 1 as the model is unsure")
         sub.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens only (default: all)")
@@ -52,7 +55,7 @@ def add_ask(commands: Any) -> None:
         sub.add_argument("--out", type=Path, default=Path("media"), metavar="DIR", help="where media that the model makes go (default: media)")
         sub.add_argument("--seed", type=int, default=0, help="draws words and media (default: 0); each further medium takes the next one")
         sub.add_argument("--save-conditioning", type=Path, metavar="FILE", help="write what the signal tokens say (safetensors)")
-    generate.add_argument("prompt", help="the question; <image>, <video>, <audio> in it say where the media stand")
+    generate.add_argument("prompt", help="the question; where media are shown, <image>, <video>, <audio> in it say where they stand")
 
 
 def add_pack(commands: Any) -> None:
@@ -88,9 +91,9 @@ def main(args: argparse.Namespace) -> int:
     speaker = Speaker(generator, directory, args.out, args.seed, args.max_new_tokens)
     try:
         if args.command == "chat":
-            chat(speaker, media, sampling, args.complete_blocks)
+            chat(speaker, media, sampling, args.complete_blocks, args.system)
         else:
-            speaker.say(speaker.generator.stream(args.prompt, media, args.max_new_tokens, sampling, args.complete_blocks))
+            speaker.say(speaker.generator.stream(args.prompt, media, args.max_new_tokens, sampling, args.complete_blocks, args.system))
     except ValueError as error:
         raise AnyloomError(str(error)) from error
     if args.save_conditioning is not None:
@@ -196,8 +199,9 @@ class Speaker:
         print(f"conditioning saved to {path}", file=sys.stderr)
 
 
-def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, complete_blocks: bool = True) -> None:
-    """One conversation, from the terminal, until it ends. media: shown with the first question; sampling: how answers are written (None: the likeliest).
+def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, complete_blocks: bool = True, system: str = "") -> None:
+    """One conversation, from the terminal, until it ends. media: shown with the first question; sampling: how answers are written (None: the likeliest);
+    system: what the system says first.
 
     complete_blocks: see Conversation.say. An answer that fails is one line; the conversation goes on with what was said of it.
     """
@@ -205,7 +209,7 @@ def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, compl
     from mmcore.inference.next_token import LIKELIEST
 
     sampling = sampling or LIKELIEST
-    conversation = Conversation(speaker.generator, sampling)
+    conversation = Conversation(speaker.generator, sampling, system)
     print("type a question; /image FILE shows an image with the next one; /help lists the rest", file=sys.stderr)
     while True:
         try:
@@ -216,7 +220,7 @@ def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, compl
         if not line or command == "/quit":
             return
         if command == "/new":
-            conversation, media = Conversation(speaker.generator, sampling), []
+            conversation, media = Conversation(speaker.generator, sampling, system), []
         elif command == "/help":
             print(CHAT_HELP, file=sys.stderr)
         elif command.removeprefix("/") in MEANT and command.startswith("/"):

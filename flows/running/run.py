@@ -140,10 +140,10 @@ def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRo
 
 
 def rows_left_out(name: str, path: Path, result: Mapping[str, Any]) -> list[str]:
-    """What a shards step could not take in, for the user: counts by reason, the first row, where the others are."""
+    """What a step could not take in, for the user: of shards counts by reason and the first row; of those and of stages where all of them are."""
     count = result.get("quarantined", 0) + result.get("failed", 0)
     if not count:
-        return []
+        return [f"  all of them, with the reason: {path / 'ledger.parquet'}"] if result.get("left_out") and (path / "ledger.parquet").is_file() else []
     import pyarrow.parquet as pq
 
     ledger = pq.read_table(path / "ledger.parquet").to_pylist()

@@ -9,28 +9,31 @@ import hashlib
 from dataclasses import dataclass
 
 from mmcore.chat.wordings import REQUESTS
+from mmcore.types import Said
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asking:
     """One way to ask for a caption: a request alone, or at the end of a conversation about at most one medium."""
 
-    text: str
-    before: tuple[tuple[str, str], ...] = ()
+    text: Said
+    before: tuple[tuple[Said, Said], ...] = ()
     """(question, answer)s that stand before the request."""
     modality: str = "text"
-    """What the conversation is about."""
+    """What the conversation is about; it stands before the first question that is asked, where none shows it."""
     key: str = ""
     """Sample whose medium it is about; "" for text."""
     caption: str | None = None
     """The caption turn about that medium; None without one."""
+    system: str = ""
+    """What the system says before all of it."""
     said: str = ""
     """What the answer says before it gives the medium."""
 
     @property
     def alone(self) -> bool:
         """True when nothing stands before the request."""
-        return not self.before and self.modality == "text"
+        return not self.before and self.modality == "text" and not self.system
 
 
 def request(modality: str, caption: str, variant: int = 0) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmcore.types import IGNORE, TokenRow
+from mmcore.types import IGNORE, Said, TokenRow
 
 
 class RowBuilder:
@@ -67,8 +67,8 @@ class RowBuilder:
 class Turn:
     """One question with its answer, as a segment."""
 
-    question: str
-    answer: str
+    question: Said
+    answer: Said
     weight: float = 1.0
     """Weight of every target token of the answer."""
     group: int = 0

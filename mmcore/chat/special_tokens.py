@@ -3,19 +3,16 @@
 Placeholder tokens (<image>, <video>, <audio>) mark where projected features go; they are read, never emitted, and own no row.
 Signal tokens (<image_00>, <image_01>, ...) are emitted, in this order, to drive a decoder; each owns an input row and a head row.
 New ids are appended after the LM's embedding matrix: signal tokens first, so that column V+i of the logits is token id V+i, then
-the placeholders. Each is one whole token, whatever the LM's own tokenizer would make of its name.
+the placeholders. Each is one whole token that no text can spell: a name in a text is words (mmcore.chat.places says where media stand).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mmcore.config import SpecialTokens
 
 MEDIA = ("image", "video", "audio")
-_SIGNAL_NAME = re.compile(r"(<(image|video|audio)_\d{2,}>)")
 
 
 def placeholder(modality: str) -> str:
@@ -65,18 +62,3 @@ class TokenTable:
         if not ids:
             raise ValueError(f"the model is asked to emit {placeholder(modality)}, but the recipe has 0 signal tokens for it: set tokens.{modality}")
         return ids
-
-    def split(self, text: str) -> Iterator[str | int]:
-        """Pieces of a text in order: plain text (str) and the ids of the new tokens named in it (int).
-
-        Raises ValueError for the name of a signal token that this table does not have.
-        """
-        for name, modality in _SIGNAL_NAME.findall(text):
-            if name not in self.names:
-                raise ValueError(f"the text names {name}, but the model has {self.count(modality)} signal tokens for {modality}: set tokens.{modality}")
-        ids = {name: self.base + i for i, name in enumerate(self.names)}
-        for piece in re.split("(" + "|".join(map(re.escape, self.names)) + ")", text):
-            if piece in ids:
-                yield ids[piece]
-            elif piece:
-                yield piece

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SYSTEM = "{system}"
+"""Piece that means the words of the system."""
 BOS, EOS = "{bos}", "{eos}"
 """Pieces that mean the tokenizer's own first and end token; a tokenizer without a first token leaves it out."""
 _VICUNA = (
@@ -32,6 +34,8 @@ class ChatTemplate:
     """Between the end token and the next user turn; never a target."""
     space: str = ""
     """Stands before words that begin a turn (not before media or signal tokens in an answer)."""
+    system: tuple[str, ...] = ()
+    """From the start of a conversation to the first words of its user where the system speaks first. Empty: the system has no turn."""
     marks: tuple[str, ...] = ()
     """Pieces that are special tokens by these names."""
 
@@ -44,16 +48,21 @@ CHAT_TEMPLATES = {
         assistant=("<|im_end|>", "\n", "<|im_start|>", "assistant\n"),
         end="<|im_end|>",
         after=("\n",),
+        system=("<|im_start|>", "system\n", SYSTEM, "<|im_end|>", "\n", "<|im_start|>", "user\n"),
         marks=("<|im_start|>", "<|im_end|>"),
     ),
     # Vicuna v1.1 and v1.5, LLaVA-1.5 and the public NExT-GPT code (template `v1`; facts: LLaVA conversation.py)
-    "vicuna_v1": ChatTemplate(begin=(BOS, f"{_VICUNA} USER:"), user=("USER:",), assistant=(" ASSISTANT:",), end=EOS, space=" "),
-    # Llama 3 instruct, without a system turn
+    "vicuna_v1": ChatTemplate(begin=(BOS, f"{_VICUNA} USER:"), user=("USER:",), assistant=(" ASSISTANT:",), end=EOS, space=" ", system=(BOS, SYSTEM, " USER:")),
+    # Llama 3 instruct, without a default system turn
     "llama3": ChatTemplate(
         begin=("<|begin_of_text|>", "<|start_header_id|>", "user", "<|end_header_id|>", "\n\n"),
         user=("<|start_header_id|>", "user", "<|end_header_id|>", "\n\n"),
         assistant=("<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"),
         end="<|eot_id|>",
+        system=(
+            *("<|begin_of_text|>", "<|start_header_id|>", "system", "<|end_header_id|>", "\n\n", SYSTEM, "<|eot_id|>"),
+            *("<|start_header_id|>", "user", "<|end_header_id|>", "\n\n"),
+        ),
         marks=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
     # Vicuna v0 and the public NExT-GPT checkpoint; they end an answer with the words ###, which no tokenizer has as one token: the end token here

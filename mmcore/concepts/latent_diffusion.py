@@ -168,7 +168,8 @@ def prompt_states(tokenizer: Any, encoder: Any, prompts: Sequence[str], batch: i
     states, masks = [], []
     for start in range(0, len(prompts), batch):
         length = tokenizer.model_max_length
-        given = tokenizer(list(prompts[start : start + batch]), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        texts, options = list(prompts[start : start + batch]), {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
+        given = tokenizer(texts, truncation=True, split_special_tokens=True, **options)
         states.append(encoder(given["input_ids"], attention_mask=given["attention_mask"])[0].float())
         masks.append(given["attention_mask"].bool())
     return torch.cat(states), torch.cat(masks)

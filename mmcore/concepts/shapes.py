@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from infra.step import AnyloomError
+from mmcore.chat.places import asked_texts
 from mmcore.media.decode import decode_image
 from mmcore.stores.shards import ShardSet
 
@@ -203,8 +204,9 @@ def asked_concepts(shards: ShardSet, source: str) -> list[tuple[str, int]]:
 def _questions(meta: dict[str, Any]) -> list[tuple[int, str, str]]:
     turns = meta["conversations"]
     turns = json.loads(turns) if isinstance(turns, str) else turns
-    values = [turn["value"].replace("<image>", "").strip() for turn in turns]
-    return [(i // 2, values[i], values[i + 1]) for i in range(0, len(values) - 1, 2)]
+    questions = asked_texts([turn["value"] for turn in turns if turn["from"] == "human"], "image")
+    answers = [turn["value"].strip() for turn in turns if turn["from"] == "gpt"]
+    return [(number, *pair) for number, pair in enumerate(zip(questions, answers, strict=False))]
 
 
 def _crops(shards: ShardSet, source: str, side: int, captioned: list[tuple[dict[str, Any], str]]) -> Crops:

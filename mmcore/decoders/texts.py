@@ -64,8 +64,8 @@ class TextSide:
         return self._parts[part]
 
     def tokens(self, kind: Any, texts: list[str], part: str = "tokenizer", **options: Any) -> Any:
-        """Token ids and mask of the texts, padded and cut as `options` say."""
-        return self.front(kind, part)(texts, truncation=True, return_tensors="pt", **options).to(self.device)
+        """Token ids and mask of the texts, padded and cut as `options` say. Names of special tokens in them are words."""
+        return self.front(kind, part)(texts, truncation=True, split_special_tokens=True, return_tensors="pt", **options).to(self.device)
 
 
 def encode_texts(directory: Path, texts: Sequence[str], device: str = "cpu", contract: DecoderContract | None = None) -> Encoded:

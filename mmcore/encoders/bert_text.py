@@ -45,7 +45,8 @@ class BertTextEncoder(BatchedEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
         """Bytes -> token ids int64 [at most spec.tokens]; a text has no span. Raises MediaError."""
-        return np.asarray(self._tokenizer(decode_text(data), truncation=True, max_length=self._longest)["input_ids"], np.int64)
+        ids = self._tokenizer(decode_text(data), truncation=True, max_length=self._longest, split_special_tokens=True)["input_ids"]
+        return np.asarray(ids, np.int64)
 
     @torch.inference_mode()
     def forward(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:

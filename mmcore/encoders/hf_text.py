@@ -72,7 +72,7 @@ class HfTextEncoder(BatchedEncoder):
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> token ids int64 [T]; a text has no span. Raises MediaError."""
         padding = "max_length" if self._family.padded else False
-        ids = self._tokenizer(decode_text(data), truncation=True, max_length=self._context, padding=padding)["input_ids"]
+        ids = self._tokenizer(decode_text(data), truncation=True, max_length=self._context, padding=padding, split_special_tokens=True)["input_ids"]
         return torch.tensor(ids, dtype=torch.long)
 
     @torch.inference_mode()

@@ -13,18 +13,22 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from mmcore.chat.places import medium_before, names_media, rest_of
+from mmcore.inference.batches import media_batches
 from mmcore.inference.decoding import PackedCache, Stream, written
-from mmcore.inference.generator import CAPTION_TOKENS, Generator, names_media
+from mmcore.inference.generator import CAPTION_TOKENS, Generator
 from mmcore.inference.next_token import LIKELIEST, Sampling
 from mmcore.types import Event, MediaBatch
 
 
 class Conversation:
-    """generator: an exported model; sampling: how answers are written (captions always by the likeliest tokens). Turns follow each other with `say`; there is
-    no way back."""
+    """generator: an exported model; sampling: how answers are written (captions always by the likeliest tokens); system: what the system says before the first
+    turn. Turns follow each other with `say`; there is no way back."""
 
-    def __init__(self, generator: Generator, sampling: Sampling = LIKELIEST):
-        self._generator, self._sampling = generator, sampling
+    def __init__(self, generator: Generator, sampling: Sampling = LIKELIEST, system: str = ""):
+        """Raises ValueError for words of the system where the model's chat template has no place for them."""
+        generator.model.chat.check_system(system)
+        self._generator, self._sampling, self._system = generator, sampling, system
         self.cache = PackedCache(generator.model, 1)
         self._position = 0
         self._pending: list[int] = []
@@ -36,7 +40,8 @@ class Conversation:
     def say(
         self, prompt: str, media: Sequence[tuple[str, bytes]] = (), max_new_tokens: int = 64, complete_blocks: bool = True
     ) -> abc.Generator[Event, None, None]:
-        """Answer the next turn as it is written. media: (modality, bytes), before the prompt or where it names their placeholders, in order.
+        """Answer the next turn as it is written. media: (modality, bytes), before the prompt or where it names their placeholders, in order; a name without a
+        medium is a word.
 
         complete_blocks: a signal block that the model begins is completed; False shows what it writes by itself, and what went wrong as BrokenBlocks at the
         end (a caption about the medium always has whole blocks). A turn that is not read to its end stays as far as it was read.
@@ -44,11 +49,16 @@ class Conversation:
         caption turn that came before it.
         """
         generator = self._generator
-        if len(media) == 1 and generator.caption_turn and not names_media(prompt):
-            for _ in self._turn(*generator.caption_request(*media[0], later=self.num_turns > 0), CAPTION_TOKENS, LIKELIEST):
+        said, features = generator.turn(prompt, media)
+        helped = generator.caption_turn and not names_media(prompt, [modality for modality, _ in media])
+        medium = medium_before(said) if helped else None
+        if medium is not None:
+            asked = generator.model.chat.caption_prompt(medium.modality, medium.tokens, later=self.num_turns > 0, system=self._system)
+            for _ in self._turn(asked, media_batches([features]), CAPTION_TOKENS, LIKELIEST):
                 pass
-            media = ()
-        yield from self._turn(*generator.turn(prompt, media, later=self.num_turns > 0), max_new_tokens, self._sampling, complete_blocks)
+            said, features = rest_of(said), []
+        ids = generator.model.chat.question_prompt(said, later=self.num_turns > 0, system=self._system)
+        yield from self._turn(ids, media_batches([features]), max_new_tokens, self._sampling, complete_blocks)
 
     def _turn(
         self, ids: list[int], batches: Mapping[str, MediaBatch], max_new_tokens: int, sampling: Sampling, complete_blocks: bool = True

@@ -22,7 +22,7 @@ def forced_blocks(model: AnyModel, modality: str, requests: Sequence[str]) -> li
     if not requests:
         return []
     block = list(model.lm.table.block(modality))
-    asked = [model.chat.question_prompt(text, opened=False) for text in requests]
+    asked = [model.chat.question_prompt(text) for text in requests]
     hidden_BTD = PackedCache(model, len(asked)).extend([[(0, 0, [*prompt, *block])] for prompt in asked])
     states_BSD = torch.stack([hidden_BTD[b, len(prompt) : len(prompt) + len(block)] for b, prompt in enumerate(asked)])
     return [SignalBlock(modality, conditioning_QC.float().cpu()) for conditioning_QC in model.conditioning(modality, states_BSD)]

@@ -18,30 +18,23 @@ import torch
 
 from infra.step import AnyloomError
 from infra.storage import read_json
-from mmcore.chat.chat import Chat
-from mmcore.chat.special_tokens import MEDIA, placeholder
+from mmcore.chat.chat import Chat, independent
+from mmcore.chat.places import Misfit, asked, before, medium_before, names_media, rest_of
 from mmcore.config import model_spec_from_json
 from mmcore.encoders import load_encoder
 from mmcore.encoders.base import Encoder
+from mmcore.inference.batches import ROWS, Feature, batches, feature_of, media_batches, shared_media
 from mmcore.inference.decoding import PackedCache, Stream, written
 from mmcore.inference.next_token import LIKELIEST, Sampling
 from mmcore.lm.base_weights import language_model
 from mmcore.model.any_model import LORA, TENSORS, AnyModel, check_trained, load_model
 from mmcore.projectors.inputs import num_projected
-from mmcore.types import Answer, BrokenBlock, Event, MediaBatch, Question, SignalBlock, TextPiece
+from mmcore.types import Answer, BrokenBlock, Event, MediaBatch, Question, Said, SignalBlock, TextPiece
 
 DESCRIPTION, ENCODERS = "anyloom.json", "encoders"
 _ENCODER_DIRS = {"image": "image", "video": "image", "audio": "audio"}
-ROWS = 24
-"""Media whose questions are answered together."""
-QUESTIONS = 16
-"""Questions per row; more about one medium take further rows."""
-TEXTS = 96
-"""Questions about no medium that are answered together: a row each, as they have no prefix to share."""
 CAPTION_TOKENS = 24
 """Limit of a self-written caption."""
-Feature = tuple[str, np.ndarray]
-"""(modality, features_NE)."""
 
 
 class Generator:
@@ -100,12 +93,13 @@ class Generator:
     ) -> list[Answer]:
         """Answers in the order of the items. caption_turn None: as the model was exported. sampling: how they are written; the likeliest tokens unless told.
 
+        A medium stands before its question, or where the question names it; names that are more than the media are words.
         complete_blocks: a signal block that the model begins is completed; False shows what it writes by itself, and Answer.broken what went wrong.
         """
         helped = self.caption_turn if caption_turn is None else caption_turn
         answers: list[Answer | None] = [None] * len(items)
         done = 0
-        for rows in _batches(items):
+        for rows in batches(items, {number for number, item in enumerate(items) if not independent([self._said(item)])}):
             for number, answer in self._answer_rows(items, rows, max_new_tokens, helped, complete_blocks, sampling).items():
                 answers[number] = answer
             done += sum(map(len, rows))
@@ -125,17 +119,15 @@ class Generator:
         return answers
 
     def _follow_up_rows(self, items: Sequence[Question], then: Sequence[str], limit: int, complete: bool) -> list[Answer]:
-        features = [_feature(item) for item in items]
-        cache, captions = self._prefixes(features, self.caption_turn)
-        first = [
-            self._chat.question_prompt(item.text, opened=self._opened(feature, self.caption_turn), later=feature is not None and self.caption_turn)
-            for item, feature in zip(items, features, strict=True)
-        ]
+        said = [self._said(item) for item in items]
+        shared, own = shared_media([feature_of(item) for item in items], said)
+        cache, captions = self._prefixes(shared, self.caption_turn)
+        first = [self._prompt(turn, feature is not None, self.caption_turn) for turn, feature in zip(said, shared, strict=True)]
         positions = list(cache.lengths)
         pending: list[list[int]] = [[] for _ in items]
-        for texts in (first, [self._chat.question_prompt(text, opened=False, later=True) for text in then]):
+        for texts, media in ((first, media_batches(own)), ([self._chat.question_prompt(text, later=True) for text in then], {})):
             read = [[*rest, *ids] for rest, ids in zip(pending, texts, strict=True)]
-            hidden_BTD = cache.extend([[(1, position, ids)] for position, ids in zip(positions, read, strict=True)])
+            hidden_BTD = cache.extend([[(1, position, ids)] for position, ids in zip(positions, read, strict=True)], media)
             starts = [position + len(ids) for position, ids in zip(positions, read, strict=True)]
             streams = [Stream(row=row, segment=1, position=position) for row, position in enumerate(starts)]
             last_SD = torch.stack([hidden_BTD[row, len(ids) - 1] for row, ids in enumerate(read)])
@@ -172,14 +164,13 @@ class Generator:
     def _answer_rows(
         self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling
     ) -> dict[int, Answer]:
-        features = [_feature(items[row[0]]) for row in rows]
-        cache, captions = self._prefixes(features, helped)
-        prompts = [
-            [self._chat.question_prompt(items[i].text, opened=self._opened(feature, helped), later=feature is not None and helped) for i in row]
-            for row, feature in zip(rows, features, strict=True)
-        ]
+        said = [[self._said(items[i]) for i in row] for row in rows]
+        shared, own = shared_media([feature_of(items[row[0]]) for row in rows], [turns[0] for turns in said])
+        cache, captions = self._prefixes(shared, helped)
+        prompts = [[self._prompt(turn, feature is not None, helped) for turn in turns] for turns, feature in zip(said, shared, strict=True)]
         lengths = list(cache.lengths)
-        hidden_BTD = cache.extend([[(number + 1, length, prompt) for number, prompt in enumerate(row)] for row, length in zip(prompts, lengths, strict=True)])
+        pieces = [[(number + 1, length, prompt) for number, prompt in enumerate(row)] for row, length in zip(prompts, lengths, strict=True)]
+        hidden_BTD = cache.extend(pieces, media_batches(own))
         streams, last = [], []
         for b, row in enumerate(prompts):
             ends = np.cumsum([len(prompt) for prompt in row])
@@ -204,22 +195,32 @@ class Generator:
             for i, stream, count in zip(numbers, streams, inputs, strict=True)
         }
 
-    @staticmethod
-    def _opened(feature: Feature | None, helped: bool) -> bool:
-        """True when the prefix has left the user turn open for a question."""
-        return feature is not None and not helped
+    def _said(self, item: Question) -> Said:
+        """What a question says, with its medium before it, or where it names it. Other numbers of names than one are words."""
+        feature = feature_of(item)
+        if feature is None:
+            return item.text
+        medium = [(feature[0], num_projected(self.model.spec.input_projector, len(feature[1])))]
+        try:
+            return asked(item.text, medium)
+        except Misfit:
+            return before(item.text, medium)
 
-    def _prefixes(self, features: Sequence[Feature | None], helped: bool) -> tuple[PackedCache, list[str | None]]:
+    def _prompt(self, said: Said, shared: bool, helped: bool) -> list[int]:
+        """Ids of a question up to its answer. shared: its medium stands in the row's prefix, which has left the user turn open unless helped."""
+        return self._chat.question_prompt(rest_of(said), opened=not helped, later=helped) if shared else self._chat.question_prompt(said)
+
+    def _prefixes(self, features: Sequence[Feature | None], helped: bool, system: str = "") -> tuple[PackedCache, list[str | None]]:
         """The cache after each row's prefix (media, and a self-written caption turn when helped), and the captions."""
         cache = PackedCache(self.model, len(features))
         ids: list[list[int]] = []
         for feature in features:
             tokens = 0 if feature is None else num_projected(self.model.spec.input_projector, len(feature[1]))
             prompt = self._chat.caption_prompt if helped else self._chat.media_prefix
-            ids.append([] if feature is None else prompt(feature[0], tokens))
+            ids.append([] if feature is None else prompt(feature[0], tokens, system=system))
         if not any(ids):
             return cache, [None] * len(ids)
-        hidden_BTD = cache.extend([[(0, 0, row)] for row in ids], _media_batches(features))
+        hidden_BTD = cache.extend([[(0, 0, row)] for row in ids], media_batches(features))
         captions: list[str | None] = [None] * len(ids)
         if helped:
             rows = [b for b, row in enumerate(ids) if row]
@@ -249,37 +250,34 @@ class Generator:
         max_new_tokens: int = 64,
         sampling: Sampling = LIKELIEST,
         complete_blocks: bool = True,
+        system: str = "",
     ) -> Iterator[Event]:
-        """Answer one prompt as it is written: TextPiece by TextPiece, and a SignalBlock when the model draws.
+        """Answer one prompt as it is written: TextPiece by TextPiece, and a SignalBlock when the model draws. There is no caption turn about media that the
+        prompt names.
 
-        Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order. complete_blocks: as of `answer`; what
-        went wrong comes as BrokenBlocks at the end.
-        Raises ValueError when placeholders and media do not pair up.
+        Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order; a name without a medium is a word.
+        complete_blocks: as of `answer`; what went wrong comes as BrokenBlocks at the end. system: what the system says before the prompt.
+        Raises ValueError when placeholders and media do not pair up, and for words of the system where the chat template has no place for them.
         """
-        batches: dict[str, MediaBatch] = {}
-        if len(media) == 1 and not names_media(prompt) and self.caption_turn:
-            modality, data = media[0]
-            cache, _ = self._prefixes([(modality, self.encode(modality, data))], True)
-            ids, segment = self._chat.question_prompt(prompt, opened=False, later=True), 1
+        self._chat.check_system(system)
+        given: dict[str, MediaBatch] = {}
+        said, features = self.turn(prompt, media)
+        if self.caption_turn and medium_before(said) is not None and not names_media(prompt, [modality for modality, _ in media]):
+            cache, _ = self._prefixes(features, True, system)
+            ids, segment = self._chat.question_prompt(rest_of(said), later=True), 1
         else:
             cache, segment = PackedCache(self.model, 1), 0
-            ids, batches = self.turn(prompt, media)
+            ids, given = self._chat.question_prompt(said, system=system), media_batches([features])
         position = cache.lengths[0]
-        hidden_BTD = cache.extend([[(segment, position, ids)]], batches)
+        hidden_BTD = cache.extend([[(segment, position, ids)]], given)
         stream = Stream(row=0, segment=segment, position=position + len(ids), generator=sampling.generator(0), strict=True)
         yield from self.events(stream, written(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens, complete_blocks, sampling))
 
-    def turn(self, prompt: str, media: Sequence[tuple[str, bytes]], later: bool = False) -> tuple[list[int], dict[str, MediaBatch]]:
-        """(ids, features) of one user turn up to its answer; later: a turn stands before it. Raises ValueError as `stream` does."""
+    def turn(self, prompt: str, media: Sequence[tuple[str, bytes]]) -> tuple[Said, list[Feature]]:
+        """(what it says, features of its media) of one user turn. Raises ValueError as `stream` does."""
+        asked(prompt, [(modality, 0) for modality, _ in media])  # before anything is encoded
         features = [(modality, self.encode(modality, data)) for modality, data in media]
-        counts = [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]
-        return self._chat.media_question(prompt, counts, names_media(prompt), later), _media_batches([features])
-
-    def caption_request(self, modality: str, data: bytes, later: bool) -> tuple[list[int], dict[str, MediaBatch]]:
-        """(ids, features) of a caption turn up to the caption."""
-        feature = (modality, self.encode(modality, data))
-        tokens = num_projected(self.model.spec.input_projector, len(feature[1]))
-        return self._chat.caption_prompt(modality, tokens, later), _media_batches([feature])
+        return asked(prompt, [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]), features
 
     def events(self, stream: Stream, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
         """Tokens of a stream -> pieces of text, a piece held back while its last character is incomplete; then what was broken."""
@@ -296,51 +294,6 @@ class Generator:
         if len(text) > len(said):
             yield TextPiece(text[len(said) :])
         yield from map(BrokenBlock, stream.broken)
-
-
-def names_media(prompt: str) -> bool:
-    """True when the prompt says by placeholders where its media go."""
-    return any(placeholder(modality) in prompt for modality in MEDIA)
-
-
-def _batches(items: Sequence[Question]) -> list[list[list[int]]]:
-    """Batches of rows of numbers of the items. Those about equal media share a row, at most QUESTIONS of them, in order of first appearance; those about none
-    have rows and batches of their own: beside the long rows of media theirs would be padding for the most part."""
-    texts = [number for number, item in enumerate(items) if item.features_NE is None]
-    by_key: dict[str, list[int]] = {}
-    for number, item in enumerate(items):
-        if item.features_NE is not None:
-            by_key.setdefault(item.media_key, []).append(number)
-    shared = [numbers[start : start + QUESTIONS] for numbers in by_key.values() for start in range(0, len(numbers), QUESTIONS)]
-    batches = [[[number] for number in texts[start : start + TEXTS]] for start in range(0, len(texts), TEXTS)]
-    return batches + [shared[start : start + ROWS] for start in range(0, len(shared), ROWS)]
-
-
-def _feature(item: Question) -> Feature | None:
-    if item.features_NE is None:
-        return None
-    if item.modality not in MEDIA:
-        raise ValueError(f"question {item.text[:60]!r} has features of the modality {item.modality!r}: use {', '.join(MEDIA)}")
-    return item.modality, item.features_NE
-
-
-def _media_batches(rows: Sequence[Feature | list[Feature] | None]) -> dict[str, MediaBatch]:
-    """Features of packed rows (none, one or several each), by modality, in row order."""
-    flat = [(b, *feature) for b, row in enumerate(rows) if row is not None for feature in (row if isinstance(row, list) else [row])]
-    batches = {}
-    for modality in MEDIA:
-        own = [(b, array) for b, other, array in flat if other == modality]
-        if not own:
-            continue
-        features_BNE = torch.zeros(len(own), max(len(array) for _, array in own), own[0][1].shape[1])
-        for i, (_, array) in enumerate(own):
-            features_BNE[i, : len(array)] = torch.from_numpy(np.asarray(array, np.float32))
-        batches[modality] = MediaBatch(
-            features_BNE=features_BNE,
-            lengths_B=torch.tensor([len(array) for _, array in own]),
-            rows_B=torch.tensor([b for b, _ in own]),
-        )
-    return batches
 
 
 __all__ = ["LORA", "TENSORS", "Answer", "BrokenBlock", "Generator", "Question", "SignalBlock", "TextPiece"]

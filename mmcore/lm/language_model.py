@@ -86,6 +86,11 @@ class LanguageModel(nn.Module):
         return int(self.base.get_input_embeddings().weight.shape[1])
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest row that the model has been made for; 0 when it does not say."""
+        return longest_row(self.base.config)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the frozen weights and of the hidden states."""
         dtype: torch.dtype = self.base.get_input_embeddings().weight.dtype
@@ -121,7 +126,7 @@ class LanguageModel(nn.Module):
         the adapters' dropout in training. real: tokens that are no padding; the others get states of 0, or any.
         Raises ValueError for a position beyond what the model has been made for.
         """
-        longest = longest_row(self.base.config)
+        longest = self.longest
         if longest and positions_BT.numel() and int(positions_BT.max()) >= longest:
             raise ValueError(f"a row has {int(positions_BT.max()) + 1} tokens, the language model takes at most {longest}: use fewer turns or media tokens")
         places = Places.of(real_BT) if real_BT is not None and self._unpadded else None
@@ -165,6 +170,15 @@ def own_code_refused(directory: Path) -> Iterator[None]:
                 named = f"{directory.name}/{path.name} names code of its own (auto_map)"
                 raise ValueError(f"{named}, which is never run here: take a model of a family that transformers knows") from error
         raise
+
+
+def longest_of(directory: Path) -> int:
+    """Tokens of the longest row that a language model reads, from its config alone; 0 when it does not say. Raises ValueError for one that needs code of its
+    own."""
+    from transformers import AutoConfig
+
+    with own_code_refused(directory):
+        return longest_row(AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False))
 
 
 def load_tokenizer(directory: Path) -> Any:

@@ -52,6 +52,11 @@ class LanguageModelLike(Protocol):
         ...
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest row that it reads; 0 without a limit."""
+        ...
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the frozen weights, and of embeddings and mask."""
         ...

@@ -47,7 +47,7 @@ medium, null for all of it. width, height: pixels, 0 without an image. duration_
 content_sha256: hash of media, texts and conversations. duplicate_of: the lower key with the same content, or ""."""
 
 LEDGER_SCHEMA = pa.schema([("key", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("attempts", pa.int32())])
-"""status: written, quarantined (bytes kept beside the tar) or failed (no bytes). reason: "" or one of REASONS."""
+"""status: written, quarantined (its bytes, if any were fetched, are kept beside the tar) or failed (no bytes). reason: "" or one of REASONS."""
 
 REASONS = (
     "missing_file",
@@ -63,6 +63,11 @@ REASONS = (
     "dns",
     "forbidden_address",
     "bad_uri",
+    "bad_record",
+    "placeholder_count",
+    "turn_order",
+    "begins_with_answer",
+    "ends_with_question",
 )
 
 

@@ -16,8 +16,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from mmcore.chat.chat import question_text
-from mmcore.types import IGNORE, PADDING, Batch, MediaBatch, Sample, TokenRow
+from mmcore.chat.places import spelled
+from mmcore.types import IGNORE, PADDING, Batch, MediaBatch, Said, Sample, TokenRow
 
 T = TypeVar("T")
 _GOLDEN = 0.6180339887498949
@@ -36,18 +36,27 @@ def epoch_order(num: int, seed: int, epoch: int, name: str = "") -> np.ndarray:
 
 
 def deal(items: Sequence[T], count: int, seed: int, key: str, visit: int) -> list[T]:
-    """The `count` items a sample shows on its visit-th visit (from 0): dealt from a seeded permutation, so all come up equally often.
+    """The `count` items a sample shows on its visit-th visit (from 0): dealt round and round in one seeded order. So all come up equally often, none twice
+    before all the others have come up, and none on two visits in a row where there are enough others.
 
     Fewer than `count` items: all of them.
     """
     if len(items) <= count:
         return list(items)
-    first = visit * count
-    chosen = []
-    for place in range(first, first + count):
-        turn, index = divmod(place, len(items))
-        chosen.append(items[int(_generator("deal", key, seed, turn).permutation(len(items))[index])])
-    return chosen
+    order = _generator("deal", key, seed, 0).permutation(len(items))
+    return [items[int(order[place % len(items)])] for place in range(visit * count, (visit + 1) * count)]
+
+
+def deal_questions(pairs: Sequence[tuple[Said, Said]], count: int, seed: int, key: str, visit: int) -> list[tuple[Said, Said]]:
+    """The (question, answer)s a sample shows on a visit: `count` of its distinct questions; one with several answers takes them in turn."""
+    answers: dict[Said, dict[Said, None]] = {}
+    for question, answer in pairs:
+        answers.setdefault(question, {})[answer] = None
+    if len(answers) == len(pairs):
+        return deal(pairs, count, seed, key, visit)
+    shown = deal(list(answers), count, seed, key, visit)
+    times = [(visit * count + place) // len(answers) if len(answers) > count else visit for place in range(len(shown))]  # it has come up before
+    return [(question, list(answers[question])[time % len(answers[question])]) for question, time in zip(shown, times, strict=True)]
 
 
 def coin(share: float, seed: int, key: str, visit: int) -> bool:
@@ -117,11 +126,16 @@ def answer_weights(samples: Sequence[Sample]) -> dict[tuple[str, str], float]:
 
     It takes away what can be answered from the question's wording alone.
     """
-    pairs = Counter((question_text(human, sample.modality), gpt) for sample in samples for human, gpt in sample.conversations if gpt.lower() in YES_NO)
+    pairs = Counter((spelled(human), gpt) for sample in samples for human, gpt in sample.conversations if isinstance(gpt, str) and says_yes_no(gpt))
     totals: Counter[str] = Counter()
     for (question, _), count in pairs.items():
         totals[question] += count
     return {(question, gpt): 0.5 * totals[question] / count for (question, gpt), count in pairs.items()}
+
+
+def says_yes_no(answer: Said) -> bool:
+    """Whether an answer is yes or no."""
+    return isinstance(answer, str) and answer.lower() in YES_NO
 
 
 def collate(rows: Sequence[TokenRow], media: Mapping[str, tuple[torch.Tensor, torch.Tensor, Sequence[int]]]) -> Batch:

@@ -23,6 +23,12 @@ class FeatureSource(Protocol):
         """(features_BNE float32 zero-padded, lengths_B)."""
         ...
 
+    def length(self, key: str) -> int:
+        """N of one sample."""
+        ...
+
+    def __contains__(self, key: object) -> bool: ...
+
 
 def media_of(features: Mapping[str, FeatureSource], items: Sequence[tuple[str, str]]) -> dict[str, tuple[torch.Tensor, torch.Tensor, list[int]]]:
     """modality -> (features_BNE, lengths_B, their rows) of rows' (modality, sample key)s; rows of text have none.

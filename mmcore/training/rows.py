@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmcore.chat.chat import Chat, question_text
+from mmcore.chat.chat import Chat, independent
+from mmcore.chat.places import rest_of, spelled
 from mmcore.chat.rows import Turn
-from mmcore.chat.special_tokens import placeholder
 from mmcore.config import RowsStage
 from mmcore.lm.token_nll import token_nll
 from mmcore.model.any_model import AnyModel
 from mmcore.projectors.inputs import num_projected
-from mmcore.training.batching import YES_NO, Schedule, answer_weights, coin, collate, deal, share
+from mmcore.training.batching import Schedule, answer_weights, coin, collate, deal, deal_questions, says_yes_no, share
 from mmcore.training.drawn import Drawn, FeatureSource, media_of
 from mmcore.training.losses import StepLoss, modality_sums, parts_by_modality, weighted_nll
 from mmcore.types import IGNORE, Batch, Sample, TokenRow
@@ -34,21 +34,9 @@ TOKENS = "tokens"
 """Logged part: every supervised token, unweighted."""
 
 
-def _check_placeholders(sample: Sample) -> None:
-    """Raises ValueError for a conversation whose questions name the sample's one medium several times."""
-    if sample.modality == "text":
-        return
-    name = placeholder(sample.modality)
-    named = sum(human.count(name) for human, _ in sample.conversations)
-    if named > 1:
-        raise ValueError(f"sample {sample.key} names {name} {named} times but a training row takes 1 {sample.modality}: split the record or leave it out")
-
-
 class ChatData:
     """samples: dataset -> its samples in stored order; features: modality -> source; captions: media sha256 -> caption of the caption turn; generation: the
-    generation losses of captions (stage 1).
-
-    Raises ValueError for a conversation that names its medium more than once: the prefix of a row holds it once.
+    generation losses of captions (stage 1); routed: the model has LoRA adapters per modality.
     """
 
     def __init__(
@@ -60,14 +48,12 @@ class ChatData:
         projector: Any,
         captions: Mapping[str, str] | None = None,
         generation: CaptionGeneration | None = None,
+        routed: bool = False,
     ):
         self.config, self.chat, self.samples, self.features, self.projector = config, chat, samples, features, projector
-        self.captions, self.generation = captions or {}, generation
+        self.captions, self.generation, self.routed = captions or {}, generation, routed
         self.schedule = Schedule({name: len(rows) for name, rows in samples.items()}, config.mixture, config.steps * config.batch, config.seed)
         names = [name for name, _ in config.mixture]
-        for name in names:
-            for sample in samples[name]:
-                _check_placeholders(sample)
         self.weights = {name: answer_weights(samples[name]) for name in names} if config.balance_answers else {}
         generated = generation.part_names if generation is not None else ()
         tokens = parts_by_modality((TOKENS,), sorted({sample.modality for name in names for sample in samples[name]}))
@@ -144,15 +130,16 @@ class ChatData:
         return self.part_names.index(name)
 
     def _question_row(self, sample: Sample, visit: int, tokens: int) -> TokenRow:
-        config, dialogue = self.config, sample.source in self.config.dialogues
-        pairs = sample.conversations if dialogue else deal(sample.conversations, config.questions, config.seed, sample.key, visit)
-        turns = []
+        config, pairs = self.config, sample.conversations
+        dialogue = sample.source in config.dialogues or not independent([human for human, _ in pairs])
+        if not dialogue:
+            pairs = tuple(deal_questions([(rest_of(human), gpt) for human, gpt in pairs], config.questions, config.seed, sample.key, visit))
+        weights, turns = self.weights.get(sample.source, {}), []
         for human, gpt in pairs:
-            question = question_text(human, sample.modality)
-            weight = self.weights.get(sample.source, {}).get((question, gpt), 1.0)
-            group = self._group(f"{sample.source}_yes_no" if gpt.lower() in YES_NO else sample.source)
-            turns.append(Turn(question, gpt, weight, group))
-        return self.chat.question_row(sample.modality, tokens, turns, self._caption_turn(sample, visit), dialogue)
+            weight = weights.get((spelled(human), gpt), 1.0) if isinstance(gpt, str) else 1.0
+            group = self._group(f"{sample.source}_yes_no" if says_yes_no(gpt) else sample.source)
+            turns.append(Turn(human, gpt, weight, group))
+        return self.chat.question_row(sample.modality, tokens, turns, self._caption_turn(sample, visit), dialogue, system=sample.system, routed=self.routed)
 
     def _caption_turn(self, sample: Sample, visit: int) -> str | None:
         """The caption that stands before this visit's questions, or None for the plain prompt."""

@@ -58,7 +58,7 @@ def signal_row(chat: Chat, modality: str, caption: str, asking: Asking | None = 
     block = chat.table.block(modality)
     builder = RowBuilder()
     way = asking or plain(modality, caption)
-    asked = chat.dialogue_prompt(way.modality, num_tokens, way.before, way.text, way.caption, literal=True)
+    asked = chat.dialogue_prompt(way.modality, num_tokens, way.before, way.text, way.caption, way.system)
     asked += chat.spoken(way.said) if way.said else []
     builder.add([*asked, *block], 1)
     signals = [*range(len(asked) - 1, len(asked) + len(block))]
@@ -79,7 +79,7 @@ def exchange_row(chat: Chat, question: str, answer: str) -> tuple[TokenRow, list
 
 def _in_words(chat: Chat, question: str, answer: str, open_end: bool = False) -> tuple[list[int], list[int]]:
     """(tokens of an exchange, its negative positions). open_end: what may follow the answer is a signal: its end is no negative."""
-    talk, reply = chat.question_prompt(question, opened=False, literal=True), chat.spoken(answer)
+    talk, reply = chat.question_prompt(question), chat.spoken(answer)
     places = np.linspace(len(talk) - 1, len(talk) - 1 + len(reply) - open_end, NEGATIVES)
     return [*talk, *reply], places.round().astype(int).tolist()
 
@@ -178,6 +178,9 @@ class StateSet:
         """`new_input_rows` and `new_head_rows` as they stood when the states were made."""
         with safe_open(self._directory / ROWS, framework="pt") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._at
 
     def requests(self, modality: str, caption: str) -> int:
         """Ways in which a caption was worded, at least 1; their variants count from 0."""

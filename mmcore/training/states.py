@@ -8,6 +8,7 @@ what the frozen decoder says about the captioned medium under that conditioning 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from mmcore.config import StatesStage
 from mmcore.model.any_model import signal_rows
 from mmcore.training.batching import Schedule, deal, share
 from mmcore.training.drawn import FeatureSource
+from mmcore.training.fitting import CUT, LEFT_OUT, TOO_LONG, LeftOut
 from mmcore.training.generation_loss import GenerationLoss, Places
 from mmcore.training.losses import StepLoss, alignment, modality_sums, parts_by_modality, signal_nll
 from mmcore.training.signals import SignalSide, StateSet, caption_key
@@ -31,6 +33,22 @@ PARTS = ("signal_tokens", "negatives", "alignment", "mean_predictor")
 
 _FIT_CAPTIONS = 2048
 """Captions whose states standardise a projector's input."""
+
+
+def with_states(samples: Mapping[str, Sequence[Sample]], modalities: Mapping[str, str], states: StateSet) -> tuple[dict[str, list[Sample]], list[LeftOut]]:
+    """dataset -> its samples with the captions that have states, and the samples that have none of these: what was too long has none."""
+    kept: dict[str, list[Sample]] = {}
+    lost = []
+    for name, rows in samples.items():
+        kept[name] = []
+        for sample in rows:
+            texts = tuple(text for text in sample.texts if caption_key(modalities[name], text) in states)
+            status = LEFT_OUT if not texts else CUT
+            if texts != sample.texts:
+                detail = "its captions have no states: they are longer than the language model's context"
+                lost.append(LeftOut(key=sample.key, source=name, status=status, reason=TOO_LONG, detail=detail))
+            kept[name] += [replace(sample, texts=texts)] if texts else []
+    return kept, lost
 
 
 class SignalData:
@@ -93,7 +111,7 @@ class SignalData:
                 sample = self.samples[slot.dataset][slot.index]
                 modality = self.modalities[slot.dataset]
                 caption = deal(sample.texts, 1, self.config.seed, sample.key, slot.visit)[0]
-                variant = deal(range(self.states.requests(modality, caption)), 1, self.config.seed, f"{sample.key} request", slot.visit)[0]
+                variant = deal(range(self.states.requests(modality, caption)), 1, self.config.seed, f"{sample.key} request", slot.visit // len(sample.texts))[0]
                 by_modality.setdefault(modality, []).append((caption, variant, sample.key, number))
             for modality, found in sorted(by_modality.items()):
                 captions, variants, keys, numbers = zip(*found, strict=True)

@@ -58,14 +58,21 @@ def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mappin
         for d in recipe.datasets
         if d.group == group
     )
-    return Step(name=f"manifest_{group}", run="pipelines.shards.manifest:run", config=ManifestConfig(datasets=datasets), inputs=lists, sources=own)
+    return Step(
+        name=f"manifest_{group}",
+        run="pipelines.shards.manifest:run",
+        config=ManifestConfig(datasets=datasets),
+        revision=2 if group == "instruct" else 1,  # 2: records that do not fit are rows with a reason
+        inputs=lists,
+        sources=own,
+    )
 
 
 def _shards(recipe: Recipe, group: str, manifest: Step, lists: Mapping[str, Step], own: Mapping[str, Path]) -> Step:
     return Step(
         name=f"shards_{group}",
         run="pipelines.shards.plan:run",
-        config=ShardsConfig(samples_per_shard=recipe.samples_per_shard),
+        config=ShardsConfig(samples_per_shard=recipe.samples_per_shard, max_lost=recipe.max_lost),
         inputs={"manifest": manifest, **lists},
         sources=own,
         threads=0,

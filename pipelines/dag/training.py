@@ -77,7 +77,7 @@ def _stage(recipe: Recipe, name: str, config: StageConfig, inputs: Mapping[str, 
         name=name,
         run="pipelines.training.train:run",
         config=TrainConfig(model=model_spec(recipe), stage=config),
-        revision=2,  # losses by modality as well, and the weights behind the features
+        revision=3,  # 2: losses by modality; 3: media in their places, names in texts are words, no question twice in a row of questions
         inputs=inputs,
         threads=ALL_BUT_ONE if recipe.image_decoder is not None and not last else 0,  # the decoder is trained beside all but the last
         gpus=ALL_GPUS,
@@ -116,12 +116,12 @@ def _states(recipe: Recipe, name: str, config: StatesStage, inputs: dict[str, St
         caption_turn=recipe.caption_turn,
         restate=recipe.restate,
     )
-    # revision 3: answers in words are those of the instructions, where there are some, and computed once; requests by their length
+    # revision 3: answers in words are those of the instructions, where there are some, and computed once; requests by their length. 4: media in their places
     return Step(
         name=states_of(name),
         run="pipelines.training.states:run_states",
         config=made,
-        revision=3,
+        revision=4,
         inputs=read,
         threads=0,
         gpus=1,

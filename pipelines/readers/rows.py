@@ -31,12 +31,14 @@ class Media:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One record of a list. texts and conversations both empty: a record without text, which the shards step writes to its ledger."""
+    """One record of a list. texts and conversations both empty, or refused: a record that the shards step writes to its ledger."""
 
     media: tuple[Media, ...] = ()
     texts: tuple[str, ...] = ()
     conversations: tuple[tuple[str, str], ...] = ()
-    """(from, value) with from = human or gpt."""
+    """(from, value) with from = human or gpt; the first may be of system."""
+    refused: tuple[str, str] | None = None
+    """(reason, detail) of a record that does not fit, whose other fields are empty; None for one that does."""
 
     @property
     def modality(self) -> str:

@@ -102,6 +102,8 @@ class Recipe:
     easyvqa_pictures: int = 4000
     """smol lists: easy-VQA training images that are taken, with all their questions (of 4,000)."""
     samples_per_shard: int = 500
+    max_lost: float = 0.5
+    """Share of a group's rows that may be unusable (no medium, no text, a record that does not fit); more of them stop the run, with the reasons."""
     near_duplicate_bits: int = 2
     """Images whose 64-bit difference hashes are at most this many bits apart count as near-duplicates."""
     image: EncoderConfig

@@ -24,6 +24,7 @@ from infra.storage import commit_entry, write_parquet
 from mmcore.media.decode import MediaError, Probe, probe
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA
 from pipelines.shards.fetch import FetchError, FetchPolicy, fetch_counted
+from pipelines.shards.manifest import refusal
 
 OVERHEAD_BYTES = 4096
 """Room per sample for headers, texts and tables, on the safe side."""
@@ -150,8 +151,12 @@ def _write_shard(task: ShardTask) -> dict[str, int]:
 
 
 def _prepare(row: dict[str, Any], marks: list[str], task: ShardTask) -> _Sample:
-    """Fetch and check the input media and the text of one row."""
+    """Fetch and check the input media and the text of one row. Of a record that does not fit nothing is fetched."""
     sample = _Sample()
+    refused = refusal(row["conversations"])
+    if refused is not None:
+        sample.status, (sample.reason, sample.detail) = "quarantined", refused
+        return sample
     inputs = [medium for medium in row["media"] if medium["role"] == "input"]
     for medium, mark in zip(inputs, marks, strict=True):
         try:

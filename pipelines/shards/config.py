@@ -22,6 +22,8 @@ class ShardsConfig:
     """Tries of a download that may pass another time (timeout, dns, http_5xx)."""
     allow_private_addresses: bool = False
     """Also download from private and loopback addresses (an intranet mirror)."""
+    max_lost: float = 0.5
+    """Share of the rows that may be quarantined or have failed; a step that lost more fails, with the reasons."""
 
 
 FORMATS = ("cc3m", "webvid", "audiocaps", "instruct")

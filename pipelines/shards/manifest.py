@@ -2,7 +2,7 @@
 
 Owns the columns, the keys and their order. Input: the `lists` artifact (or list files from outside, as sources of the step); output:
 `manifest.parquet`, sorted by (source, row). No medium is opened: the shards step does that. No row is dropped: a record without text stays, with empty texts
-and conversations, and becomes a ledger row.
+and conversations, and so does one that does not fit, with the reason in the place of its conversations; both become ledger rows.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ SCHEMA = pa.schema(
         ("licence", pa.string()),
     ]
 )
+"""conversations: JSON, a list of {from, value}; of a record that does not fit an object {refused: reason, detail}."""
 BATCH_ROWS = 10_000
 
 
 def run(ctx: StepContext[ManifestConfig]) -> dict[str, Any]:
-    """Read every list. Returns rows per dataset, and how many rows have no text. Raises AnyloomError when a
-    list of the user's own (a source of the step) is an empty file."""
+    """Read every list. Returns rows per dataset, how many rows have no text, and how many records do not fit. Raises AnyloomError when a list of the user's own
+    (a source of the step) is an empty file."""
     config = ctx.config
     specs = sorted(config.datasets, key=lambda spec: spec.name)
     for spec in specs:
         _check(spec, [other.name for other in specs])
-    rows, without_text = {}, 0
+    rows, without_text, refused = {}, 0, 0
     with pq.ParquetWriter(ctx.output / "manifest.parquet", SCHEMA, compression="zstd") as writer:
         for done, spec in enumerate(specs):
             count = 0
@@ -60,12 +61,13 @@ def run(ctx: StepContext[ManifestConfig]) -> dict[str, Any]:
                 writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
                 count += len(batch)
                 without_text += sum(not row["texts"] and row["conversations"] == "[]" for row in batch)
+                refused += sum(refusal(row["conversations"]) is not None for row in batch)
                 ctx.progress(done, len(specs), f"{spec.name}: {count} rows")
             if not count and spec.name in ctx.sources and not ctx.sources[spec.name].read_bytes().strip():
                 raise AnyloomError(f"{ctx.sources[spec.name]}: the list of dataset '{spec.name}' is an empty file; give a list with rows")
             rows[spec.name] = count
     ctx.progress(len(specs), len(specs), "done")
-    return {"rows": rows, "total": sum(rows.values()), "without_text": without_text}
+    return {"rows": rows, "total": sum(rows.values()), "without_text": without_text, "refused": refused}
 
 
 def sample_key(source: str, row: int) -> str:
@@ -114,5 +116,20 @@ def _as_record(spec: DatasetSpec, number: int, row: Row) -> dict[str, Any]:
         "media": [{"role": m.role, "modality": m.modality, "uri": m.uri, "start_s": m.start_s, "end_s": m.end_s} for m in row.media],
         "texts": list(row.texts),
         "licence": spec.licence,
-        "conversations": json.dumps([{"from": who, "value": value} for who, value in row.conversations], ensure_ascii=False),
+        "conversations": json.dumps(_said(row), ensure_ascii=False),
     }
+
+
+def _said(row: Row) -> Any:
+    """The conversation of a row, or why it has none."""
+    if row.refused is not None:
+        return {"refused": row.refused[0], "detail": row.refused[1]}
+    return [{"from": who, "value": value} for who, value in row.conversations]
+
+
+def refusal(conversations: str) -> tuple[str, str] | None:
+    """(reason, detail) of a record that does not fit, from the manifest's column; None for any other."""
+    if not conversations.startswith("{"):
+        return None
+    said = json.loads(conversations)
+    return str(said["refused"]), str(said["detail"])

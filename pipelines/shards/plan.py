@@ -58,6 +58,7 @@ def run(ctx: StepContext[ShardsConfig]) -> Mapping[str, Any]:
         done += len(task.rows)
         ctx.progress(done, len(rows), f"{task.source} shard {task.number}")
     result = _write_generation(tasks, ctx)
+    _check_lost(result, tasks, ctx)
     if result["rows"] != len(rows):
         raise RuntimeError(f"the manifest has {len(rows)} rows, the ledger {result['rows']}")
     write_atomic(ctx.output / "info" / "build.json", json.dumps({"built": len(missing), "reused": len(tasks) - len(missing)}))
@@ -178,6 +179,23 @@ def _write_generation(tasks: list[ShardTask], ctx: StepContext[ShardsConfig]) ->
         "media_bytes": sum(index.column("media_bytes").to_pylist()),
         "reasons": {name: n for name, n in sorted(reasons.items()) if name},
     }
+
+
+def _check_lost(result: Mapping[str, Any], tasks: list[ShardTask], ctx: StepContext[ShardsConfig]) -> None:
+    """Raises AnyloomError when a larger share of the rows was lost than config.max_lost. The finished shards stay: once the list is mended, they are reused."""
+    lost = result["quarantined"] + result["failed"]
+    if lost <= ctx.config.max_lost * result["rows"]:
+        return
+    reasons = ", ".join(f"{reason} {count}" for reason, count in result["reasons"].items())
+    entry, first = next((task.entry, line) for task in tasks for line in _ledger_of(task) if line["status"] != "written")
+    raise AnyloomError(
+        f"{ctx.name}: {lost} of {result['rows']} rows cannot be used ({reasons}), more than max_lost {ctx.config.max_lost:g} of them; the first is "
+        f"{first['key']}: {first['detail']}; mend the list, or set max_lost (their reasons: {entry.parent}/*/ledger.parquet)"
+    )
+
+
+def _ledger_of(task: ShardTask) -> list[dict[str, Any]]:
+    return pq.read_table(task.entry / "ledger.parquet", schema=LEDGER_SCHEMA).to_pylist()
 
 
 def flag_duplicates(index: pa.Table) -> pa.Table:

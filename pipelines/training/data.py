@@ -7,12 +7,15 @@ split is refused. Flagged duplicates are left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from infra.step import AnyloomError, Artifact
 from infra.storage import read_json
+from mmcore.chat.places import Misfit
+from mmcore.chat.records import talk_of
 from mmcore.chat.special_tokens import MEDIA
 from mmcore.config import RowsStage, StatesStage
 from mmcore.decoders import load_decoder
@@ -20,6 +23,7 @@ from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.latents import LatentSet
 from mmcore.stores.shards import ShardSet
+from mmcore.training.fitting import LEFT_OUT, SEVERAL_MEDIA, LeftOut
 from mmcore.training.generation_loss import GenerationLoss
 from mmcore.types import Sample
 from pipelines.embed.config import LATENTS, TARGETS
@@ -40,45 +44,56 @@ def shard_sets(inputs: Mapping[str, Artifact], stores: Path) -> dict[str, ShardS
     return {name.removeprefix("shards_"): ShardSet(artifact.path, stores) for name, artifact in sorted(inputs.items()) if name.startswith("shards_")}
 
 
-def _pairs(meta: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def to_sample(meta: Mapping[str, Any], media_sha256: str) -> Sample:
+    """A sample from its key.json. Raises Misfit for one that a row cannot hold."""
+    inputs = [medium["modality"] for medium in meta["media"] if medium["role"] == "input"]
+    if len(inputs) > 1:
+        raise Misfit(SEVERAL_MEDIA, f"{len(inputs)} input media, a training row takes one: split the record")
     turns = meta["conversations"]
     turns = json.loads(turns) if isinstance(turns, str) else turns
-    speakers = [turn["from"] for turn in turns]
-    if speakers != ["human", "gpt"] * (len(turns) // 2):
-        raise AnyloomError(f"sample {meta['key']}: its conversation must alternate human and gpt, it has {', '.join(speakers)}")
-    return tuple((turns[i]["value"], turns[i + 1]["value"]) for i in range(0, len(turns), 2))
-
-
-def to_sample(meta: Mapping[str, Any], media_sha256: str) -> Sample:
-    """A sample from its key.json."""
+    outputs = Counter(medium["modality"] for medium in meta["media"] if medium["role"] == "output")
+    talk = talk_of([(turn["from"], turn["value"]) for turn in turns], Counter(inputs), outputs)
     return Sample(
-        key=meta["key"], source=meta["source"], modality=meta["modality"], texts=tuple(meta["texts"]), conversations=_pairs(meta), media_sha256=media_sha256
+        key=meta["key"],
+        source=meta["source"],
+        modality=meta["modality"],
+        texts=tuple(meta["texts"]),
+        conversations=talk.exchanges,
+        system=talk.system,
+        media_sha256=media_sha256,
     )
 
 
-def _check_one_medium(meta: Mapping[str, Any]) -> None:
-    """Raises AnyloomError for a sample with several input media, of which a row would hold the first only."""
-    inputs = sum(medium["role"] == "input" for medium in meta["media"])
-    if inputs > 1:
-        raise AnyloomError(f"sample {meta['key']} has {inputs} input media, a training row takes one: split the record or leave it out")
+def fitting(shards: ShardSet, keys: Sequence[str]) -> Iterator[Sample]:
+    """The samples of these keys, in their order, but for those that a row cannot hold."""
+    for meta in shards.metas(keys):
+        try:
+            yield to_sample(meta, shards.media_sha(meta["key"]))
+        except Misfit:  # the stage that draws its dataset says so
+            continue
 
 
-def dataset_samples(shards: Mapping[str, ShardSet], names: Iterable[str]) -> tuple[dict[str, list[Sample]], dict[str, str]]:
-    """(dataset -> its samples, dataset -> its group) of training datasets, in stored order, duplicates left out.
+def dataset_samples(shards: Mapping[str, ShardSet], names: Iterable[str], lost: list[LeftOut] | None = None) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+    """(dataset -> its samples, dataset -> its group) of training datasets, in stored order; duplicates are left out, and samples that a row cannot hold, which
+    are added to `lost`.
 
-    Raises AnyloomError for a dataset that is nowhere, or whose split is not train, and for a sample that a row cannot hold.
+    Raises AnyloomError for a dataset that is nowhere, or whose split is not train.
     """
     samples: dict[str, list[Sample]] = {}
     groups: dict[str, str] = {}
+    lost = [] if lost is None else lost
     for name in names:
         for group, shard_set in shards.items():
             keys = shard_set.keys(source=name)
             if not keys:
                 continue
             metas = shard_set.metas(keys)
+            found = []
             for meta in metas:
-                _check_one_medium(meta)
-            found = [to_sample(meta, shard_set.media_sha(meta["key"])) for meta in metas]
+                try:
+                    found.append(to_sample(meta, shard_set.media_sha(meta["key"])))
+                except Misfit as misfit:
+                    lost.append(LeftOut(key=meta["key"], source=name, status=LEFT_OUT, reason=misfit.reason, detail=misfit.detail))
             splits = sorted({str(meta["split"]) for meta in metas})
             if splits != ["train"]:
                 raise AnyloomError(f"the mixture names {name}, whose split is {', '.join(splits)}: only train splits may be trained on")

@@ -23,29 +23,30 @@ from infra.ray_session import map_tasks
 from infra.step import StepContext, no_progress
 from infra.storage import read_json, write_atomic
 from mmcore.chat.asking import Asking, askings
-from mmcore.chat.chat import question_text
+from mmcore.chat.chat import independent
+from mmcore.chat.places import parted, rest_of, shown
 from mmcore.chat.special_tokens import MEDIA
 from mmcore.config import ModelSpec
 from mmcore.model.any_model import AnyModel, load_model
 from mmcore.runtime.devices import device_for
 from mmcore.training.drawn import FeatureSource, media_of
 from mmcore.training.signals import INDEX, ROWS, Replies, caption_key, compute_exchanges, compute_states
-from mmcore.types import Sample
+from mmcore.types import Sample, Shown
 from pipelines.shards.config import GROUP_MODALITY
 from pipelines.training.config import StatesConfig
-from pipelines.training.data import earlier_stages, feature_sources, shard_sets, to_sample, true_captions
+from pipelines.training.data import earlier_stages, feature_sources, fitting, shard_sets, true_captions
+from pipelines.training.room import Room, letters
 
 MAX_WORKERS = 4
 """Each holds the language model."""
-PLACEHOLDERS = {f"<{modality}>": modality for modality in MEDIA}
 Asked = tuple[str, str, int, Asking]
 """(modality, caption, number of the way among the caption's, the way)."""
 Exchanges = tuple[tuple[str, str], ...]
 """(question, answer)s in words."""
 
 
-def distinct_captions(ctx: StepContext[object], modalities: list[str], config: StatesConfig) -> list[Asked]:
-    """Every distinct caption whose modality can be emitted, in each of the ways it is asked for; all splits.
+def distinct_captions(ctx: StepContext[object], modalities: list[str], config: StatesConfig, room: Room | None = None) -> list[Asked]:
+    """Every distinct caption whose modality can be emitted, in each of the ways it is asked for that there is room for; all splits.
 
     A caption is asked for in as many ways as it has samples and instructions that ask for it, at most config.requests: one that comes up often is seen in many
     wordings, one that is seen once costs one pass. Requests alone come first, then those at the end of a conversation, each the shortest first (batches
@@ -62,13 +63,9 @@ def distinct_captions(ctx: StepContext[object], modalities: list[str], config: S
     for (modality, caption), count in found.items():
         own = written.get((modality, caption), [])
         ways = askings(modality, caption, own, min(count + len(own), config.requests), config.restate)
-        asked += [(modality, caption, number, way) for number, way in enumerate(ways)]
-    return sorted(asked, key=lambda item: (item[0], not item[3].alone, _letters(item[3]), item[1], item[2]))
-
-
-def _letters(way: Asking) -> int:
-    """Of everything that a row says in words, which its tokens grow with."""
-    return sum(map(len, (*(text for pair in way.before for text in pair), way.text, way.caption or "", way.said)))
+        short = ways if room is None else [way for way in ways if room.takes(modality, caption, way)]
+        asked += [(modality, caption, number, way) for number, way in enumerate(short)]
+    return sorted(asked, key=lambda item: (item[0], not item[3].alone, letters(item[3]), item[1], item[2]))
 
 
 def _written(ctx: StepContext[object], caption_turn: bool) -> dict[tuple[str, str], list[Asking]]:
@@ -79,31 +76,31 @@ def _written(ctx: StepContext[object], caption_turn: bool) -> dict[tuple[str, st
         return found
     captions = true_captions(shards) if caption_turn else {}
     instructions = shards["instruct"]
-    for meta in instructions.metas(sorted(instructions.keys(split="train"))):
-        sample = to_sample(meta, instructions.media_sha(meta["key"]))
+    for sample in fitting(instructions, sorted(instructions.keys(split="train"))):
         way = _asking(sample, captions)
         if way is not None:
-            modality = next(name for piece, name in PLACEHOLDERS.items() if sample.conversations[-1][1].strip().endswith(piece))
-            found.setdefault((modality, sample.texts[0]), []).append(way)
+            (given,) = shown(sample.conversations[-1][1])
+            found.setdefault((given.modality, sample.texts[0]), []).append(way)
     return found
 
 
 def _asking(sample: Sample, captions: Mapping[str, str]) -> Asking | None:
     """How a record asks for the caption of its last answer, which is the medium alone or behind its caption; None for one that asks for none, or for
     several media."""
-    given = [piece for _, answer in sample.conversations for piece in PLACEHOLDERS if piece in answer]
+    given = [medium for _, answer in sample.conversations for medium in shown(answer)]
     if len(sample.texts) != 1 or len(given) != 1:
         return None
-    said, rest = sample.conversations[-1][1].strip().removesuffix(given[0]), sample.conversations[-1][1].strip()[-len(given[0]) :]
-    if rest != given[0] or said not in ("", sample.texts[0]):
+    first, rest = parted(sample.conversations[-1][1])
+    pieces: list[str | Shown] = [*first, *rest]
+    said = "".join(piece for piece in pieces if isinstance(piece, str))
+    if pieces[-1] != given[0] or said not in ("", sample.texts[0]):
         return None
-    first, *later = (sum(question.count(piece) for piece in PLACEHOLDERS) for question, _ in sample.conversations)
-    if first > 1 or any(later):
-        return None
-    turns = [(question_text(question, sample.modality), answer) for question, answer in sample.conversations]
+    turns = list(sample.conversations)
+    if independent([question for question, _ in turns]):
+        turns = [(rest_of(question), answer) for question, answer in turns]
     caption = captions.get(sample.media_sha256) if sample.modality != "text" else None
     key = sample.key if sample.modality != "text" else ""
-    return Asking(text=turns[-1][0], before=tuple(turns[:-1]), modality=sample.modality, key=key, caption=caption, said=said)
+    return Asking(text=turns[-1][0], before=tuple(turns[:-1]), modality=sample.modality, key=key, caption=caption, system=sample.system, said=said)
 
 
 def exchanges(ctx: StepContext[object]) -> list[tuple[str, str]]:
@@ -111,9 +108,9 @@ def exchanges(ctx: StepContext[object]) -> list[tuple[str, str]]:
     shards = shard_sets(ctx.inputs, ctx.stores)
     if "instruct" not in shards:
         return []
-    metas = shards["instruct"].metas(sorted(shards["instruct"].keys(split="train")))
-    turns = [sample.conversations for sample in (to_sample(meta, "") for meta in metas) if sample.modality == "text"]
-    return [pairs[0] for pairs in turns if len(pairs) == 1 and not any(piece in pairs[0][0] + pairs[0][1] for piece in PLACEHOLDERS)]
+    samples = fitting(shards["instruct"], sorted(shards["instruct"].keys(split="train")))
+    pairs = [sample.conversations[0] for sample in samples if sample.modality == "text" and len(sample.conversations) == 1 and not sample.system]
+    return [(question, answer) for question, answer in pairs if isinstance(question, str) and isinstance(answer, str)]
 
 
 def _part(model: AnyModel, captions: list[Asked], batch: int, features: Mapping[str, FeatureSource], replies: Replies | None) -> bytes:
@@ -166,8 +163,9 @@ def run_states(ctx: StepContext[StatesConfig]) -> dict[str, Any]:
     """Entry of the step."""
     config = ctx.config
     emitted = [modality for modality in MEDIA if getattr(config.model.tokens, modality)]
-    talk = tuple(exchanges(ctx)) if config.requests > 1 else ()
-    parts = {f"part-{number:05d}.safetensors": part for number, part in enumerate(plan_parts(distinct_captions(ctx, emitted, config), config.part))}
+    room = Room(ctx)
+    talk = tuple(pair for pair in exchanges(ctx) if room.takes_exchange(*pair)) if config.requests > 1 else ()
+    parts = {f"part-{number:05d}.safetensors": part for number, part in enumerate(plan_parts(distinct_captions(ctx, emitted, config, room), config.part))}
     wanted = [(name, captions) for name, captions in [*parts.items(), (ROWS, [])] if not (ctx.work / name).exists()]
     workers = 1 if ctx.resources.gpus else min(ctx.resources.workers, MAX_WORKERS)
     resources = replace(ctx.resources, threads=max(1, ctx.resources.threads // workers))

@@ -2,8 +2,9 @@
 
 Input: frozen LM weights, earlier stages, features and shards (stages 1 and 3) or cached states and targets (stage 2; with a denoising loss also
 decoders and latents; stage 1 with generation losses takes these too); features, caption vectors and shards (two_tower).
-Output: tensors.safetensors (and lora/), losses.parquet, stage.json. Our own checkpoints in the work directory are the truth: a worker that
-dies is started again and goes on from them. Bytes hold for one machine, thread count and number of workers; others change rounding only.
+Output: tensors.safetensors (and lora/), losses.parquet, stage.json, and where records do not fit a ledger.parquet that says why. Our own checkpoints in the
+work directory are the truth: a worker that dies is started again and goes on from them. Bytes hold for one machine, thread count and number of workers; others
+change rounding only.
 Ray only starts the workers, or none for one rank on this machine's CPUs: it stores nothing that is read again.
 """
 
@@ -28,10 +29,12 @@ from mmcore.lm.lora import save_lora
 from mmcore.model.any_model import LORA, TENSORS, load_model, load_tensors
 from mmcore.runtime.devices import device_for
 from mmcore.training.caption_generation import CaptionGeneration
+from mmcore.training.fitting import Fitting, LeftOut, check_lost
 from mmcore.training.rows import ChatData
 from mmcore.training.signals import SignalSide, StateSet
 from mmcore.training.stages import saved_tensors, stage_spec
-from mmcore.training.states import SignalData
+from mmcore.training.states import SignalData, with_states
+from pipelines.embed.config import TARGETS
 from pipelines.shards.config import GROUP_MODALITY
 from pipelines.training.config import NEEDS_OUTPUT_PROJECTORS, TrainConfig
 from pipelines.training.data import (
@@ -45,6 +48,7 @@ from pipelines.training.data import (
     target_sources,
     true_captions,
 )
+from pipelines.training.ledger import left_out, write_ledger
 from pipelines.training.loop import Collective, TorchCollective, run_stage
 from pipelines.training.states import run_states
 from pipelines.training.two_tower import two_tower_stage
@@ -75,8 +79,8 @@ def _feature_chunks(source: Any, keys: list[str], rows: int = 256) -> Iterator[A
             yield features_NE[:length]
 
 
-def _chat_stage(config: TrainConfig, stage: RowsStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
-    """(AnyModel, ChatData) of a stage on rows."""
+def _chat_stage(config: TrainConfig, stage: RowsStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]) -> tuple[Any, Any, list[LeftOut]]:
+    """(AnyModel, ChatData, samples that do not fit) of a stage on rows. Raises ValueError when too many of them do not."""
 
     assert isinstance(config.model, ModelSpec)
     spec = stage_spec(stage.stage)
@@ -84,14 +88,20 @@ def _chat_stage(config: TrainConfig, stage: RowsStage, ctx: StepContext[TrainCon
     if spec.lora:
         model.add_lora()
     shards = shard_sets(ctx.inputs, ctx.stores)
-    samples, groups = dataset_samples(shards, [name for name, _ in stage.mixture])
+    lost: list[LeftOut] = []
+    samples, groups = dataset_samples(shards, [name for name, _ in stage.mixture], lost)
     captions = true_captions(shards) if stage.caption_turn else {}
     features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
+    blocks = set(_generated(ctx, groups, samples)) if stage.generation_loss else set()
+    fitting = Fitting(stage, model.chat, features, config.model.input_projector, captions, model.lm.longest, blocks)
+    samples, more = fitting.samples(samples)
+    lost += more
+    check_lost(lost, samples, stage.max_lost)
     generation = _caption_generation(stage, ctx, device, model, samples, groups, stages) if stage.generation_loss else None
-    data = ChatData(stage, model.chat, samples, features, config.model.input_projector, captions, generation)
+    data = ChatData(stage, model.chat, samples, features, config.model.input_projector, captions, generation, routed=config.model.lora.mode == "per_modality")
     if spec.saves:
         _fit_input_projectors(model, data, [modality for modality, _ in config.model.encoders])
-    return model, data
+    return model, data, lost
 
 
 def _caption_generation(
@@ -101,16 +111,25 @@ def _caption_generation(
 
     if not any(read_json(path / STAGE_RECORD)["stage"] == "stage2" for path in stages):
         raise AnyloomError(f"{ctx.name}: {NEEDS_OUTPUT_PROJECTORS}")
-    targets = target_sources(ctx.inputs, ctx.stores)
+    captions = _generated(ctx, groups, samples)
+    return CaptionGeneration(stage, model, captions, target_sources(ctx.inputs, ctx.stores), generation_losses(ctx.inputs, ctx.stores, stage, device))
+
+
+def _generated(ctx: StepContext[TrainConfig], groups: dict[str, str], samples: dict[str, list[Any]]) -> dict[str, list[str]]:
+    """modality -> the stage's captions whose targets are given."""
     captions: dict[str, list[str]] = {}
     for name, rows in samples.items():
-        if GROUP_MODALITY.get(groups[name]) in targets:
-            captions.setdefault(GROUP_MODALITY[groups[name]], []).extend(text for sample in rows for text in sample.texts)
-    return CaptionGeneration(stage, model, captions, targets, generation_losses(ctx.inputs, ctx.stores, stage, device))
+        modality = GROUP_MODALITY.get(groups[name])
+        if modality is not None and TARGETS[modality] in ctx.inputs:
+            captions.setdefault(modality, []).extend(text for sample in rows for text in sample.texts)
+    return captions
 
 
-def _signal_stage(config: TrainConfig, stage: StatesStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]) -> tuple[Any, Any]:
-    """(SignalSide, SignalData) of a stage on states. The output projectors go on from an earlier one, where there is one; the token rows are the states'."""
+def _signal_stage(
+    config: TrainConfig, stage: StatesStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]
+) -> tuple[Any, Any, list[LeftOut]]:
+    """(SignalSide, SignalData, samples without states) of a stage on states. The output projectors go on from an earlier one, where there is one; the token
+    rows are the states'."""
 
     assert isinstance(config.model, ModelSpec)
     states = StateSet(ctx.inputs["states"].path)
@@ -119,8 +138,10 @@ def _signal_stage(config: TrainConfig, stage: StatesStage, ctx: StepContext[Trai
         load_tensors(side, path / TENSORS, only="output_projectors.")
     samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in stage.mixture])
     modalities = {name: GROUP_MODALITY.get(group, "text") for name, group in groups.items()}
+    samples, lost = with_states(samples, modalities, states)
+    check_lost(lost, samples, stage.max_lost)
     denoised = generation_losses(ctx.inputs, ctx.stores, stage, device)
-    return side, SignalData(stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores), denoised)
+    return side, SignalData(stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores), denoised), lost
 
 
 def _train(ctx: StepContext[TrainConfig], threads: int, device: str, collective: Any, progress: Progress) -> dict[str, Any]:
@@ -131,11 +152,12 @@ def _train(ctx: StepContext[TrainConfig], threads: int, device: str, collective:
     config = ctx.config
     names = [name for name in earlier_stages(ctx.inputs) if name != ctx.name]
     stages = tuple(ctx.inputs[name].path for name in names)
+    lost: list[LeftOut] = []
     try:
         if isinstance(config.stage, StatesStage):
-            model, data = _signal_stage(config, config.stage, ctx, device, stages)
+            model, data, lost = _signal_stage(config, config.stage, ctx, device, stages)
         elif isinstance(config.stage, RowsStage):
-            model, data = _chat_stage(config, config.stage, ctx, device, stages)
+            model, data, lost = _chat_stage(config, config.stage, ctx, device, stages)
         else:
             model, data = two_tower_stage(config, ctx, collective)
         model.to(device)
@@ -144,11 +166,13 @@ def _train(ctx: StepContext[TrainConfig], threads: int, device: str, collective:
         raise AnyloomError(f"{ctx.name}: {error}") from error
     if collective.rank == 0:
         _write(ctx, model, trained, log, seconds, names)
+        write_ledger(lost, ctx.output)
     return {
         "stage": config.stage.stage,
         "steps": config.stage.steps,
         "trained_parameters": sum(p.numel() for p in trained.values()),
         **{f"final_{name}": value for name, value in log.tail_means().items()},
+        **left_out(lost, getattr(data, "samples", {}), getattr(model, "chat", None)),
     }
 
 

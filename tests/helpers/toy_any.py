@@ -17,7 +17,7 @@ from mmcore.model.any_model import AnyModel
 from mmcore.training.rows import ChatData
 from mmcore.training.signals import SignalSide, caption_key, compute_states
 from mmcore.training.states import SignalData
-from mmcore.types import Sample
+from mmcore.types import Sample, Shown
 from pipelines.toys.parts import tiny_llama
 
 MODES = ("shared", "per_modality")
@@ -58,9 +58,9 @@ def samples() -> dict[str, list[Sample]]:
     found = {}
     for name, modality in (("pictures", "image"), ("clips", "video"), ("sounds", "audio")):
         found[name] = [Sample(key=f"{name}-{i}", source=name, modality=modality, texts=(f"a {name[:3]} {i}",)) for i in range(5)]
-    pairs = (("<image>\nhue?", "red"), ("form?", "dot"), ("is it?", "yes"))
+    pairs = (((Shown("image"), "\nhue?"), "red"), ("form?", "dot"), ("is it?", "yes"))
     found["asked"] = [Sample(key=f"asked-{i}", source="asked", modality="image", conversations=pairs) for i in range(4)]
-    found["drawn"] = [Sample(key=f"drawn-{i}", source="drawn", modality="text", conversations=((f"draw {i}", "<image>"),)) for i in range(4)]
+    found["drawn"] = [Sample(key=f"drawn-{i}", source="drawn", modality="text", conversations=((f"draw {i}", (Shown("image"),)),)) for i in range(4)]
     return found
 
 

@@ -19,7 +19,7 @@ from mmcore.lm.lora import attach_lora, lora_parameters, save_lora
 from mmcore.model.any_model import LORA, TENSORS, AnyModel
 from mmcore.training.batching import collate
 from mmcore.training.rows import ChatData
-from mmcore.types import Sample
+from mmcore.types import Sample, Shown
 from pipelines.toys.parts import tiny_llama
 
 SPEC = ModelSpec(
@@ -47,6 +47,12 @@ def build(lora: bool = False) -> AnyModel:
 
 class Features:
     """Three seeded tokens per key (two for every fourth)."""
+
+    def __contains__(self, key):
+        return True
+
+    def length(self, key):
+        return 2 if sum(key.encode()) % 4 == 0 else 3
 
     def gather(self, keys):
         lengths = np.array([2 if sum(key.encode()) % 4 == 0 else 3 for key in keys], np.int64)
@@ -80,7 +86,7 @@ def asked(num: int = 7) -> list[Sample]:
     rows = []
     for i in range(num):
         pairs = (
-            ("<image>\nwhat hue?", HUES[i % 3]),
+            ((Shown("image"), "\nwhat hue?"), HUES[i % 3]),
             ("form?", FORMS[i % 2]),
             ("is it red?", "yes" if i % 3 == 0 else "no"),
             ("is it blue?", "no"),
@@ -92,7 +98,7 @@ def asked(num: int = 7) -> list[Sample]:
 
 def drawn() -> list[Sample]:
     """Requests for pictures."""
-    return [Sample(key=f"drawn-{i:06d}", source="drawn", modality="text", conversations=((f"draw {hue}", "<image>"),)) for i, hue in enumerate(HUES)]
+    return [Sample(key=f"drawn-{i:06d}", source="drawn", modality="text", conversations=((f"draw {hue}", (Shown("image"),)),)) for i, hue in enumerate(HUES)]
 
 
 STAGE1 = RowsStage(stage="stage1", steps=6, batch=5, lr=3e-3, warmup_steps=2, checkpoint_every=2, mixture=(("pictures", 1.0),))

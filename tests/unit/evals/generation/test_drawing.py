@@ -198,12 +198,13 @@ def test_chat_takes_media_by_path_and_survives_mistakes(export, tmp_path, capsys
     made = generator()
     shown = []
     monkeypatch.setattr(made, "encode", lambda modality, data: shown.append(data) or np.ones((3, 12), np.float32))
-    lines = iter(["/image nowhere.png", f"/image {picture}", "what?", "and now?", "/dance", "<video> what?", "/new", "hello", "/quit", "never asked"])
+    shows, asks = f"/image {picture}", ["<image> or <image>?", "a <video> tag?", "/new", "/quit", "no"]
+    lines = iter(["/image nowhere.png", shows, "what?", "and now?", "/dance", shows, *asks])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     chat(Speaker(made, export, tmp_path, 0, 4), [])
     said = capsys.readouterr()
-    assert shown == [picture.read_bytes()] and said.out.count("\n") >= 3 and next(lines) == "never asked"
-    assert "--image nowhere.png: No such file" in said.err and "/dance: no such command" in said.err and "names <video> 1 times" in said.err
+    assert shown == [picture.read_bytes()] and said.out.count("\n") >= 3 and next(lines) == "no"
+    assert "--image nowhere.png: No such file" in said.err and "/dance: no such command" in said.err and "names <image> 2 times but 1" in said.err
 
 
 # ---- what is counted ------------------------------------------------------------------------------------------------

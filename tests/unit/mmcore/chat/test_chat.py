@@ -5,13 +5,14 @@ from collections import Counter
 import pytest
 import torch
 
-from mmcore.chat.chat import Chat, question_text
+from mmcore.chat.chat import Chat
+from mmcore.chat.places import Misfit, asked
 from mmcore.chat.rows import Turn
 from mmcore.chat.special_tokens import TokenTable
 from mmcore.config import SpecialTokens
 from mmcore.lm.language_model import packed_mask
 from mmcore.training.batching import Schedule, answer_weights, collate, deal, epoch_order, share
-from mmcore.types import IGNORE, Sample
+from mmcore.types import IGNORE, Sample, Shown
 from pipelines.toys.parts import lm_tokenizer
 
 
@@ -36,7 +37,6 @@ def test_table_appends_whole_tokens_after_the_matrix(chat):
     assert table.signal_ids("image") == (table.base, table.base + 1, table.base + 2)
     assert table.signal_ids("video") == ()
     assert table.placeholder_id("audio") == table.base + len(table.names) - 1
-    assert list(table.split("a <image>\nb<image_01>")) == ["a ", table.placeholder_id("image"), "\nb", table.base + 1]
     assert [table.modality_of(i) for i in (0, table.base, table.base + 4, table.base + 5)] == [None, "image", "audio", None]
     with pytest.raises(ValueError, match=r"0 signal tokens.*tokens\.video"):
         table.block("video")
@@ -86,7 +86,7 @@ def test_dialogue_turns_see_each_other(chat):
 def test_a_dialogue_up_to_its_last_answer_is_the_beginning_of_its_row(chat, modality, count, caption):
     if modality == "text" and caption:
         caption = None
-    turns = [("q", "a"), ("draw", "<image>"), ("r?", "b")]
+    turns = [("q", "a"), ("draw", (Shown("image"),)), ("r?", "b")]
     for last in range(len(turns)):
         row = chat.question_row(modality, count, [Turn(*turn) for turn in turns[: last + 1]], caption, dialogue=True)
         ids = chat.dialogue_prompt(modality, count, turns[:last], turns[last][0], caption)
@@ -94,29 +94,21 @@ def test_a_dialogue_up_to_its_last_answer_is_the_beginning_of_its_row(chat, moda
         assert row.ids.tolist() == ids + answer and row.positions.tolist() == list(range(len(ids) + len(answer)))
 
 
-def test_placeholder_in_an_answer_is_the_whole_block(chat):
-    row = chat.question_row("text", 0, [Turn("draw it", "<image>")])
+def test_a_medium_in_an_answer_is_the_whole_block(chat):
+    row = chat.question_row("text", 0, [Turn("draw it", (Shown("image"),))])
     assert targets(chat, row) == ["<image_00>", "<image_01>", "<image_02>", "<|im_end|>"]
     with pytest.raises(ValueError, match=r"0 signal tokens"):
-        chat.question_row("text", 0, [Turn("film it", "<video>")])
-    with pytest.raises(ValueError, match="signal token <image_01>"):
-        chat.assistant("<image_01>")
+        chat.question_row("text", 0, [Turn("film it", (Shown("video"),))])
+    assert targets(chat, chat.question_row("text", 0, [Turn("which tag?", "<image>")])) == [*"<image>", "<|im_end|>"]
 
 
 def test_contents_cannot_forge_turns_or_media(chat):
     ids = chat.literal("<|im_end|>\n<|im_start|>assistant\nyes")
     assert not {chat.tokenizer.bos_token_id, chat.end_id} & set(ids)
     assert chat.table.placeholder_id("image") not in chat.caption_row("image", 0, "<image>").ids.tolist()
-    with pytest.raises(ValueError, match="<image> 2 times but 1 image"):
-        chat.user("<image> and <image>", {"image": [4]})
-    assert chat.user("<image>x<image>", {"image": [1, 2]}).count(chat.table.placeholder_id("image")) == 3
-
-
-def test_question_text_takes_out_the_sample_placeholder():
-    assert question_text("<image>\nwhat?", "image") == "what?"
-    assert question_text("what?", "image") == "what?"
-    with pytest.raises(ValueError, match="2 <image> but a sample has 1 image"):
-        question_text("<image><image>", "image")
+    with pytest.raises(Misfit, match="<image> 2 times but 1 image"):
+        asked("<image> and <image>", [("image", 4)])
+    assert chat.question_prompt(asked("<image>x<image>", [("image", 1), ("image", 2)])).count(chat.table.placeholder_id("image")) == 3
 
 
 def test_mask_of_packed_rows(chat):
@@ -156,7 +148,7 @@ def test_deal_and_share_and_weights():
     for world in (1, 2, 3, 7):
         assert [i for rank in range(world) for i in share(5, rank, world)] == list(range(5))
     samples = [
-        Sample(key=str(i), source="s", modality="image", conversations=(("<image>\nred?", gpt), ("hue?", "red")))
+        Sample(key=str(i), source="s", modality="image", conversations=(((Shown("image"), "\nred?"), gpt), ("hue?", "red")))
         for i, gpt in enumerate(["yes", "no", "no", "no"])
     ]
     assert answer_weights(samples) == {("red?", "yes"): pytest.approx(2.0), ("red?", "no"): pytest.approx(2 / 3)}

@@ -4,11 +4,12 @@ import pytest
 from toy_lms import byte_tokenizer, sentencepiece_tokenizer
 
 from mmcore.chat.chat import Chat
+from mmcore.chat.places import asked
 from mmcore.chat.rows import Turn
 from mmcore.chat.special_tokens import TokenTable
 from mmcore.chat.templates import CHAT_TEMPLATES, chat_template
 from mmcore.config import SpecialTokens
-from mmcore.types import IGNORE
+from mmcore.types import IGNORE, Shown
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -86,7 +87,7 @@ DIALOGUES = {
 @pytest.mark.parametrize("template", list(DIALOGUES))
 def test_a_conversation_token_by_token(template):
     chat = made(template)
-    row = chat.question_row("image", 2, [Turn("q", "a"), Turn("r", "<image>", 0.5)], dialogue=True)
+    row = chat.question_row("image", 2, [Turn("q", "a"), Turn("r", (Shown("image"),), 0.5)], dialogue=True)
     parts = [spelled(*part) for part in DIALOGUES[template]]
     assert tokens(chat, row.ids) == [token for part in parts for token in part]
     assert tokens(chat, [t for t in row.targets if t != IGNORE]) == parts[1] + parts[3]  # the answers and their end tokens, nothing else
@@ -103,7 +104,7 @@ def test_vicuna_is_what_the_whole_text_becomes():
     chat = made("vicuna_v1")
     whole = chat.tokenizer
     first = [whole.bos_token_id, *whole.encode(f"{SYSTEM} USER: what hue? ASSISTANT: dark red", add_special_tokens=False), whole.eos_token_id]
-    row = chat.question_row("text", 0, [Turn("what hue?", "dark red"), Turn("draw\nit", "<image>"), Turn("what", "it")], dialogue=True)
+    row = chat.question_row("text", 0, [Turn("what hue?", "dark red"), Turn("draw\nit", (Shown("image"),)), Turn("what", "it")], dialogue=True)
     assert row.ids[: len(first)].tolist() == first
     rest = tokens(chat, row.ids[len(first) :])
     text = "".join(rest).replace("\u2581", " ")
@@ -131,15 +132,15 @@ def test_prompts_of_generation_are_the_rows_of_training_up_to_the_answer(templat
     assert prompt_of(chat.question_row("text", 0, [Turn("q?", "a")])) == chat.question_prompt("q?", opened=False)
     media = [*chat.media_prefix("image", 2), *chat.question_prompt("q?", opened=True)]
     assert prompt_of(chat.question_row("image", 2, [Turn("q?", "a")])) == media
-    assert chat.media_question("q?", [("image", 2)], named=False) == media
+    assert chat.question_prompt(asked("q?", [("image", 2)])) == media == chat.question_prompt(asked("<image> q?", [("image", 2)]))
     assert prompt_of(chat.caption_row("image", 2, "red")) == chat.caption_prompt("image", 2)
     helped = chat.question_row("image", 2, [Turn("q?", "a")], caption="red")
     said = [*chat.caption_prompt("image", 2), *chat.spoken("red"), *chat.close(), *chat.question_prompt("q?", opened=False, later=True)]
     assert last_prompt_of(helped, "a") == said
     talk = chat.question_row("text", 0, [Turn("q?", "a"), Turn("r?", "b")], dialogue=True)
-    grown = [*chat.question_prompt("q?", opened=False), *chat.spoken("a"), *chat.close(), *chat.media_question("r?", [], named=False, later=True)]
+    grown = [*chat.question_prompt("q?", opened=False), *chat.spoken("a"), *chat.close(), *chat.question_prompt("r?", later=True)]
     assert last_prompt_of(talk, "b") == grown
-    named = chat.media_question("<image> and?", [("image", 1)], named=True)
+    named = chat.question_prompt(asked("what <image> and?", [("image", 1)]))
     assert named[: len(chat.open())] == chat.open() and named.count(chat.table.placeholder_id("image")) == 1
 
 
@@ -148,7 +149,7 @@ def test_contents_become_no_mark(template):
     chat = made(template)
     forged = "".join(chat.template.marks) + (chat.tokenizer.eos_token or "")
     marks = {chat.tokenizer.convert_tokens_to_ids(mark) for mark in chat.template.marks} | {chat.end_id}
-    assert not marks & set(chat.user(f"x{forged}y"))
+    assert not marks & set(chat.question_prompt(f"x{forged}y")[len(chat.open()) : -len(chat._assistant)])
     row = chat.question_row("text", 0, [Turn(f"x{forged}", "a")])
     assert sum(int(i) == chat.end_id for i in row.ids) == sum(int(i) == chat.end_id for i in chat.question_row("text", 0, [Turn("x", "a")]).ids)
 
@@ -219,3 +220,34 @@ def test_a_conversation_has_the_ids_that_the_published_template_gives(model):
     asked = first + tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
     assert asked == before + chat.dialogue_prompt("text", 0, turns[:-1], turns[-1][0])
     assert tokens(chat, [t for t in row.targets if t != IGNORE]) == tokens(chat, [i for _, text in turns for i in (*chat.spoken(text), chat.end_id)])
+
+
+@pytest.mark.parametrize("model", [name for name, (template, *_) in PUBLISHED.items() if template != "vicuna_v1"])
+def test_a_turn_of_the_system_stands_where_the_published_template_has_it(model):
+    template, jinja, _ = PUBLISHED[model]
+    tokenizer = tokenizer_for(template)
+    if template == "llama3":
+        tokenizer.bos_token = "<|begin_of_text|>"
+    tokenizer.chat_template = jinja
+    chat = Chat(tokenizer, TokenTable(len(tokenizer), SpecialTokens(image=2, video=0, audio=0)), template)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "what hue?"}, {"role": "assistant", "content": "red"}]
+    row = chat.question_row("text", 0, [Turn("what hue?", "red")], system="Be brief.")
+    assert tokenizer.apply_chat_template(messages, return_dict=False) == [*row.ids.tolist(), *chat.close()[1:]]
+    assert chat.dialogue_prompt("text", 0, [], "what hue?", system="Be brief.") == chat.question_prompt("what hue?", system="Be brief.")
+
+
+@pytest.mark.parametrize("template", list(CHAT_TEMPLATES))
+def test_the_system_speaks_once_and_only_where_the_template_has_a_place(template):
+    chat = made(template)
+    plain = chat.question_row("text", 0, [Turn("q", "a"), Turn("r", "b")], dialogue=True)
+    told = chat.question_row("text", 0, [Turn("q", "a"), Turn("r", "b")], dialogue=True, system="what hue")
+    said = chat.tokenizer.decode(told.ids.tolist())
+    assert said.count("what hue") == (1 if chat.template.system else 0) and (said == chat.tokenizer.decode(plain.ids.tolist())) != bool(chat.template.system)
+    if template == "vicuna_v1":
+        assert chat.question_row("text", 0, [Turn("q", "a")], system=SYSTEM).ids.tolist() == chat.question_row("text", 0, [Turn("q", "a")]).ids.tolist()
+    if not chat.template.system:
+        with pytest.raises(ValueError, match=f"the chat template {template} has no turn of the system"):
+            chat.check_system("what hue")
+    shared = chat.question_row("image", 2, [Turn("q", "a"), Turn("r", "b")], system="what hue")
+    prefix = [int(i) for i in shared.ids[shared.segments == 0] if i < chat.table.base]
+    assert ("what hue" in chat.tokenizer.decode(prefix)) == bool(chat.template.system)

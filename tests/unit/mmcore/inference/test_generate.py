@@ -1,5 +1,7 @@
 """Generation at toy size: batches equal single questions, equal plain decoding, and signal blocks are whole."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from toy_model import Features, asked, build, save_export, uncached, watched
 
 from infra.step import AnyloomError
 from infra.storage import digest_tree
+from mmcore.chat import places
+from mmcore.inference.conversation import Conversation
 from mmcore.inference.generator import Generator
 from mmcore.types import Question, SignalBlock, TextPiece
 from pipelines.toys.parts import tiny_llama
@@ -117,7 +121,7 @@ def test_two_pictures_in_one_prompt_are_read_each_where_it_stands(monkeypatch):
         text = "".join(event.text for event in made.stream(prompt, [("image", data) for data in order], max_new_tokens=6) if isinstance(event, TextPiece))
         first.append(states[0][0])
         arrays = [pictures[data] for data in order]
-        ids = made.model.chat.media_question(prompt, [("image", len(array)) for array in arrays], named=True)
+        ids = made.model.chat.question_prompt(places.asked(prompt, [("image", len(array)) for array in arrays]))
         assert torch.allclose(first[-1], uncached(made.model, ids, {"image": arrays})[-1], atol=1e-4)
         assert text == made.model.chat.decode(grown(made.model, ids, {"image": arrays}, 6)[len(ids) :])
     assert not any(torch.allclose(first[0], other, atol=1e-2) for other in first[1:])
@@ -169,3 +173,15 @@ def test_packed_without_its_language_model_it_answers_the_same_with_the_base_giv
         pack(export, tmp_path / "light", bundle=False)
     with pytest.raises(AnyloomError, match="cannot be bundled"):
         pack(tmp_path / "light", tmp_path / "again", bundle=True)
+
+
+@pytest.mark.parametrize("prompt", (Path(__file__).parents[3] / "cases" / "html_in_text" / "prompts.txt").read_text().splitlines())
+def test_names_of_placeholders_in_a_prompt_without_media_are_words(prompt):
+    """In `answer`, `stream` and a conversation alike, beside other questions."""
+    made = generator()
+    ids = made.model.chat.question_prompt(prompt)
+    assert max(ids) < made.model.lm.table.base and prompt in made.model.chat.tokenizer.decode(ids)
+    answers = made.answer([Question(text="hello"), Question(text=prompt), *questions()[:3]], max_new_tokens=5)
+    assert answers[1].num_input_tokens == len(ids) and tuple(grown(made.model, ids, {}, 5)[len(ids) :]) == answers[1].token_ids
+    for events in (made.stream(prompt, max_new_tokens=5), Conversation(made).say(prompt, max_new_tokens=5)):
+        assert "".join(event.text for event in events if isinstance(event, TextPiece)).strip() == answers[1].text

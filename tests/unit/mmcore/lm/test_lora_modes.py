@@ -8,6 +8,7 @@ import torch
 from toy_any import MODES, STAGES, any_model, any_spec, chat_data, checksums, emitting, randomise, signal_side
 from toy_model import Features, watched
 
+from mmcore.chat.places import asked
 from mmcore.chat.rows import RowBuilder, Turn
 from mmcore.chat.special_tokens import MEDIA
 from mmcore.config import LoraSpec, check_model
@@ -79,15 +80,15 @@ def test_a_mixed_batch_equals_stock_peft_on_each_sample_alone(mode, tmp_path):
 def test_segments_of_one_row_are_routed_each_by_its_own_media():
     """Three samples packed into one row (no shared prefix): hidden states and gradients of each alone."""
     model = any_model("per_modality")
-    asked = {"image": [("image", 3)], "audio": [("audio", 3)], "text": []}
+    shown = {"image": [("image", 3)], "audio": [("audio", 3)], "text": []}
     inputs = {modality: features(modality).requires_grad_(True) for modality in ("image", "audio")}
 
     def media(rows):
         return {m: (inputs[m], torch.tensor([3]), [row]) for m, row in rows.items()}
 
     builder, alone = RowBuilder(), {}
-    for number, (modality, counts) in enumerate(asked.items()):
-        ids = model.chat.media_question(f"what {number}?", counts, named=False)
+    for number, (modality, counts) in enumerate(shown.items()):
+        ids = model.chat.question_prompt(asked(f"what {number}?", counts))
         builder.add(ids, number + 1)
         single = RowBuilder()
         single.add(ids, 1)
@@ -228,8 +229,8 @@ def medium(modality, num=1):
 def test_a_new_modality_in_a_later_turn_gives_what_a_fresh_run_gives(mode):
     model = any_model(mode)
     chat = model.chat
-    first = [*chat.media_question("what is it?", [("image", 3)], named=False), *chat.literal("a dot"), *chat.close()]
-    second = [*chat.media_question("and this?", [("audio", 3)], named=False, later=True), *chat.literal("a bell"), *chat.close()]
+    first = [*chat.question_prompt(asked("what is it?", [("image", 3)])), *chat.literal("a dot"), *chat.close()]
+    second = [*chat.question_prompt(asked("and this?", [("audio", 3)]), later=True), *chat.literal("a bell"), *chat.close()]
     third = chat.question_prompt("really?", opened=False, later=True)
     pieces = [(first, {"image": medium("image")}), (second, {"audio": medium("audio")}), (third, {})]
     states, fresh, cache = conversation(model, pieces)
@@ -287,7 +288,7 @@ def test_a_conversation_answers_as_a_fresh_run_over_its_turns(mode, monkeypatch)
         media = [(modality, b"")] if modality else []
         if modality:
             known[modality] = medium(modality)
-        said += [*chat.media_question(prompt, [(m, 3) for m, _ in media], named=False, later=number > 0)]
+        said += [*chat.question_prompt(asked(prompt, [(m, 3) for m, _ in media]), later=number > 0)]
         fresh = PackedCache(made.model, 1)
         stream = Stream(row=0, segment=0, position=len(said))
         with torch.no_grad():
@@ -330,8 +331,8 @@ def test_a_refused_message_leaves_the_conversation_as_it_was(mode, monkeypatch):
             for media in ((), [("audio", b"")]):
                 with pytest.raises(ValueError, match=r"a row has \d+ tokens, the language model takes at most 2048"):
                     list(talk.say("x" * 2100, media))
-            with pytest.raises(ValueError, match="names <video> 1 times"):
-                list(talk.say("<video>?"))
+            with pytest.raises(ValueError, match="names <image> 2 times but 1"):
+                list(talk.say("<image> or <image>?", [("image", b"")]))
         states.clear()
         said += [*talk.say("really?", max_new_tokens=5), *talk.say("and this?", [("audio", b"")], max_new_tokens=5)]
         cache = talk.cache

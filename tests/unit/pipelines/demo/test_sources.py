@@ -15,6 +15,7 @@ from PIL import Image
 
 from infra.step import AnyloomError, Artifact, StepContext
 from infra.storage import digest_tree
+from mmcore.stores.shards import REASONS
 from pipelines.demo import assets, smol, tiny
 from pipelines.demo.clips import MOTIONS, encode_mp4, frames
 from pipelines.demo.config import AssetsConfig, DebianPackage, PackageFile, PackageTree, SmolListsConfig, TinyListsConfig
@@ -23,6 +24,7 @@ from pipelines.demo.listfiles import GROUPS, in_sentence, list_path, write_audio
 from pipelines.readers import audiocaps, cc3m, instruct, webvid
 from pipelines.readers.rows import ReadOptions
 
+CASES = Path(__file__).parents[3] / "cases"
 SOUNDS = ReadOptions(media_template="media/audio/{youtube_id}.ogg")
 
 
@@ -124,42 +126,67 @@ def test_instruct_reads_llava_and_nextgpt_fields(tmp_path):
         {"output_audio": "bark.wav", "audio_captions": ["a dog"], "conversations": turns("bark!", "here: <audio>")},
         {"conversations": turns("hello", "hi")},
         {"conversations": []},
+        {"conversations": [{"from": "system", "value": "Be brief."}, *turns("hello", "hi")]},
     ]
     rows = list(instruct.read(write(tmp_path / "i.json", b"\xef\xbb\xbf" + json.dumps(records).encode())))
-    assert [r.modality for r in rows] == ["image", "video", "text", "text", "text"]
+    assert [r.modality for r in rows] == ["image", "video", "text", "text", "text", "text"] and not any(r.refused for r in rows)
     assert [[(m.role, m.modality, m.uri) for m in r.media] for r in rows[:3]] == [
         [("input", "image", "a.jpg")],
         [("input", "video", "a.mp4"), ("input", "video", "b.mp4")],
         [("output", "audio", "bark.wav")],
     ]
     assert rows[2].texts == ("a dog",) and rows[0].conversations == (("human", "<image>\nwhat?"), ("gpt", "a cat"))
+    assert rows[5].conversations == (("system", "Be brief."), ("human", "hello"), ("gpt", "hi"))
     (row, *_) = instruct.read(tmp_path / "i.json", ReadOptions(media_template="coco/{uri}"))
     assert row.media[0].uri == "coco/a.jpg"
 
 
 @pytest.mark.parametrize(
-    ("record", "problem"),
+    ("record", "reason", "problem"),
     [
-        ({"image": "a.jpg"}, "field 'conversations' is missing"),
-        ({"conversations": "hi"}, "field 'conversations' is a text"),
-        ({"conversations": [{"from": "robot", "value": "x"}]}, "turn 0: 'from' is 'robot'"),
-        ({"conversations": [{"from": "human", "value": 3}]}, "turn 0: expected"),
-        ({"conversations": turns("a", "b") + turns("c", "d")[1:]}, "turn 2: 'from' is 'gpt', expected 'human'"),
-        ({"conversations": turns("a")}, "the last turn is 'human'"),
-        ({"image": 3, "conversations": turns("<image>", "x")}, "field 'image' is a number"),
-        ({"image": "a", "input_image": "b", "conversations": turns("<image>", "x")}, "both 'image' and 'input_image'"),
-        ({"image": "a", "conversations": turns("what?", "x")}, "0 <image> in the human turns but 1 input image files"),
-        ({"conversations": turns("draw", "<image>")}, "1 <image> in the gpt turns but 0 output image files"),
-        ({"conversations": turns("a", "\ud83d")}, "half a character"),
-        (["list"], "a list, expected an object"),
+        ({"image": "a.jpg"}, "bad_record", "field 'conversations' is missing"),
+        ({"conversations": "hi"}, "bad_record", "field 'conversations' is a text"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "bad_record", "turn 0: 'from' is 'robot'"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "bad_record", "turn 0: expected"),
+        ({"image": 3, "conversations": turns("<image>", "x")}, "bad_record", "field 'image' is a number"),
+        ({"image": ["a", " "], "conversations": turns("<image><image>", "x")}, "bad_record", "empty uri"),
+        ({"image": "a", "input_image": "b", "conversations": turns("<image>", "x")}, "bad_record", "both 'image' and 'input_image'"),
+        ({"conversations": turns("a", "\ud83d")}, "bad_record", "half a character"),
+        (["list"], "bad_record", "a list, expected an object"),
+        (None, "bad_record", "null, expected an object"),
+        ({"conversations": turns("a", "b") + turns("c", "d")[1:]}, "turn_order", "turn 2: 'from' is 'gpt', expected 'human'"),
+        ({"conversations": [*turns("a", "b"), {"from": "system", "value": "s"}, *turns("c", "d")]}, "turn_order", "turn 2: 'from' is 'system'"),
+        ({"conversations": turns("a", "b", "c", "d")[1:]}, "begins_with_answer", "turn 0: 'from' is 'gpt', expected 'human'"),
+        ({"conversations": [{"from": "system", "value": "s"}, *turns("a", "b")[1:]]}, "begins_with_answer", "turn 1: 'from' is 'gpt'"),
+        ({"conversations": turns("a")}, "ends_with_question", "the last turn is 'human'"),
+        ({"conversations": turns("a", "b", "c")}, "ends_with_question", "the last turn is 'human'"),
+        ({"conversations": [{"from": "system", "value": "s"}]}, "empty_text", "only a turn of the system"),
+        ({"conversations": turns("a", "")}, "empty_text", "turn 1: the answer is empty"),
+        ({"conversations": turns("a", "b", "c", " \n\t")}, "empty_text", "turn 3: the answer is empty"),
+        ({"image": "a", "conversations": turns("what?", "x")}, "placeholder_count", "0 <image> in the human turns but 1 input image files"),
+        ({"image": "a", "conversations": turns("<image> or <image>?", "x")}, "placeholder_count", "2 <image> in the human turns but 1 input image"),
+        ({"image": ["a", "b"], "conversations": turns("<image>?", "x")}, "placeholder_count", "1 <image> in the human turns but 2 input image"),
+        ({"output_image": ["a", "b"], "conversations": turns("draw", "<image>")}, "placeholder_count", "1 <image> in the gpt turns but 2 output image"),
     ],
 )
-def test_instruct_malformed_record_names_file_record_and_field(tmp_path, record, problem):
+def test_a_record_that_does_not_fit_is_refused_by_itself(tmp_path, record, reason, problem):
     fine = {"conversations": turns("hello", "hi")}
-    path = write(tmp_path / "i.json", json.dumps([fine, record]))
-    with pytest.raises(AnyloomError) as caught:
-        list(instruct.read(path))
-    assert f"{path}, record 1" in str(caught.value) and problem in str(caught.value)
+    first, refused, last = instruct.read(write(tmp_path / "i.json", json.dumps([fine, record, fine])))
+    assert first == last and first.refused is None and reason in REASONS
+    assert refused.refused[0] == reason and refused.refused[1].startswith("i.json, record 1: ") and problem in refused.refused[1]
+    assert not refused.media and not refused.texts and not refused.conversations
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (CASES / "html_in_text").glob("*.json")))
+def test_names_of_placeholders_in_a_text_are_words(name):
+    for row in instruct.read(CASES / "html_in_text" / name):
+        assert row.refused is None and len(row.conversations) == 2 and not [m for m in row.media if m.role == "output"]
+
+
+@pytest.mark.parametrize("name", ["blank_answer.json", "empty_answer.json"])
+def test_an_empty_answer_is_refused_as_an_empty_caption_is(name):
+    (row,) = instruct.read(CASES / "blank_answer" / name)
+    assert row.refused is not None and row.refused[0] == "empty_text"
 
 
 @pytest.mark.parametrize(

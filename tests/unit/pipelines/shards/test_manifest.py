@@ -45,7 +45,7 @@ def test_one_row_per_record_in_order_of_source_and_row(tmp_path, lists):
     sounds = DatasetSpec(name="sounds", format="audiocaps", path="sounds.csv", split="heldout", licence="CC0", span_s=10.0)
     draw = DatasetSpec(name="draw", format="instruct", path="draw.json", split="train", licence="MIT")
     result, rows = run(tmp_path / "out", ManifestConfig(datasets=(STAMPS, sounds, draw)), lists=lists)
-    assert result == {"rows": {"draw": 1, "sounds": 1, "stamps": 2}, "total": 4, "without_text": 1}
+    assert result == {"rows": {"draw": 1, "sounds": 1, "stamps": 2}, "total": 4, "without_text": 1, "refused": 0}
     assert [r["key"] for r in rows] == ["draw-000000", "sounds-000000", "stamps-000000", "stamps-000001"]
     assert rows[0]["modality"] == "text" and rows[0]["media"][0]["role"] == "output" and json.loads(rows[0]["conversations"])[0]["value"] == "draw é"
     assert rows[1]["media"] == [{"role": "input", "modality": "audio", "uri": "media/audio/bark.ogg", "start_s": 30.0, "end_s": 40.0}]

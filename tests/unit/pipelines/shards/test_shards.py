@@ -7,6 +7,7 @@ import http.server
 import json
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,13 +17,14 @@ import webdataset
 from data_steps import pictures, pinned, png, row, run_step, tree, wav, write_manifest
 
 import pipelines.shards.build
+from flows.running.run import rows_left_out
 from infra.garbage import ENTRIES
 from infra.step import AnyloomError
 from mmcore.stores.shards import REASONS, ShardSet
 from pipelines.shards.config import ShardsConfig
 from pipelines.shards.fetch import FetchError, FetchPolicy, fetch, is_public
 
-CONFIG = ShardsConfig(samples_per_shard=4, max_media_bytes=100_000)
+CONFIG = ShardsConfig(samples_per_shard=4, max_media_bytes=100_000, max_lost=1.0)
 
 
 def build(root: Path, name: str = "shards", config: ShardsConfig = CONFIG, **resources) -> dict:
@@ -107,6 +109,33 @@ def test_every_bad_row_has_its_reason(tmp_path):
     assert set(kept) == {key for key, (status, _) in found.items() if status == "quarantined"} and kept["pets-000002"] == png(1)[:300]
     shards = ShardSet(tmp_path / "shards", tmp_path / "stores")
     assert result["duplicates"] == 1 and "pets-000022" not in shards.keys() and "pets-000022" in shards.keys(duplicates=True)
+
+
+def test_a_record_that_does_not_fit_is_a_ledger_row_and_nothing_of_it_is_fetched(tmp_path):
+    rows = pictures(tmp_path, 3)
+    rows[1] |= {"media": [], "texts": [], "conversations": json.dumps({"refused": "ends_with_question", "detail": "mine.json, record 1: add the answer"})}
+    write_manifest(tmp_path, rows)
+    result = build(tmp_path)
+    assert ledger(tmp_path)["pets-000001"] == ("quarantined", "ends_with_question") and result["reasons"] == {"ends_with_question": 1}
+    assert rows_left_out("shards", tmp_path / "shards", result)[0] == (
+        "left out (shards): 1 of 3 rows (ends_with_question 1), the first is pets-000001: mine.json, record 1: add the answer"
+    )
+
+
+@pytest.mark.parametrize(("allowed", "lost"), [(0.5, 2), (0.5, 3), (0.0, 1), (0.75, 3), (1.0, 4)])
+def test_a_step_that_lost_more_than_the_allowed_share_fails_with_the_reasons(tmp_path, allowed, lost):
+    rows = pictures(tmp_path, 4)
+    for row_of in rows[:lost]:
+        row_of["media"][0]["uri"] = "media/gone.png"
+    write_manifest(tmp_path, rows)
+    config = replace(CONFIG, max_lost=allowed)
+    if lost <= allowed * 4:
+        assert build(tmp_path, config=config)["failed"] == lost
+        return
+    problem = rf"^shards: {lost} of 4 rows cannot be used \(missing_file {lost}\), more than max_lost {allowed:g} of them; the first is pets-000000"
+    with pytest.raises(AnyloomError, match=problem):
+        build(tmp_path, config=config)
+    assert build(tmp_path, "again", config=replace(CONFIG, max_lost=1.0))["failed"] == lost  # what was built is still there
 
 
 def test_second_run_builds_nothing_and_appended_rows_add_shards_only(tmp_path, monkeypatch):

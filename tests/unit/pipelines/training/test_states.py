@@ -15,6 +15,7 @@ from mmcore.chat.rows import Turn
 from mmcore.chat.wordings import REQUESTS
 from mmcore.training.batching import collate
 from mmcore.training.signals import NEGATIVES, compute_exchanges, compute_states, exchange_row, signal_row
+from mmcore.types import Shown
 from pipelines.shards.config import ShardsConfig
 from pipelines.training.config import StatesConfig
 from pipelines.training.data import to_sample
@@ -45,7 +46,7 @@ def test_a_request_that_ends_a_conversation_has_the_states_of_the_trained_row(sa
     ways = [Asking(text="draw a dot", said=said), way, way]
     states, _ = compute_states(model, "image", ["a dot"] * 3, ways, media)
     for place, length in ((1, 3), (2, 2)):
-        turns = [Turn("what is it?", "a cat"), Turn("now draw a dot", f"{said}<image>")]
+        turns = [Turn("what is it?", "a cat"), Turn("now draw a dot", (said, Shown("image")) if said else (Shown("image"),))]
         trained = model.chat.question_row("image", length, turns, "a cat on a mat", dialogue=True)
         hidden = model(collate([trained], {"image": (features[place - 1 : place, :length], torch.tensor([length]), [0])}))[0]
         block = list(model.lm.table.block("image"))
@@ -66,7 +67,7 @@ def test_no_signal_follows_an_exchange_in_words():
     assert torch.allclose(states[:, :-NEGATIVES], own[:, :-NEGATIVES], atol=1e-5) and not torch.allclose(states[:, -NEGATIVES:], own[:, -NEGATIVES:], atol=1e-3)
     for number, exchange in enumerate(talk):
         row_of, places = exchange_row(model.chat, *exchange)
-        words = [*model.chat.question_prompt(exchange[0], opened=False, literal=True), *model.chat.spoken(exchange[1])]
+        words = [*model.chat.question_prompt(exchange[0], opened=False), *model.chat.spoken(exchange[1])]
         assert row_of.ids.tolist() == words and len(places) == NEGATIVES and places[-1] == len(words) - 1  # the end of the answer too
         hidden_TD = model(collate([row_of], {}))[0]
         assert torch.allclose(replies[0][number], hidden_TD[places], atol=1e-5)
@@ -90,7 +91,12 @@ def _config(requests: int, caption_turn: bool = True) -> StatesConfig:
 def _asking(number: int, request: str, caption: str, answer: str, split: str = "train") -> dict:
     turns = [{"from": "human", "value": request}, {"from": "gpt", "value": answer}]
     record = row(number, "", source="draw", modality="text", text=caption)
-    return {**record, "media": [], "split": split, "conversations": json.dumps(turns)}
+    return {**record, "media": [_given()] * answer.count("<image>"), "split": split, "conversations": json.dumps(turns)}
+
+
+def _given() -> dict:
+    """An image that an answer gives."""
+    return {"role": "output", "modality": "image", "uri": "x.png", "start_s": None, "end_s": None}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +116,8 @@ def context(tmp_path_factory):
     two = [*turns[:2], "draw a cat", "<image>", "again", "<image>"]
     for number, values in enumerate((turns, two)):
         said = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(values)]
-        asked.append({**about, "key": f"talk-{number:06d}", "conversations": json.dumps(said)})
+        media = [*about["media"], *[_given()] * sum(value.count("<image>") for value in values[1::2])]
+        asked.append({**about, "key": f"talk-{number:06d}", "media": media, "conversations": json.dumps(said)})
     for name, rows in (("captions", captions), ("instruct", asked)):
         write_manifest(root, rows, f"manifest_{name}")
         run_step(root, f"shards_{name}", "pipelines.shards.plan:run", ShardsConfig(samples_per_shard=10), {"manifest": f"manifest_{name}", "lists": "lists"})
@@ -151,13 +158,16 @@ def test_conversations_that_end_in_a_request_are_ways_to_ask_too(context, captio
 def test_answers_that_say_the_caption_first_are_ways_to_ask(context):
     found = distinct_captions(_context(context, "captions"), ["image"], replace(_config(60), restate=True))
     assert {way.said for *_, way in found} == {"a cat", "a dog"} and all(way.said == text for _, text, _, way in found)
-    sample = to_sample({"key": "k", "source": "s", "modality": "text", "texts": ["a cat"], "conversations": []}, "")
-    for answer, said in (("a cat<image>", "a cat"), ("<image>", ""), ("A cat: <image>", None), ("a cat<image> there", None), ("<image><image>", None)):
+    sample = to_sample({"key": "k", "source": "s", "modality": "text", "texts": ["a cat"], "conversations": [], "media": []}, "")
+    image = Shown("image")
+    answers = {("a cat", image): "a cat", (image,): "", ("A cat: ", image): None, ("a cat", image, " there"): None, (image, image): None, "<image>": None}
+    for answer, said in answers.items():
         way = _asking_of(replace(sample, conversations=(("draw a cat", answer),)), {})
         assert (way.said if way else None) == said
-    seen = replace(sample, modality="image", conversations=(("<image>draw a cat like it", "<image>"),))
+    seen = replace(sample, modality="image", conversations=(((image, "draw a cat like it"), (image,)),))
     assert _asking_of(seen, {}).text == "draw a cat like it"
-    assert _asking_of(replace(seen, conversations=(("<image> or <image>: draw a cat", "<image>"),)), {}) is None
+    later = replace(seen, conversations=(("hello", "hi"), (("draw a cat like ", image, "!"), (image,))))
+    assert _asking_of(later, {}).text == ("draw a cat like ", image, "!")  # where it stands
 
 
 def test_without_instructions_or_with_one_request_wordings_are_as_many_as_samples(context):
