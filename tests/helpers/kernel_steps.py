@@ -6,10 +6,11 @@ import signal
 import time
 from dataclasses import dataclass
 
+from infra.entries import commit_entry
 from infra.garbage import note_entries
 from infra.lock import exclusive
 from infra.step import StepContext
-from infra.storage import commit_entry, new_staging
+from infra.storage import new_staging
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.entries import commit_entry
 from infra.step import AnyloomError, Artifact
-from infra.storage import commit_entry
 from mmcore.encoder_config import EncoderConfig, TimmImage
 from mmcore.stores.embeddings import PART_SCHEMA, ROWS_SCHEMA, EmbeddingSet, space_fields
 from mmcore.stores.features import DTYPES, STORED, computed_dtype, pack, relative_error, unpack
