@@ -41,6 +41,8 @@ HISTORY = "history"
 """Directory of the stores that is never collected."""
 RUNS = "runs"
 """Directory of the locks with one lock and one list of artifacts per live run."""
+SLOW_REMOVAL_S = 3600.0
+"""What was put aside for removal so long ago, nobody is removing any more."""
 _STEP_LOCK = re.compile(r"(?P<step>.+)-(?P<mark>[0-9a-f]{12})\.lock")
 _STAGING = re.compile(r"\.staging-.+-(?P<pid>\d+)-[0-9a-f]+(?:@(?P<host>.+))?")
 _TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
@@ -163,7 +165,8 @@ def remove(root: Path, chosen: Iterable[Path], keep: Iterable[Path], unfinished:
 
 
 def _left_behind(place: Path) -> Iterator[Path]:
-    """Staging directories and temporary files below `place` whose process is gone."""
+    """Staging directories and temporary files below `place` whose process is gone, and what a removal that was killed has put aside."""
+    yield from (path for path in place.glob("**/.removed-*") if path.is_dir() and time.time() - path.stat().st_ctime > SLOW_REMOVAL_S)
     for path in place.glob("**/.staging-*"):
         match = _STAGING.fullmatch(path.name)
         if match and path.is_dir() and _dead(path, int(match["pid"]), match["host"] or socket.gethostname()):

@@ -35,6 +35,8 @@ FIRST_WAIT_S = 0.1
 
 AT_ONCE = 8
 """Files on the way at the same time."""
+OBJECT_STORES = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"))
+"""Protocols without directories: none is made there, and no bucket."""
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp")
 
 Answer = TypeVar("Answer")
@@ -58,8 +60,9 @@ class Remote:
             self.fs, self.base = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
             raise AnyloomError(f"--remote {url}: {error} (for s3:// install the extra: anyloom[s3])") from error
+        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
         self.url, self._made = url.rstrip("/"), set[str]()
-        self._local = "file" in ((self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol)
+        self._local, self._flat = "file" in protocols, bool(protocols & OBJECT_STORES)
 
     def exists(self, relative: str) -> bool:
         """True when there is such an object."""
@@ -94,7 +97,7 @@ class Remote:
         parent = target.rsplit("/", 1)[0]
 
         def send() -> None:
-            if parent not in self._made:
+            if not self._flat and parent not in self._made:
                 self.fs.makedirs(parent, exist_ok=True)
                 self._made.add(parent)
             if not self._local:

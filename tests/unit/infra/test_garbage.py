@@ -164,6 +164,14 @@ def test_what_a_dead_process_left_goes_and_what_a_living_one_makes_stays(tmp_pat
     assert doomed(tmp_path) == [] and all((tmp_path / folder / "half").exists() for folder in stays[1:])
 
 
+def test_what_a_killed_removal_put_aside_goes_after_a_while(tmp_path, monkeypatch):
+    aside = tmp_path / "stores" / "grown" / ".removed-n0-0123abcd" / "quarantine"
+    aside.mkdir(parents=True)
+    assert doomed(tmp_path) == []
+    monkeypatch.setattr("infra.garbage.SLOW_REMOVAL_S", -1.0)
+    assert doomed(tmp_path) == ["stores/grown/.removed-n0-0123abcd"]
+
+
 def test_a_step_does_not_begin_while_garbage_is_collected_and_the_reverse(tmp_path):
     order = []
 
