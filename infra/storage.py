@@ -181,6 +181,18 @@ def publish_dir(staging: Path, final: Path) -> None:
     fsync_directory(final.parent)
 
 
+def write_part(path: Path, data: bytes) -> None:
+    """Write a file that a later run goes on from: its sha256 stands beside it, and comes last."""
+    write_atomic(path, data)
+    write_atomic(path.with_name(f"{path.name}.sha256"), hashlib.sha256(data).hexdigest())
+
+
+def part_is_there(path: Path) -> bool:
+    """True when `write_part` has written a file and its bytes are still the same."""
+    beside = path.with_name(f"{path.name}.sha256")
+    return path.is_file() and beside.is_file() and beside.read_bytes() == sha256_file(path).encode()
+
+
 def set_aside(path: Path) -> None:
     """Delete a directory or a file so that no reader sees half of it: rename first, then remove."""
     aside = path.with_name(f".removed-{path.name}-{uuid.uuid4().hex[:8]}")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from infra.step import AnyloomError
-from infra.storage import digest_tree, disk_errors, new_staging, publish_dir, read_json, sha256_file, sha256_known, write_atomic
+from infra.storage import digest_tree, disk_errors, new_staging, part_is_there, publish_dir, read_json, sha256_file, sha256_known, write_atomic, write_part
 
 
 def staged(near, **files):
@@ -56,6 +56,18 @@ def test_a_directory_that_went_away_has_no_digest(tmp_path):
     (tmp_path / "d" / "link").symlink_to(tmp_path)
     with pytest.raises(AnyloomError, match="not a regular file"):
         digest_tree(tmp_path / "d")
+
+
+def test_a_part_that_a_kill_or_a_flipped_bit_has_spoiled_is_not_there(tmp_path):
+    path = tmp_path / "part"
+    assert not part_is_there(path)
+    write_part(path, b"states")
+    assert part_is_there(path) and path.read_bytes() == b"states"
+    path.write_bytes(b"stages")
+    assert not part_is_there(path)
+    write_part(path, b"states")
+    path.with_name("part.sha256").unlink()  # killed between the two
+    assert not part_is_there(path)
 
 
 def test_a_file_is_hashed_again_when_it_changed(tmp_path):
