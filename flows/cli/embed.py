@@ -86,7 +86,7 @@ def stats(root: Path, as_json: bool) -> int:
     """One line per space."""
     from pipelines.embed.space import Space
 
-    pinned, lines, damaged = pinned_by(root), [], []
+    pinned, lines, damaged = pinned_by(root), [], list[str]()
     for space in Space.all(root / "stores"):
         spec, parts = space.description["spec"], [space.part(name) for name in sorted(space.records)]
         errors = [record.get("relative_error", 0.0) for record in space.records.values()]

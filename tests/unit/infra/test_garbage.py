@@ -265,7 +265,7 @@ def test_a_step_whose_staging_directory_was_taken_away_fails_and_publishes_nothi
 
 def test_the_collector_leaves_a_running_step_alone(tmp_path):
     """Between its lock and its end: staging, work, inputs and the entries it has committed, whoever else is garbage."""
-    source, other = step("a"), step("other")
+    source, other = step("a"), step("other", text="o")
     made = run_all([source, other], tmp_path)
     grow = step("grown", "grow", {"x": source}, text="n")
 
