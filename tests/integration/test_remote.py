@@ -14,11 +14,14 @@ from pathlib import Path
 
 import boto3
 import pytest
-from faulty_proxy import FaultyProxy
 from moto.server import ThreadedMotoServer
 
 from infra.artifact import ARTIFACT_RECORD
 from infra.storage import RECORD, digest_tree
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from faulty_proxy import FaultyProxy
 
 STEP = "shards_cc3m"
 RUN = ("run", STEP, "--recipe", "tiny", "--no-ray", "--no-prefect", "--threads", "1")
@@ -128,7 +131,7 @@ def rounds(tmp_path: Path, reference: Path, s3, share: float, count: int, seed: 
 
 
 def test_nothing_is_lost_over_a_bad_network_with_kills(tmp_path, reference, s3):
-    machines = rounds(tmp_path, reference, s3, share=0.04, count=5, seed=1)
+    machines = rounds(tmp_path, reference, s3, share=0.05, count=3, seed=1)
     assert len(machines.errors) < 3
 
 
