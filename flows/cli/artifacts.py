@@ -76,7 +76,7 @@ def check(root: Path, name: str | None, yes: bool) -> int:
         whole[one.kind] = whole.get(one.kind, 0) + 1
         if one.kind == ARTIFACT:
             print(f"ok       {one.path.parent.name}/{one.path.name}")
-    makers = recipes_of(root) if damaged else {}
+    makers = recipes_of(root, {artifact for one in damaged for artifact in one.artifacts})
     for one in damaged:
         print(f"DAMAGED  {one.problem}; {remedy(one, makers, root)}")
     cached = damaged_files(root / "stores") if name is None else []
@@ -86,8 +86,8 @@ def check(root: Path, name: str | None, yes: bool) -> int:
     return 1 if damaged or cached else 0
 
 
-def recipes_of(root: Path) -> dict[Path, str]:
-    """Directory of an artifact -> the first recipe that has it as it is, of all that need no files of the user's."""
+def recipes_of(root: Path, artifacts: set[Path]) -> dict[Path, str]:
+    """Directory of an artifact -> the first recipe that has it as it is, of all that need no files of the user's; others are left out."""
     from flows.running.run import recipe_steps
     from infra.plan import plan
     from pipelines.dag.given import needs_files
@@ -95,8 +95,10 @@ def recipes_of(root: Path) -> dict[Path, str]:
 
     found: dict[Path, str] = {}
     for recipe in (name for name, make in RECIPES.items() if not needs_files(make())):
+        if artifacts <= found.keys():
+            break
         for row in plan(recipe_steps(recipe, {}).values(), root):
-            if row.path is not None:
+            if row.path in artifacts:
                 found.setdefault(row.path, recipe)
     return found
 
