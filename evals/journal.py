@@ -2,12 +2,16 @@
 
 Owns files of JSON lines that survive a kill, and one use of them: the results of a fixed list of rows in its order, one line per batch. Input: records
 as they come. Output: the whole ones after a restart. Raises OSError where the disk does. What a record means is its writer's business.
+
+A line is JSON, a tab and the CRC-32 of the JSON in hex: what a bit has flipped in is not read, nor what comes behind it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +20,7 @@ Row = TypeVar("Row")
 
 
 class Lines:
-    """An append-only file of JSON lines; a torn last line of a killed run is cut off when it is read. path None keeps nothing."""
+    """An append-only file of JSON lines; it is cut off where it is damaged or torn by a kill when it is read. path None keeps nothing."""
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -25,11 +29,18 @@ class Lines:
         """Every whole record, oldest first."""
         if self.path is None or not self.path.exists():
             return []
+        records, size = [], 0
         data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+        for line in data.splitlines(keepends=True):
+            try:
+                records.append(_parsed(line))
+            except ValueError as error:
+                if line.endswith(b"\n"):
+                    logging.getLogger(__name__).warning("%s is damaged behind byte %d (%s): what stood there is made again", self.path, size, error)
+                os.truncate(self.path, size)
+                break
+            size += len(line)
+        return records
 
     def append(self, records: Sequence[Any], durable: bool = True) -> None:
         """One line per record, in one write. durable: on the disk when this returns."""
@@ -37,10 +48,22 @@ class Lines:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as handle:
-            handle.write("".join(json.dumps(record) + "\n" for record in records).encode())
+            handle.write(b"".join(_line(json.dumps(record).encode()) for record in records))
             handle.flush()
             if durable:
                 os.fsync(handle.fileno())
+
+
+def _line(text: bytes) -> bytes:
+    return b"%s\t%08x\n" % (text, zlib.crc32(text))
+
+
+def _parsed(line: bytes) -> Any:
+    """The record of a line; one of earlier versions has no CRC. Raises ValueError for a line that is not what was written."""
+    text, tab, _ = line.partition(b"\t")
+    if not line.endswith(b"\n") or (tab and line != _line(text)):
+        raise ValueError("it is not what was written")
+    return json.loads(line if not tab else text)
 
 
 class Journal:

@@ -1,7 +1,8 @@
 """Materialize: turn a Step into its Artifact, exactly once.
 
 The record on storage decides what is done. Two processes asked for the same step: one works, the other waits and reads.
-A killed step continues from its work directory. Nothing is visible before it is complete.
+A killed step continues from its work directory. Nothing is visible before it is complete, and nothing is made from damaged bytes: what a step reads is
+compared with its record first.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infra.artifact import ARTIFACT_RECORD, ArtifactRecord, Provenance, artifact_dir, as_artifact, read_record, verify
+from infra.artifact import ArtifactRecord, Provenance, artifact_dir, as_artifact, read_record, verify, verify_input, write_record
 from infra.fingerprint import canonical_json, fingerprint
+from infra.garbage import beginning
 from infra.lock import exclusive
 from infra.plan import identity, pinned_record
-from infra.step import Artifact, Progress, Resources, Step, StepContext, no_progress
-from infra.storage import Remote, digest_tree, new_staging, publish_dir, tree_bytes, write_atomic
+from infra.remote import Remote, pull_artifact, push_artifact
+from infra.step import AnyloomError, Artifact, Progress, Resources, Step, StepContext, no_progress
+from infra.storage import digest_files, digest_of, new_staging, publish_dir, set_aside, sha256_known, tree_bytes, write_atomic
 
 EXECUTED, REUSED, SAME_BYTES = "executed", "reused", "same bytes"
 
@@ -65,109 +68,124 @@ def materialize(
     call: Caller = call_in_process,
     progress: Progress = no_progress,
     say: Callable[[str], None] = lambda _: None,
+    used: Callable[[Path], None] = lambda _: None,
 ) -> Outcome:
     """The artifact of `step`, made if it does not exist.
 
     inputs: artifacts of step.inputs by name. force: run even if it exists; equal bytes keep the old record, other bytes replace it (said
-    through `say`) and so make what is downstream run again. Raises AnyloomError for what the user can mend.
+    through `say`) and so make what is downstream run again; what is damaged is replaced. used: told of the artifact while nothing can collect it.
+    Raises AnyloomError for what the user can mend.
     """
     started = time.monotonic()
     if set(inputs) != set(step.inputs):
         raise ValueError(f"step {step.name} needs the inputs {sorted(step.inputs)}, got {sorted(inputs)}")
     if step.pinned:
-        return Outcome(artifact=as_artifact(*pinned_record(step, place.root)), status=REUSED, seconds=time.monotonic() - started)
+        with beginning(place.root):
+            path, record = pinned_record(step, place.root)
+            used(path)
+        return Outcome(artifact=as_artifact(path, record), status=REUSED, seconds=time.monotonic() - started)
     payload = identity(step, {name: inputs[name].digest for name in step.inputs})
     mark = fingerprint(payload)
-    final = artifact_dir(place.root, step.name, mark)
+    context = StepContext(
+        name=step.name,
+        config=step.config,
+        inputs=dict(inputs),
+        sources=dict(step.sources),
+        output=artifact_dir(place.root, step.name, mark),
+        work=place.root / "work" / step.name / mark[:12],
+        stores=place.root / "stores",
+        resources=resources,
+        progress=progress,
+        force=force,
+    )
     with exclusive(place.root / "locks" / f"{step.name}-{mark[:12]}.lock", lambda who: say(f"{step.name}: waiting for {who}")):
-        existing = read_record(final)
-        if existing is None and place.remote is not None:
-            existing = _pull(place, final)
-        if existing is not None and not force:
-            return Outcome(artifact=as_artifact(final, existing), status=REUSED, seconds=time.monotonic() - started)
-        work = place.root / "work" / step.name / mark[:12]
-        staging = new_staging(final)
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            write_atomic(work.with_suffix(".json"), canonical_json(payload))
-            context = StepContext(
-                name=step.name,
-                config=step.config,
-                inputs=dict(inputs),
-                sources=dict(step.sources),
-                output=staging,
-                work=work,
-                stores=place.root / "stores",
-                resources=resources,
-                progress=progress,
-            )
-            result = call(step, context)
-            record = _record(step, inputs, payload, mark, staging, dict(result), time.monotonic() - started, resources.threads)
-            outcome = _publish(place, final, staging, record, existing, say)
-        finally:
-            if staging.exists():
-                shutil.rmtree(staging)
-        shutil.rmtree(work, ignore_errors=True)
-        work.with_suffix(".json").unlink(missing_ok=True)
+        outcome = _made(step, context, payload, place, call, say)
+        used(context.output)
+        if place.remote is not None:
+            push_artifact(place.remote, place.root, context.output, say, anew=force)
     return replace(outcome, seconds=time.monotonic() - started)
 
 
-def _record(step: Step, inputs: Mapping[str, Artifact], payload: dict, mark: str, staging: Path, result: dict, seconds: float, threads: int) -> ArtifactRecord:
+def _made(step: Step, context: StepContext[Any], payload: dict[str, Any], place: Place, call: Caller, say: Callable[[str], None]) -> Outcome:
+    """The artifact `context.output`: what is there, what another machine has made, or what the step makes now. Call with the step's lock held."""
+    final, work = context.output, context.work
+    with beginning(place.root):
+        existing = _existing(final, context.force, say)
+        if existing is not None and not context.force:
+            return Outcome(artifact=as_artifact(final, existing), status=REUSED, seconds=0)
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomic(work.with_suffix(".json"), canonical_json(payload))
+    pulled = pull_artifact(place.remote, place.root, final, fingerprint(payload)) if place.remote is not None and not context.force else None
+    if pulled is not None:
+        outcome = Outcome(artifact=as_artifact(final, pulled), status=REUSED, seconds=0)
+    else:
+        outcome = _execute(step, context, payload, call, existing, say)
+    shutil.rmtree(work, ignore_errors=True)
+    work.with_suffix(".json").unlink(missing_ok=True)
+    return outcome
+
+
+def _execute(
+    step: Step, context: StepContext[Any], payload: dict[str, Any], call: Caller, existing: ArtifactRecord | None, say: Callable[[str], None]
+) -> Outcome:
+    """Run the step into a staging directory and publish it as `context.output`."""
+    started = time.monotonic()
+    for artifact in context.inputs.values():
+        verify_input(artifact)
+    staging = new_staging(context.output)
+    try:
+        result = call(step, replace(context, output=staging))
+        seconds = time.monotonic() - started
+        record = made_record(step.name, payload, staging, dict(result), context.inputs, seconds, context.resources.threads)
+        return _publish(context.output, staging, record, existing, say)
+    finally:
+        if staging.exists():
+            shutil.rmtree(staging)
+
+
+def _existing(final: Path, force: bool, say: Callable[[str], None]) -> ArtifactRecord | None:
+    """The record of what is there. A damaged one is an error, unless the step is to be made again anyway."""
+    try:
+        return read_record(final)
+    except AnyloomError as error:
+        if not force:
+            raise
+        say(f"{final.parent.name}: {str(error).partition(';')[0]}; it is made again")
+        return None
+
+
+def made_record(
+    name: str, payload: dict[str, Any], directory: Path, result: dict[str, Any], inputs: Mapping[str, Artifact], seconds: float, threads: int
+) -> ArtifactRecord:
+    """The record of the artifact in `directory`. payload: its identity. Raises AnyloomError when the directory went away."""
     return ArtifactRecord(
-        name=step.name,
-        fingerprint=mark,
+        name=name,
+        fingerprint=fingerprint(payload),
         payload=json.loads(canonical_json(payload)),
-        inputs={name: f"{a.name}/{a.fingerprint[:12]}" for name, a in sorted(inputs.items())},
-        digest=digest_tree(staging),
-        bytes=tree_bytes(staging),
+        inputs={key: f"{a.name}/{a.fingerprint[:12]}" for key, a in sorted(inputs.items())},
+        digest=digest_of(digest_files(directory, sha256=sha256_known)),
+        bytes=tree_bytes(directory),
         result=json.loads(canonical_json(result)),
         provenance=provenance(seconds, threads),
     )
 
 
-def _publish(place: Place, final: Path, staging: Path, record: ArtifactRecord, existing: ArtifactRecord | None, say: Callable[[str], None]) -> Outcome:
+def _publish(final: Path, staging: Path, record: ArtifactRecord, existing: ArtifactRecord | None, say: Callable[[str], None]) -> Outcome:
     if existing is not None and existing.digest == record.digest:
-        verify(final, existing)
-        return Outcome(artifact=as_artifact(final, existing), status=SAME_BYTES, seconds=0)
-    if existing is not None:
+        try:
+            verify(final, existing)
+        except AnyloomError as error:
+            say(f"{record.name}: {str(error).partition(';')[0]}; what was made now takes its place")
+        else:
+            return Outcome(artifact=as_artifact(final, existing), status=SAME_BYTES, seconds=0)
+    elif existing is not None:
         say(f"{record.name}: the forced run gave other bytes ({existing.digest[:12]} -> {record.digest[:12]}): what follows runs again")
         final.rename(final.with_name(f".superseded-{final.name}-{existing.digest[:12]}-{time.time_ns()}"))
-    write_atomic(staging / ARTIFACT_RECORD, record.model_dump_json(indent=1))
-    if final.exists() and read_record(final) is None:
-        shutil.rmtree(final)  # a directory without a record is nobody's
+    write_record(staging, record)
+    if final.exists():
+        set_aside(final)  # a directory without a whole record is nobody's
     publish_dir(staging, final)
-    if place.remote is not None:
-        _push(place, final)
     return Outcome(artifact=as_artifact(final, record), status=EXECUTED, seconds=0)
-
-
-def _push(place: Place, final: Path) -> None:
-    """Mirror an artifact and the store entries its generation pins, entries first."""
-    assert place.remote is not None
-    for entry in _pinned(final):
-        if not place.remote.exists(f"stores/{entry}", "record.json"):
-            place.remote.push(place.root / "stores" / entry, f"stores/{entry}", "record.json")
-    place.remote.push(final, final.relative_to(place.root).as_posix(), ARTIFACT_RECORD)
-
-
-def _pull(place: Place, final: Path) -> ArtifactRecord | None:
-    """Fetch an artifact that another machine finished, and the entries it pins. The remote's cache directory is the root itself."""
-    assert place.remote is not None
-    relative = final.relative_to(place.root).as_posix()
-    if not place.remote.exists(relative, ARTIFACT_RECORD):
-        return None
-    place.remote.pull(relative, ARTIFACT_RECORD)
-    for entry in _pinned(final):
-        place.remote.pull(f"stores/{entry}", "record.json")
-    record = read_record(final)
-    if record is not None:
-        verify(final, record)
-    return record
-
-
-def _pinned(directory: Path) -> list[str]:
-    path = directory / "generation.json"
-    return [entry["path"] for entry in json.loads(path.read_text())["entries"]] if path.exists() else []
 
 
 @cache

@@ -2,6 +2,7 @@
 
 Walks the DAG from sources to results. A step's fingerprint is known only when the digests of all its inputs are, so
 a step behind unfinished work is "waiting". The reason is the field-level difference to the artifact it would replace.
+A damaged record is the state of its own step, with the remedy as the reason.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from infra.fingerprint import differences, fingerprint, to_plain
 from infra.step import AnyloomError, Step
 from infra.storage import sha256_file
 
-DONE, PARTIAL, MISSING, STALE, WAITING = "done", "partial", "missing", "stale", "waiting"
+DONE, PARTIAL, MISSING, STALE, WAITING, DAMAGED = "done", "partial", "missing", "stale", "waiting", "damaged"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +104,10 @@ def _row(step: Step, rows: Mapping[str, PlanRow], root: Path, older: list[tuple[
     payload = identity(step, {name: rows[s.name].record.digest for name, s in step.inputs.items()})  # type: ignore[union-attr]
     mark = fingerprint(payload)
     path = artifact_dir(root, step.name, mark)
-    done = read_record(path)
+    try:
+        done = read_record(path)
+    except AnyloomError as error:
+        return PlanRow(step=step, status=DAMAGED, reason=str(error), fingerprint=mark, path=path)
     if done is not None:
         return PlanRow(step=step, status=DONE, reason="", fingerprint=mark, record=done, path=path)
     work = root / "work" / step.name / mark[:12]

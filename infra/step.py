@@ -74,6 +74,8 @@ class StepContext(Generic[ConfigT]):
     """Directory of the growing stores (shards, embeddings, history)."""
     resources: Resources = field(default_factory=Resources)
     progress: Progress = no_progress
+    force: bool = False
+    """The step was asked for although it is done: store entries that it would reuse are looked at first, and made again where their bytes are damaged."""
 
 
 ALL_GPUS = -1

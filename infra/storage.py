@@ -1,10 +1,8 @@
 """Storage: how bytes are published so that a kill, a crash or a second process can never leave half a thing behind.
 
-Owns atomic files, atomic directories, digests and store entries on the local disk, and `Remote`, the same contract on
-any fsspec file system. Everything is written temp -> fsync -> rename -> fsync of the parent; the record goes last.
-
-Object stores have no rename, no lock and no mmap: `Remote` puts every object once and the record last, so double work
-must give equal bytes, and readers go through a local cache.
+Owns atomic files, atomic directories and digests on the local disk. Input: bytes and directories; output: the same, whole or not there at all. Everything
+is written temp -> fsync -> rename -> fsync of the parent; the record goes last. Raises AnyloomError for a full disk, a damaged file and a directory that
+went away.
 """
 
 from __future__ import annotations
@@ -14,8 +12,10 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,13 @@ def _fsync_file(path: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | str, make_parent: bool = True) -> None:
     """Write a whole file or nothing: temp beside it, fsync, rename, fsync of the directory.
 
-    Raises AnyloomError when the disk is full.
+    Raises AnyloomError when the disk is full; FileNotFoundError without a directory to write into, where it may not be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_parent:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with disk_errors(path):
@@ -88,26 +89,64 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+_hashed: dict[tuple[int, int], tuple[tuple[int, int, int], str]] = {}
+"""What `sha256_known` has hashed: place on the disk -> (size and times of the file there, its sha256)."""
+_SETTLED_NS = 50_000_000
+"""Times of files are coarse: one that was written so lately may be written again without a trace."""
+
+
+def sha256_known(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read once per process as long as the file's size and times stay."""
+    found = path.stat()
+    place, looks = (found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    known = _hashed.get(place)
+    if known is not None and known[0] == looks:
+        return known[1]
+    settled = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _SETTLED_NS
+    digest = sha256_file(path)
+    if settled:
+        _hashed[place] = looks, digest
+    return digest
+
+
 def list_files(directory: Path) -> list[str]:
-    """Relative POSIX paths of all files below `directory`, sorted. Raises AnyloomError on a symbolic link to a directory or nothing."""
-    found = []
-    for folder, _, names in os.walk(directory, followlinks=False):
-        for name in names:
-            path = Path(folder, name)
-            if not path.is_file():
-                raise AnyloomError(f"{path} is not a regular file: an artifact holds plain files only")
-            found.append(path.relative_to(directory).as_posix())
+    """Relative POSIX paths of all files below `directory`, sorted.
+
+    Raises AnyloomError when it is no directory, and for a symbolic link to a directory or to nothing.
+    """
+    if not directory.is_dir():
+        raise AnyloomError(f"{directory} is missing: it went away while it was in use; run the same command again")
+    found, folders = [], [""]
+    while folders:
+        below = folders.pop()
+        with os.scandir(directory / below) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{below}{entry.name}/")
+                elif entry.is_file():
+                    found.append(f"{below}{entry.name}")
+                else:
+                    raise AnyloomError(f"{entry.path} is not a regular file: an artifact holds plain files only")
     return sorted(found)
 
 
-def digest_tree(directory: Path, skip: Iterable[str] = NOT_DIGESTED) -> str:
-    """Hash of every file's relative path and bytes below `directory`; top-level names in `skip` are left out."""
+def digest_files(directory: Path, skip: Iterable[str] = NOT_DIGESTED, sha256: Callable[[Path], str] = sha256_file) -> dict[str, str]:
+    """Relative path -> sha256 of every file below `directory`; top-level names in `skip` are left out. Raises as `list_files` does."""
     skipped = set(skip)
+    return {relative: sha256(directory / relative) for relative in list_files(directory) if relative.split("/", 1)[0] not in skipped}
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """The digest of a directory from the sha256 of its files."""
     total = hashlib.sha256()
-    for relative in list_files(directory):
-        if relative.split("/", 1)[0] not in skipped:
-            total.update(f"{relative}\0{sha256_file(directory / relative)}\n".encode())
+    for relative, sha256 in sorted(files.items()):
+        total.update(f"{relative}\0{sha256}\n".encode())
     return total.hexdigest()
+
+
+def digest_tree(directory: Path, skip: Iterable[str] = NOT_DIGESTED) -> str:
+    """Hash of every file's relative path and bytes below `directory`; top-level names in `skip` are left out. Raises as `list_files` does."""
+    return digest_of(digest_files(directory, skip))
 
 
 def tree_bytes(directory: Path) -> int:
@@ -116,8 +155,8 @@ def tree_bytes(directory: Path) -> int:
 
 
 def new_staging(near: Path) -> Path:
-    """A fresh directory on the same file system as `near`, to be published or thrown away."""
-    staging = near.parent / f".staging-{near.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    """A fresh directory on the same file system as `near`, to be published or thrown away. Its name says which process of which machine it belongs to."""
+    staging = near.parent / f".staging-{near.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
     staging.mkdir(parents=True)
     return staging
 
@@ -142,86 +181,37 @@ def publish_dir(staging: Path, final: Path) -> None:
     fsync_directory(final.parent)
 
 
+def write_part(path: Path, data: bytes) -> None:
+    """Write a file that a later run goes on from: its sha256 stands beside it, and comes last."""
+    write_atomic(path, data)
+    write_atomic(path.with_name(f"{path.name}.sha256"), hashlib.sha256(data).hexdigest())
+
+
+def part_is_there(path: Path) -> bool:
+    """True when `write_part` has written a file and its bytes are still the same."""
+    beside = path.with_name(f"{path.name}.sha256")
+    return path.is_file() and beside.is_file() and beside.read_bytes() == sha256_file(path).encode()
+
+
+def set_aside(path: Path) -> None:
+    """Delete a directory or a file so that no reader sees half of it: rename first, then remove."""
+    aside = path.with_name(f".removed-{path.name}-{uuid.uuid4().hex[:8]}")
+    path.rename(aside)
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink()
+
+
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises AnyloomError naming the file when it is damaged, FileNotFoundError when it is absent."""
+    """Parse a JSON file. Raises AnyloomError naming the file when it is damaged or cannot be read, FileNotFoundError when it is absent."""
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AnyloomError(f"{path} is damaged ({error}): remove its directory and run again") from error
-
-
-def commit_entry(final: Path, staging: Path, record: dict[str, Any]) -> str:
-    """Publish a store entry: `record` plus the digest of its files, then the directory, atomically. Returns the digest.
-
-    An entry that is already committed is kept, and must hold the same bytes (AnyloomError otherwise): entries are immutable.
-    """
-    digest = digest_tree(staging)
-    write_atomic(staging / RECORD, json.dumps({**record, "digest": digest}, sort_keys=True, indent=1))
-    existing = read_entry(final)
-    if existing is None and final.exists():
-        shutil.rmtree(final)  # a directory without a record is nobody's
-    publish_dir(staging, final)
-    existing = read_entry(final)
-    if existing is None or existing["digest"] != digest:
-        raise AnyloomError(
-            f"{final} already holds other bytes than this run made: the work is not reproducible here; remove that directory to use the new bytes"
-        )
-    return digest
-
-
-def read_entry(path: Path) -> dict[str, Any] | None:
-    """The record of a committed store entry, or None when it has none (then it does not exist for a reader)."""
-    try:
-        record = read_json(path / RECORD)
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("digest"), str):
-        raise AnyloomError(f"{path / RECORD} has no digest: remove {path} and run again")
-    return record
-
-
-class Remote:
-    """Published directories on any fsspec file system (s3://, gs://, memory:// …): objects once, record last, local cache to read.
-
-    url: where the directories live; cache: local directory that holds downloaded copies.
-    """
-
-    def __init__(self, url: str, cache: Path, **options: Any):
-        import fsspec
-
-        self.fs, self.base = fsspec.core.url_to_fs(url, **options)
-        self.cache = cache
-
-    def exists(self, relative: str, record: str) -> bool:
-        """True when the directory's record object is there."""
-        return bool(self.fs.exists(f"{self.base}/{relative}/{record}"))
-
-    def push(self, local: Path, relative: str, record: str) -> None:
-        """Upload a published directory; the record object last. An object that is already there is written again with equal bytes."""
-        names = [name for name in list_files(local) if name != record]
-        for name in [*names, record]:
-            target = f"{self.base}/{relative}/{name}"
-            self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            self.fs.put_file(str(local / name), target)
-
-    def pull(self, relative: str, record: str) -> Path:
-        """Local copy of a remote directory (downloaded once). Raises AnyloomError when its record is absent or names escape."""
-        local = self.cache / relative
-        if (local / record).exists():
-            return local
-        if not self.exists(relative, record):
-            raise AnyloomError(f"{self.base}/{relative} has no {record}: it was never completed there")
-        staging = new_staging(local)
-        root = f"{self.base}/{relative}"
-        stripped = self.fs._strip_protocol(root).rstrip("/")
-        for remote_path in sorted(self.fs.find(root)):
-            name = self.fs._strip_protocol(remote_path)[len(stripped) + 1 :]
-            if ".." in Path(name).parts or Path(name).is_absolute():
-                raise AnyloomError(f"{remote_path} would be written outside its directory: refuse")
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            self.fs.get_file(remote_path, str(staging / name))
-        publish_dir(staging, local)
-        return local
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise AnyloomError(f"{path} is damaged ({reason}): remove its directory and run again") from error
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

@@ -27,6 +27,7 @@ from evals.harness.answers import AnswerFile, Reply
 from evals.harness.asks import BUCKET, Ask, batches_of, image_files
 from evals.harness.features import FeatureSource, KeptFeatures, StoredFeatures, exported_encoder
 from evals.harness.shown import CONDITIONS, ShownImages
+from infra.artifact import refuse_damaged
 from infra.fingerprint import fingerprint
 from infra.step import AnyloomError
 from infra.storage import digest_tree
@@ -100,9 +101,12 @@ class AnyloomLmms(lmms):
             raise AnyloomError(f"condition is {condition!r}: use {', '.join(CONDITIONS)}")
         kept = None
         if generator is None:
+            if path and not digest:  # a step has looked at it already
+                refuse_damaged(Path(path))
             generator = _loaded(Path(path) if path else None, threads, device, base)
             digest = digest or digest_tree(Path(path))
             if embeddings:
+                refuse_damaged(Path(embeddings))
                 sources = (*sources, StoredFeatures(Path(embeddings), Path(embeddings).resolve().parents[2] / "stores", Path(path)))
             kept = KeptFeatures(Path(features), *exported_encoder(Path(path))) if features else None
         self._generator = generator

@@ -1,12 +1,14 @@
 """Features: encoded images that an evaluation need not encode again.
 
 Owns the reading of an embed artifact by the medium's sha256 (StoredFeatures) and a growing directory of features that evaluations
-encoded themselves (KeptFeatures); both refuse another encoder's. Input: sha256 of a medium's bytes; output: features [N, E] or None.
+encoded themselves (KeptFeatures); both refuse another encoder's. Input: sha256 of a medium's bytes; output: features [N, E] or None. Raises AnyloomError
+for features of another encoder and for damaged ones of an artifact. A damaged file that an evaluation kept is not used: its features are made again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import AnyloomError
-from infra.storage import digest_tree, read_json, write_atomic
+from infra.storage import digest_tree, read_json, sha256_file, sha256_known, write_atomic
 from mmcore.config import model_spec_from_json
 from mmcore.stores.embeddings import EmbeddingSet, space_fields
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from mmcore.encoder_config import EncoderConfig
 
 SUFFIX = ".safetensors"
+KEPT = "eval_features"
+"""Directory of KeptFeatures below the stores."""
 
 
 class FeatureSource(Protocol):
@@ -77,17 +81,23 @@ class StoredFeatures:
 
 
 class KeptFeatures:
-    """Features that evaluations encoded, kept for the next ones: one immutable file per batch in a directory per encoder and weights."""
+    """Features that evaluations encoded, kept for the next ones: one immutable file per batch in a directory per encoder and weights, which is called by
+    the hash of its bytes."""
 
     def __init__(self, stores: Path, spec: Any, weights: str):
 
         identity = {"spec": to_plain(space_fields(spec)), "weights": weights, "calls": "one picture each"}
-        self.directory = stores / "eval_features" / fingerprint(identity)[:12]
+        self.directory = stores / KEPT / fingerprint(identity)[:12]
         self._file: dict[str, Path] = {}
         self._new: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
         for path in sorted(self.directory.glob(f"*{SUFFIX}")):
-            self._file |= dict.fromkeys(_names(path), path)
+            if not _named_by_bytes(path):
+                continue  # of an earlier version: nobody knows whether it is whole
+            if sha256_known(path) == path.stem:
+                self._file |= dict.fromkeys(_names(path), path)
+            else:
+                logging.getLogger(__name__).warning("%s was changed or damaged: its features are made again", path)
 
     def get(self, sha256: str) -> np.ndarray | None:
         """See FeatureSource."""
@@ -115,10 +125,19 @@ class KeptFeatures:
             new, self._new = self._new, {}
             if not new:
                 return
-            name = hashlib.sha256("".join(sorted(new)).encode()).hexdigest()[:16]
-            path = self.directory / f"{name}{SUFFIX}"
-            write_atomic(path, save(dict(sorted(new.items()))))
+            data = save(dict(sorted(new.items())))
+            path = self.directory / f"{hashlib.sha256(data).hexdigest()}{SUFFIX}"
+            write_atomic(path, data)
             self._file |= dict.fromkeys(new, path)
+
+
+def _named_by_bytes(path: Path) -> bool:
+    return len(path.stem) == hashlib.sha256().digest_size * 2
+
+
+def damaged_files(stores: Path) -> list[Path]:
+    """The files of KeptFeatures below the stores that are not what was written."""
+    return [path for path in sorted((stores / KEPT).glob(f"*/*{SUFFIX}")) if _named_by_bytes(path) and sha256_file(path) != path.stem]
 
 
 def _names(path: Path) -> list[str]:

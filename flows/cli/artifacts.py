@@ -1,4 +1,4 @@
-"""anyloom artifacts: list, why, verify, gc. Presents what infra.artifact and infra.garbage know."""
+"""anyloom artifacts: list, why, verify, gc. Presents what infra.artifact, infra.rot and infra.garbage know."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rich.tree import Tree
 
 from flows.running.cells import visible
 from flows.running.display import Display, human_bytes, plain_text, table
-from infra.artifact import age, all_records, find, lineage, read_record, verify
+from infra.artifact import age, all_records, find, lineage, look
 from infra.garbage import garbage, remove
 from infra.lock import exclusive
+from infra.rot import ARTIFACT, CHECKPOINT, Looked, look_at_all
 from infra.step import AnyloomError
 
 
@@ -26,13 +27,17 @@ def main(action: str, name: str | None, root: Path, yes: bool) -> int:
 
 
 def show(root: Path, name: str | None, yes: bool) -> int:
-    """What exists, with size, age and inputs."""
+    """What exists, with size, age and inputs; and whose record is damaged."""
+    records, damaged = look(root)
     rows = [
         (f"{r.name}/{p.name}", human_bytes(r.bytes), age(r), f"{r.provenance.seconds:.1f} s", " ".join(sorted(set(r.inputs.values()))))
-        for p, r in all_records(root)
+        for p, r in records
         if name is None or r.name == name
     ]
     Display().console.print(table("", ("artifact", "size", "age", "took", "inputs"), rows))
+    for path, problem in damaged:
+        if name is None or path.parent.name == name:
+            print(f"DAMAGED  {problem}")
     print(f"{len(rows)} artifacts below {root}")
     return 0
 
@@ -62,17 +67,55 @@ def why(root: Path, name: str) -> int:
 
 
 def check(root: Path, name: str | None, yes: bool) -> int:
-    """Compare the bytes of every artifact with its record."""
-    problems = 0
-    for path, record in all_records(root):
-        if name is None or record.name == name:
-            try:
-                verify(path, record)
-                print(f"ok       {record.name}/{path.name}")
-            except AnyloomError as error:
-                problems += 1
-                print(visible(f"DAMAGED  {error}"))
-    return 1 if problems else 0
+    """Compare every byte of artifacts, store entries and checkpoints with what was written. Exit code 1 when something is damaged, each with the remedy."""
+    from evals.harness.features import damaged_files
+
+    whole, damaged = {ARTIFACT: 0}, list[Looked]()
+    for one in look_at_all(root, name):
+        if one.problem:
+            damaged.append(one)
+            continue
+        whole[one.kind] = whole.get(one.kind, 0) + 1
+        if one.kind == ARTIFACT:
+            print(f"ok       {one.path.parent.name}/{one.path.name}")
+    makers = recipes_of(root, {artifact for one in damaged for artifact in one.artifacts})
+    for one in damaged:
+        print(visible(f"DAMAGED  {one.problem}; {remedy(one, makers, root)}"))
+    cached = damaged_files(root / "stores") if name is None else []
+    for path in cached:
+        print(f"DAMAGED  {path} was changed or damaged; it is not used: remove it, and its features are made again where they are needed")
+    print(", ".join(f"{count} {kind}s" for kind, count in whole.items()) + f" ok, {len(damaged) + len(cached)} damaged, below {root}")
+    return 1 if damaged or cached else 0
+
+
+def recipes_of(root: Path, artifacts: set[Path]) -> dict[Path, str]:
+    """Directory of an artifact -> the first recipe that has it as it is, of all that need no files of the user's; others are left out."""
+    from flows.running.run import recipe_steps
+    from infra.plan import plan
+    from pipelines.dag.given import needs_files
+    from pipelines.recipes import RECIPES
+
+    found: dict[Path, str] = {}
+    for recipe in (name for name, make in RECIPES.items() if not needs_files(make())):
+        if artifacts <= found.keys():
+            break
+        for row in plan(recipe_steps(recipe, {}).values(), root):
+            if row.path in artifacts:
+                found.setdefault(row.path, recipe)
+    return found
+
+
+def remedy(one: Looked, makers: dict[Path, str], root: Path) -> str:
+    """The command that makes again what is damaged. makers: as of `recipes_of`."""
+    if one.kind == CHECKPOINT:
+        return "run the same command again: it goes on from the checkpoint before"
+    if not one.artifacts:
+        return f"nothing needs it: `anyloom artifacts gc --root {root}` removes it"
+    known = [artifact for artifact in one.artifacts if artifact in makers]
+    step = (known or one.artifacts)[0].parent.name
+    if known:
+        return f"run `anyloom run {step} --recipe {makers[known[0]]} --root {root} --force {step}`"
+    return f"run the command that made it again with --force {step}, or remove {one.artifacts[0]} when it is no longer needed"
 
 
 def collect(root: Path, name: str | None, yes: bool) -> int:
@@ -103,10 +146,10 @@ def to_keep(root: Path, recipes: list[str] | None) -> set[Path]:
 
 
 def _collect(root: Path, name: str | None, yes: bool) -> int:
-    doomed = garbage(root, to_keep(root, name.split(",") if name else None))
+    keep = to_keep(root, name.split(",") if name else None)
+    doomed, records = garbage(root, keep), dict(all_records(root))
     for path, size in doomed:
-        record = read_record(path) if (path / "artifact.json").exists() else None
-        print(f"{human_bytes(size):>10}  {path.relative_to(root)}" + (f"  ({age(record)} old)" if record else ""))
+        print(f"{human_bytes(size):>10}  {path.relative_to(root)}" + (f"  ({age(records[path])} old)" if path in records else ""))
     total = human_bytes(sum(size for _, size in doomed))
     if not doomed:
         print("nothing to remove: every artifact and store entry is pinned")
@@ -117,7 +160,5 @@ def _collect(root: Path, name: str | None, yes: bool) -> int:
             return 0
         if input(f"remove these {len(doomed)} directories ({total})? [y/N] ").strip().lower() != "y":
             return 0
-    for path, _ in doomed:
-        remove(path)
-    print(f"removed {total}")
+    print(f"removed {human_bytes(remove(root, [path for path, _ in doomed], keep))} of {total}")
     return 0

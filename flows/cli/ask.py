@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.artifact import find
+from infra.artifact import find, refuse_damaged
 from infra.settings import load_settings, offline_environment
 from infra.step import AnyloomError
 
@@ -133,7 +133,8 @@ def terms(description: dict[str, Any]) -> str:
 
 
 def load(directory: Path, base: Path | None = None) -> Any:
-    """The Generator of an exported directory. base: see `anyloom pack`."""
+    """The Generator of an exported directory. base: see `anyloom pack`. Raises AnyloomError when its files are not what was written."""
+    refuse_damaged(directory)
     offline_environment()
     from mmcore.inference.generator import Generator
     from mmcore.runtime.devices import device_for

@@ -11,10 +11,11 @@ from flows.cli.search import add_search
 from flows.running.cells import json_text, visible
 from flows.running.display import Display, human_bytes, table
 from infra.artifact import all_records
+from infra.entries import pins
 from infra.garbage import garbage, remove
 from infra.lock import exclusive
 from infra.step import AnyloomError
-from infra.storage import read_json, tree_bytes
+from infra.storage import tree_bytes
 
 BUILD = ("embed_*", "targets")
 """The steps behind `embed build`."""
@@ -65,19 +66,19 @@ def verify(root: Path, args: argparse.Namespace) -> int:
     Display().console.print(table("", ("artifact", "media", "largest difference", "tolerance", ""), cells))
     for c in found:
         for part in c.damaged:
-            print(f"DAMAGED  {c.name}: part {part} has other bytes than were committed; remove its directory and run `anyloom embed build --force STEP`")
+            step = c.name.partition("/")[0]
+            print(f"DAMAGED  {c.name}: part {part} has other bytes than were committed; run `anyloom embed build --force {step}`")
         if c.largest > c.tolerance:
             print(visible(f"DIFFERS  {c.name}: {c.worst} by {c.largest:.2e} of its norm"))
     return int(not all(c.passed for c in found))
 
 
-def pins(root: Path) -> dict[Path, list[str]]:
+def pinned_by(root: Path) -> dict[Path, list[str]]:
     """Part -> the artifacts that pin it."""
     found: dict[Path, list[str]] = {}
     for path, record in all_records(root):
-        if (path / "generation.json").exists():
-            for entry in read_json(path / "generation.json")["entries"]:
-                found.setdefault(root / "stores" / entry["path"], []).append(f"{record.name}/{path.name}")
+        for pin in pins(path):
+            found.setdefault(root / "stores" / pin.path, []).append(f"{record.name}/{path.name}")
     return found
 
 
@@ -85,7 +86,7 @@ def stats(root: Path, as_json: bool) -> int:
     """One line per space."""
     from pipelines.embed.space import Space
 
-    pinned, lines = pins(root), []
+    pinned, lines, damaged = pinned_by(root), [], list[str]()
     for space in Space.all(root / "stores"):
         spec, parts = space.description["spec"], [space.part(name) for name in sorted(space.records)]
         errors = [record.get("relative_error", 0.0) for record in space.records.values()]
@@ -103,6 +104,9 @@ def stats(root: Path, as_json: bool) -> int:
             "used_by": sorted({name for part in parts for name in pinned.get(part, [])}),
         }
         lines.append(line)
+        damaged += space.damaged.values()
+    for problem in damaged:
+        print(f"DAMAGED  {problem}", file=sys.stderr)
     if as_json:
         print("\n".join(map(json_text, lines)))
         return 0
@@ -143,9 +147,8 @@ def collect(root: Path, yes: bool, unfinished: bool) -> int:
             return 0
         if not yes and input(f"remove {total}? [y/N] ").strip().lower() != "y":
             return 0
-        for part in doomed:
-            remove(part)
-        print(f"removed {total}")
+        removed = remove(root, doomed, _artifacts(root), unfinished=not unfinished)
+        print(f"removed {human_bytes(removed)} of {total}")
     return 0
 
 
@@ -153,5 +156,8 @@ def _unpinned(root: Path, unfinished: bool) -> dict[Path, int]:
     """Parts of the embedding store that neither an artifact nor, when `unfinished`, an interrupted build pins -> bytes."""
     from pipelines.embed.space import SPACES
 
-    artifacts = [path for path, _ in all_records(root)]
-    return {path: size for path, size in garbage(root, artifacts, unfinished) if path.is_relative_to(root / "stores" / SPACES)}
+    return {path: size for path, size in garbage(root, _artifacts(root), unfinished) if path.is_relative_to(root / "stores" / SPACES)}
+
+
+def _artifacts(root: Path) -> list[Path]:
+    return [path for path, _ in all_records(root)]

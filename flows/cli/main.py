@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     store.add_commands(commands, where, which, how)
     add_train_decoder(commands, how)
     stack.add_stack(commands)
-    commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale or waiting, with the reason")
+    commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale, damaged or waiting, with the reason")
     recipes = commands.add_parser("recipes", help="the recipes: parts, licences, what each stage trains, memory; or one as JSON")
     recipes.add_argument("name", nargs="?")
     recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
@@ -74,7 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
     commands.add_parser("decoders", help="the known decoder weights: family, licence, commercial use, what they predict, tiny twin")
 
-    artifacts = commands.add_parser("artifacts", parents=[where], help="what exists: list, why NAME, verify, gc", description="Look at and tidy artifacts.")
+    artifacts = commands.add_parser(
+        "artifacts",
+        parents=[where],
+        help="what exists: list, why NAME, verify, gc",
+        description="Look at artifacts and the stores behind them. verify reads every byte, and names what is damaged and the command that makes it again.",
+    )
     artifacts.add_argument("action", nargs="?", default="list", choices=("list", "why", "verify", "gc"))
     artifacts.add_argument(
         "name", nargs="?", help="step, or step/fingerprint; for gc: recipes to keep, comma-separated (default: tiny,smol and what is newest)"

@@ -11,6 +11,7 @@ from flows.running.run import closing_table, make_place, recipe_steps, run_targe
 from infra.lock import exclusive
 from infra.logs import quiet
 from infra.plan import DONE, plan
+from infra.remote import mirror
 from infra.settings import Settings
 
 
@@ -31,6 +32,8 @@ def run_recipe(
     started = time.monotonic()
     rows = plan(steps, place.root)
     if not force and all(row.status == DONE for row in rows):
+        if place.remote is not None:
+            mirror(place.remote, place.root, [row.path for row in rows if row.path is not None], say)
         closing_table(Display(), [(row.step.name, "done", 0.0, row) for row in rows], place.root, time.monotonic() - started)
         return 0
     servers = [name for name, used in (("Prefect", settings.use_prefect), ("Ray", settings.use_ray)) if used]

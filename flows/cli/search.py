@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.artifact import as_artifact
+from infra.artifact import as_artifact, verify_input
 from infra.plan import DONE, plan
 from infra.step import AnyloomError, Artifact, Step
 from mmcore.config import MODALITIES
@@ -118,7 +118,8 @@ def space_of(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> SearchSpace:
 
 
 def finished(recipe: str, root: Path, steps: Mapping[str, Step], wanted: Sequence[str]) -> dict[str, Artifact]:
-    """The artifacts of `wanted` and all before them, by step name. Raises AnyloomError naming the command that makes what is missing."""
+    """The artifacts of `wanted` and all before them, by step name. Raises AnyloomError naming the command that makes what is missing, and for
+    damaged ones that are read."""
     rows = {row.step.name: row for row in plan([steps[name] for name in wanted], root)}
     missing = [name for name, row in rows.items() if row.status != DONE and (name in wanted or name.startswith("embed_"))]
     if missing:
@@ -126,4 +127,8 @@ def finished(recipe: str, root: Path, steps: Mapping[str, Step], wanted: Sequenc
         what = f"nothing is embedded for this recipe ({embedding} not done)" if embedding else f"{', '.join(missing)} not done"
         command = f"anyloom run {' '.join(wanted)} --recipe {recipe} --root {root}"
         raise AnyloomError(f"search: {what} below {root}; first: {command} (with the same --set, --list and --weights, if any)")
-    return {name: as_artifact(row.path, row.record) for name, row in rows.items() if row.path is not None and row.record is not None}
+    found = {name: as_artifact(row.path, row.record) for name, row in rows.items() if row.path is not None and row.record is not None}
+    for name, artifact in found.items():
+        if name in wanted or name.startswith(("embed_", "shards_", "weights_text")):
+            verify_input(artifact)
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +71,8 @@ class GraphRun:
     errors: dict[str, BaseException] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
     """Steps at work this instant."""
+    used: Callable[[Path], None] = lambda _: None
+    """Told of every artifact that the run has made or met, so that it is not collected while the run lives."""
 
     def __post_init__(self) -> None:
         self.budget, self.beside = Budget(self.threads, self.gpus), Budget(max(1, self.threads - 1))
@@ -101,6 +103,7 @@ class GraphRun:
                     force=name in self.force,
                     call=self.call,
                     say=self.display.say,
+                    used=self.used,
                     progress=lambda done, total, note="": self.display.update(name, done, total, note),
                 )
             except BaseException:

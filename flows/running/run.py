@@ -14,9 +14,9 @@ from flows.running.runner import run_graph
 from infra.logs import quiet
 from infra.materialize import REUSED, Place
 from infra.plan import PlanRow, plan, topological
+from infra.remote import Remote
 from infra.settings import Settings, offline_environment
 from infra.step import AnyloomError, Step
-from infra.storage import Remote
 
 PREPARE_DATA = ("shards_*", "overlap")
 
@@ -64,7 +64,7 @@ def stage_targets(recipe: str, overrides: Mapping[str, Any] | None, stage: str) 
 def make_place(settings: Settings) -> Place:
     """Local root plus the optional remote mirror."""
     root = settings.root.absolute()
-    return Place(root=root, remote=Remote(settings.remote, cache=root) if settings.remote else None)
+    return Place(root=root, remote=Remote(settings.remote) if settings.remote else None)
 
 
 def run_targets(

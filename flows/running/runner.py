@@ -10,6 +10,7 @@ from typing import Any
 
 from flows.running.display import Display
 from flows.running.graph import RUNS, GraphRun, NotRun
+from infra.garbage import live_run
 from infra.materialize import Place
 from infra.plan import topological
 from infra.settings import Settings
@@ -36,7 +37,8 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
         gpus, threads = ray_session.num_gpus(gpus), min(threads, ray_session.cpus_of_a_node(threads))
     run = GraphRun(steps=ordered, place=place, settings=settings, display=display, force=force, threads=threads, gpus=gpus)
     try:
-        (_submit_prefect if settings.use_prefect else _submit_threads)(run)
+        with live_run(place.root) as run.used:
+            (_submit_prefect if settings.use_prefect else _submit_threads)(run)
     except BaseException as error:  # SIGTERM, Ctrl-C; what a step raises is in run.errors
         run.interrupt(error)
         raise

@@ -1,8 +1,8 @@
 """EmbeddingSet: reads the features that one embed artifact pins, by sample key.
 
 Owns the way from a sample's key to ragged rows of the embedding store. Input: an artifact directory (generation.json, rows.parquet) and the
-stores directory its parts live in; output: zero-padded batches. Raises ValueError for a part without a committed record or with another digest
-than the artifact pins, and for another encoder's features; AnyloomError for a damaged file.
+stores directory its parts live in; output: zero-padded batches. Raises ValueError for another encoder's features; AnyloomError for a part without a committed
+record or with another digest than the artifact pins, and for a damaged file: each is compared with its record before its first row is read.
 
 Shape letters: B batch, N feature tokens, E encoder width.
 """
@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.entries import intact, pinned_entries
 from infra.storage import read_json
 from mmcore.encoder_config import EncoderConfig, encoder_from_json
 from mmcore.stores.features import SCALES, STORED, VALUES, computed_dtype, unpack
 from mmcore.stores.part_rows import PartRows
-from mmcore.stores.shards import pinned_entries
 
 PLAN_FIELDS = ("batch", "part_rows")
 """Fields of an encoder's config that say how work is cut, not what is computed: they change features by rounding at most and are no part of a space."""
@@ -42,7 +42,7 @@ class EmbeddingSet:
     def __init__(self, artifact_dir: Path, stores: Path, expect: EncoderConfig | None = None):
         """expect: the encoder the reader believes made the features.
 
-        Raises ValueError when a part is missing, uncommitted or not the one that was pinned, and when another encoder made them, naming the fields.
+        Raises AnyloomError when a part is missing, uncommitted or not the one that was pinned, ValueError when another encoder made them, naming the fields.
         """
         artifact_dir, stores = Path(artifact_dir), Path(stores)
         generation = read_json(artifact_dir / "generation.json")
@@ -62,8 +62,8 @@ class EmbeddingSet:
         rows_P = np.zeros(len(self._paths), np.int64)
         np.maximum.at(rows_P, part, offset + length)
         same = int(length[0]) if len(length) and (length == length[0]).all() else None
-        self._values = PartRows([path / VALUES for path in self._paths], rows_P, self.width, STORED[self.spec.dtype], same)
-        self._scales = PartRows([path / SCALES for path in self._paths], rows_P, 1, "float32", same) if self.spec.dtype == "int8" else None
+        self._values = PartRows([path / VALUES for path in self._paths], rows_P, self.width, STORED[self.spec.dtype], same, _intact)
+        self._scales = PartRows([path / SCALES for path in self._paths], rows_P, 1, "float32", same, _intact) if self.spec.dtype == "int8" else None
 
     @property
     def width(self) -> int:
@@ -114,6 +114,10 @@ class EmbeddingSet:
         except KeyError as error:
             raise ValueError(f"no {self.modality} features of '{error.args[0]}' in this artifact") from None
         return np.frombuffer(b"".join(found), np.int64).reshape(-1, 3)
+
+
+def _intact(path: Path) -> Path:
+    return intact(path.parent, path.name)
 
 
 def space_fields(spec: EncoderConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,18 @@ CALL_BYTES = 10 * 2**10
 class PartRows:
     """Rows of files [T, E] in C order; files in column order are read too, each as a whole."""
 
-    def __init__(self, paths: Sequence[Path], rows_P: np.ndarray, width: int, dtype: str, item_rows: int | None = None):
-        """rows_P: rows of each file that may be asked for, from its first. dtype: NumPy type of the values on disk. item_rows: length of every item."""
-        self._paths, self._rows_P, self._width, self._dtype, self._item_rows = paths, rows_P.tolist(), width, np.dtype(dtype), item_rows
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        rows_P: np.ndarray,
+        width: int,
+        dtype: str,
+        item_rows: int | None = None,
+        check: Callable[[Path], object] = lambda path: None,
+    ):
+        """rows_P: rows of each file that may be asked for, from its first. dtype: NumPy type of the values on disk. item_rows: length of every item.
+        check: looks at a file before its first row is read, and raises when it is damaged."""
+        self._check, self._paths, self._rows_P, self._width, self._dtype, self._item_rows = check, paths, rows_P.tolist(), width, np.dtype(dtype), item_rows
         self._row_bytes = width * self._dtype.itemsize
         self._kept = self._room(int(rows_P.sum()))
         self._kept_rows = 0
@@ -152,10 +161,12 @@ class PartRows:
         while len(self._descriptors) >= _most_open():
             os.close(self._descriptors.pop(next(iter(self._descriptors))))
         path = self._paths[part]
+        if part not in self._layouts:
+            self._check(path)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise AnyloomError(f"{path} cannot be opened ({error.strerror}): run `anyloom embed verify`") from error
+            raise AnyloomError(f"{path} cannot be opened ({error.strerror}): run `anyloom artifacts verify`") from error
         self._descriptors[part] = descriptor
         try:
             if part not in self._layouts:
@@ -178,15 +189,15 @@ class PartRows:
                 shape, in_columns, dtype = read_header(handle)
                 header = handle.tell()
         except ValueError as error:
-            raise AnyloomError(f"{path} is no .npy file ({error}): run `anyloom embed verify`") from error
+            raise AnyloomError(f"{path} is no .npy file ({error}): run `anyloom artifacts verify`") from error
         if not shape or dtype != self._dtype or int(np.prod(shape[1:])) != self._width:
-            raise AnyloomError(f"{path} holds {dtype} of the shape {shape}, not {self._dtype} in rows of {self._width}: run `anyloom embed verify`")
+            raise AnyloomError(f"{path} holds {dtype} of the shape {shape}, not {self._dtype} in rows of {self._width}: run `anyloom artifacts verify`")
         if shape[0] < self._rows_P[part]:
             raise self._cut_short(part)
         return header, shape[0], in_columns and len(shape) > 1
 
     def _cut_short(self, part: int) -> AnyloomError:
-        return AnyloomError(f"{self._paths[part]} is shorter than its record says: run `anyloom embed verify`")
+        return AnyloomError(f"{self._paths[part]} is shorter than its record says: run `anyloom artifacts verify`")
 
 
 def _most_open() -> int:

@@ -1,16 +1,17 @@
 """ShardSet: reads one generation of the shard store by key, without unpacking a tar.
 
 Owns the schemas of index and ledger and random access to tars by offset. Input: a generation directory (generation.json, index.parquet)
-and the stores directory its entries live in; output: media bytes and the key.json of samples.
-An entry without a committed record, or with another digest than the generation pins, is an error.
+and the stores directory its entries live in; output: media bytes and the key.json of samples. Raises AnyloomError for an entry without a committed record or
+with another digest than the generation pins, and for bytes that are not the indexed ones: a medium is compared by its sha256, a key.json by what it says.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import read_entry, read_json
+from infra.entries import pinned_entries
+from infra.step import AnyloomError
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -71,31 +73,29 @@ REASONS = (
 )
 
 
-def pinned_entries(generation_dir: Path, stores: Path) -> list[str]:
-    """Paths (relative to the stores) of the entries a generation pins. Raises ValueError when one is absent or has other bytes."""
-    paths = []
-    for entry in read_json(generation_dir / "generation.json")["entries"]:
-        record = read_entry(stores / entry["path"])
-        if record is None:
-            raise ValueError(f"{stores / entry['path']} is missing or was never committed: run the step that makes {generation_dir} again with --force")
-        if record["digest"] != entry["digest"]:
-            raise ValueError(f"{stores / entry['path']} holds other bytes ({record['digest'][:12]}) than {generation_dir} pins ({entry['digest'][:12]})")
-        paths.append(entry["path"])
-    return paths
+def content_sha256(media: Sequence[Mapping[str, Any]], texts: Sequence[str], conversations: Sequence[Mapping[str, str]]) -> str:
+    """Identity of what a sample says: its media (inputs by `sha256`, outputs by `uri`), spans, texts and conversations."""
+    named = [
+        [medium["role"], medium["modality"], medium["sha256" if medium["role"] == "input" else "uri"], medium.get("start_s"), medium.get("end_s")]
+        for medium in media
+    ]
+    turns = json.dumps(conversations, sort_keys=True, ensure_ascii=False)
+    said = json.dumps([named, list(texts), turns], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 class ShardSet:
     """All written samples of one generation."""
 
     def __init__(self, generation_dir: Path, stores: Path):
-        """Raises ValueError when an entry is missing, uncommitted or not the one that was pinned."""
-        self.stores = Path(stores)
+        """Raises AnyloomError when an entry is missing, uncommitted or not the one that was pinned."""
+        self.stores, self._made_by = Path(stores), Path(generation_dir).parent.name
         allowed = set(pinned_entries(Path(generation_dir), self.stores))
         self.index: pa.Table = pq.read_table(Path(generation_dir) / "index.parquet", schema=INDEX_SCHEMA)
         shards = self.index.column("shard").combine_chunks().dictionary_encode()
         foreign = {os.path.dirname(name) for name in shards.dictionary.to_pylist()} - allowed
         if foreign:
-            raise ValueError(f"the index of {generation_dir} names shards that its generation does not pin: {sorted(foreign)[:3]}")
+            raise AnyloomError(f"the index of {generation_dir} names shards that its generation does not pin: {sorted(foreign)[:3]}; {self._again()}")
         self._descriptors: dict[str, int] = {}
         self._opening = threading.Lock()
         self._metas: dict[str, dict[str, Any]] = {}
@@ -106,7 +106,10 @@ class ShardSet:
 
     @cached_property
     def _columns(self) -> dict[str, list[Any]]:
-        names = ("source", "split", "shard", "media_offset", "media_bytes", "json_offset", "json_bytes", "media_sha256", "duplicate_of")
+        names = (
+            *("source", "split", "modality", "shard", "media_offset", "media_bytes", "json_offset", "json_bytes"),
+            *("media_sha256", "content_sha256", "duplicate_of"),
+        )
         return {name: self.index.column(name).to_pylist() for name in names}
 
     def keys(self, source: str | None = None, split: str | None = None, *, duplicates: bool = False) -> list[str]:
@@ -119,10 +122,19 @@ class ShardSet:
         ]
 
     def meta(self, key: str) -> dict[str, Any]:
-        """The sample's key.json: key, source, split, modality, texts, conversations, licence, media."""
+        """The sample's key.json: key, source, split, modality, texts, conversations, licence, media. Raises AnyloomError when it is not what was indexed."""
         if key not in self._metas:
             i = self._at(key)
-            self._metas[key] = json.loads(self._read(self._columns["shard"][i], self._columns["json_offset"][i], self._columns["json_bytes"][i]))
+            data = self._read(self._columns["shard"][i], self._columns["json_offset"][i], self._columns["json_bytes"][i])
+            try:
+                meta = json.loads(data)
+                same = all(meta[name] == self._columns[name][i] for name in ("source", "split", "modality")) and meta["key"] == key
+                same = same and content_sha256(meta["media"], meta["texts"], meta["conversations"]) == self._columns["content_sha256"][i]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                same = False
+            if not same:
+                raise self._damaged(i, f"{key}.json")
+            self._metas[key] = meta
         return self._metas[key]
 
     def metas(self, keys: Iterable[str]) -> list[dict[str, Any]]:
@@ -133,11 +145,20 @@ class ShardSet:
         return [self._metas[key] for key in wanted]
 
     def media(self, key: str) -> bytes:
-        """The original bytes of the sample's (first) input medium. Raises ValueError when it has none."""
+        """The original bytes of the sample's (first) input medium. Raises ValueError when it has none, AnyloomError when they are not what was indexed."""
         i = self._at(key)
         if not self._columns["media_sha256"][i]:
             raise ValueError(f"sample {key} has no input medium")
-        return self._read(self._columns["shard"][i], self._columns["media_offset"][i], self._columns["media_bytes"][i])
+        data = self._read(self._columns["shard"][i], self._columns["media_offset"][i], self._columns["media_bytes"][i])
+        if hashlib.sha256(data).hexdigest() != self._columns["media_sha256"][i]:
+            raise self._damaged(i, f"the medium of {key}")
+        return data
+
+    def _damaged(self, row: int, what: str) -> AnyloomError:
+        return AnyloomError(f"{self.stores / self._columns['shard'][row]}: {what} was changed or damaged; {self._again()}")
+
+    def _again(self) -> str:
+        return f"run {self._made_by} again with --force {self._made_by}, then the same command"
 
     def media_sha(self, key: str) -> str:
         """Hex sha256 of media(key); "" for a sample without input media."""
@@ -160,11 +181,14 @@ class ShardSet:
 
     def _read(self, shard: str, offset: int, size: int) -> bytes:
         with self._opening:  # several threads may decode from one ShardSet
-            if shard not in self._descriptors:
-                self._descriptors[shard] = os.open(self.stores / shard, os.O_RDONLY | os.O_CLOEXEC)
-        data = os.pread(self._descriptors[shard], size, offset)
+            try:
+                if shard not in self._descriptors:
+                    self._descriptors[shard] = os.open(self.stores / shard, os.O_RDONLY | os.O_CLOEXEC)
+                data = os.pread(self._descriptors[shard], size, offset)
+            except OSError as error:
+                raise AnyloomError(f"{self.stores / shard} cannot be read ({error.strerror}); {self._again()}") from error
         if len(data) != size:
-            raise ValueError(f"{self.stores / shard} ends before byte {offset + size}: the shard is damaged; remove its directory and run again")
+            raise AnyloomError(f"{self.stores / shard} ends before byte {offset + size}: the shard is damaged; {self._again()}")
         return data
 
     def close(self) -> None:

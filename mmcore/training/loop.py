@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from infra.step import AnyloomError, Progress, no_progress
-from mmcore.training.checkpoint import Checkpoint, load_latest, remove_leftovers, save_checkpoint
+from mmcore.training.checkpoint import Checkpoint, load_latest, remove_unusable, save_checkpoint
 from mmcore.training.losses import StepLoss
 from mmcore.training.optimizer import AdamConfig, FlatAdamW
 
@@ -123,15 +123,17 @@ def train(
 ) -> float:
     """Train `parameters` (float32, every one that needs a gradient) to the last step, continuing from the newest checkpoint in `folder`.
 
-    Fills the log, which comes empty. Returns the seconds that this call spent in steps.
+    Fills the log, which comes empty. Damaged checkpoints are left out, and named in the progress. Returns the seconds that this call spent in steps.
     """
     config, collective = course.config, collective or Collective()
     optimizer = FlatAdamW(parameters, config, course.shares)
     average = optimizer.flat.clone() if course.average else None
-    first = _continued(optimizer, average, course, log, folder, collective)
-    since = f", continued from step {first}" if first else ""
-    if first and collective.rank == 0:
-        progress(first, config.steps, f"continues from step {first}")
+    damaged = remove_unusable(folder) if collective.rank == 0 else ""
+    collective.barrier()
+    first = _continued(optimizer, average, course, log, folder)
+    since = (f", continued from step {first}" if first else "") + (f" ({damaged})" if damaged else "")
+    if (first or damaged) and collective.rank == 0:
+        progress(first, config.steps, damaged or f"continues from step {first}")
     started = time.monotonic()
     for step in range(first, config.steps):
         one_step(optimizer, course, step, collective, log)
@@ -149,11 +151,8 @@ def train(
     return time.monotonic() - started
 
 
-def _continued(optimizer: FlatAdamW, average: torch.Tensor | None, course: Course, log: LossLog, folder: Path, collective: Collective) -> int:
+def _continued(optimizer: FlatAdamW, average: torch.Tensor | None, course: Course, log: LossLog, folder: Path) -> int:
     """Steps that the newest checkpoint has done, everything being as it was then; 0 without one."""
-    if collective.rank == 0:
-        remove_leftovers(folder)
-    collective.barrier()
     checkpoint = load_latest(folder)
     if checkpoint is None:
         return 0

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from infra.artifact import ArtifactRecord, all_records, find
+from infra.entries import damage
 from infra.settings import offline_environment
 from infra.step import AnyloomError
-from infra.storage import digest_tree, read_entry, read_json
+from infra.storage import read_json
 from mmcore.encoder_config import encoder_from_json
 from mmcore.encoders import load_encoder
 from mmcore.stores.embeddings import EmbeddingSet
@@ -89,11 +90,11 @@ def _check_one(root: Path, path: Path, record: ArtifactRecord, sample: int, seed
         for key, fresh in zip(batch, encoder.forward([encoder.prepare(*media.of(key)) for key in batch]), strict=True):
             try:
                 difference = relative_difference(stored.get(key), fresh)
-            except AnyloomError:  # the file is cut short: its part is among the damaged ones
+            except AnyloomError:  # its part is among the damaged ones
                 difference = float("inf")
             if difference > largest:
                 largest, worst = difference, key
-    damaged = tuple(part.name for part in stored.parts_of(chosen) if digest_tree(part) != (read_entry(part) or {}).get("digest"))
+    damaged = tuple(part.name for part in stored.parts_of(chosen) if damage(part))
     return Checked(
         name=f"{record.name}/{path.name}",
         media=len(chosen),

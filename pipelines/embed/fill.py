@@ -18,10 +18,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from infra.entries import read_entry
 from infra.fingerprint import fingerprint
 from infra.garbage import note_entries
 from infra.step import AnyloomError, StepContext
-from infra.storage import read_entry, read_json, write_atomic, write_parquet
+from infra.storage import read_json, write_atomic, write_parquet
 from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import ROWS_SCHEMA
 from mmcore.stores.features import computed_dtype
@@ -37,6 +38,10 @@ def embed_items(spec: EncoderConfig, modality: str, keys: Mapping[str, str], ite
     """Fill the store, then write the artifact. keys: sample key -> address; items: address -> what to encode."""
     computed_dtype(spec.dtype)  # a wrong type is refused before hours of work
     space = Space.of(spec, ctx.inputs["weights"].digest, ctx.stores)
+    if ctx.force:
+        space = space.without_damage()
+    if space.damaged:
+        raise AnyloomError(f"{next(iter(space.damaged.values())).partition(': run ')[0]}: run {ctx.name} again with --force {ctx.name}")
     tasks = _tasks(_plan(items, space, spec, ctx.work / "plan.json"), items, space, ctx.work)
     note_entries(ctx.work, ctx.stores, [*(task.entry for task in tasks), *(space.part(space.located[a][0]) for a in items if a in space.located)])
     missing = [task for task in tasks if read_entry(task.entry) is None]

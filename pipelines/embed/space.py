@@ -1,7 +1,7 @@
 """Space: one encoder's place in the embedding store, and what is in it.
 
 Owns the address of a space (encoder, preprocessing, weights, stored type), the addresses of media in it, and the list of committed parts. Input: a
-spec and a weights digest; output: where every medium's rows are.
+spec and a weights digest; output: where every medium's rows are. A part whose record or index is damaged locates nothing; it is listed as damaged.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from infra.entries import damage, intact, read_entry
 from infra.fingerprint import canonical_json, fingerprint, to_plain
-from infra.storage import read_entry, read_json, write_atomic
+from infra.step import AnyloomError
+from infra.storage import read_json, set_aside, write_atomic
 from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import PART_SCHEMA, space_fields
 
@@ -31,33 +33,54 @@ class Space:
         """address -> (part, offset, length). A medium that two builds encoded at the same time counts in the first part by name."""
         self.records: dict[str, dict[str, Any]] = {}
         """Committed parts by name -> their record."""
+        self.damaged: dict[str, str] = {}
+        """Parts that cannot be read by name -> why."""
 
     @classmethod
     def of(cls, spec: EncoderConfig, weights_digest: str, stores: Path) -> Space:
         """The space of an encoder with these weights; its description is written when it is new."""
         description = {"spec": to_plain(space_fields(spec)), "weights": weights_digest}
         directory = stores / SPACES / fingerprint(description)[:12]
-        if not (directory / "space.json").exists():
-            write_atomic(directory / "space.json", canonical_json(description))
+        described = directory / "space.json"
+        if not described.is_file() or described.read_bytes() != canonical_json(description).encode():
+            write_atomic(described, canonical_json(description))
         return cls(directory, description).refreshed()
 
     @classmethod
     def all(cls, stores: Path) -> Iterator[Space]:
-        """Every space of the store, sorted by name."""
+        """Every space of the store, sorted by name. Raises AnyloomError for one whose description is damaged."""
         for path in sorted((stores / SPACES).glob("*/space.json")):
-            yield cls(path.parent, read_json(path)).refreshed()
+            description = read_json(path)
+            if fingerprint(description)[:12] != path.parent.name:
+                raise AnyloomError(f"{path} is damaged (it describes another space): run the step that embeds there again with --force")
+            yield cls(path.parent, description).refreshed()
 
     def refreshed(self) -> Space:
         """Read the committed parts that are not known yet; returns itself."""
         names = sorted(path.name for path in (self.directory / "parts").glob("*") if not path.name.startswith("."))
         for name in names:
-            record = None if name in self.records else read_entry(self.directory / "parts" / name)
+            if name in self.records:
+                continue
+            self.damaged.pop(name, None)
+            try:
+                record = read_entry(self.part(name))
+                rows = intact(self.part(name), "rows.parquet") if record is not None else None
+            except AnyloomError as error:
+                self.damaged[name] = str(error)
+                continue
             if record is not None:
                 self.records[name] = record
-                columns = pq.read_table(self.directory / "parts" / name / "rows.parquet", schema=PART_SCHEMA).to_pydict()
+                columns = pq.read_table(rows, schema=PART_SCHEMA).to_pydict()
                 for address, offset, length in zip(columns["media_sha256"], columns["offset"], columns["length"], strict=True):
                     self.located[address] = min(self.located.get(address, (name, offset, length)), (name, offset, length))
         return self
+
+    def without_damage(self) -> Space:
+        """Look at every byte of every part, remove the parts that are damaged, and read what is left. Their media are located nowhere then."""
+        for name in [*self.records, *self.damaged]:
+            if damage(self.part(name)):
+                set_aside(self.part(name))
+        return Space(self.directory, self.description).refreshed()
 
     def part(self, name: str) -> Path:
         """Where the part called `name` lives."""

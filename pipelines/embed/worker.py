@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from infra.entries import commit_entry
 from infra.settings import offline_environment
 from infra.step import AnyloomError
-from infra.storage import commit_entry, disk_errors, write_atomic, write_parquet
+from infra.storage import disk_errors, write_atomic, write_parquet
 from mmcore.encoder_config import EncoderConfig
 from mmcore.encoders import load_encoder
 from mmcore.media.decode import MediaError

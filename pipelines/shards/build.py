@@ -18,11 +18,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.fingerprint import canonical_json, fingerprint
+from infra.entries import commit_entry
+from infra.fingerprint import canonical_json
 from infra.step import AnyloomError
-from infra.storage import commit_entry, write_parquet
+from infra.storage import write_parquet
 from mmcore.media.decode import MediaError, Probe, probe
-from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA
+from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA, content_sha256
 from pipelines.shards.fetch import FetchError, FetchPolicy, fetch_counted
 from pipelines.shards.manifest import refusal
 
@@ -204,7 +205,8 @@ def _add_sample(tar: TarWriter, row: dict[str, Any], sample: _Sample, shard: str
             }
         described.append(entry)
     meta = {name: row[name] for name in ("key", "source", "split", "modality", "texts", "licence")}
-    text = canonical_json({**meta, "conversations": json.loads(row["conversations"]), "media": described}).encode()
+    conversations = json.loads(row["conversations"])
+    text = canonical_json({**meta, "conversations": conversations, "media": described}).encode()
     members = {f"{key}.json": text, f"{key}.txt": "\n".join(row["texts"]).encode(), **{n: m.data for n, m in zip(names, sample.media, strict=True)}}
     offsets = {name: tar.add(name, members[name]) for name in sorted(members)}
     first = sample.media[0] if sample.media else None
@@ -221,7 +223,7 @@ def _add_sample(tar: TarWriter, row: dict[str, Any], sample: _Sample, shard: str
         "width": first.found.width if first else 0,
         "height": first.found.height if first else 0,
         "duration_s": first.found.duration_s if first else 0.0,
-        "content_sha256": _content(row, sample),
+        "content_sha256": content_sha256(described, row["texts"], conversations),
         "duplicate_of": "",
     }
 
@@ -229,10 +231,3 @@ def _add_sample(tar: TarWriter, row: dict[str, Any], sample: _Sample, shard: str
 def _span(row: dict[str, Any]) -> dict[str, float | None]:
     first: dict[str, Any] = next((medium for medium in row["media"] if medium["role"] == "input"), {})
     return {name: first.get(name) for name in ("start_s", "end_s")}
-
-
-def _content(row: dict[str, Any], sample: _Sample) -> str:
-    """Identity of what a sample says: its media (inputs by bytes, outputs by uri), spans, texts and conversations."""
-    at = iter(sample.media)
-    media = [[m["role"], m["modality"], next(at).sha256 if m["role"] == "input" else m["uri"], m["start_s"], m["end_s"]] for m in row["media"]]
-    return fingerprint([media, row["texts"], row["conversations"]])

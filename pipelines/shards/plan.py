@@ -25,10 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import ray_session
+from infra.entries import intact, read_entry, usable_entry
 from infra.fingerprint import fingerprint
 from infra.garbage import note_entries
 from infra.step import AnyloomError, StepContext
-from infra.storage import read_entry, write_atomic, write_parquet
+from infra.storage import write_atomic, write_parquet
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA
 from pipelines.shards.build import OVERHEAD_BYTES, ShardTask, build_shard, full_disk
 from pipelines.shards.config import ShardsConfig
@@ -45,7 +46,7 @@ def run(ctx: StepContext[ShardsConfig]) -> Mapping[str, Any]:
     rows = _read_manifest(ctx.inputs["manifest"].path / "manifest.parquet")
     tasks = _plan(rows, ctx)
     note_entries(ctx.work, ctx.stores, (task.entry for task in tasks))
-    missing = [task for task in tasks if read_entry(task.entry) is None]
+    missing = [task for task in tasks if usable_entry(task.entry, ctx.force) is None]
     _check_room(missing, ctx.stores)
     done = len(rows) - sum(len(task.rows) for task in missing)
     ctx.progress(done, len(rows), f"{len(tasks) - len(missing)} of {len(tasks)} shards are there")
@@ -164,8 +165,8 @@ def _write_generation(tasks: list[ShardTask], ctx: StepContext[ShardsConfig]) ->
         if record is None:
             raise AnyloomError(f"{task.entry} vanished while the step ran: run the same command again")
         entries.append({"path": task.entry.relative_to(ctx.stores).as_posix(), "digest": record["digest"]})
-        indexes.append(pq.read_table(task.entry / "index.parquet", schema=INDEX_SCHEMA))
-        ledgers.append(pq.read_table(task.entry / "ledger.parquet", schema=LEDGER_SCHEMA))
+        indexes.append(pq.read_table(intact(task.entry, "index.parquet"), schema=INDEX_SCHEMA))
+        ledgers.append(pq.read_table(intact(task.entry, "ledger.parquet"), schema=LEDGER_SCHEMA))
     index, ledger = flag_duplicates(pa.concat_tables(indexes)), pa.concat_tables(ledgers)
     write_parquet(index, ctx.output / "index.parquet")
     write_parquet(ledger, ctx.output / "ledger.parquet")

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from infra.ray_session import map_tasks
 from infra.step import StepContext, no_progress
-from infra.storage import read_json, write_atomic
+from infra.storage import part_is_there, read_json, write_atomic, write_part
 from mmcore.chat.asking import Asking, askings
 from mmcore.chat.chat import independent
 from mmcore.chat.places import parted, rest_of, shown
@@ -151,12 +151,12 @@ def _make(parcel: tuple[StepContext[StatesConfig], str, list[Asked], Exchanges])
     model, replies = _model(config.model, lm, stages, device, talk, config.batch)
     if name == ROWS:
         counts = {modality: model.lm.table.count(modality) for modality in MEDIA}
-        write_atomic(ctx.work / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts}))
+        write_part(ctx.work / INDEX, json.dumps({"vocabulary": model.lm.table.base, "signals": counts}).encode())
         rows = {row: getattr(model.lm, row).detach().cpu().contiguous() for row in ("new_head_rows", "new_input_rows")}
-        write_atomic(ctx.work / name, save(rows))
+        write_part(ctx.work / name, save(rows))
         return
     features = feature_sources(ctx.inputs, ctx.stores, dict(config.model.encoders))
-    write_atomic(ctx.work / name, _part(model, captions, config.batch, features, replies))
+    write_part(ctx.work / name, _part(model, captions, config.batch, features, replies))
 
 
 def run_states(ctx: StepContext[StatesConfig]) -> dict[str, Any]:
@@ -166,7 +166,8 @@ def run_states(ctx: StepContext[StatesConfig]) -> dict[str, Any]:
     room = Room(ctx)
     talk = tuple(pair for pair in exchanges(ctx) if room.takes_exchange(*pair)) if config.requests > 1 else ()
     parts = {f"part-{number:05d}.safetensors": part for number, part in enumerate(plan_parts(distinct_captions(ctx, emitted, config, room), config.part))}
-    wanted = [(name, captions) for name, captions in [*parts.items(), (ROWS, [])] if not (ctx.work / name).exists()]
+    there = {name for name in (*parts, ROWS, INDEX) if part_is_there(ctx.work / name)}
+    wanted = [(name, captions) for name, captions in [*parts.items(), (ROWS, [])] if name not in there or (name == ROWS and INDEX not in there)]
     workers = 1 if ctx.resources.gpus else min(ctx.resources.workers, MAX_WORKERS)
     resources = replace(ctx.resources, threads=max(1, ctx.resources.threads // workers))
     to_worker = replace(ctx, resources=resources, progress=no_progress)

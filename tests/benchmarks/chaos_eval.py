@@ -194,7 +194,7 @@ def repeated(path: Path) -> int:
     persisted: set[str] = set()
     wrong, current, size, seen = 0, "", 0, 0
     for line in path.read_text().splitlines():
-        row = json.loads(line)
+        row = json.loads(line.partition("\t")[0])
         if "begun" in row:
             current, size, seen = row["begun"], row["answers"], 0
             wrong += current in persisted

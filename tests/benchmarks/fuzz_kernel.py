@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.artifact import ARTIFACT_RECORD, read_record, verify
+from infra.artifact import ARTIFACT_RECORD, artifact_dir, read_record, verify, write_record
+from infra.entries import commit_entry, read_entry
 from infra.fingerprint import canonical_json, fingerprint
-from infra.materialize import Place, _record
-from infra.step import AnyloomError, Step
-from infra.storage import commit_entry, new_staging, publish_dir, read_entry, write_atomic
+from infra.materialize import made_record
+from infra.step import AnyloomError
+from infra.storage import new_staging, publish_dir, write_atomic
 from pipelines.recipes import get_recipe
 from pipelines.recipes.overrides import keys
 
@@ -53,16 +54,13 @@ def shuffled(value: Any, rng: random.Random) -> Any:
 
 def make_artifact(rng: random.Random, box: Path) -> Path:
     """A real published artifact with random files."""
-    step = Step(name="toy", config={"v": tree(rng)}, run="none:none")
-    payload = {"name": "toy", "revision": 1, "config": step.config, "inputs": {}, "sources": {}}
-    mark = fingerprint(payload)
-    final = Place(root=box).root / "artifacts" / "toy" / mark[:12]
+    payload = {"name": "toy", "revision": 1, "config": {"v": tree(rng)}, "inputs": {}, "sources": {}}
+    final = artifact_dir(box, "toy", fingerprint(payload))
     staging = new_staging(final)
     for i in range(rng.randint(1, 3)):
         (staging / f"f{i}.bin").write_bytes(rng.randbytes(rng.randint(1, 400)))
     write_atomic(staging / "info" / "time.txt", text(rng))
-    record = _record(step, {}, payload, mark, staging, {"rows": rng.randint(0, 9)}, 1.0, 1)
-    write_atomic(staging / ARTIFACT_RECORD, record.model_dump_json())
+    write_record(staging, made_record("toy", payload, staging, {"rows": rng.randint(0, 9)}, {}, 1.0, 1))
     publish_dir(staging, final)
     return final
 
@@ -167,9 +165,10 @@ CLASSES: dict[str, tuple[Callable[[random.Random, Path], None], type[BaseExcepti
     "info: changed": (files_case(lambda p, r: (p / "info" / "time.txt").write_text(text(r)) and None), None, VALID),
     "record: cut short": (files_case(cut), AnyloomError, r"artifact\.json is damaged"),
     "record: unknown key": (record_case(lambda d, r: d.update({"zz_" + text(r): 1})), AnyloomError, r"zz_.*(not permitted|Extra)"),
-    "record: missing key": (record_case(lambda d, r: d.pop(r.choice(sorted(d)))), AnyloomError, r"Field required"),
+    "record: missing key": (record_case(lambda d, r: d.pop(r.choice(sorted(d.keys() - {"checksum"})))), AnyloomError, r"Field required"),
     "record: wrong type": (record_case(lambda d, r: d.update({r.choice(["digest", "payload", "bytes", "provenance"]): [[]]})), AnyloomError, r"should be"),
     "record: payload changed": (record_case(lambda d, r: d["payload"].update(revision=r.randint(2, 99))), AnyloomError, r"fingerprint does not belong"),
+    "record: result changed": (record_case(lambda d, r: d["result"].update(rows=r.randint(10, 99))), AnyloomError, r"changed or damaged"),
     "record: wrong digest": (record_case(lambda d, r: d.update(digest=fingerprint(text(r)))), AnyloomError, r"changed or damaged"),
     "files: one bit flipped": (files_case(flip), AnyloomError, r"changed or damaged"),
     "files: one added": (files_case(lambda p, r: (p / f"x{text(r, 3).encode().hex()}").write_bytes(b"") and None), AnyloomError, r"changed or damaged"),

@@ -103,7 +103,7 @@ def write_manifest(root: Path, rows: list[dict[str, Any]], name: str = "manifest
 
 
 def run_step(
-    root: Path, name: str, entry: str, config: Any, inputs: dict[str, str], sources: dict[str, Path] | None = None, **resources: Any
+    root: Path, name: str, entry: str, config: Any, inputs: dict[str, str], sources: dict[str, Path] | None = None, force: bool = False, **resources: Any
 ) -> dict[str, Any]:
     """Run one step below `root`; inputs: name -> directory below root; sources: files of the user's. The work directory stays, as after a kill."""
     output = root / name
@@ -120,8 +120,16 @@ def run_step(
         work=root / "work" / name,
         stores=root / "stores",
         resources=Resources(**{"use_ray": False, **resources}),
+        force=force,
     )
     return dict(getattr(importlib.import_module(module), function)(ctx))
+
+
+def flip(path: Path, at: int = -1, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
 
 
 def tree(root: Path, *names: str) -> dict[str, str]:

@@ -6,10 +6,11 @@ import signal
 import time
 from dataclasses import dataclass
 
+from infra.entries import commit_entry
 from infra.garbage import note_entries
 from infra.lock import exclusive
 from infra.step import StepContext
-from infra.storage import commit_entry, new_staging
+from infra.storage import new_staging
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,13 +91,13 @@ def grow(ctx: StepContext) -> dict:
     """Commits two entries to the store and pins them; dies between them the first time."""
     entries = [ctx.stores / "grown" / f"{ctx.config.text}{i}" for i in range(2)]
     note_entries(ctx.work, ctx.stores, entries)
+    pins = []
     for entry in entries:
         staging = new_staging(ctx.work / entry.name)
         (staging / "out.txt").write_text(entry.name)
-        digest = commit_entry(entry, staging, {})
+        pins.append({"path": entry.relative_to(ctx.stores).as_posix(), "digest": commit_entry(entry, staging, {})})
         if not (ctx.work / "once").exists():
             (ctx.work / "once").write_text("x")
             raise KeyboardInterrupt
-    pins = [{"path": entry.relative_to(ctx.stores).as_posix(), "digest": digest} for entry in entries]
     (ctx.output / "generation.json").write_text(json.dumps({"entries": pins}))
     return {}

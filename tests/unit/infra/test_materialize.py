@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,11 @@ from pathlib import Path
 import pytest
 from kernel_steps import ToyConfig, hold
 
-from infra.artifact import ARTIFACT_RECORD, all_records, find, lineage, read_record, verify
+from infra.artifact import ARTIFACT_RECORD, all_records, find, lineage, look, read_record, verify
 from infra.lock import exclusive
 from infra.materialize import EXECUTED, REUSED, SAME_BYTES, Place, materialize
-from infra.plan import DONE, MISSING, PARTIAL, STALE, WAITING, plan, topological
+from infra.plan import DAMAGED, DONE, MISSING, PARTIAL, STALE, WAITING, plan, topological
 from infra.step import AnyloomError, Step
-from infra.storage import Remote
 
 HERE = Path(__file__).parents[2] / "helpers"
 
@@ -232,15 +232,84 @@ def test_lineage_reaches_the_source_rows(tmp_path):
     assert tree["children"][0]["children"][0]["label"].startswith("source file list sha256 ")
 
 
-def test_remote_mirror_serves_another_machine(tmp_path):
-    remote = f"file://{tmp_path}/bucket"
-    log = str(tmp_path / "log")
-    s = step("a", config=ToyConfig(log=log))
-    first = materialize(s, {}, Place(root=tmp_path / "one", remote=Remote(remote, tmp_path / "one")))
-    second = materialize(s, {}, Place(root=tmp_path / "two", remote=Remote(remote, tmp_path / "two")))
-    assert (first.status, second.status) == (EXECUTED, REUSED)
-    assert second.artifact.digest == first.artifact.digest and len(executed(tmp_path)) == 1
-    (record,) = (tmp_path / "bucket").rglob(ARTIFACT_RECORD)
-    record.unlink()  # without its record an artifact does not exist
-    shutil.rmtree(tmp_path / "two")
-    assert materialize(s, {}, Place(root=tmp_path / "two", remote=Remote(remote, tmp_path / "two"))).status == EXECUTED
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:50]),
+    "empty": lambda path: path.write_bytes(b""),
+    "not json": lambda path: path.write_text("<html>"),
+    "binary": lambda path: path.write_bytes(bytes(range(256))),
+    "a list": lambda path: path.write_text("[]"),
+    "a number": lambda path: path.write_text("7"),
+    "null": lambda path: path.write_text("null"),
+    "deep": lambda path: path.write_text("[" * 200_000),
+    "wrong types": lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "payload": 3, "inputs": [1], "result": "x"})),
+    "no date": lambda path: path.write_text(path.read_text().replace('"finished":"20', '"finished":"x')),
+    "no number": lambda path: path.write_text(path.read_text().replace('"revision":1', '"revision":NaN')),
+    "one letter": lambda path: path.write_text(path.read_text().replace('"length":2', '"length":9')),
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+    "no permission": lambda path: path.chmod(0),
+}
+
+
+@pytest.mark.parametrize("harm", DAMAGE)
+def test_a_damaged_record_is_the_matter_of_its_own_step(tmp_path, harm):
+    root = tmp_path / "root"
+    steps = [*chain(tmp_path), step("d", config=ToyConfig(text="d", log=str(tmp_path / "log")))]
+    made = run_all(steps, root)
+    path = made["b"].artifact.path
+    (path / ARTIFACT_RECORD).write_text((path / ARTIFACT_RECORD).read_text().replace(": ", ":"))
+    read_record(path)  # written in another way it is still whole
+    DAMAGE[harm](path / ARTIFACT_RECORD)
+    if harm == "no permission" and os.access(path / ARTIFACT_RECORD, os.R_OK):
+        return  # the superuser reads everything
+    rows = {row.step.name: row for row in plan(steps, root)}
+    assert {name: row.status for name, row in rows.items()} == {"a": DONE, "b": DAMAGED, "c": WAITING, "d": DONE}
+    for line in (rows["b"].reason, look(root)[1][0][1]):
+        assert str(path / ARTIFACT_RECORD) in line and "\n" not in line and "run b again with --force b" in line
+    assert sorted(record.name for _, record in all_records(root)) == ["a", "c", "d"]
+    assert find(root, "c")[0] == made["c"].artifact.path and "has a damaged record" in lineage(root, *find(root, "c"))["children"][0]["label"]
+    for again in (steps[0], steps[3]):
+        assert materialize(again, {}, Place(root=root)).status == REUSED
+    with pytest.raises(AnyloomError, match="--force b"):
+        find(root, "b")
+    with pytest.raises(AnyloomError, match="--force b"):
+        materialize(steps[1], {"x": made["a"].artifact}, Place(root=root))
+    with pytest.raises(AnyloomError, match="--force b"):  # and nothing is made from it
+        materialize(replace(steps[2], config=ToyConfig(text="C")), {"x": made["b"].artifact}, Place(root=root))
+    said = []
+    outcome = materialize(steps[1], {"x": made["a"].artifact}, Place(root=root), force=True, say=said.append)
+    assert outcome.status == EXECUTED and outcome.artifact.digest == made["b"].artifact.digest and "it is made again" in said[0]
+    assert {row.status for row in plan(steps, root)} == {DONE} and not list(path.parent.glob(".*"))
+
+
+def test_what_another_fingerprint_left_damaged_stops_nothing(tmp_path):
+    root = tmp_path / "root"
+    old = run_all(chain(tmp_path, b="old"), root)["b"].artifact.path
+    (old / ARTIFACT_RECORD).write_text("{")
+    rows = plan(chain(tmp_path), root)
+    assert [row.status for row in rows] == [DONE, MISSING, WAITING]
+    assert [outcome.status for outcome in run_all(chain(tmp_path), root).values()] == [REUSED, EXECUTED, EXECUTED]
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "more", "gone", "removed"])
+def test_a_step_does_not_read_a_damaged_input(tmp_path, harm):
+    a, b, _ = chain(tmp_path)
+    root = tmp_path / "root"
+    source = materialize(a, {}, Place(root=root)).artifact
+    path = source.path / "out.txt"
+    if harm == "flip":
+        path.write_text("A")
+    elif harm == "cut":
+        path.write_text("")
+    elif harm == "more":
+        (source.path / "more").write_text("")
+    elif harm == "gone":
+        path.unlink()
+    else:
+        shutil.rmtree(source.path)
+    with pytest.raises(AnyloomError, match="were changed or damaged; run a again with --force a" if harm != "removed" else "was removed while it was needed"):
+        materialize(b, {"x": source}, Place(root=root))
+    assert executed(tmp_path) == ["a"] and not list((root / "artifacts" / "b").glob("*"))
+    said = []
+    again = materialize(a, {}, Place(root=root), force=True, say=said.append)
+    assert again.artifact.digest == source.digest and again.status == EXECUTED and (harm == "removed" or "takes its place" in said[0])
+    assert materialize(b, {"x": again.artifact}, Place(root=root)).status == EXECUTED

@@ -1,11 +1,13 @@
-"""Atomic publication on disk and on an object store."""
+"""Atomic publication on disk, digests, and JSON that may be damaged."""
 
 import errno
+import os
+import time
 
 import pytest
 
 from infra.step import AnyloomError
-from infra.storage import Remote, commit_entry, digest_tree, disk_errors, new_staging, publish_dir, read_entry, write_atomic
+from infra.storage import digest_tree, disk_errors, new_staging, part_is_there, publish_dir, read_json, sha256_file, sha256_known, write_atomic, write_part
 
 
 def staged(near, **files):
@@ -27,25 +29,6 @@ def test_first_publisher_wins(tmp_path):
     assert (tmp_path / "x" / "f").read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_entries_are_immutable_and_need_a_record(tmp_path):
-    assert read_entry(tmp_path / "e") is None
-    (tmp_path / "e").mkdir()
-    (tmp_path / "e" / "half").write_text("left by a kill")
-    assert read_entry(tmp_path / "e") is None
-    digest = commit_entry(tmp_path / "e", staged(tmp_path / "e", f="1"), {"rows": 1})
-    assert read_entry(tmp_path / "e") == {"rows": 1, "digest": digest} and not (tmp_path / "e" / "half").exists()
-    assert commit_entry(tmp_path / "e", staged(tmp_path / "e", f="1"), {"rows": 1}) == digest
-    with pytest.raises(AnyloomError, match="other bytes"):
-        commit_entry(tmp_path / "e", staged(tmp_path / "e", f="2"), {"rows": 1})
-
-
-def test_damaged_entry_record_is_named(tmp_path):
-    commit_entry(tmp_path / "e", staged(tmp_path / "e", f="1"), {})
-    (tmp_path / "e" / "record.json").write_text("{")
-    with pytest.raises(AnyloomError, match=r"record\.json is damaged"):
-        read_entry(tmp_path / "e")
-
-
 def test_digest_depends_on_names_and_bytes_only(tmp_path):
     for root in ("a", "b"):
         write_atomic(tmp_path / root / "sub" / "f", "1")
@@ -64,22 +47,49 @@ def test_full_disk_is_one_clear_line(tmp_path):
             raise PermissionError("other errors pass")
 
 
-def test_object_store_round_trip_and_record_last(tmp_path):
-    remote = Remote("memory://bucket/run", tmp_path / "cache")
-    publish_dir(staged(tmp_path / "e", f="data"), tmp_path / "e")
-    write_atomic(tmp_path / "e" / "sub" / "g", "deep")
-    write_atomic(tmp_path / "e" / "record.json", "{}")
-    with pytest.raises(AnyloomError, match=r"has no record\.json"):
-        remote.pull("stores/e", "record.json")
-    remote.push(tmp_path / "e", "stores/e", "record.json")
-    local = remote.pull("stores/e", "record.json")
-    assert digest_tree(local) == digest_tree(tmp_path / "e") and (local / "sub" / "g").read_text() == "deep"
+def test_a_directory_that_went_away_has_no_digest(tmp_path):
+    for gone in (tmp_path / "gone", tmp_path / "file"):
+        (tmp_path / "file").write_text("no directory")
+        with pytest.raises(AnyloomError, match="is missing: it went away"):
+            digest_tree(gone)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "link").symlink_to(tmp_path)
+    with pytest.raises(AnyloomError, match="not a regular file"):
+        digest_tree(tmp_path / "d")
 
 
-def test_object_names_cannot_escape(tmp_path):
-    remote = Remote("memory://evil/run", tmp_path / "cache")
-    remote.fs.pipe("/evil/run/e/record.json", b"{}")
-    remote.fs.pipe("/evil/run/e/../../x", b"boo")
-    remote.fs.find = lambda root: ["/evil/run/e/../../x", "/evil/run/e/record.json"]
-    with pytest.raises(AnyloomError, match="outside its directory"):
-        remote.pull("e", "record.json")
+def test_a_part_that_a_kill_or_a_flipped_bit_has_spoiled_is_not_there(tmp_path):
+    path = tmp_path / "part"
+    assert not part_is_there(path)
+    write_part(path, b"states")
+    assert part_is_there(path) and path.read_bytes() == b"states"
+    path.write_bytes(b"stages")
+    assert not part_is_there(path)
+    write_part(path, b"states")
+    path.with_name("part.sha256").unlink()  # killed between the two
+    assert not part_is_there(path)
+
+
+def test_a_file_is_hashed_again_when_it_changed(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("one")
+    os.utime(path, (1, 1))
+    time.sleep(0.1)
+    first = sha256_known(path)
+    assert first == sha256_file(path) == sha256_known(path)
+    path.write_text("two")
+    os.utime(path, (1, 1))  # the same size and date: its inode has changed at another time
+    assert sha256_known(path) == sha256_file(path) != first
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"nul", b"\xff\xfe", b"[" * 100_000, b"1" * 5000, b'{"a": "\xc3"}'])
+def test_json_that_is_none_is_one_line(tmp_path, data):
+    (tmp_path / "f.json").write_bytes(data)
+    with pytest.raises(AnyloomError, match=r"f\.json is damaged \(") as caught:
+        read_json(tmp_path / "f.json")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "d.json").mkdir()
+    with pytest.raises(AnyloomError, match=r"d\.json is damaged \(Is a directory\)"):
+        read_json(tmp_path / "d.json")
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "gone.json")

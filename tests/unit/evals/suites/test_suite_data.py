@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from evals.harness.answers import AnswerFile, Reply
-from evals.harness.features import KeptFeatures
+from evals.harness.features import KeptFeatures, damaged_files
 from evals.harness.shown import ShownImages
 from evals.nightly.comparison import pair
 from evals.suites.catalogue import TASKS, suite_task
@@ -230,6 +230,24 @@ def test_features_are_encoded_once_and_kept_for_the_next_evaluation(tmp_path: Pa
     assert len(seen) == 2 and sorted(int(f[0, 0]) for f in found) == [1, 2]
     assert png(image) in seen and png(other) not in seen  # transparent: what is shown goes to the encoder, not the file
     assert KeptFeatures(tmp_path, SPEC, "other weights").get(shas[0]) is None
+
+
+def test_a_damaged_file_of_features_is_not_used_but_made_again(tmp_path: Path) -> None:
+    kept = KeptFeatures(tmp_path, SPEC, "weights")
+    kept.add("a" * 64, np.ones((2, 3), np.float16))
+    kept.flush()
+    (path,) = kept.directory.glob("*.safetensors")
+    assert KeptFeatures(tmp_path, SPEC, "weights").get("a" * 64) is not None and damaged_files(tmp_path) == []
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    again = KeptFeatures(tmp_path, SPEC, "weights")
+    assert again.get("a" * 64) is None and damaged_files(tmp_path) == [path]
+    again.add("a" * 64, np.ones((2, 3), np.float16))
+    again.flush()
+    assert KeptFeatures(tmp_path, SPEC, "weights").get("a" * 64) is not None and damaged_files(tmp_path) == []
+    path.rename(path.with_name("0123456789abcdef.safetensors"))  # the name that earlier versions gave
+    assert KeptFeatures(tmp_path, SPEC, "weights").get("a" * 64) is None and damaged_files(tmp_path) == []
 
 
 def test_a_document_with_several_pictures_is_named(tmp_path: Path) -> None:

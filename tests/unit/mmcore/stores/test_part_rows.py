@@ -166,7 +166,7 @@ def test_a_file_that_is_cut_short_while_it_is_open_gives_an_error_and_no_dead_pr
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
-    assert done.stdout == f"{tmp_path / '1.npy'} is shorter than its record says: run `anyloom embed verify`\n"
+    assert done.stdout == f"{tmp_path / '1.npy'} is shorter than its record says: run `anyloom artifacts verify`\n"
 
 
 def test_a_damaged_file_is_named(tmp_path, where):
@@ -177,7 +177,7 @@ def test_a_damaged_file_is_named(tmp_path, where):
     paths[4].unlink()
     rows = opened(paths, arrays)
     said = [
-        r"1\.npy is shorter than its record says: run `anyloom embed verify`",
+        r"1\.npy is shorter than its record says: run `anyloom artifacts verify`",
         r"2\.npy is no \.npy file",
         r"3\.npy holds float16 of the shape \(4, 16\), not",
     ]

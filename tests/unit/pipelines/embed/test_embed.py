@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from data_steps import pictures, pinned, png, row, run_step, tree, wav, write_manifest
+from data_steps import flip, pictures, pinned, png, row, run_step, tree, wav, write_manifest
 from safetensors.torch import save_file
 
 import pipelines.embed.pool
@@ -26,6 +26,7 @@ from mmcore.encoder_config import TimmImage, WhisperAudio
 from mmcore.encoders import load_encoder
 from mmcore.encoders.timm_image import fold_batch_norm
 from mmcore.stores.embeddings import EmbeddingSet, space_fields
+from mmcore.stores.shards import ShardSet
 from pipelines.embed.config import EmbedConfig, TargetsConfig
 from pipelines.embed.fill import cut
 from pipelines.embed.space import Space, text_sha256
@@ -189,6 +190,69 @@ def test_parts_of_a_build_that_died_are_no_garbage(tmp_path, weights, monkeypatc
     made = materialize(step, sources, Place(root=tmp_path), resources=Resources(use_ray=False)).artifact
     assert json.loads((made.path / "info" / "timing.json").read_text())["reused"] == 8
     assert not [path for path, _ in garbage(tmp_path, {made.path}) if path.parent.name == "parts"]
+
+
+def test_features_of_damaged_media_do_not_enter_the_store(tmp_path, weights):
+    root = prepare(tmp_path, weights)
+    shards = ShardSet(root / "shards_20", root / "stores")
+    row = shards.index.to_pylist()[3]
+    path = root / "stores" / row["shard"]
+    whole = path.read_bytes()
+    flip(path, row["media_offset"] + row["media_bytes"] - 20)
+    with pytest.raises(AnyloomError, match=r"shard\.tar: the medium of pets-000003 was changed or damaged"):
+        embed(root)
+    (space,) = Space.all(root / "stores")
+    assert row["media_sha256"] not in space.located
+    path.write_bytes(whole)
+    (root / "embed").rmdir()
+    assert embed(root)["media"] == 19
+
+
+@pytest.mark.parametrize("name", ["features.npy", "rows.parquet", "record.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
+def test_damaged_features_are_refused_and_a_forced_build_makes_them_again(tmp_path, weights, name, harm):
+    root = prepare(tmp_path, weights)
+    embed(root)
+    before, keys = tree(root, "embed"), EmbeddingSet(root / "embed", root / "stores").keys()
+    path = root / "stores" / pinned(root, "embed")[2] / name
+    if harm == "flip":
+        flip(path, len(path.read_bytes()) // 2, 3)
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    if name != "rows.parquet":  # the artifact's own rows say where the features are
+        with pytest.raises(AnyloomError, match=r"damaged|cannot be (read|opened)|never committed"):
+            EmbeddingSet(root / "embed", root / "stores").gather(keys)
+    if name != "features.npy" and (name, harm) != ("record.json", "gone"):
+        with pytest.raises(AnyloomError, match="run again again with --force again"):
+            embed(root, name="again")
+        (space,) = Space.all(root / "stores")
+        assert len(space.damaged) == 1 and len(space.records) == 4
+    embed(root, name="forced", force=True)
+    assert tree(root, "forced")["forced"] == before["embed"] and tree(root, "embed") == before
+    assert timing(root, "forced")["encoded"] == 4
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_every_file_of_the_features_is_looked_at(tmp_path, weights, dtype):
+    root = prepare(tmp_path, weights)
+    inputs = {"weights": "weights", "shards_pets": "shards_20"}
+    run_step(root, "embed", "pipelines.embed.media:run", EmbedConfig(spec=replace(SPEC, dtype=dtype)), inputs)
+    for name in ("features.npy", *(["scales.npy"] if dtype == "int8" else [])):
+        path = root / "stores" / pinned(root, "embed")[0] / name
+        flip(path, -3)
+        stored = EmbeddingSet(root / "embed", root / "stores")
+        for read in (stored.get, lambda key, stored=stored: stored.gather([key])):
+            refused = 0
+            for key in stored.keys():
+                try:
+                    read(key)
+                except AnyloomError as error:
+                    assert f"{path} was changed or damaged" in str(error)
+                    refused += 1
+            assert 4 <= refused <= 5  # those of the part, and the one that shares its medium
+        flip(path, -3)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.server
 import json
+import random
 import tarfile
 import threading
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import ClassVar
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from data_steps import pictures, pinned, png, row, run_step, tree, wav, write_manifest
+from data_steps import flip, pictures, pinned, png, row, run_step, tree, wav, write_manifest
 
 import pipelines.shards.build
 from flows.running.run import rows_left_out
@@ -194,11 +195,91 @@ def test_uncommitted_or_other_entries_are_refused(tmp_path):
     record = tmp_path / "stores" / pinned(tmp_path, "shards")[0] / "record.json"
     text = record.read_text()
     record.write_text(json.dumps({**json.loads(text), "digest": "0" * 64}))
-    with pytest.raises(ValueError, match="other bytes"):
+    with pytest.raises(AnyloomError, match="does not have its own checksum"):
+        ShardSet(tmp_path / "shards", tmp_path / "stores")
+    record.write_text(json.dumps({"digest": "0" * 64}))  # a whole record, of other bytes
+    with pytest.raises(AnyloomError, match="other bytes"):
         ShardSet(tmp_path / "shards", tmp_path / "stores")
     record.unlink()
-    with pytest.raises(ValueError, match="never committed"):
+    with pytest.raises(AnyloomError, match="never committed"):
         ShardSet(tmp_path / "shards", tmp_path / "stores")
+
+
+def whole_or_error(read, keys):
+    """key -> what a reader hands out, or "refused"."""
+    found = {}
+    for key in keys:
+        try:
+            found[key] = read(key)
+        except AnyloomError as error:
+            assert "shard.tar" in str(error) and "--force shards" in str(error) and "\n" not in str(error)
+            found[key] = "refused"
+    return found
+
+
+def test_damaged_bytes_are_never_handed_out(tmp_path):
+    """Wherever a bit of a tar flips or the tar ends: a reader gives what was indexed, or refuses."""
+    rows = pictures(tmp_path, 4)
+    rows[0]["conversations"] = json.dumps([{"from": "human", "value": "was ist das für ein „Bild“?"}, {"from": "gpt", "value": "ein Bär"}])
+    rows[1]["texts"], rows[2]["media"][0]["start_s"] = ["eins", "zwei, „drei“"], 0.25
+    write_manifest(tmp_path, rows)
+    build(tmp_path)
+    (tmp_path / "artifacts" / "shards").mkdir(parents=True)
+    place = (tmp_path / "shards").rename(tmp_path / "artifacts" / "shards" / "0123"), tmp_path / "stores"
+    calm = ShardSet(*place)
+    keys = calm.keys()
+    media, metas = {key: calm.media(key) for key in keys}, {key: calm.meta(key) for key in keys}
+    tar = tmp_path / "stores" / json.loads((place[0] / "generation.json").read_text())["entries"][0]["path"] / "shard.tar"
+    data = tar.read_bytes()
+    places, rng = [], random.Random(3)
+    for i in range(len(keys)):  # of each member some, and then anywhere
+        for offset, size in (("media_offset", "media_bytes"), ("json_offset", "json_bytes")):
+            start = calm.index.column(offset)[i].as_py()
+            places += [rng.randrange(start, start + calm.index.column(size)[i].as_py()) for _ in range(12)]
+    refused = 0
+    for at in [*places, *(rng.randrange(len(data)) for _ in range(40))]:
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << rng.randrange(8)
+        tar.write_bytes(flipped)
+        shards = ShardSet(*place)
+        for found, wanted in ((whole_or_error(shards.media, keys), media), (whole_or_error(shards.meta, keys), metas)):
+            differing = [key for key in keys if found[key] != wanted[key]]
+            assert all(found[key] == "refused" for key in differing if not only_unchecked(found[key], wanted[key]))
+            refused += len(differing)
+    assert refused > 0.7 * len(places)
+    for size in (0, 700, len(data) // 2):
+        tar.write_bytes(data[:size])
+        shards = ShardSet(*place)
+        found = whole_or_error(shards.media, keys)
+        assert all(found[key] in ("refused", media[key]) for key in keys) and "refused" in found.values()
+
+
+def only_unchecked(found, wanted):
+    """True for a key.json that differs in what describes a sample and is neither trained on nor scored."""
+    if not isinstance(found, dict):
+        return False
+    said = ("key", "source", "split", "modality", "texts", "conversations")
+    return all(found[name] == wanted[name] for name in said)
+
+
+@pytest.mark.parametrize("name", ["shard.tar", "index.parquet", "ledger.parquet", "record.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
+def test_a_forced_build_makes_damaged_shards_again(tmp_path, name, harm):
+    write_manifest_of(tmp_path, 10)
+    build(tmp_path)
+    before = tree(tmp_path, "shards")
+    path = tmp_path / "stores" / pinned(tmp_path, "shards")[1] / name
+    if harm == "flip":
+        flip(path, len(path.read_bytes()) // 2, 3)
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    if name != "shard.tar" and (name, harm) != ("record.json", "gone"):
+        with pytest.raises(AnyloomError, match=r"damaged|cannot be read"):
+            build(tmp_path, "again")
+    build(tmp_path, "forced", force=True)
+    assert tree(tmp_path, "forced")["forced"] == before["shards"] and tree(tmp_path, "shards") == before
 
 
 def test_span_beyond_the_end_is_quarantined(tmp_path):

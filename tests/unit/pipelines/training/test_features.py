@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.entries import commit_entry
 from infra.step import AnyloomError, Artifact
-from infra.storage import commit_entry
 from mmcore.encoder_config import EncoderConfig, TimmImage
 from mmcore.stores.embeddings import PART_SCHEMA, ROWS_SCHEMA, EmbeddingSet, space_fields
 from mmcore.stores.features import DTYPES, STORED, computed_dtype, pack, relative_error, unpack
@@ -58,15 +58,15 @@ def test_what_does_not_fit_is_said():
         computed_dtype("float8")
 
 
-def store(root: Path, spec: EncoderConfig, lengths: list[list[int]]) -> EmbeddingSet:
-    """An artifact over parts whose items have these lengths; sample i's values are i."""
+def store(root: Path, spec: EncoderConfig, lengths: list[list[int]], in_columns: int | None = None) -> EmbeddingSet:
+    """An artifact over parts whose items have these lengths; sample i's values are i. in_columns: the part whose file is laid out column after column."""
     rng, rows, entries, number = np.random.default_rng(1), [], [], 0
     for p, part in enumerate(lengths):
         staging, total = root / "staging", sum(part)
         staging.mkdir(parents=True)
         features = rng.normal(size=(total, spec.width)).astype(np.float32)
         for name, array in pack(features.astype(computed_dtype(spec.dtype)), spec.dtype).items():
-            np.save(staging / name, array)
+            np.save(staging / name, np.asfortranarray(array) if p == in_columns else array)
         offsets = np.cumsum([0, *part[:-1]])
         names = [f"k{number + i:03d}" for i in range(len(part))]
         pq.write_table(pa.table({"media_sha256": names, "offset": offsets, "length": part}, schema=PART_SCHEMA), staging / "rows.parquet")
@@ -107,11 +107,10 @@ def test_items_of_one_length_that_do_not_lie_in_line_are_read_all_the_same(tmp_p
 
 
 def test_parts_in_column_order_are_read_all_the_same(tmp_path):
-    stored = store(tmp_path, TimmImage(arch="a", width=16, grid=1), [[4, 4], [4]])
-    before, _ = stored.gather(stored.keys())
-    values = tmp_path / "stores" / "embeddings" / "s" / "parts" / "p1" / "features.npy"
-    np.save(values, np.asfortranarray(np.load(values)))
-    again, _ = EmbeddingSet(tmp_path / "artifact", tmp_path / "stores").gather(stored.keys())
+    rows, columns = (store(tmp_path / str(part), TimmImage(arch="a", width=16, grid=1), [[4, 4], [4]], part) for part in (None, 1))
+    files = [(tmp_path / folder / "stores" / "embeddings" / "s" / "parts" / "p1" / "features.npy").read_bytes() for folder in ("None", "1")]
+    assert files[0] != files[1]
+    before, again = rows.gather(rows.keys())[0], columns.gather(columns.keys())[0]
     assert np.array_equal(before, again)
 
 
