@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from infra.settings import cluster_is_given, quiet_environment, thread_environment
+from infra.settings import cluster_is_given, private_directory, quiet_environment, ray_login, thread_environment
 from infra.step import AnyloomError, StepDied
 
 BACKGROUND = {"env_vars": {"ANYLOOM_BACKGROUND": "1"}}
@@ -49,11 +47,11 @@ def start(num_cpus: int, num_gpus: int = 0) -> None:
     if _interrupted.is_set():
         raise AnyloomError("the run was interrupted; run it again to continue")
     quiet_environment()
+    ray_login()  # before Ray is loaded, which reads it then
     import ray
 
     if not ray.is_initialized():
-        # Unix socket paths are limited to 107 bytes, so the session directory cannot live below an arbitrary root.
-        scratch = Path(tempfile.gettempdir()) / f"ray-{os.getuid()}"
+        scratch = private_directory() / "ray"
         local = {} if cluster_is_given() else {"num_cpus": num_cpus, "num_gpus": num_gpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
         try:
             with _sigterm_stays_ours():

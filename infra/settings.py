@@ -7,7 +7,11 @@ Secrets come from the environment, are never copied into a record and never logg
 from __future__ import annotations
 
 import os
+import secrets
+import stat
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -94,7 +98,6 @@ def quiet_environment() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "DATASETS_VERBOSITY": "error",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "1",
@@ -103,7 +106,9 @@ def quiet_environment() -> None:
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_COLOR_PREFIX": "0",
         "RAY_worker_niceness": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "30",  # a lost head is an error after half a minute, not after one or more
         "PYTHONWARNINGS": "ignore",
+        "PYTHONSAFEPATH": "1",  # no process started from here imports what lies in the directory the user happens to be in
         "WANDB_MODE": "disabled",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -121,6 +126,28 @@ LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's way to say: one node, so listen on loopback alone. Without it every port of a local cluster is open to the network, whatever its address."""
 
 
+def ray_login() -> None:
+    """A token for a local Ray cluster, without which any user of this machine could have code run by it. A cluster that is given keeps its own."""
+    if cluster_is_given():
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    elif os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def private_directory() -> Path:
+    """A directory for sockets and scratch of this user, short enough for the paths of sockets (107 bytes), which nobody else can look into or prepare.
+
+    Below TMPDIR or /tmp. Where the usual place belongs to somebody else, or others may look into it, a new one.
+    """
+    place = Path(tempfile.gettempdir()) / f"anyloom-{os.getuid()}"
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    found = place.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return place
+    return Path(tempfile.mkdtemp(prefix="anyloom-"))
+
+
 def cluster_is_given() -> bool:
     """True when RAY_ADDRESS names an existing Ray cluster."""
     return "RAY_ADDRESS" in os.environ
@@ -131,20 +158,50 @@ def child_environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
+def own_environment(**changes: str) -> dict[str, str]:
+    """The same for a process that runs a module of this project with -P: it finds the project where this one did, installed or not."""
+    home = str(Path(__file__).resolve().parents[1])
+    given = os.environ.get("PYTHONPATH", "")
+    return child_environment(PYTHONPATH=os.pathsep.join([home, given] if given else [home]), **changes)
+
+
 def mark_environment(name: str, value: str) -> None:
     """Give a variable to every process that is started from here from now on."""
     os.environ[name] = value
 
 
 def prefect_environment(root: Path) -> None:
-    """Without a configured Prefect server, keep Prefect's ephemeral database below the root and its log to errors."""
+    """Keep Prefect's log to errors and, without a configured server, its database below the root."""
     quiet_environment()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
-    if "PREFECT_API_URL" not in os.environ:
+    if not prefect_url():
         os.environ.setdefault("PREFECT_HOME", str((root / "prefect").absolute()))
-        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+def prefect_url() -> str:
+    """The API of the Prefect server that the environment names, "" without one."""
+    return os.environ.get("PREFECT_API_URL", "")
+
+
+def server_environment(host: str, port: int, login: str) -> dict[str, str]:
+    """What a Prefect server of ours gets: its address, its password, and no answer for pages of other origins or for other host names."""
+    return {
+        "PREFECT_SERVER_API_HOST": host,
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{host}:{port}",
+        _SERVER_HOSTS: ",".join(dict.fromkeys((host, "127.0.0.1", "localhost"))),
+    }
+
+
+_SERVER_HOSTS = "ANYLOOM_SERVER_HOSTS"
+
+
+def server_hosts() -> list[str]:
+    """Host names that a Prefect server of ours answers to."""
+    return os.environ[_SERVER_HOSTS].split(",")
 
 
 def judge_environment(model: str) -> None:

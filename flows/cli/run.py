@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from flows.running.display import Display
@@ -11,7 +12,7 @@ from flows.running.run import closing_table, make_place, recipe_steps, run_targe
 from infra.lock import exclusive
 from infra.logs import quiet
 from infra.plan import DONE, plan
-from infra.settings import Settings
+from infra.settings import Settings, prefect_environment, prefect_url
 
 
 def run_recipe(
@@ -54,22 +55,25 @@ def _run_in_prefect(
     weights: Mapping[str, str] | None,
 ) -> None:
     from flows.running.leftovers import end_orphaned_servers, watch
-    from infra.settings import prefect_environment
+    from flows.running.prefect_server import check_given, own_server
 
-    prefect_environment(settings.root.absolute())
-    end_orphaned_servers(settings.root.absolute() / "prefect")
+    root = settings.root.absolute()
+    prefect_environment(root)
+    end_orphaned_servers(root / "prefect")
     watch()
-    quiet(settings.root.absolute() / "logs" / "run.log")
-    from flows.deployments.stages import END_TO_END, build_flow
+    quiet(root / "logs" / "run.log")
+    with nullcontext(check_given) if prefect_url() else own_server(root) as answers:
+        from flows.deployments.stages import END_TO_END, build_flow  # loads Prefect, while the server starts
 
-    build_flow(END_TO_END, settings)(
-        recipe=recipe,
-        root=str(settings.root),
-        overrides=dict(overrides),
-        force=list(force),
-        targets=list(targets) if targets else None,
-        lists=dict(lists or {}),
-        weights=dict(weights or {}),
-        threads=settings.threads,
-        use_ray=settings.use_ray,
-    )
+        answers()
+        build_flow(END_TO_END, settings)(
+            recipe=recipe,
+            root=str(settings.root),
+            overrides=dict(overrides),
+            force=list(force),
+            targets=list(targets) if targets else None,
+            lists=dict(lists or {}),
+            weights=dict(weights or {}),
+            threads=settings.threads,
+            use_ray=settings.use_ray,
+        )

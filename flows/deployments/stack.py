@@ -1,8 +1,9 @@
 """anyloom stack: a Prefect server, a worker and a Ray head on this machine, with everything in prefect.yaml deployed.
 
-Owns the stack's directory (.stack): stack.json (ports and processes), logs, Prefect's database, Ray's token. `up` starts what does not run and
-deploys; `down` ends what this stack started and nothing else. Every address is loopback unless --host says otherwise. Secrets come from the
-environment (PREFECT_SERVER_API_AUTH_STRING, ANYLOOM_ALERT_URL, ...) and reach the processes the same way; none is written or printed.
+Owns the stack's directory (.stack): stack.json (ports and processes), logs, Prefect's database, Ray's token and Prefect's login. `up` starts what does not
+run and deploys; `down` ends what this stack started and nothing else. Every address is loopback unless --host says otherwise. Who can use the server can
+run commands as its owner, so it always wants a login: PREFECT_SERVER_API_AUTH_STRING, or one that is made and kept in a file that only the owner reads.
+Other secrets (ANYLOOM_ALERT_URL, ...) reach the processes through the environment; none is printed.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
+import os
 import secrets
 import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,14 +29,16 @@ from typing import Any
 
 import psutil
 
+from flows.running.prefect_server import command, new_login
 from infra.lock import exclusive
-from infra.settings import LOOPBACK_RAY, child_environment
+from infra.settings import LOOPBACK_RAY, child_environment, own_environment, private_directory, server_environment
 from infra.step import AnyloomError
 from infra.storage import read_json, write_atomic
 
 PROJECT = Path(__file__).resolve().parents[2]
 POOL = "anyloom"
 ORDER = ("ray", "server", "worker")
+TOKEN, LOGIN = "ray_token", "prefect_login"
 START_S, DEPLOY_S, STOP_S = 180.0, 300.0, 20.0
 EPILOG = """then:
   eval "$(anyloom stack env)"             this shell's prefect and anyloom use the stack
@@ -67,23 +71,25 @@ class Stack:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What makes prefect and anyloom use this stack. Holds no secret: the token is in a file that only its owner reads."""
+        """What makes prefect and anyloom use this stack. Holds no secret: token and login are in files that only their owner reads."""
         return (LOOPBACK_RAY if self.is_loopback else {}) | {
             "PREFECT_API_URL": f"{self.url}/api",
             "PREFECT_HOME": str(self.home / "prefect"),
             "RAY_ADDRESS": f"{self.host}:{self.ray_port}",
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.home / "ray_token"),
+            "RAY_AUTH_TOKEN_PATH": str(self.home / TOKEN),
             "ANYLOOM_ROOT": str(self.root),
         }
 
     def environment(self) -> dict[str, str]:
         """The environment of the stack's processes."""
         quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
-        found = child_environment(**self.variables, **quiet, PREFECT_SERVER_API_HOST=self.host, PREFECT_SERVER_API_PORT=str(self.port))
-        if "PREFECT_SERVER_API_AUTH_STRING" in found:
-            found.setdefault("PREFECT_API_AUTH_STRING", found["PREFECT_SERVER_API_AUTH_STRING"])
-        return found
+        login = self.login()
+        return own_environment(**self.variables, **quiet, **server_environment(self.host, self.port, login), PREFECT_API_AUTH_STRING=login, PYTHONSAFEPATH="1")
+
+    def login(self) -> str:
+        """`user:password` of the server: the environment's, else the stack's own."""
+        return child_environment().get("PREFECT_SERVER_API_AUTH_STRING") or _secret(self.home / LOGIN, new_login)
 
     def running(self, name: str) -> psutil.Process | None:
         """The process called `name`, None when it does not run any more."""
@@ -125,6 +131,7 @@ def up(wanted: Stack, say: Callable[[str], None] = print) -> Stack:
                 say(f"starting {name}")
                 _start(stack, name)
         _deploy(stack)
+        say(f"login of Prefect's pages: what {stack.home / LOGIN} says")
         say(f"Prefect {stack.url}  Ray {stack.host}:{stack.ray_port}  root {stack.root}  logs {stack.home / 'logs'}")
         return stack
 
@@ -140,9 +147,7 @@ def _agreed(known: Stack | None, wanted: Stack) -> Stack:
 
 
 def _check(stack: Stack) -> None:
-    """Raises AnyloomError for an open host without a password and for a port that somebody else has."""
-    if not stack.is_loopback and "PREFECT_API_AUTH_STRING" not in stack.environment():
-        raise AnyloomError(f"--host {stack.host} is open to other machines: set PREFECT_SERVER_API_AUTH_STRING=user:password first")
+    """Raises AnyloomError for a port that somebody else has."""
     for name, option, port in (("server", "--port", stack.port), ("ray", "--ray-port", stack.ray_port)):
         if stack.running(name) is None:
             with socket.socket() as probe:
@@ -154,22 +159,21 @@ def _check(stack: Stack) -> None:
 
 
 def _command(stack: Stack, name: str) -> list[str]:
-    prefect, ray = [sys.executable, "-m", "prefect"], [sys.executable, "-m", "ray.scripts.scripts"]
-    # Unix socket paths are limited to 107 bytes, so Ray's session directory cannot live below an arbitrary home.
-    scratch = Path(tempfile.gettempdir()) / f"ray-stack-{stack.ray_port}"
+    prefect, ray = [sys.executable, "-P", "-m", "prefect"], [sys.executable, "-P", "-m", "ray.scripts.scripts"]
+    scratch = private_directory() / f"stack-{stack.ray_port}"
     address, cpus = ["--node-ip-address", stack.host, "--port", str(stack.ray_port)], ["--num-cpus", str(stack.cpus)] if stack.cpus else []
     return {
         "ray": [*ray, "start", "--head", "--block", *address, "--include-dashboard=false", "--temp-dir", str(scratch), "--disable-usage-stats", *cpus],
-        "server": [*prefect, "server", "start", "--host", stack.host, "--port", str(stack.port)],
+        "server": command(stack.host, stack.port),
         "worker": [*prefect, "worker", "start", "--pool", POOL, "--type", "process", "--name", "stack", "--install-policy", "never"],
     }[name]
 
 
 def _start(stack: Stack, name: str) -> None:
     """Start one process in a session of its own and wait until it answers."""
-    if name == "ray" and not (stack.home / "ray_token").exists():
-        (stack.home / "ray_token").touch(mode=0o600)
-        (stack.home / "ray_token").write_text(secrets.token_hex(32))
+    _secret(stack.home / TOKEN, lambda: secrets.token_hex(32))
+    if name == "worker":
+        _make_pool(stack)
     log = stack.home / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
@@ -189,6 +193,25 @@ def _start(stack: Stack, name: str) -> None:
         time.sleep(0.3)
 
 
+def _secret(path: Path, make: Callable[[], str]) -> str:
+    """What the file says, which only its owner reads; made first where it is not there."""
+    with suppress(FileExistsError):
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(make())
+    return path.read_text()
+
+
+def _make_pool(stack: Stack) -> None:
+    """The work pool, whose jobs take no command, environment or directory from a flow run's parameters. Raises AnyloomError when the server refuses it."""
+    fixed = {"job_configuration": {"stream_output": True}, "variables": {"type": "object", "properties": {}}}
+    if _ask(stack, f"work_pools/{POOL}") is None:
+        made = _ask(stack, "work_pools/", {"name": POOL, "type": "process", "base_job_template": fixed})
+    else:
+        made = _ask(stack, f"work_pools/{POOL}", {"base_job_template": fixed}, method="PATCH")
+    if made is None:
+        raise AnyloomError(f"the Prefect server at {stack.url} does not take the work pool {POOL}: {stack.home / 'logs' / 'server.log'} says why")
+
+
 def _answers(stack: Stack, name: str) -> bool:
     if name == "ray":  # the port opens before the head is ready; the message comes after
         with socket.socket() as probe:
@@ -203,27 +226,27 @@ def _answers(stack: Stack, name: str) -> bool:
 
 def headers(stack: Stack) -> dict[str, str]:
     """Of a request to the server."""
-    login = stack.environment().get("PREFECT_API_AUTH_STRING")
-    return {"Content-Type": "application/json"} | ({"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {})
+    return {"Content-Type": "application/json", "Authorization": f"Basic {b64encode(stack.login().encode()).decode()}"}
 
 
-def _ask(stack: Stack, path: str, body: dict[str, Any] | None = None) -> Any:
-    """What the server answers, to a POST when there is a body; None when it does not."""
+def _ask(stack: Stack, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
+    """What the server answers, to a POST when there is a body; None when it does not, or refuses."""
     data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{stack.url}/api/{path}", data=data, headers=headers(stack), method=method)
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{stack.url}/api/{path}", data=data, headers=headers(stack)), timeout=5) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.loads(answer.read() or b"{}")
     except OSError:  # not up yet, or no such pool yet
         return None
 
 
 def _deploy(stack: Stack) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    deploy = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all"]
     log = stack.home / "logs" / "deploy.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(log, "wb") as handle:
-            done = subprocess.run(command, cwd=PROJECT, env=stack.environment(), stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, timeout=DEPLOY_S)
+            done = subprocess.run(deploy, cwd=PROJECT, env=stack.environment(), stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, timeout=DEPLOY_S)
     except subprocess.TimeoutExpired:
         raise AnyloomError(f"prefect deploy --all did not end in {DEPLOY_S:.0f} s: {log} says how far it came; anyloom stack up tries again") from None
     if done.returncode:
@@ -292,6 +315,8 @@ def main(args: argparse.Namespace, root: Path) -> int:
         raise AnyloomError(f"no stack runs from {home}: anyloom stack up")
     if args.action == "env":
         print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in stack.variables.items()))
+        login = f"$(cat {shlex.quote(str(home / LOGIN))})" if (home / LOGIN).exists() else "$PREFECT_SERVER_API_AUTH_STRING"
+        print(f'export PREFECT_API_AUTH_STRING="{login}"')
         return 0
     for name in ORDER:
         print(f"{name:<8} {'runs' if stack.running(name) else 'does not run'}")

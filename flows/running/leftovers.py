@@ -16,9 +16,9 @@ from pathlib import Path
 
 import psutil
 
-from infra.settings import mark_environment
+from flows.running.prefect_server import APP
+from infra.settings import mark_environment, own_environment
 
-_SERVER = "prefect.server.api.server:create_app"
 _MARK = "ANYLOOM_STARTED_BY"
 _ROUNDS = 5  # a process that is being ended may have started another one meanwhile
 _watcher: subprocess.Popen[bytes] | None = None  # held: its pipe closes with this process
@@ -40,7 +40,8 @@ def watch() -> None:
     if _watcher is not None:
         return
     mark = secrets.token_hex(16)
-    _watcher = subprocess.Popen([sys.executable, "-m", __name__, mark], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-P", "-m", __name__, mark]
+    _watcher = subprocess.Popen(command, env=own_environment(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     mark_environment(_MARK, mark)
     mark_environment("SPT_NOENV", "1")  # setproctitle's switch: Ray's agents write their title over their whole environment, the mark too, without it
 
@@ -91,7 +92,7 @@ def _started_with(process: psutil.Process, name: str, value: str) -> bool:
 
 
 def _is_server(process: psutil.Process) -> bool:
-    return _SERVER in process.cmdline()
+    return APP in process.cmdline()
 
 
 def _is_orphan(process: psutil.Process) -> bool:

@@ -9,9 +9,10 @@ import psutil
 import pytest
 
 from flows.running.leftovers import end_orphaned_servers
+from flows.running.prefect_server import APP
 
 SLEEP = "import time; time.sleep(60)"
-SERVER = [sys.executable, "-c", SLEEP, "--factory", "prefect.server.api.server:create_app"]
+SERVER = [sys.executable, "-c", SLEEP, "--factory", APP]
 
 
 def orphan(home):
