@@ -35,13 +35,39 @@ class Settings(BaseModel):
 
     @property
     def num_threads(self) -> int:
-        """Threads in all, at least 1."""
-        return self.threads or len(os.sched_getaffinity(0))
+        """Threads in all, at least 1: those asked for, else the cores that this process may use and its container's share of them."""
+        return self.threads or max(1, min(len(os.sched_getaffinity(0)), quota_of_cpus(Path("/sys/fs/cgroup"))))
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of this machine to use, found without loading a library."""
-        return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if self.gpus is None else self.gpus
+        """GPUs of this machine to use, found without loading a library: those asked for, else those of CUDA_VISIBLE_DEVICES, else all."""
+        found = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if self.gpus is None else self.gpus
+        return found if "CUDA_VISIBLE_DEVICES" not in os.environ else min(found, len(visible_gpus(os.environ["CUDA_VISIBLE_DEVICES"])))
+
+
+def visible_gpus(variable: str) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES shows: as CUDA does, nothing behind the first number that is negative or no device."""
+    shown: list[str] = []
+    for name in (part.strip() for part in variable.split(",")):
+        if not name or name.startswith("-") or name == "NoDevFiles" or name in shown:
+            break
+        shown.append(name)
+    return shown
+
+
+def quota_of_cpus(cgroup: Path) -> int:
+    """CPUs that a container may use at once, rounded up (cgroup v2: cpu.max; v1: cpu/cpu.cfs_quota_us); a large number where there is no limit."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        except OSError:
+            return _NO_LIMIT
+    return _NO_LIMIT if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
+
+
+_NO_LIMIT = 1 << 20
 
 
 def load_settings(**overrides: object) -> Settings:

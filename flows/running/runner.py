@@ -45,7 +45,10 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
     finally:
         run.pool.close()
     if run.errors:
-        raise next(iter(run.errors.values()))
+        name, error = next(iter(run.errors.items()))
+        if not isinstance(error, AnyloomError):
+            error.add_note(f"step {name}")
+        raise error
     return run
 
 

@@ -178,5 +178,8 @@ def one_step(optimizer: FlatAdamW, course: Course, step: int, collective: Collec
     if not weight > 0:
         raise AnyloomError(f"step {step}: the batch has no supervised tokens; check the datasets in `mixture`")
     rate = course.rate(step)
-    norm = optimizer.step(rate, weight)
+    try:
+        norm = optimizer.step(rate, weight)
+    except ValueError as error:
+        raise ValueError(f"step {step}: {error}") from error
     log.add(step, total / weight, rate, weight, norm, sums[2:].reshape(-1, 2))

@@ -80,7 +80,7 @@ class FlatAdamW:
         self.gradient.div_(divisor)
         norm = float(torch.linalg.vector_norm(self.gradient))
         if not norm < float("inf"):
-            raise ValueError("the gradient is not finite: lower the learning rate of this stage")
+            raise ValueError(f"the gradient is not finite ({self._not_finite()}): a lower learning rate, more warm-up or float32 are the usual remedies")
         if self.clip and norm > self.clip:
             self.gradient.mul_(self.clip / norm)
         for group in self._inner.param_groups:
@@ -88,6 +88,11 @@ class FlatAdamW:
         self._inner.step()
         self.gradient.zero_()
         return norm
+
+    def _not_finite(self) -> str:
+        """Which parameters have a gradient that is not finite."""
+        names = [name for name, one in self.parameters.items() if one.grad is not None and not torch.isfinite(one.grad).all()]
+        return f"of {len(names)} of {len(self.parameters)} parameters, {names[0]} first" if names else "its norm"
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint needs beside the parameters: the number of steps, and each moment as one flat vector."""

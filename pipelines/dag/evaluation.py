@@ -86,4 +86,4 @@ def _report(recipe: Recipe, data: Data, evaluations: Mapping[str, Step], export:
     lists = {} if data.lists is None else {"lists": data.lists}
     config = ReportConfig(recipe=recipe.name, questions_are=recipe.questions_are)
     inputs = {**lists, "overlap": data.overlap, "export": export, "history": history, **stages, **evaluations}
-    return Step(name="report", run="evals.pages.run.report:run", config=config, inputs=inputs, isolate=False)
+    return Step(name="report", run="evals.pages.run.report:run", config=config, inputs=inputs, isolate=False, revision=2)

@@ -7,6 +7,7 @@ licence.json, `save_pretrained` directories without traces of where they were ma
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        zipped = zipfile.is_zipfile(path)  # what PyTorch wrote before 1.6 is no zip file, which alone can be mapped
+        state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # both readers have many ways to say it
         raise AnyloomError(f"{path} is no safetensors file and no PyTorch weights file: {str(error).splitlines()[0]}") from error
     return state

@@ -27,16 +27,22 @@ from infra.artifact import ArtifactRecord, read_record
 from infra.step import Artifact, StepContext
 from infra.storage import read_json, write_atomic
 
+TIMES = "info/times.html"
+"""How long this machine took for what: of the run, not of its results, so it is no part of the page that is the same wherever it is made."""
 STAGES = {"stage1": "input projectors", "stage2": "output projectors", "stage3": "LoRA instruction tuning"}
 
 
 def run(ctx: StepContext[ReportConfig]) -> Mapping[str, Any]:
-    """Step entry: write report.html from whatever inputs there are."""
+    """Step entry: write report.html from whatever inputs there are, and the times of their steps beside it."""
     config = ctx.config
     inputs = ctx.inputs
     records = lineage(inputs)
     page = RunPage(config=config, inputs=inputs)
-    parts = [_header(config, inputs), _overlap(inputs.get("overlap")), *sections(page), _losses(inputs), _time(records), _licences(config, records, inputs)]
+    parts = [_header(config, inputs), _overlap(inputs.get("overlap")), *sections(page), _losses(inputs), _licences(config, records, inputs)]
+    times = _time(records)
+    if times:
+        write_atomic(ctx.output / TIMES, document(f"{config.title}: time", times))
+        parts.append(f'<p class="small"><a href="{TIMES}">Time and data per step</a></p>')
     write_atomic(ctx.output / "report.html", document(config.title, "\n".join(part for part in parts if part)))
     ctx.progress(1, 1, "done")
     return {"file": "report.html", "sections": sum(bool(part) for part in parts)}
