@@ -45,10 +45,10 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
     finally:
         run.pool.close()
     if run.errors:
-        name, error = next(iter(run.errors.items()))
-        if not isinstance(error, AnyloomError):
-            error.add_note(f"step {name}")
-        raise error
+        name, first = next(iter(run.errors.items()))
+        if not isinstance(first, AnyloomError):
+            first.add_note(f"step {name}")
+        raise first
     return run
 
 
