@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from infra.step import Step
+from infra.step import AnyloomError, Step
 from pipelines.dag.parts import Data, Given
 from pipelines.demo.config import QUESTIONS, AssetsConfig, SmolListsConfig, TinyListsConfig
 from pipelines.recipes.recipe import OWN, Recipe, asked_about
@@ -20,7 +20,9 @@ SUFFIX = {"cc3m": "tsv", "webvid": "csv", "audiocaps": "csv", "instruct": "json"
 
 
 def plan_data(recipe: Recipe, given: Given) -> Data:
-    """assets, lists, manifest_*, shards_*, overlap."""
+    """assets, lists, manifest_*, shards_*, overlap. Raises AnyloomError for a max_lost that is no share."""
+    if not 0 <= recipe.max_lost <= 1:
+        raise AnyloomError(f"recipe {recipe.name}: max_lost is {recipe.max_lost}: it is a share, from 0 to 1")
     assets = Step(name="assets", run="pipelines.demo.assets:run", config=AssetsConfig()) if recipe.weights.kind == "pretrained" else None
     lists = _lists(recipe, assets)
     groups = GROUPS if lists is not None else sorted({d.group for d in recipe.datasets}, key=GROUPS.index)

@@ -89,6 +89,9 @@ def test_wrong_overrides_are_one_clear_line(key, value, message):
     ("key", "value", "message"),
     [
         ("stage3.schedule", "step", r"recipe tiny: stage3\.schedule 'step' is unknown: use linear or cosine"),
+        ("stage3.too_long", "truncate", r"recipe tiny: stage3\.too_long 'truncate' is unknown: use cut or leave_out"),
+        ("stage1.max_lost", 1.5, r"recipe tiny: stage1\.max_lost is 1\.5: it is a share, from 0 to 1"),
+        ("max_lost", -0.5, r"recipe tiny: max_lost is -0\.5: it is a share, from 0 to 1"),
         ("video.sampling", "shots", r"tiny, encoder of video: timm_video does not support sampling=shots: use uniform or scenes"),
     ],
 )
