@@ -12,8 +12,9 @@ from pathlib import Path
 
 from infra.artifact import ARTIFACT_RECORD, read_record, verify
 from infra.entries import below, damage, pins, read_entry
+from infra.garbage import ENTRIES
 from infra.step import AnyloomError
-from infra.storage import RECORD
+from infra.storage import RECORD, read_json
 
 ARTIFACT, ENTRY, CHECKPOINT = "artifact", "store entry", "checkpoint"
 
@@ -27,7 +28,7 @@ class Looked:
     problem: str
     """What is wrong with it; "" when every byte is what was written."""
     artifacts: tuple[Path, ...] = ()
-    """Directories of the artifacts whose steps make it again: the artifact itself, or those that pin the entry."""
+    """Directories of the artifacts whose steps make it again: the artifact itself, or those that pin the entry, finished or still to come."""
 
 
 def look_at_all(root: Path, name: str | None = None) -> Iterator[Looked]:
@@ -44,6 +45,10 @@ def look_at_all(root: Path, name: str | None = None) -> Iterator[Looked]:
         except AnyloomError as error:
             problem = problem or str(error)
         yield Looked(kind=ARTIFACT, path=path, problem=problem, artifacts=(path,))
+    for path in sorted((root / "work").glob(f"{step or '*'}/*/{ENTRIES}")):
+        noted = [below(root / "stores", entry, path) for entry in read_json(path)]
+        for entry in (entry for entry in noted if (entry / RECORD).exists()):
+            users.setdefault(entry, []).append((root / "artifacts" / path.parent.parent.name / path.parent.name, ""))
     committed = {path.parent for path in (root / "stores").glob(f"**/{RECORD}")} if not name else set()
     for path in sorted(committed | users.keys()):
         if not any(part.startswith(".") for part in path.relative_to(root).parts):
@@ -64,11 +69,11 @@ def _artifact(path: Path) -> str:
 
 
 def _entry(path: Path, users: list[tuple[Path, str]]) -> Looked:
-    """users: the artifacts that pin it, each with the digest it pins."""
+    """users: the artifacts that pin it, each with the digest it pins ("": whatever it is)."""
     problem = damage(path)
     if problem:
         return Looked(kind=ENTRY, path=path, problem=problem, artifacts=tuple(artifact for artifact, _ in users))
     record = read_entry(path) or {}
-    others = tuple(artifact for artifact, digest in users if digest != record.get("digest"))
+    others = tuple(artifact for artifact, digest in users if digest not in ("", record.get("digest")))
     pinned = "" if not others else f"{path} holds other bytes than {others[0].parent.name}/{others[0].name} pins"
     return Looked(kind=ENTRY, path=path, problem=pinned, artifacts=others or tuple(artifact for artifact, _ in users))

@@ -74,7 +74,7 @@ KINDS = {
     "stage tensors": of_artifact("stage1", "tensors.safetensors"),
     "adapters": of_artifact("stage3", "lora/*.safetensors"),
     "losses": of_artifact("stage1", "losses.parquet"),
-    "export": of_artifact("export", "tensors.safetensors"),
+    "export": of_artifact("export_early", "tensors.safetensors"),
     "samples": of_artifact("eval_vqa", "samples.parquet"),
     "checkpoint": checkpoint,
     "features of an evaluation": kept_features,
