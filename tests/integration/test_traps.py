@@ -419,7 +419,7 @@ def harness(text: str, options: dict[str, str]) -> str:
 def test_answers_in_real_models_styles() -> None:
     """No letter that a careful reader would not read, at least 97 % of the others, and no score above the official one but by a documented rule.
 
-    Two people labelled every answer, the second one blind; where they differ (one of 308), `letter` is what was settled on.
+    Every answer was labelled twice, the second time without sight of the first; where these differ (one of 308), `letter` is what was settled on.
     """
     counts = dict.fromkeys(("readable", "unread", "false letter", "harness false letter", "harness unread", "official false letter", "official unread"), 0)
     above: dict[str, int] = {}
