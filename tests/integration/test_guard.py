@@ -222,7 +222,7 @@ Promise.all([
     assert ask(live, "work_pools/mine", **with_login(live)) == 404
 
 
-@pytest.mark.parametrize("wait", ["starting", "lists", "embed_image"])
+@pytest.mark.parametrize("wait", ["lists", *(pytest.param(one, marks=pytest.mark.slow) for one in ("starting", "embed_image"))])
 def test_ctrl_c_in_a_terminal_ends_the_run_within_ten_seconds(wait: str, tmp_path: Path) -> None:
     """The key reaches the whole foreground group of the terminal, as it does in a shell."""
     pid, terminal = pty.fork()
