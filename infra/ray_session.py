@@ -47,10 +47,13 @@ def start(num_cpus: int, num_gpus: int = 0) -> None:
     if _interrupted.is_set():
         raise AnyloomError("the run was interrupted; run it again to continue")
     quiet_environment()
-    ray_login()  # before Ray is loaded, which reads it then
+    ray_login()
     import ray
+    from ray._raylet import AuthenticationTokenLoader, Config
 
     if not ray.is_initialized():
+        Config.initialize("")  # it may have been loaded before there was a token, and would remember that
+        AuthenticationTokenLoader.instance().reset_cache()
         scratch = private_directory() / "ray"
         local = {} if cluster_is_given() else {"num_cpus": num_cpus, "num_gpus": num_gpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
         try:

@@ -106,4 +106,5 @@ def write(path: Path, results: list[dict]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH keeps Python from it
     sys.exit(main())

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.running.prefect_server import APP
+
 pytestmark = pytest.mark.timeout(300)
 PROJECT = Path(__file__).resolve().parents[2]
 ANYLOOM = str(Path(sys.executable).with_name("anyloom"))
@@ -72,7 +74,7 @@ def test_a_killed_run_leaves_no_server_and_no_ray_behind(tmp_path):
     mark = f"{tmp_path}-kill"
     run = at_work(tmp_path / "runs", mark)
     patience = time.monotonic() + 150  # Ray starts beside the first step
-    while not all(any(part in line for line in family(mark)) for part in ("prefect.server", "raylet")):
+    while not all(any(part in line for line in family(mark)) for part in (APP, "raylet")):
         assert run.poll() is None and time.monotonic() < patience, family(mark)
         time.sleep(0.2)
     started = psutil.Process(run.pid).children(recursive=True)
