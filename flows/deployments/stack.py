@@ -85,7 +85,7 @@ class Stack:
         """The environment of the stack's processes."""
         quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
         login = self.login()
-        return own_environment(**self.variables, **quiet, **server_environment(self.host, self.port, login), PREFECT_API_AUTH_STRING=login, PYTHONSAFEPATH="1")
+        return own_environment(**self.variables, **quiet, **server_environment(self.host, self.port, login), PREFECT_API_AUTH_STRING=login)
 
     def login(self) -> str:
         """`user:password` of the server: the environment's, else the stack's own."""
