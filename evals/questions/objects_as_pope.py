@@ -11,7 +11,6 @@ white image. Floor: always yes. Intervals draw whole images.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from evals.heldout import distinct_media
 from evals.journal import Journal
 from evals.questions.pope_questions import PRESENT, SETTINGS, PopeQuestion, Shown, pope_questions
 from evals.statistics.intervals import Interval, mean_interval, paired_interval, ratio_interval
+from evals.suites.reading import parse_yes_no
 from evals.tables import BOOTSTRAP, DETAILS, METRICS, VQA_SAMPLES, detail, metric_row, set_digest, shown_values, write_table
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import StepContext
@@ -127,9 +127,8 @@ def _items(ctx: StepContext[PopeEvalConfig], generator: Generator, batch: Sequen
 
 
 def parsed(text: str) -> str:
-    """`yes` or `no` when the answer begins with it, else ""."""
-    found = re.match(r"\W*(yes|no)\b", text.lower())
-    return found[1] if found else ""
+    """`yes` or `no` as the suites read it, "" for neither or both."""
+    return parse_yes_no(text)[0]
 
 
 def sample_rows(questions: Sequence[PopeQuestion], said: Sequence[str], condition: str) -> list[dict[str, Any]]:

@@ -1,45 +1,73 @@
 """Scoring: our own, versioned reading of short answers, beside the harness's.
 
-Owns how a letter, a yes or no and a short answer are read out of what a model said, and what that is worth. Input: the answer and what is right;
-output: Scored, which also says how it was read. Nothing is ever drawn at random: what cannot be read is wrong, and counted (`UNPARSED`).
-
-Soft accuracy: Antol et al. 2015 (VQA, section 4): an answer is worth min(1, matches / 3), averaged over all subsets of nine annotators.
+Owns the table of rules by which an answer is read, and what it is worth. Input: the answer and what is right; output: Scored, which also says by which rule
+it was read. Nothing is ever drawn at random: what cannot be read is wrong, and counted (`UNPARSED`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-SCORER = "anyloom-1"
+from evals.suites.letters import parse_choice as _letter
+from evals.suites.short_answers import ARTICLES, as_precise_as, normal, without_lead_in
+from evals.suites.short_answers import parse_yes_no as _yes_no
+
+SCORER = "anyloom-2"
 """Version of everything here; bumped when any answer would be read or scored differently."""
 UNPARSED = "unparsed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """One rule of the reading."""
+
+    reading: str
+    """The readings that have it: choice, yes_no, short (vqa and exact)."""
+    says: str
+    source: str
+    """Where it comes from; `own` where the official scorer lacks it, so that a score can be above the official one by it."""
+
+
+VQA_V2 = "VQA v2 evaluation, vqaEval.py"
+MMBENCH = "MMBench, VLMEvalKit matching_util.py"
+MMMU = "MMMU, eval_utils.py"
+POPE = "POPE, evaluate.py"
+OWN = "own"
+RULES: Mapping[str, Rule] = {
+    "letter": Rule(reading="choice", says="the whole answer is the letter, in whatever brackets, quotes or markup", source=MMBENCH),
+    "small letter": Rule(reading="choice", says="the same with a small letter", source=OWN),
+    "final answer": Rule(reading="choice", says="the letter in a box, an answer tag or behind `final answer`; of several the last", source=OWN),
+    "named": Rule(reading="choice", says="the letter that is called the answer, the choice or correct (`the answer is B`, `B is right`)", source=OWN),
+    "conclusion": Rule(reading="choice", says="the letter behind `so`, `therefore`, `thus`, `hence`", source=OWN),
+    "leading letter": Rule(reading="choice", says="the letter that the answer begins with (`B. black dog`, `B because`)", source=MMBENCH),
+    "only letter": Rule(reading="choice", says="the one letter that stands for an option anywhere", source=MMBENCH),
+    "option text": Rule(reading="choice", says="the one option whose words are said; longer ones hide those within them", source=MMBENCH),
+    "taken back": Rule(reading="choice yes_no", says="what is said behind `wait`, `actually`, `no,` and the like counts, not what is before", source=OWN),
+    "as written": Rule(reading="short yes_no", says="evened out: case, punctuation, contractions, number words, articles, commas in numbers", source=VQA_V2),
+    "number": Rule(
+        reading="short",
+        says="by value and sign: 5.00 is 5, .5 is 0.5, -5 is not 5; more decimals are rounded to the right one's",
+        source=MMMU,
+    ),
+    "lead-in left out": Rule(reading="short", says="`the answer is`, `it is`, `there are`, `I see` before the answer are left out", source=OWN),
+    "first word": Rule(reading="yes_no", says="an answer that begins with yes or no", source=POPE),
+    "only yes or no": Rule(reading="yes_no", says="the only yes or no that is said; the `no` of `no dog` is none", source=OWN),
+    "statement": Rule(reading="yes_no", says="a sentence that begins with `there is no`, `there isn't`, `I don't see` is a no", source=POPE),
+    "stock phrase": Rule(reading="yes_no", says="`definitely`, `of course`, `not really` and the like as a whole answer", source=OWN),
+    UNPARSED: Rule(reading="choice yes_no short", says="nothing, or more than one thing, is said: wrong, never drawn at random", source=MMBENCH),
+}
+"""Rule -> what it reads. Letters that are denied (`not B`, `B is wrong`) are named by no rule; two letters together (`A and B`) are not read."""
 EXPLAINED = {
-    "vqa": "the harness compares the whole answer; ours also leaves out what leads in to it (`the answer is`, `it is a`) and reads the first word of an "
-    "answer to a yes/no question",
+    "vqa": "the harness compares the whole answer; ours also leaves out what leads in to it (`the answer is`, `it is a`), compares numbers by their value "
+    "and sign, and reads the yes or no of an answer to a yes/no question",
     "choice": "the harness's static judge takes capital letters and substrings, in a fixed order; ours also reads `b` and `option d`, takes the letter that "
-    "is named as the answer (`It's B because A is wrong` is B), tells the article `A` from the letter, and counts what it cannot read as wrong",
+    "is named as the answer (`It's B because A is wrong` is B), tells the article `A` from the letter, takes no letter that is denied or taken back, and "
+    "counts two letters, or none, as wrong",
     "yes_no": "the harness compares the whole answer with yes or no; ours reads the first word, or the only yes or no in it",
-    "exact": "the harness compares the whole answer; ours also leaves out what leads in to it (`the answer is`, `it is a`)",
+    "exact": "the harness compares the whole answer; ours also leaves out what leads in to it (`the answer is`, `it is a`) and compares numbers by their value",
 }
 """reading -> why the two scores can differ."""
-NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split(), strict=True))
-_LEAD_IN = re.compile(
-    r"^(?:(?:the|my|correct|best|final)\s+)*answer(?:\s+is|\s*:)\s*|^(?:it|that|this)(?:\s+is|['’]s)\s+|^there\s+(?:is|are)\s+|^i\s+(?:see|think\s+it\s+is)\s+",
-    re.I,
-)
-_LETTER = r"[\(\[]?(?:([A-H])(?![A-Za-z'’])|([a-h])(?=[\)\].:,;!?]|\s*$))[\)\]]?"
-"""A capital letter that stands alone, or a small one that nothing but punctuation follows (`a` before a word is an article)."""
-_WHOLE = re.compile(r"^[\(\[]?([A-Ha-h])[\)\]]?[.:,;!]?$")
-_NAMED = (
-    re.compile(rf"\b(?i:answer)(?:\s+(?i:is|would\s+be))?\s*:?\s*(?:(?i:option|choice)\s*)?{_LETTER}"),
-    re.compile(r"\b(?i:option|choice|letter)(?:\s+(?i:is))?\s*:?\s*[\(\[]?([A-Ha-h])(?![A-Za-z'’])"),
-    re.compile(rf"^(?i:it['’]s|it\s+is|i\s+(?:choose|pick|select|say|think\s+it['’]s|think\s+it\s+is))\s+{_LETTER}"),
-    re.compile(r"^[\(\[]?([A-Ha-h])[\)\].:,]\s"),
-)
-_LONE = re.compile(r"(?<![A-Za-z0-9'’])(?:[\(\[]([A-H])[\)\]]|([B-H])(?![A-Za-z0-9'’])|(A)(?=[.,;:\)]|\s*$))")
-_PUNCTUATION = re.compile(r"[^\w\s.:%/$-]|(?<!\d)[.:-]|[.:-](?!\d)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,36 +77,17 @@ class Scored:
     parsed: str
     """What was read; "" when nothing could be."""
     how: str
-    """Which rule read it, or UNPARSED."""
+    """Of RULES: which one read it, or UNPARSED."""
     score: float
 
 
 def parse_choice(text: str, options: Mapping[str, str]) -> tuple[str, str]:
-    """(letter, how it was read) of an answer to a multiple-choice question; ("", UNPARSED) when none, or more than one, is named.
+    """(letter, rule) of an answer to a multiple-choice question; ("", UNPARSED) when none, or more than one, is named.
 
     options: letter -> its text, the letters that exist.
     """
-    said = text.strip().strip("*_`\"' ")
-    whole = _WHOLE.match(said)
-    if whole and whole[1].upper() in options:
-        return whole[1].upper(), "letter" if whole[1].isupper() else "small letter"
-    for number, rule in enumerate(_NAMED):
-        found = rule.search(said)
-        letter = next((group for group in found.groups() if group), "").upper() if found else ""
-        if letter in options and letter:
-            return letter, "named" if number < 3 else "leading letter"
-    lone = {next(group for group in found.groups() if group) for found in _LONE.finditer(said)} & options.keys()
-    if len(lone) == 1:
-        return lone.pop(), "only letter"
-    return ("", UNPARSED) if lone else _option_text(said, options)
-
-
-def _option_text(said: str, options: Mapping[str, str]) -> tuple[str, str]:
-    """The option whose words the answer has; of several the one that contains all the others."""
-    words = f" {normal(said)} "
-    found = {letter: normal(option) for letter, option in options.items() if normal(option) and f" {normal(option)} " in words}
-    longest = [letter for letter, own in found.items() if all(f" {other} " in f" {own} " for other in found.values())]
-    return (longest[0], "option text") if len(longest) == 1 else ("", UNPARSED)
+    letter, how = _letter(text, options)
+    return (letter, how) if letter else ("", UNPARSED)
 
 
 def score_choice(text: str, options: Mapping[str, str], answer: str) -> Scored:
@@ -87,26 +96,10 @@ def score_choice(text: str, options: Mapping[str, str], answer: str) -> Scored:
     return Scored(parsed=letter, how=how, score=float(letter == answer.strip().upper() and letter != ""))
 
 
-def normal(text: str) -> str:
-    """Case, punctuation, articles and number words evened out."""
-    words = _PUNCTUATION.sub(" ", text.casefold().replace("'", "").replace("’", "")).split()
-    return " ".join(NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))
-
-
-def without_lead_in(text: str) -> tuple[str, str]:
-    """(the answer without what leads in to it, how)."""
-    said = text.strip()
-    rest = _LEAD_IN.sub("", said, count=1)
-    return (rest, "lead-in left out") if rest != said and normal(rest) else (said, "as written")
-
-
 def parse_yes_no(text: str) -> tuple[str, str]:
-    """(yes or no, how); ("", UNPARSED) when neither or both are said."""
-    words = re.findall(r"[a-z]+", text.casefold())
-    if words[:1] and words[0] in ("yes", "no"):
-        return words[0], "as written" if len(words) == 1 else "first word"
-    said = {word for word in words if word in ("yes", "no")}
-    return (said.pop(), "only yes or no") if len(said) == 1 else ("", UNPARSED)
+    """(yes or no, rule); ("", UNPARSED) when neither or both are said."""
+    word, how = _yes_no(text)
+    return (word, how) if word else ("", UNPARSED)
 
 
 def score_yes_no(text: str, answer: str) -> Scored:
@@ -116,23 +109,30 @@ def score_yes_no(text: str, answer: str) -> Scored:
 
 
 def _short(text: str, answers: Sequence[str]) -> tuple[str, str]:
-    """A short answer, read as a yes or no where the right answers are one."""
-    if all(normal(answer) in ("yes", "no") for answer in answers):
-        parsed, how = parse_yes_no(text)
-        if parsed:
-            return parsed, how
+    """(form, rule) of a short answer: as written where that is one of the right ones; a yes or no where most of these are; else without what leads in."""
+    forms = [normal(answer) for answer in answers]
+    written = normal(text)
+    if written in forms:
+        return (written, "as written") if written else ("", UNPARSED)
+    if 2 * sum(form in ("yes", "no") for form in forms) > len(forms):
+        parsed, how = _yes_no(text)
+        if parsed or {"yes", "no"} <= set(written.split()):
+            return (parsed, how) if parsed else ("", UNPARSED)
     rest, how = without_lead_in(text)
-    return (normal(rest), how) if normal(rest) else ("", UNPARSED)
+    form = normal(rest)
+    return (form, how) if any(character.isalnum() for character in form) and form not in ARTICLES else ("", UNPARSED)
 
 
 def score_exact(text: str, answer: str) -> Scored:
     """1 when the short answer read is the right one."""
     parsed, how = _short(text, [answer])
-    return Scored(parsed=parsed, how=how, score=float(parsed != "" and parsed == normal(answer)))
+    right = normal(answer)
+    rounded = as_precise_as(parsed, right)
+    return Scored(parsed=parsed, how=how if rounded == parsed else "number", score=float(parsed != "" and right in (parsed, rounded)))
 
 
 def score_vqa(text: str, answers: Sequence[str]) -> Scored:
-    """Soft accuracy against the annotators' answers, each of them left out once."""
+    """Soft accuracy: an answer is worth min(1, matches / 3), averaged over all subsets of nine of the ten annotators (Antol et al. 2015, VQA, section 4)."""
     parsed, how = _short(text, answers)
     same = [normal(answer) == parsed for answer in answers]
     worth = [min(1.0, (sum(same) - own) / 3) for own in same]

@@ -30,7 +30,7 @@ from evals.statistics.significance import permutation_p
 from evals.suites import run as suite_run
 from evals.suites.catalogue import SUITES, TASKS, suite_task, suite_tasks
 from evals.suites.data import prepare
-from evals.suites.reading import score_vqa
+from evals.suites.reading import OWN, RULES, score_choice, score_vqa
 from evals.suites.rows import draw_docs, read_docs, whole_groups
 from evals.suites.task_files import packaged_config, task_yaml
 from infra.settings import offline_environment
@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import official_data
 from suite_fakes import COLOURS, Says, context, nearest, use
 
+STYLES = Path(__file__).parents[1] / "cases" / "answers"
 CORE = SUITES["core"]
 HEADLINE = {task.lmms_task: task.headline for task in TASKS}
 
@@ -231,7 +232,7 @@ def test_trap_8_versions_are_recorded_by_us(tmp_path, data, monkeypatch) -> None
     installed = importlib.metadata.version("lmms-eval")
     # the trap: "unknown", or branch and commit of whichever repository is the working directory
     assert told["versions"]["vqav2_val"] == "Yaml" and installed not in told["lmms_eval_version"]
-    assert result["harness"] == f"lmms-eval {installed}" and result["scorer"] == "anyloom-1"
+    assert result["harness"] == f"lmms-eval {installed}" and result["scorer"] == "anyloom-2"
     assert len(result["task_sha256"]) == len(result["dataset_sha256"]) == 64
 
 
@@ -377,3 +378,44 @@ def test_every_suite_has_known_tasks_and_plain_names_are_official() -> None:
         for task in suite_tasks(suite):
             assert task.stand_in == ("_as_" in task.lmms_task) == (suite == "stand_in")
             assert math.isfinite(len(task_yaml(task, "x.parquet")))
+
+
+# ---- our reading ------------------------------------------------------------------------------------------------------
+
+
+def official(text: str, options: dict[str, str]) -> str:
+    """What MMBench's own matching reads without a judge; it knows four letters."""
+    from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
+
+    return "" if set(options) - set("ABCD") else MMBench_Evaluator(API_KEY="none", API_URL="").can_infer(text, dict(options)) or ""
+
+
+def harness(text: str, options: dict[str, str]) -> str:
+    """What the harness's static judge reads."""
+    from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
+
+    return official(text, options) or extract_mcq_answer(text, choices=sorted(options))
+
+
+def test_answers_in_real_models_styles() -> None:
+    """No letter that a careful reader would not read, at least 97 % of the others, and no score above the official one but by a documented rule."""
+    counts = dict.fromkeys(("readable", "unread", "false letter", "harness false letter", "harness unread", "official false letter", "official unread"), 0)
+    above: dict[str, int] = {}
+    sets = json.loads((STYLES / "options.json").read_text())
+    answers = [json.loads(line) for line in (STYLES / "choice.jsonl").read_text().splitlines()]
+    for answer in answers:
+        assert answer["letter"] == answer["second"], answer
+        options, text, right = sets[answer["options"]], answer["text"], answer["letter"]
+        scored = score_choice(text, options, right or "?")
+        theirs = harness(text, options)
+        named = official(text, options) if set(options) <= set("ABCD") else right
+        counts["readable"] += bool(right)
+        for name, read in (("", scored.parsed), ("harness ", theirs), ("official ", named)):
+            counts[f"{name}unread"] += bool(right) and not read
+            counts[f"{name}false letter"] += bool(read) and read != right
+        if right and scored.score > float(named == right):
+            above[scored.how] = above.get(scored.how, 0) + 1
+    print(len(answers), counts, "above the official score by rule:", above)
+    assert len(answers) >= 300 and counts["false letter"] == 0
+    assert counts["unread"] <= 0.03 * counts["readable"]
+    assert all(RULES[how].source == OWN or "markup" in RULES[how].says or how in ("leading letter", "only letter", "option text") for how in above)

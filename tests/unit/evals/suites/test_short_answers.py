@@ -1,0 +1,116 @@
+"""Short answers, numbers, yes and no: forms that are the same, and what is nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evals.suites.reading import RULES, UNPARSED, parse_yes_no, score_exact, score_vqa, score_yes_no
+from evals.suites.short_answers import normal
+
+CASES = Path(__file__).parents[3] / "cases"
+THEMSELVES = [
+    *(CASES / "S06-same-text-scores-0" / "answers.txt").read_text().splitlines(),
+    *'a the an + - ? . " * % $ & # 50% $5 -5 10:30 U.S. a.m. none no yes it 1/2 ½ ３ t-shirt c++ #1 1,2,3 ... café 5. (5) 5-10 <b> \\ n/a'.split(),
+    *"北京 don't 'tis @ é st. john's|that is|answer is|a b|it is a|the the|one two|yes and no|the answer is|i see|no one".split("|"),
+    *"$1,000.50|-1,000|3 - 5|a, b and c|what's up|it's|two and a half|I can see|there are|No, yes|maybe".split("|"),
+]
+"""Official answers, of all kinds of signs, articles and lead-ins."""
+
+
+@pytest.mark.parametrize("answer", THEMSELVES)
+def test_an_answer_that_is_the_official_one_scores_1(answer: str) -> None:
+    assert score_vqa(answer, [answer] * 10).score == 1.0 == score_exact(answer, answer).score
+    assert score_vqa(answer.upper(), [answer] * 10).score == 1.0
+    assert normal(normal(answer)) == normal(answer)
+
+
+@pytest.mark.parametrize("case", [json.loads(line) for line in (CASES / "S05-numbers" / "cases.jsonl").read_text().splitlines()], ids=str)
+def test_numbers_count_by_value_and_sign(case: dict) -> None:
+    assert score_exact(case["said"], case["right"]).score == case["score"] == score_vqa(case["said"], [case["right"]] * 10).score
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "score"),
+    [
+        ("It is a cat.", "cat", 1),
+        ("The answer is: the red one", "red one", 1),
+        ("Two dogs", "2 dogs", 1),
+        ("dont know", "don't know", 1),
+        ("isn’t", "isn't", 1),
+        ("hell", "he'll", 0),
+        ("U.S.", "us", 1),
+        ("T-shirt", "t shirt", 1),
+        ("3.14159", "3.14", 1),
+        ("3.15", "3.14", 0),
+        ("5", "5.00", 1),
+        ("50%", "50", 0),
+        ("1,000 people", "1000 people", 1),
+        ("1,234,567", "1234567", 1),
+        ("it's 5", "5", 1),
+        ("−5", "-5", 1),
+        ("-$300", "$300", 0),
+        ("$-300", "-$300", 1),
+        ("５", "5", 1),
+        ("**cat**", "cat", 1),
+        ("12", "1,2", 0),
+        ("2", "1/2", 0),
+        ("10:30", "1030", 0),
+    ],
+)
+def test_short_answers_are_evened_out(said: str, right: str, score: float) -> None:
+    scored = score_exact(said, right)
+    assert scored.score == score and scored.how in RULES
+
+
+@pytest.mark.parametrize("case", [json.loads(line) for line in (CASES / "S15-yes-and-no" / "cases.jsonl").read_text().splitlines()], ids=str)
+def test_yes_and_no_together_are_neither(case: dict) -> None:
+    assert parse_yes_no(case["text"]) == (case["parsed"], UNPARSED)
+    assert score_vqa(case["text"], ["yes"] * 10).score == 0.0 == score_yes_no(case["text"], "no").score
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("Yes", "yes"),
+        ("no.", "no"),
+        ("**Yes**", "yes"),
+        ("Yes, there is no dog", "yes"),
+        ("Yes; no person is there", "yes"),
+        ("No, there is a cat", "no"),
+        ("There is no dog in the image.", "no"),
+        ("There are no dogs, so no.", "no"),
+        ("There isn't a dog", "no"),
+        ("I think yes", "yes"),
+        ("The answer is no.", "no"),
+        ("yes or no? Yes.", "yes"),
+        ("(yes/no) no", "no"),
+        ("yeah", "yes"),
+        ("Nope!", "no"),
+        ("Absolutely!", "yes"),
+        ("Not really.", "no"),
+        ("Yes. Wait, no.", "no"),
+        ("<think>no</think>Yes", "yes"),
+        ("no it is not", "no"),
+        ("It is not yes, it is no", "no"),
+        ("yes or no?", ""),
+        ("yes, no", ""),
+        ("Both yes and no", ""),
+        ("Not yes", ""),
+        ("No idea", ""),
+        ("I have no idea", ""),
+        ("maybe", ""),
+        ("There is none", ""),
+        ("", ""),
+    ],
+)
+def test_yes_and_no(text: str, word: str) -> None:
+    assert parse_yes_no(text)[0] == word
+
+
+def test_a_dissenting_annotator_does_not_turn_the_reading_off() -> None:
+    assert score_vqa("no, it is blue", ["no"] * 9 + ["maybe"]).score == 1.0
+    assert score_vqa("Yes, it is", ["yes"] * 6 + ["no"] * 3 + ["unsure"]).score == 1.0
+    assert score_vqa("no, it is blue", ["blue"] * 9 + ["no"]).score == 0.0
