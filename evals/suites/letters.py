@@ -177,7 +177,7 @@ def _joined(tokens: list[str], place: int, options: Mapping[str, str]) -> int | 
 
 def _anchor(before: list[str]) -> str:
     """The word that names what follows: `answer` in `the answer is clearly`; "final" with `final` before it; "" where there is none."""
-    passed = []
+    passed: list[str] = []
     for place in range(len(before) - 1, -1, -1):
         word = before[place].lower()
         if word in vocabulary.NAMES:

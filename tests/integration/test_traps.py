@@ -398,13 +398,16 @@ def harness(text: str, options: dict[str, str]) -> str:
 
 
 def test_answers_in_real_models_styles() -> None:
-    """No letter that a careful reader would not read, at least 97 % of the others, and no score above the official one but by a documented rule."""
+    """No letter that a careful reader would not read, at least 97 % of the others, and no score above the official one but by a documented rule.
+
+    Every answer was labelled twice, the second time without sight of the first; where these differ (one of 308), `letter` is what was settled on.
+    """
     counts = dict.fromkeys(("readable", "unread", "false letter", "harness false letter", "harness unread", "official false letter", "official unread"), 0)
     above: dict[str, int] = {}
     sets = json.loads((STYLES / "options.json").read_text())
     answers = [json.loads(line) for line in (STYLES / "choice.jsonl").read_text().splitlines()]
     for answer in answers:
-        assert answer["letter"] == answer["second"], answer
+        assert answer["letter"] in (answer["first"], answer["second"]), answer
         options, text, right = sets[answer["options"]], answer["text"], answer["letter"]
         scored = score_choice(text, options, right or "?")
         theirs = harness(text, options)

@@ -144,7 +144,7 @@ def test_absent_objects_are_random_popular_or_adversarial():
 
 
 def test_an_answer_is_yes_no_or_neither():
-    assert [parsed(text) for text in ("Yes.", " no, it is", "yesterday", "", "I see no circle", "**Yes**")] == ["yes", "no", "", "", "", "yes"]
+    assert [parsed(text) for text in ("Yes.", " no, it is", "yesterday", "", "I see no circle", "**Yes**")] == ["yes", "no", "", "", "no", "yes"]
 
 
 def test_rates_of_a_model_that_always_says_yes_and_of_one_that_knows():
