@@ -24,7 +24,9 @@ from infra.step import AnyloomError
 from infra.storage import write_parquet
 from mmcore.media.decode import MediaError, Probe, probe
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA, content_sha256
-from pipelines.shards.fetch import FetchError, FetchPolicy, fetch_counted
+from pipelines.shards.download import FetchPolicy
+from pipelines.shards.errors import FetchError
+from pipelines.shards.fetch import fetch_counted
 from pipelines.shards.manifest import refusal
 
 OVERHEAD_BYTES = 4096

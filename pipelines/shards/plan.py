@@ -33,7 +33,9 @@ from infra.storage import write_atomic, write_parquet
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA
 from pipelines.shards.build import OVERHEAD_BYTES, ShardTask, build_shard, full_disk
 from pipelines.shards.config import ShardsConfig
-from pipelines.shards.fetch import FetchError, FetchPolicy, is_remote, read_local
+from pipelines.shards.download import FetchPolicy
+from pipelines.shards.errors import FetchError
+from pipelines.shards.fetch import is_remote, read_local
 
 FORMAT = 1
 """Bumped when the bytes of a shard change for the same rows."""
