@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ import pyarrow as pa
 
 from infra.entries import commit_entry
 from infra.fingerprint import canonical_json
+from infra.secrets import shown_address, without_secrets
 from infra.step import AnyloomError
 from infra.storage import write_parquet
 from mmcore.media.decode import MediaError, Probe, probe
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA, content_sha256
+from pipelines.shards.address_book import whole_address
 from pipelines.shards.download import FetchPolicy
 from pipelines.shards.errors import FetchError
 from pipelines.shards.fetch import fetch_counted
@@ -51,6 +54,8 @@ class ShardTask:
     staging: Path
     """Scratch directory of this shard on the same file system."""
     policy: FetchPolicy
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Address as the manifest shows it -> the whole one, of those with credentials."""
     need_bytes: int
     """Estimate of the entry's size, for the message when the disk is full."""
 
@@ -163,15 +168,15 @@ def _prepare(row: dict[str, Any], marks: list[str], task: ShardTask) -> _Sample:
     inputs = [medium for medium in row["media"] if medium["role"] == "input"]
     for medium, mark in zip(inputs, marks, strict=True):
         try:
-            data, attempts = fetch_counted(medium["uri"], task.base, task.policy)
+            data, attempts = fetch_counted(whole_address(medium["uri"], task.addresses), task.base, task.policy)
         except FetchError as error:
-            sample.status, sample.reason, sample.detail = "failed", error.reason, error.detail
+            sample.status, sample.reason, sample.detail = "failed", error.reason, without_secrets(error.detail)
             sample.attempts = max(sample.attempts, error.attempts)
             return sample
         sample.attempts = max(sample.attempts, attempts)
         digest = hashlib.sha256(data).hexdigest()
         if mark and mark != digest:
-            raise AnyloomError(f"{medium['uri']} (sample {row['key']}) changed while shards were built: run the same command again")
+            raise AnyloomError(f"{shown_address(medium['uri'])} (sample {row['key']}) changed while shards were built: run the same command again")
         try:
             found = probe(data, medium["modality"])
             if (medium["start_s"] or 0.0) >= found.duration_s > 0:

@@ -13,6 +13,7 @@ import stat
 import time
 from pathlib import Path, PurePosixPath
 
+from infra.secrets import shown_address
 from pipelines.shards.download import FetchPolicy, download
 from pipelines.shards.errors import FetchError
 
@@ -56,10 +57,11 @@ def is_remote(uri: str) -> bool:
 
 
 def resolve_local(uri: str, base: Path) -> Path:
-    """The path of a relative uri. Raises FetchError: bad_uri when it leaves `base`, also through a symbolic link, missing_file when the system takes no such path."""
+    """The path of a relative uri. Raises FetchError: bad_uri when it leaves `base`, also through a symbolic link, missing_file when the system
+    takes no such path."""
     parts = PurePosixPath(uri).parts
     if not uri or "\0" in uri or "\\" in uri or _SCHEME.match(uri) or uri.startswith("/") or ".." in parts:
-        raise FetchError("bad_uri", f"'{uri}' is neither a relative path below the list root nor http(s)")
+        raise FetchError("bad_uri", f"'{shown_address(uri)}' is neither a relative path below the list root nor http(s)")
     path = base / uri
     try:
         inside = path.resolve().is_relative_to(base.resolve())

@@ -28,9 +28,11 @@ from infra import ray_session
 from infra.entries import intact, read_entry, usable_entry
 from infra.fingerprint import fingerprint
 from infra.garbage import note_entries
+from infra.secrets import is_shown
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_atomic, write_parquet
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA
+from pipelines.shards.address_book import kept_addresses
 from pipelines.shards.build import OVERHEAD_BYTES, ShardTask, build_shard, full_disk
 from pipelines.shards.config import ShardsConfig
 from pipelines.shards.download import FetchPolicy
@@ -105,6 +107,7 @@ def _plan(rows: list[dict[str, Any]], ctx: StepContext[ShardsConfig]) -> list[Sh
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["source"], _row_number(row) // config.samples_per_shard), []).append(row)
+    addresses = kept_addresses(ctx.stores) if any(is_shown(medium["uri"]) for row in rows for medium in row["media"]) else {}
     tasks = []
     with ThreadPoolExecutor(max(1, ctx.resources.threads)) as pool:
         for (source, number), members in sorted(groups.items()):
@@ -112,6 +115,7 @@ def _plan(rows: list[dict[str, Any]], ctx: StepContext[ShardsConfig]) -> list[Sh
             marked = list(pool.map(partial(_mark_media, base=base, policy=policy), members))
             states = [[state for state, _, _ in marks] for marks in marked]
             shard_id = f"{number:05d}-{fingerprint([_options(config), members, states])[:12]}"
+            remote = {medium["uri"] for row in members for medium in row["media"] if is_shown(medium["uri"])}
             size = sum(nbytes for marks in marked for _, _, nbytes in marks) + OVERHEAD_BYTES * len(members)
             tasks.append(
                 ShardTask(
@@ -124,6 +128,7 @@ def _plan(rows: list[dict[str, Any]], ctx: StepContext[ShardsConfig]) -> list[Sh
                     entry=ctx.stores / "shards" / source / shard_id,
                     staging=ctx.work / "shards" / f"{source}-{shard_id}",
                     policy=policy,
+                    addresses={uri: addresses[uri] for uri in remote & addresses.keys()},
                     need_bytes=size,
                 )
             )
