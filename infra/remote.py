@@ -158,9 +158,8 @@ class Remote:
                 raise AnyloomError(f"{self.url}/{relative}: access was denied ({without_secrets(str(error))}): check the credentials") from error
             except Exception as error:  # every file system has errors of its own
                 if attempt == TRIES:
-                    raise RemoteError(
-                        f"{self.url}/{relative} cannot be reached ({type(error).__name__}: {without_secrets(str(error))}), tried {TRIES} times"
-                    ) from error
+                    said = f"{type(error).__name__}: {without_secrets(str(error))}"
+                    raise RemoteError(f"{self.url}/{relative} cannot be reached ({said}), tried {TRIES} times") from error
                 time.sleep(FIRST_WAIT_S * 3 ** (attempt - 1) * random.uniform(1, 1.5))
         raise AssertionError
 

@@ -53,10 +53,10 @@ def _without_login(bare: str, whole: str) -> str:
     start = scheme.group(0) if scheme else ""
     rest = bare[len(start) :]
     if not start.lower().startswith(("http:", "https:", "//")):
-        login, found, place = rest.rpartition("@")
+        _, found, place = rest.rpartition("@")
         return f"{start}{HIDDEN}{place}" if found else start + (HIDDEN if "@" in whole[len(bare) :] and ":" in rest else rest)
     authority, slash, path = rest.partition("/")
-    login, found, host = authority.rpartition("@")
+    _, found, host = authority.rpartition("@")
     if not re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?", host):
         return start + HIDDEN
     return f"{start}{HIDDEN if found else ''}{host}{slash}{path}"
