@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from mmcore.media.containers import ends_early, flac_samples
+from mmcore.media.timeline import Timeline, upright, upright_size
 
 if TYPE_CHECKING:
     import av
@@ -169,7 +170,7 @@ def _opened(data: bytes, modality: str) -> Iterator[tuple[av.container.InputCont
         raise MediaError("truncated", f"{ext} of {len(data)} bytes: data ends early")
     try:
         with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
-            streams = container.streams.video if modality == "video" else container.streams.audio
+            streams = _moving(container) if modality == "video" else container.streams.audio
             if not streams:
                 raise NoTrackError("not_media", f"{ext} without a {modality} stream")
             if streams[0].codec_context is None:
@@ -180,14 +181,37 @@ def _opened(data: bytes, modality: str) -> Iterator[tuple[av.container.InputCont
         raise MediaError("decode", f"{ext} of {len(data)} bytes: {error.strerror or type(error).__name__}") from error
 
 
-def map_video_frames(data: bytes, function: Callable[[av.VideoFrame], T]) -> tuple[list[T], float]:
-    """(function of every frame in time order, frames per second). Only one frame is held at a time. Raises MediaError."""
+def _moving(container: av.container.InputContainer) -> list[Any]:
+    """The streams of moving images; a cover is none."""
+    import av
+
+    return [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
+
+
+def map_video_frames(data: bytes, function: Callable[[av.VideoFrame], T]) -> tuple[list[T], Timeline]:
+    """(function of every frame in time order, when they are shown). Only one frame is held at a time. Raises MediaError."""
+    found: list[T] = []
+    times: list[float | None] = []
+    last_s = 0.0
     with _opened(data, "video") as (container, stream):
-        hz = float(stream.average_rate or stream.guessed_rate or 25)
-        found = [function(frame) for frame in _frames(container, stream)]
+        hz = _frames_hz(stream)
+        for frame in _frames(container, stream):
+            found.append(function(frame))
+            times.append(frame.time)
+            last_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+        listed_s = _listed_s(stream)
     if not found:
         raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
-    return found, hz
+    return found, Timeline.of(times, hz, last_s, listed_s)
+
+
+def _listed_s(stream: Any) -> float:
+    """How long a track is by its own header, 0 when that does not say."""
+    return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+
+
+def _frames_hz(stream: Any) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
@@ -201,15 +225,11 @@ def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.
 
 
 def _probe_video(data: bytes, ext: str) -> Probe:
-    with _opened(data, "video") as (container, stream):
-        count, last, width, height = 0, 0.0, 0, 0
-        for frame in _frames(container, stream):
-            count, width, height = count + 1, frame.width, frame.height
-            last = max(last, frame.time or 0.0)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-    if count == 0:
-        raise MediaError("decode", f"{ext} of {len(data)} bytes: no frame")
-    return Probe(ext=ext, width=width, height=height, duration_s=round(max(last + 1 / rate, count / rate if last == 0 else 0.0), 3))
+    shown, timeline = map_video_frames(data, lambda frame: (upright_size(frame), frame.time or 0.0))
+    (width, height), rate = shown[-1][0], timeline.frames_hz
+    last = max(time for _, time in shown)
+    even_s = max(last + 1 / rate, len(shown) / rate if last == 0 else 0.0)
+    return Probe(ext=ext, width=width, height=height, duration_s=round(even_s if timeline.is_even else timeline.end_s, 3))
 
 
 def decode_video_frames(data: bytes, frames: int, start_s: float = 0.0, end_s: float | None = None) -> list[Image.Image]:
@@ -223,15 +243,24 @@ def decode_video_frames(data: bytes, frames: int, start_s: float = 0.0, end_s: f
 
 
 def choose_video_frames(data: bytes, choose: Callable[[int, float], Sequence[int]]) -> list[Image.Image]:
-    """RGB images at the indices that `choose` gives for (number of frames, frames per second), in its order. Raises MediaError."""
+    """RGB images at the indices that `choose` gives for (number of frames, frames per second), in its order, turned upright. Raises MediaError.
+
+    Of a video of variable frame rate, frames are those it would have at the constant rate of FINE_HZ.
+    """
+    times: list[float | None] = []
+    latest, last_s = -1.0, 0.0
     with _opened(data, "video") as (container, stream):
-        expected = sum(1 for packet in container.demux(stream) if packet.size)
-        hz = float(stream.average_rate or stream.guessed_rate or 25)
-    picked, seen = pick_video_frames(data, choose(expected, hz))
-    if seen == 0:
-        raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
-    if seen != expected:  # packets that give no image, or images without a packet of their own
-        picked, seen = pick_video_frames(data, choose(seen, hz))
+        for packet in container.demux(stream):
+            if packet.size:
+                time = None if packet.pts is None or packet.time_base is None else float(packet.pts * packet.time_base)
+                times.append(time)
+                if time is not None and time >= latest:
+                    latest, last_s = time, float(packet.duration * packet.time_base) if packet.duration and packet.time_base else 0.0
+        expected = Timeline.of(times, _frames_hz(stream), last_s, _listed_s(stream))
+    picked, seen = pick_video_frames(data, [expected.frame_of(slot) for slot in choose(expected.count, expected.hz)])
+    if seen != len(times) or not seen:  # packets that give no image, or images without a packet of their own
+        _, timeline = map_video_frames(data, lambda frame: None)
+        picked, _ = pick_video_frames(data, [timeline.frame_of(slot) for slot in choose(timeline.count, timeline.hz)])
     return picked
 
 
@@ -242,14 +271,14 @@ def span(count: int, hz: float, start_s: float, end_s: float | None) -> tuple[in
 
 
 def pick_video_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Image], int]:
-    """(RGB images at those of the wanted indices that there are, in the given order; frames seen in all). Raises MediaError."""
+    """(RGB images, upright, at those of the wanted indices that there are, in the given order; frames seen in all). Raises MediaError."""
     found: dict[int, Image.Image] = {}
     seen = 0
     with _opened(data, "video") as (container, stream):
         for index, frame in enumerate(_frames(container, stream)):
             seen = index + 1
             if index in wanted:
-                found[index] = frame.to_image()
+                found[index] = upright(frame)
     return [found[i] for i in wanted if i in found], seen
 
 
@@ -292,9 +321,7 @@ def _decode_samples(data: bytes, hz: int | None, max_seconds: float, start_s: fl
 
 def _delay_s(container: av.container.InputContainer, head: Any) -> float:
     """Seconds from a video's first image to its first audio (`head`, a frame); 0 for a file without moving images."""
-    import av
-
-    images = next((stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic), None)
+    images = next(iter(_moving(container)), None)
     if images is None or images.start_time is None or images.time_base is None or head is None or head.time is None:
         return 0.0
     return float(head.time - images.start_time * images.time_base)

@@ -22,8 +22,8 @@ from flows.running.run import rows_left_out
 from infra.garbage import ENTRIES
 from infra.step import AnyloomError
 from mmcore.stores.shards import REASONS, ShardSet
-from pipelines.shards.config import ShardsConfig
 from pipelines.shards.addresses import is_public
+from pipelines.shards.config import ShardsConfig
 from pipelines.shards.download import FetchPolicy
 from pipelines.shards.errors import FetchError
 from pipelines.shards.fetch import fetch
