@@ -18,7 +18,9 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from mmcore.media.containers import ends_early, flac_samples
+from mmcore.media.formats import FORMATS, IMAGE, extension_of, listed
 from mmcore.media.timeline import Timeline, upright, upright_size
+from mmcore.media.waves import mono
 
 if TYPE_CHECKING:
     import av
@@ -61,41 +63,24 @@ class Probe:
     duration_s: float = 0.0
 
 
-_VISUAL, _AUDIO, _BOTH = ("image",), ("audio",), ("video", "audio")
-
-
 def sniff(data: bytes) -> tuple[str, tuple[str, ...]]:
     """(file extension, modalities it can hold) from the leading bytes. Raises MediaError: empty_file, not_media."""
     if not data:
         raise MediaError("empty_file", "0 bytes")
-    head = data[:16]
-    for magic, ext, modalities in (
-        (b"\x89PNG\r\n\x1a\n", "png", _VISUAL),
-        (b"\xff\xd8\xff", "jpg", _VISUAL),
-        (b"GIF8", "gif", _VISUAL),
-        (b"BM", "bmp", _VISUAL),
-        (b"OggS", "ogg", _BOTH),
-        (b"fLaC", "flac", _AUDIO),
-        (b"ID3", "mp3", _AUDIO),
-        (b"\x1aE\xdf\xa3", "webm", _BOTH),
-    ):
-        if head.startswith(magic):
-            return ext, modalities
-    if head[:4] == b"RIFF" and head[8:12] in (b"WAVE", b"WEBP", b"AVI "):
-        return {b"WAVE": ("wav", _AUDIO), b"WEBP": ("webp", _VISUAL), b"AVI ": ("avi", _BOTH)}[head[8:12]]
-    if head[4:8] == b"ftyp":
-        return ("m4a", _AUDIO) if head[8:11] == b"M4A" else ("mp4", _BOTH)
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
-        return "mp3", _AUDIO
-    start = data[:12].decode("latin-1").encode("unicode_escape").decode()
-    raise MediaError("not_media", f"unknown file type, starts with '{start}'")
+    ext = extension_of(data)
+    if ext == "heic":
+        raise MediaError("not_media", f"HEIC images are not read: convert them to one of {listed('image')}")
+    if ext is None:
+        start = data[:12].decode("latin-1").encode("unicode_escape").decode()
+        raise MediaError("not_media", f"unknown file type, starts with '{start}'")
+    return ext, FORMATS[ext]
 
 
 def probe(data: bytes, modality: str) -> Probe:
     """Decode the whole medium once and say what it is. modality: image, video or audio. Raises MediaError."""
     ext, modalities = sniff(data)
     if modality not in modalities:
-        raise MediaError("not_media", f"a {ext} file cannot be {modality}")
+        raise MediaError("not_media", f"a {ext} file cannot be {modality}, which is one of {listed(modality)}")
     if modality == "image":
         width, height = decode_image(data).size
         return Probe(ext=ext, width=width, height=height)
@@ -121,7 +106,7 @@ def decode_text(data: bytes) -> str:
 def decode_image(data: bytes) -> Image.Image:
     """The (first) image as RGB, upright, composited on white. Raises MediaError."""
     ext, modalities = sniff(data)
-    if modalities != _VISUAL:
+    if modalities != IMAGE:
         raise MediaError("not_media", f"a {ext} file is no picture")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it for its whole process; half an image must stay an error here
     try:
@@ -147,7 +132,10 @@ def _image_error(data: bytes, ext: str, error: Exception) -> MediaError:
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 or 32 bit grey: PIL's own conversion clips at 255
         grey = np.asarray(image, dtype=np.int64)
-        return Image.fromarray(np.clip(grey >> 8 if grey.max(initial=0) > 255 else grey, 0, 255).astype(np.uint8)).convert("RGB")
+        shift = 8 if image.mode.startswith("I;16") or image.format == "PNG" else 23  # the range of the type, whatever the values are
+        return Image.fromarray(np.clip(grey >> shift, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise MediaError("decode", "grey values are floating-point numbers, whose range no file says: convert it to 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -305,7 +293,7 @@ def _decode_samples(data: bytes, hz: int | None, max_seconds: float, start_s: fl
         head = next(frames, None)
         at = round((_delay_s(container, head) - start_s) * rate)  # of the next sample, counted from the start of the span
         pieces = [np.zeros(min(max(at, 0), limit), np.float32)]
-        for piece in _mono(frames if head is None else chain([head], frames), rate):
+        for piece in mono(frames if head is None else chain([head], frames), rate):
             if at + piece.size > 0:
                 pieces.append(piece[max(0, -at) :])
             at += piece.size
@@ -325,30 +313,6 @@ def _delay_s(container: av.container.InputContainer, head: Any) -> float:
     if images is None or images.start_time is None or images.time_base is None or head is None or head.time is None:
         return 0.0
     return float(head.time - images.start_time * images.time_base)
-
-
-def _mono(frames: Iterator[Any], hz: int) -> Iterator[np.ndarray]:
-    """Samples at `hz`, the mean of the channels, piece by piece; a track may change its rate or channels on the way.
-
-    Packed samples: PyAV reads outside of the memory of planar ones with more than 8 channels.
-    """
-    import av
-
-    resampler, before = av.AudioResampler(format="flt", rate=hz), None
-    for frame in _then_flush(frames):
-        form = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
-        pieces: list[Any] = []
-        if form != before:
-            pieces += resampler.resample(None)
-            resampler, before = av.AudioResampler(format="flt", rate=hz), form
-        if frame is not None:
-            pieces += resampler.resample(frame)
-        yield from (piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(axis=1) for piece in pieces)
-
-
-def _then_flush(frames: Iterator[Any]) -> Iterator[Any]:
-    yield from frames
-    yield None
 
 
 def _probe_audio(data: bytes, ext: str) -> Probe:
