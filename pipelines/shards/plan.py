@@ -54,8 +54,9 @@ def run(ctx: StepContext[ShardsConfig]) -> Mapping[str, Any]:
     note_entries(ctx.work, ctx.stores, (task.entry for task in tasks))
     missing = [task for task in tasks if usable_entry(task.entry, ctx.force) is None]
     if ctx.force:
-        tasks = [task if task in missing else _again(task) for task in tasks]
-        missing = [task for task in tasks if read_entry(task.entry) is None]
+        unusable = {task.entry for task in missing}
+        tasks = [task if task.entry in unusable else _again(task) for task in tasks]
+        missing = [task for task in tasks if task.entry in unusable or task.earlier is not None]
         note_entries(ctx.work, ctx.stores, (entry for task in tasks for entry in (task.entry, task.earlier) if entry is not None))
     _check_room(missing, ctx.stores)
     done = len(rows) - sum(len(task.rows) for task in missing)
