@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -84,13 +84,12 @@ class Timeline:
 
 def turn_of(frame: av.VideoFrame) -> Image.Transpose | None:
     """What turns a decoded frame upright, by the display matrix that came with it; None: it is upright, or leans by less than a quarter."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
-            largest = max(abs(a), abs(b), abs(c), abs(d), 1)
-            a, b, c, d = (round(value / largest) for value in (a, b, c, d))
-            return TURNS.get((a, b, c, d))
-    return None
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
+    largest = max(abs(a), abs(b), abs(c), abs(d), 1)
+    return TURNS.get((round(a / largest), round(b / largest), round(c / largest), round(d / largest)))
 
 
 def upright(frame: av.VideoFrame) -> Image.Image:
