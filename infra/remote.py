@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from infra.artifact import ARTIFACT_RECORD, ArtifactRecord, read_record, verify
 from infra.entries import Pin, below, damage, inside, pins, read_entry
 from infra.garbage import note_entries
+from infra.secrets import without_login, without_secrets
 from infra.step import AnyloomError
 from infra.storage import RECORD, disk_errors, list_files, new_staging, publish_dir, set_aside
 
@@ -59,9 +60,9 @@ class Remote:
         try:
             self.fs, self.base = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
-            raise AnyloomError(f"--remote {url}: {error} (for s3:// install the extra: anyloom[s3])") from error
+            raise AnyloomError(f"--remote {without_login(url)}: {without_secrets(str(error))} (for s3:// install the extra: anyloom[s3])") from error
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
-        self.url, self._made = url.rstrip("/"), set[str]()
+        self.url, self._made = without_login(url).rstrip("/"), set[str]()
         self._local, self._flat = "file" in protocols, bool(protocols & OBJECT_STORES)
 
     def exists(self, relative: str) -> bool:
@@ -154,10 +155,11 @@ class Remote:
             except (AnyloomError, FileNotFoundError, TypeError):
                 raise  # no answer of the network
             except PermissionError as error:
-                raise AnyloomError(f"{self.url}/{relative}: access was denied ({error}): check the credentials") from error
+                raise AnyloomError(f"{self.url}/{relative}: access was denied ({without_secrets(str(error))}): check the credentials") from error
             except Exception as error:  # every file system has errors of its own
                 if attempt == TRIES:
-                    raise RemoteError(f"{self.url}/{relative} cannot be reached ({type(error).__name__}: {error}), tried {TRIES} times") from error
+                    said = f"{type(error).__name__}: {without_secrets(str(error))}"
+                    raise RemoteError(f"{self.url}/{relative} cannot be reached ({said}), tried {TRIES} times") from error
                 time.sleep(FIRST_WAIT_S * 3 ** (attempt - 1) * random.uniform(1, 1.5))
         raise AssertionError
 

@@ -46,11 +46,23 @@ class HfAudioEncoder(BatchedEncoder):
         self._front = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> dict[str, torch.Tensor]:
-        """Bytes -> the model's inputs."""
+        """Bytes -> the model's inputs; HuBERT's are padded with silence to its shortest window."""
         rate = self._front.sampling_rate
         longest = min(self.spec.max_seconds, self._front.max_length_s) if self._family == "clap" else self.spec.max_seconds
         samples = resample(*decode_waveform(data, longest, start_s, end_s), rate)
-        return dict(self._front(samples, sampling_rate=rate, return_tensors="pt"))
+        inputs = dict(self._front(samples, sampling_rate=rate, return_tensors="pt"))
+        if self._family == "hubert":
+            short = max(0, self._shortest - inputs["input_values"].shape[-1])
+            inputs = {name: functional.pad(value, (0, short)) for name, value in inputs.items()}
+        return inputs
+
+    @property
+    def _shortest(self) -> int:
+        """Samples of the shortest audio clip that gives HuBERT one frame."""
+        samples = 1
+        for kernel, stride in zip(reversed(self._model.config.conv_kernel), reversed(self._model.config.conv_stride), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return int(samples)
 
     @torch.inference_mode()
     def forward(self, items: Sequence[dict[str, torch.Tensor]]) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ from mmcore.encoder_config import HfImage, HfVideo
 from mmcore.encoders.base import BatchedEncoder
 from mmcore.encoders.hf import load_part
 from mmcore.encoders.pooling import pool_grid
-from mmcore.encoders.squares import padded_square
+from mmcore.encoders.squares import padded_square, refuse_thin
 from mmcore.media.decode import decode_image
 from mmcore.media.scenes import sample_frames
 
@@ -110,7 +110,7 @@ class HfImageEncoder(HfVisionEncoder):
 
     def prepare_image(self, image: Image.Image) -> torch.Tensor:
         """RGB -> [3, H, W]."""
-        return self._pixels([padded_square(image, self._processor.image_mean) if self.spec.pad else image])[0]
+        return self._pixels([padded_square(image, self._processor.image_mean) if self.spec.pad else refuse_thin(image)])[0]
 
     def prepare_tile(self, tile: Image.Image) -> torch.Tensor:
         """RGB of the model's own size -> [3, H, W], all of it: DINOv2's processor would cut off the rim."""
@@ -132,7 +132,8 @@ class HfVideoEncoder(HfVisionEncoder):
 
     def prepare(self, data: bytes, start_s: float = 0.0, end_s: float | None = None) -> torch.Tensor:
         """Bytes -> [frames, 3, H, W]."""
-        return self._pixels(sample_frames(data, self.spec.frames, self.spec.sampling, start_s, end_s))
+        frames = sample_frames(data, self.spec.frames, self.spec.sampling, start_s, end_s)
+        return self._pixels([refuse_thin(frame) for frame in frames])
 
     @torch.inference_mode()
     def forward(self, items: Sequence[torch.Tensor]) -> list[np.ndarray]:

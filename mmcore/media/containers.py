@@ -18,7 +18,7 @@ def ends_early(data: bytes, ext: str) -> bool:
     if ext in ("wav", "webp", "avi"):
         size = int.from_bytes(data[4:8], "little")
         return 0 < size < 0xFFFFFF00 and size + 8 > len(data) + 1
-    if ext in ("mp4", "m4a"):
+    if ext in ("mp4", "m4a", "avif"):
         return _boxes_end_early(data)
     return ext == "ogg" and _last_ogg_page_ends_early(data)
 

@@ -18,6 +18,9 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from mmcore.media.containers import ends_early, flac_samples
+from mmcore.media.formats import FORMATS, IMAGE, extension_of, listed
+from mmcore.media.timeline import Timeline, upright, upright_size
+from mmcore.media.waves import mono
 
 if TYPE_CHECKING:
     import av
@@ -60,41 +63,24 @@ class Probe:
     duration_s: float = 0.0
 
 
-_VISUAL, _AUDIO, _BOTH = ("image",), ("audio",), ("video", "audio")
-
-
 def sniff(data: bytes) -> tuple[str, tuple[str, ...]]:
     """(file extension, modalities it can hold) from the leading bytes. Raises MediaError: empty_file, not_media."""
     if not data:
         raise MediaError("empty_file", "0 bytes")
-    head = data[:16]
-    for magic, ext, modalities in (
-        (b"\x89PNG\r\n\x1a\n", "png", _VISUAL),
-        (b"\xff\xd8\xff", "jpg", _VISUAL),
-        (b"GIF8", "gif", _VISUAL),
-        (b"BM", "bmp", _VISUAL),
-        (b"OggS", "ogg", _BOTH),
-        (b"fLaC", "flac", _AUDIO),
-        (b"ID3", "mp3", _AUDIO),
-        (b"\x1aE\xdf\xa3", "webm", _BOTH),
-    ):
-        if head.startswith(magic):
-            return ext, modalities
-    if head[:4] == b"RIFF" and head[8:12] in (b"WAVE", b"WEBP", b"AVI "):
-        return {b"WAVE": ("wav", _AUDIO), b"WEBP": ("webp", _VISUAL), b"AVI ": ("avi", _BOTH)}[head[8:12]]
-    if head[4:8] == b"ftyp":
-        return ("m4a", _AUDIO) if head[8:11] == b"M4A" else ("mp4", _BOTH)
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
-        return "mp3", _AUDIO
-    start = data[:12].decode("latin-1").encode("unicode_escape").decode()
-    raise MediaError("not_media", f"unknown file type, starts with '{start}'")
+    ext = extension_of(data)
+    if ext == "heic":
+        raise MediaError("not_media", f"HEIC images are not read: convert them to one of {listed('image')}")
+    if ext is None:
+        start = data[:12].decode("latin-1").encode("unicode_escape").decode()
+        raise MediaError("not_media", f"unknown file type, starts with '{start}'")
+    return ext, FORMATS[ext]
 
 
 def probe(data: bytes, modality: str) -> Probe:
     """Decode the whole medium once and say what it is. modality: image, video or audio. Raises MediaError."""
     ext, modalities = sniff(data)
     if modality not in modalities:
-        raise MediaError("not_media", f"a {ext} file cannot be {modality}")
+        raise MediaError("not_media", f"a {ext} file cannot be {modality}, which is one of {listed(modality)}")
     if modality == "image":
         width, height = decode_image(data).size
         return Probe(ext=ext, width=width, height=height)
@@ -120,7 +106,7 @@ def decode_text(data: bytes) -> str:
 def decode_image(data: bytes) -> Image.Image:
     """The (first) image as RGB, upright, composited on white. Raises MediaError."""
     ext, modalities = sniff(data)
-    if modalities != _VISUAL:
+    if modalities != IMAGE:
         raise MediaError("not_media", f"a {ext} file is no picture")
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval sets it for its whole process; half an image must stay an error here
     try:
@@ -146,7 +132,10 @@ def _image_error(data: bytes, ext: str, error: Exception) -> MediaError:
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 or 32 bit grey: PIL's own conversion clips at 255
         grey = np.asarray(image, dtype=np.int64)
-        return Image.fromarray(np.clip(grey >> 8 if grey.max(initial=0) > 255 else grey, 0, 255).astype(np.uint8)).convert("RGB")
+        shift = 8 if image.mode.startswith("I;16") or image.format == "PNG" else 23  # the range of the type, whatever the values are
+        return Image.fromarray(np.clip(grey >> shift, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise MediaError("decode", "grey values are floating-point numbers, whose range no file says: convert it to 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -169,7 +158,7 @@ def _opened(data: bytes, modality: str) -> Iterator[tuple[av.container.InputCont
         raise MediaError("truncated", f"{ext} of {len(data)} bytes: data ends early")
     try:
         with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
-            streams = container.streams.video if modality == "video" else container.streams.audio
+            streams = _moving(container) if modality == "video" else container.streams.audio
             if not streams:
                 raise NoTrackError("not_media", f"{ext} without a {modality} stream")
             if streams[0].codec_context is None:
@@ -180,14 +169,37 @@ def _opened(data: bytes, modality: str) -> Iterator[tuple[av.container.InputCont
         raise MediaError("decode", f"{ext} of {len(data)} bytes: {error.strerror or type(error).__name__}") from error
 
 
-def map_video_frames(data: bytes, function: Callable[[av.VideoFrame], T]) -> tuple[list[T], float]:
-    """(function of every frame in time order, frames per second). Only one frame is held at a time. Raises MediaError."""
+def _moving(container: av.container.InputContainer) -> list[Any]:
+    """The streams of moving images; a cover is none."""
+    import av
+
+    return [stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic]
+
+
+def map_video_frames(data: bytes, function: Callable[[av.VideoFrame], T]) -> tuple[list[T], Timeline]:
+    """(function of every frame in time order, when they are shown). Only one frame is held at a time. Raises MediaError."""
+    found: list[T] = []
+    times: list[float | None] = []
+    last_s = 0.0
     with _opened(data, "video") as (container, stream):
-        hz = float(stream.average_rate or stream.guessed_rate or 25)
-        found = [function(frame) for frame in _frames(container, stream)]
+        hz = _frames_hz(stream)
+        for frame in _frames(container, stream):
+            found.append(function(frame))
+            times.append(frame.time)
+            last_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+        listed_s = _listed_s(stream)
     if not found:
         raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
-    return found, hz
+    return found, Timeline.of(times, hz, last_s, listed_s)
+
+
+def _listed_s(stream: Any) -> float:
+    """How long a track is by its own header, 0 when that does not say."""
+    return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+
+
+def _frames_hz(stream: Any) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
@@ -201,15 +213,11 @@ def _frames(container: av.container.InputContainer, stream: Any) -> Iterator[av.
 
 
 def _probe_video(data: bytes, ext: str) -> Probe:
-    with _opened(data, "video") as (container, stream):
-        count, last, width, height = 0, 0.0, 0, 0
-        for frame in _frames(container, stream):
-            count, width, height = count + 1, frame.width, frame.height
-            last = max(last, frame.time or 0.0)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-    if count == 0:
-        raise MediaError("decode", f"{ext} of {len(data)} bytes: no frame")
-    return Probe(ext=ext, width=width, height=height, duration_s=round(max(last + 1 / rate, count / rate if last == 0 else 0.0), 3))
+    shown, timeline = map_video_frames(data, lambda frame: (upright_size(frame), frame.time or 0.0))
+    (width, height), rate = shown[-1][0], timeline.frames_hz
+    last = max(time for _, time in shown)
+    even_s = max(last + 1 / rate, len(shown) / rate if last == 0 else 0.0)
+    return Probe(ext=ext, width=width, height=height, duration_s=round(even_s if timeline.is_even else timeline.end_s, 3))
 
 
 def decode_video_frames(data: bytes, frames: int, start_s: float = 0.0, end_s: float | None = None) -> list[Image.Image]:
@@ -223,15 +231,24 @@ def decode_video_frames(data: bytes, frames: int, start_s: float = 0.0, end_s: f
 
 
 def choose_video_frames(data: bytes, choose: Callable[[int, float], Sequence[int]]) -> list[Image.Image]:
-    """RGB images at the indices that `choose` gives for (number of frames, frames per second), in its order. Raises MediaError."""
+    """RGB images at the indices that `choose` gives for (number of frames, frames per second), in its order, turned upright. Raises MediaError.
+
+    Of a video of variable frame rate, frames are those it would have at the constant rate of FINE_HZ.
+    """
+    times: list[float | None] = []
+    latest, last_s = -1.0, 0.0
     with _opened(data, "video") as (container, stream):
-        expected = sum(1 for packet in container.demux(stream) if packet.size)
-        hz = float(stream.average_rate or stream.guessed_rate or 25)
-    picked, seen = pick_video_frames(data, choose(expected, hz))
-    if seen == 0:
-        raise MediaError("decode", f"clip of {len(data)} bytes: no frame")
-    if seen != expected:  # packets that give no image, or images without a packet of their own
-        picked, seen = pick_video_frames(data, choose(seen, hz))
+        for packet in container.demux(stream):
+            if packet.size:
+                time = None if packet.pts is None or packet.time_base is None else float(packet.pts * packet.time_base)
+                times.append(time)
+                if time is not None and time >= latest:
+                    latest, last_s = time, float(packet.duration * packet.time_base) if packet.duration and packet.time_base else 0.0
+        expected = Timeline.of(times, _frames_hz(stream), last_s, _listed_s(stream))
+    picked, seen = pick_video_frames(data, [expected.frame_of(slot) for slot in choose(expected.count, expected.hz)])
+    if seen != len(times) or not seen:  # packets that give no image, or images without a packet of their own
+        _, timeline = map_video_frames(data, lambda frame: None)
+        picked, _ = pick_video_frames(data, [timeline.frame_of(slot) for slot in choose(timeline.count, timeline.hz)])
     return picked
 
 
@@ -242,14 +259,14 @@ def span(count: int, hz: float, start_s: float, end_s: float | None) -> tuple[in
 
 
 def pick_video_frames(data: bytes, wanted: Sequence[int]) -> tuple[list[Image.Image], int]:
-    """(RGB images at those of the wanted indices that there are, in the given order; frames seen in all). Raises MediaError."""
+    """(RGB images, upright, at those of the wanted indices that there are, in the given order; frames seen in all). Raises MediaError."""
     found: dict[int, Image.Image] = {}
     seen = 0
     with _opened(data, "video") as (container, stream):
         for index, frame in enumerate(_frames(container, stream)):
             seen = index + 1
             if index in wanted:
-                found[index] = frame.to_image()
+                found[index] = upright(frame)
     return [found[i] for i in wanted if i in found], seen
 
 
@@ -276,7 +293,7 @@ def _decode_samples(data: bytes, hz: int | None, max_seconds: float, start_s: fl
         head = next(frames, None)
         at = round((_delay_s(container, head) - start_s) * rate)  # of the next sample, counted from the start of the span
         pieces = [np.zeros(min(max(at, 0), limit), np.float32)]
-        for piece in _mono(frames if head is None else chain([head], frames), rate):
+        for piece in mono(frames if head is None else chain([head], frames), rate):
             if at + piece.size > 0:
                 pieces.append(piece[max(0, -at) :])
             at += piece.size
@@ -292,36 +309,10 @@ def _decode_samples(data: bytes, hz: int | None, max_seconds: float, start_s: fl
 
 def _delay_s(container: av.container.InputContainer, head: Any) -> float:
     """Seconds from a video's first image to its first audio (`head`, a frame); 0 for a file without moving images."""
-    import av
-
-    images = next((stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic), None)
+    images = next(iter(_moving(container)), None)
     if images is None or images.start_time is None or images.time_base is None or head is None or head.time is None:
         return 0.0
     return float(head.time - images.start_time * images.time_base)
-
-
-def _mono(frames: Iterator[Any], hz: int) -> Iterator[np.ndarray]:
-    """Samples at `hz`, the mean of the channels, piece by piece; a track may change its rate or channels on the way.
-
-    Packed samples: PyAV reads outside of the memory of planar ones with more than 8 channels.
-    """
-    import av
-
-    resampler, before = av.AudioResampler(format="flt", rate=hz), None
-    for frame in _then_flush(frames):
-        form = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
-        pieces: list[Any] = []
-        if form != before:
-            pieces += resampler.resample(None)
-            resampler, before = av.AudioResampler(format="flt", rate=hz), form
-        if frame is not None:
-            pieces += resampler.resample(frame)
-        yield from (piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(axis=1) for piece in pieces)
-
-
-def _then_flush(frames: Iterator[Any]) -> Iterator[Any]:
-    yield from frames
-    yield None
 
 
 def _probe_audio(data: bytes, ext: str) -> Probe:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mmcore.media.decode import decode_video_frames, map_video_frames, pick_video_frames, span
+from mmcore.media.timeline import Timeline
 
 if TYPE_CHECKING:
     import av
@@ -40,15 +41,16 @@ def sample_frames(data: bytes, frames: int, sampling: str = "uniform", start_s: 
     """
     if sampling == "uniform":
         return decode_video_frames(data, frames, start_s, end_s)
-    changes, hz = frame_changes(data)
-    first, last = span(len(changes), hz, start_s, end_s)
-    cuts = [first + cut for cut in find_cuts(changes[first:last], hz)]
-    images, _ = pick_video_frames(data, scene_frames([first, *cuts, last], frames))
+    changes, shown = frame_changes(data)
+    first, last = span(shown.count, shown.hz, start_s, end_s)
+    start = shown.frame_of(first)
+    cuts = [shown.slot_of(start + cut) for cut in find_cuts(changes[start : shown.frame_of(last - 1) + 1], shown.frames_hz)]
+    images, _ = pick_video_frames(data, [shown.frame_of(slot) for slot in scene_frames([first, *cuts, last], frames)])
     return images
 
 
-def frame_changes(data: bytes) -> tuple[np.ndarray, float]:
-    """(difference of every frame to the one before, float64 [frames], 0 at first; frames per second). Raises MediaError."""
+def frame_changes(data: bytes) -> tuple[np.ndarray, Timeline]:
+    """(difference of every frame to the one before, float64 [frames], 0 at first; when they are shown). Raises MediaError."""
     from av.video.reformatter import Interpolation, VideoReformatter
 
     reformatter, before = VideoReformatter(), np.empty(0, np.int16)
@@ -60,8 +62,8 @@ def frame_changes(data: bytes) -> tuple[np.ndarray, float]:
         before = small
         return change
 
-    changes, hz = map_video_frames(data, change)
-    return np.array(changes), hz
+    changes, shown = map_video_frames(data, change)
+    return np.array(changes), shown
 
 
 def find_cuts(changes: np.ndarray, hz: float) -> list[int]:

@@ -64,7 +64,7 @@ def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mappin
         name=f"manifest_{group}",
         run="pipelines.shards.manifest:run",
         config=ManifestConfig(datasets=datasets),
-        revision=2 if group == "instruct" else 1,  # 2: records that do not fit are rows with a reason
+        revision=3 if group == "instruct" else 2,  # the last of both: addresses without credentials; instruct, 2: records that do not fit are rows
         inputs=lists,
         sources=own,
     )

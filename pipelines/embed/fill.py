@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from infra.storage import read_json, write_atomic, write_parquet
 from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import ROWS_SCHEMA
 from mmcore.stores.features import computed_dtype
+from mmcore.stores.shards import LEDGER_SCHEMA
 from pipelines.embed.pool import build_parts
 from pipelines.embed.space import Space
 from pipelines.embed.worker import Item, PartTask
@@ -42,7 +44,7 @@ def embed_items(spec: EncoderConfig, modality: str, keys: Mapping[str, str], ite
         space = space.without_damage()
     if space.damaged:
         raise AnyloomError(f"{next(iter(space.damaged.values())).partition(': run ')[0]}: run {ctx.name} again with --force {ctx.name}")
-    tasks = _tasks(_plan(items, space, spec, ctx.work / "plan.json"), items, space, ctx.work)
+    tasks = _tasks(_plan(items, space, spec, ctx.work / "plan.json", ctx.force), items, space, ctx.work)
     note_entries(ctx.work, ctx.stores, [*(task.entry for task in tasks), *(space.part(space.located[a][0]) for a in items if a in space.located)])
     missing = [task for task in tasks if read_entry(task.entry) is None]
     encoded = sum(len(task.items) for task in missing)
@@ -68,9 +70,10 @@ def embed_items(spec: EncoderConfig, modality: str, keys: Mapping[str, str], ite
     return result
 
 
-def _plan(items: Mapping[str, Item], space: Space, spec: EncoderConfig, path: Path) -> dict[str, Any]:
-    """{space, batch, parts}: parts to encode, as lists of addresses: the saved plan as long as it still covers what is missing, else a new one, saved first."""
-    missing = sorted(set(items) - set(space.located))
+def _plan(items: Mapping[str, Item], space: Space, spec: EncoderConfig, path: Path, force: bool) -> dict[str, Any]:
+    """{space, batch, parts}: parts to encode, as lists of addresses: the saved plan as long as it still covers what is missing, else a new one, saved first.
+    What the encoder could not take is tried again when that is forced."""
+    missing = sorted(set(items) - set(space.located) - (set() if force else set(space.left_out)))
     if path.exists():
         plan: dict[str, Any] = read_json(path)
         planned = {address for part in plan["parts"] for address in part}
@@ -103,17 +106,29 @@ def _tasks(plan: Mapping[str, Any], items: Mapping[str, Item], space: Space, wor
 
 
 def _write_artifact(space: Space, modality: str, keys: Mapping[str, str], ctx: StepContext[object]) -> Mapping[str, Any]:
-    """generation.json and rows.parquet (sorted by key), from what the store holds now. Returns the counts."""
+    """generation.json, rows.parquet (sorted by key) and, where media are left out, ledger.parquet, from what the store holds now. Returns the counts."""
     rows: list[dict[str, Any]] = []
+    left: list[dict[str, Any]] = []
     for key, address in sorted(keys.items()):
+        if address not in space.located and address in space.left_out:
+            left.append({"key": key, "status": "failed", **dict(zip(("reason", "detail"), space.left_out[address], strict=True)), "attempts": 1})
+            continue
         if address not in space.located:
             raise AnyloomError(f"the features of {key} vanished from {space.directory} while the step ran: run the same command again")
         rows.append({"key": key, "media_sha256": address, **dict(zip(("part", "offset", "length"), space.located[address], strict=True))})
+    if left and not rows:
+        raise AnyloomError(
+            f"{ctx.name}: the encoder takes none of the {len(left)} samples; the first is {left[0]['key']}: {left[0]['reason']}: {left[0]['detail']}"
+        )
     used = sorted({row["part"] for row in rows})
     entries = [{"path": space.part(name).relative_to(ctx.stores).as_posix(), "digest": space.records[name]["digest"]} for name in used]
     write_parquet(pa.Table.from_pylist(rows, ROWS_SCHEMA), ctx.output / "rows.parquet")
     generation = {"space": space.description, "modality": modality, "entries": entries}
     write_atomic(ctx.output / "generation.json", json.dumps(generation, indent=1, sort_keys=True))
-    lengths = {address: space.located[address][2] for address in keys.values()}
+    lengths = {row["media_sha256"]: row["length"] for row in rows}
     width = space.description["spec"]["width"]
-    return {"samples": len(rows), "media": len(lengths), "tokens": sum(lengths.values()), "parts": len(used), "width": width}
+    lost: dict[str, Any] = {}
+    if left:
+        write_parquet(pa.Table.from_pylist(left, LEDGER_SCHEMA), ctx.output / "ledger.parquet")
+        lost = {"rows": len(keys), "failed": len(left), "reasons": dict(sorted(Counter(row["reason"] for row in left).items()))}
+    return {**lost, "samples": len(rows), "media": len(lengths), "tokens": sum(lengths.values()), "parts": len(used), "width": width}

@@ -19,6 +19,7 @@ from infra.step import AnyloomError
 from infra.storage import read_json, set_aside, write_atomic
 from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import PART_SCHEMA, space_fields
+from pipelines.embed.worker import LEFT_OUT
 
 SPACES = "embeddings"
 """Directory of the spaces below the stores."""
@@ -33,6 +34,8 @@ class Space:
         """address -> (part, offset, length). A medium that two builds encoded at the same time counts in the first part by name."""
         self.records: dict[str, dict[str, Any]] = {}
         """Committed parts by name -> their record."""
+        self.left_out: dict[str, tuple[str, str]] = {}
+        """address -> (reason, detail) of media that the encoder cannot take."""
         self.damaged: dict[str, str] = {}
         """Parts that cannot be read by name -> why."""
 
@@ -65,11 +68,13 @@ class Space:
             try:
                 record = read_entry(self.part(name))
                 rows = intact(self.part(name), "rows.parquet") if record is not None else None
+                left = read_json(intact(self.part(name), LEFT_OUT)) if record is not None and (self.part(name) / LEFT_OUT).exists() else {}
             except AnyloomError as error:
                 self.damaged[name] = str(error)
                 continue
             if record is not None:
                 self.records[name] = record
+                self.left_out |= {address: (reason, detail) for address, (reason, detail) in left.items()}
                 columns = pq.read_table(rows, schema=PART_SCHEMA).to_pydict()
                 for address, offset, length in zip(columns["media_sha256"], columns["offset"], columns["length"], strict=True):
                     self.located[address] = min(self.located.get(address, (name, offset, length)), (name, offset, length))

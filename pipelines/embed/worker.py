@@ -2,7 +2,7 @@
 
 Owns the loop read -> decode -> encode -> commit. On a CPU every torch call of an encoder uses one thread, and a part's batches are fixed by its task, so
 the bytes are the same with one worker or many, with Ray or without. When memory runs out the batch is halved, for the rest of this worker's life, and
-the part's record says so.
+the part's record says so. A medium that the encoder cannot take is left out of its part, which says why; the others go on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.metadata
 import io
+import json
 import shutil
 import sys
 import time
@@ -33,9 +34,13 @@ from mmcore.encoder_config import EncoderConfig
 from mmcore.encoders import load_encoder
 from mmcore.media.decode import MediaError
 from mmcore.stores.embeddings import PART_SCHEMA
-from mmcore.stores.features import pack, relative_error
+from mmcore.stores.features import computed_dtype, pack, relative_error
 from mmcore.stores.shards import ShardSet
 
+LEFT_OUT = "left_out.json"
+"""In a part that has any: address -> [reason, detail] of what the encoder cannot take."""
+NOT_ENCODABLE = "not_encodable"
+"""Reason of a medium that decodes, but that the encoder fails on; the others are those of a MediaError."""
 AHEAD = 2
 """Batches read (beside a GPU: and decoded) ahead of the encoder."""
 RECORDED = ("torch", "timm", "transformers", "diffusers", "av", "pillow", "numpy")
@@ -99,14 +104,24 @@ class PartBuilder:
         self._batch = sys.maxsize
         """Largest batch that has not run out of memory."""
         self._encode_s = 0.0
+        self._left: dict[str, tuple[str, str]] = {}
+        """Address -> (reason, detail) of what the encoder cannot take, of the part that is being built."""
+        self._failure: Exception | None = None
+        """What the encoder raised last for one medium of that part."""
 
     def build(self, task: PartTask) -> PartDone:
-        """Encode and commit one part. Raises AnyloomError when an item cannot be decoded, one item needs more memory than there is, or the disk is full."""
+        """Encode and commit one part. What the encoder cannot take is left out, with its reason. Raises what the encoder
+        raises when it takes nothing of a part, AnyloomError when one item needs more memory than there is or the disk is full."""
         import torch
 
         torch.set_num_threads(1)  # the setting belongs to the thread that computes
         self._batch, self._encode_s = min(self._batch, task.batch), 0.0
+        self._left, self._failure = {}, None
         features = self._encode(task)
+        if self._failure is not None and not features and len(task.items) > 1:  # not one medium, but the encoder or the machine
+            if not out_of_memory(self._failure):
+                raise self._failure
+            raise AnyloomError(f"one item of {self._spec.kind} {self._spec.arch} needs more memory than {self._device} has") from self._failure
         shutil.rmtree(task.staging, ignore_errors=True)
         try:
             with disk_errors(task.entry):
@@ -119,7 +134,7 @@ class PartBuilder:
         return PartDone(items=len(features), encode_s=self._encode_s, batch=self._batch)
 
     def _encode(self, task: PartTask) -> list[np.ndarray]:
-        """Features [N_i, E] of every item; the threads stay AHEAD batches before the encoder."""
+        """Features [N_i, E] of every item that is not left out; the threads stay AHEAD batches before the encoder."""
         for generation in sorted({item.generation for item in task.items} - {"", *self._shards}):
             self._shards[generation] = ShardSet(Path(generation), self._stores)
         batches = iter([task.items[start : start + task.batch] for start in range(0, len(task.items), task.batch)])
@@ -130,7 +145,8 @@ class PartBuilder:
                 for batch in islice(batches, AHEAD):
                     waiting.append((batch, self._start(pool, batch)))
                 while waiting:
-                    prepared = self._prepared(*waiting.popleft())
+                    items, started = waiting.popleft()
+                    prepared = [(item, ready) for item, ready in zip(items, self._prepared(items, started), strict=True) if item.address not in self._left]
                     for batch in islice(batches, 1):
                         waiting.append((batch, self._start(pool, batch)))
                     features += self._forward(prepared)
@@ -150,20 +166,28 @@ class PartBuilder:
             return [future.result() for future in started]
         return [self._prepare(item, data) for item, data in zip(batch, started[0].result(), strict=True)]
 
-    def _forward(self, prepared: Sequence[Any]) -> list[np.ndarray]:
-        """Features of prepared items, the batch halved as long as memory does not suffice."""
+    def _forward(self, prepared: list[tuple[Item, Any]]) -> list[np.ndarray]:
+        """Features of prepared items, the batch halved as long as memory does not suffice. One that fails alone is left out, and the batch is what it was."""
         features: list[np.ndarray] = []
         started = time.monotonic()
-        while len(features) < len(prepared):
+        whole, at, alone = self._batch, 0, 0
+        while at < len(prepared):
+            some = prepared[at : at + (1 if at < alone else self._batch)]
             try:
-                features += self._encoder.forward(prepared[len(features) : len(features) + self._batch])
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
+                features += self._encoder.forward([ready for _, ready in some])
+            except (MemoryError, RuntimeError, ValueError) as error:
+                if not is_of_one_medium(error):
                     raise
-                if self._batch == 1:
-                    raise AnyloomError(f"one item of {self._spec.kind} {self._spec.arch} needs more memory than {self._device} has: {error}") from error
-                self._batch = max(1, min(self._batch, len(prepared)) // 2)
+                if len(some) == 1:
+                    self._failure = error
+                    self._left[some[0][0].address] = why_left_out(error, self._spec, self._device)
+                    at, self._batch = at + 1, whole
+                elif out_of_memory(error):
+                    self._batch = max(1, min(self._batch, len(some)) // 2)
+                else:
+                    alone = at + len(some)
             else:
+                at += len(some)
                 continue
             free_device_memory()
         self._encode_s += time.monotonic() - started
@@ -178,14 +202,18 @@ class PartBuilder:
         try:
             return self._encoder.prepare(data, item.start_s, item.end_s)
         except MediaError as error:
-            raise AnyloomError(
-                f"sample {item.value} cannot be decoded ({error}), though its shard took it in: run the shards step again with --force"
-            ) from error
+            self._left[item.address] = (error.reason, error.detail)
+        except (MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
+            if not is_of_one_medium(error):
+                raise
+            self._failure = error
+            self._left[item.address] = why_left_out(error, self._spec, "this machine")
+        return None
 
     def _write(self, task: PartTask, features: list[np.ndarray]) -> float:
         """The feature files [all tokens, E] and rows.parquet. Returns the relative error of the stored type."""
         lengths = np.array([len(rows) for rows in features], np.int64)
-        together = np.concatenate(features)
+        together = np.concatenate(features) if features else np.zeros((0, self._spec.width), computed_dtype(self._spec.dtype))
         if together.shape[1] != self._spec.width:
             raise ValueError(f"encoder {self._spec.arch} gave features of shape {together.shape}, the spec says {self._spec.width} channels")
         files = pack(together, self._spec.dtype)
@@ -193,9 +221,15 @@ class PartBuilder:
             buffer = io.BytesIO()
             np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)  # row after row, also when the encoder gave columns
             write_atomic(task.staging / name, buffer.getvalue())
-        columns = {"media_sha256": [item.address for item in task.items], "offset": np.cumsum(lengths) - lengths, "length": lengths}
+        columns = {
+            "media_sha256": [item.address for item in task.items if item.address not in self._left],
+            "offset": np.cumsum(lengths) - lengths,
+            "length": lengths,
+        }
         write_parquet(pa.table(columns, schema=PART_SCHEMA), task.staging / "rows.parquet")
-        return relative_error(together, files)
+        if self._left:
+            write_atomic(task.staging / LEFT_OUT, json.dumps(self._left, indent=1, sort_keys=True))
+        return relative_error(together, files) if features else 0.0
 
 
 @functools.cache
@@ -209,6 +243,19 @@ def out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def is_of_one_medium(error: BaseException) -> bool:
+    """False for what the device itself raises: nothing it says later is about the medium."""
+    return out_of_memory(error) or not (type(error).__name__ == "AcceleratorError" or "CUDA" in str(error) or "cuDNN" in str(error))
+
+
+def why_left_out(error: BaseException, spec: EncoderConfig, where: str) -> tuple[str, str]:
+    """(reason, one line) of a medium that an encoder cannot take."""
+    encoder = f"the encoder {spec.kind} {spec.arch}"
+    if out_of_memory(error):
+        return "too_large", f"{encoder} needs more memory for it than {where} has"
+    return NOT_ENCODABLE, f"{encoder} cannot take it ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
 
 
 def free_device_memory() -> None:

@@ -12,20 +12,26 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from infra.entries import commit_entry
+from infra.entries import commit_entry, read_entry
 from infra.fingerprint import canonical_json
+from infra.secrets import shown_address, without_secrets
 from infra.step import AnyloomError
 from infra.storage import write_parquet
 from mmcore.media.decode import MediaError, Probe, probe
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA, content_sha256
-from pipelines.shards.fetch import FetchError, FetchPolicy, fetch_counted
+from pipelines.shards.address_book import whole_address
+from pipelines.shards.download import FetchPolicy
+from pipelines.shards.errors import FetchError
+from pipelines.shards.fetch import fetch_counted
 from pipelines.shards.manifest import refusal
+from pipelines.shards.tries import EarlierTry
 
 OVERHEAD_BYTES = 4096
 """Room per sample for headers, texts and tables, on the safe side."""
@@ -44,11 +50,17 @@ class ShardTask:
     """Per row and input medium: sha256 as planned, or "" when it was not known (remote) or not readable."""
     base: Path
     """Relative uris start here."""
+    first: Path
+    """Entry of the shard's first try."""
     entry: Path
     """Where the entry is published."""
     staging: Path
     """Scratch directory of this shard on the same file system."""
     policy: FetchPolicy
+    earlier: Path | None = None
+    """The try before this one, whose written rows are not fetched again."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Address as the manifest shows it -> the whole one, of those with credentials."""
     need_bytes: int
     """Estimate of the entry's size, for the message when the disk is full."""
 
@@ -102,11 +114,14 @@ class TarWriter:
 
 
 def build_shard(task: ShardTask) -> str:
-    """Make and commit one shard; returns its digest. Raises AnyloomError when the disk is full or a medium changed meanwhile."""
+    """Make and commit one shard; returns its digest, "" for another try that got no more than the earlier one.
+    Raises AnyloomError when the disk is full or a medium changed meanwhile."""
     shutil.rmtree(task.staging, ignore_errors=True)
     try:
         task.staging.mkdir(parents=True)
         counts = _write_shard(task)
+        if task.earlier is not None and counts["written"] == (read_entry(task.earlier) or {}).get("written"):
+            return ""
         return commit_entry(task.entry, task.staging, {"source": task.source, "number": task.number, **counts})
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -128,12 +143,12 @@ def full_disk(what: str, need_bytes: int, place: Path) -> AnyloomError:
 
 
 def _write_shard(task: ShardTask) -> dict[str, int]:
-    tar = TarWriter(task.staging / "shard.tar")
+    tar, earlier = TarWriter(task.staging / "shard.tar"), EarlierTry(task.earlier)
     index: list[dict[str, Any]] = []
     ledger: list[dict[str, Any]] = []
     try:
         for row, marks in zip(task.rows, task.marks, strict=True):
-            sample = _prepare(row, marks, task)
+            sample = _prepare(row, marks, task, earlier.media(row["key"]))
             if sample.status == "written":
                 index.append(_add_sample(tar, row, sample, f"shards/{task.source}/{task.shard_id}/shard.tar"))
             elif sample.bad is not None:
@@ -143,6 +158,7 @@ def _write_shard(task: ShardTask) -> dict[str, int]:
         tar.finish()
     finally:
         tar.close()
+        earlier.close()
     write_parquet(pa.Table.from_pylist(index, INDEX_SCHEMA), task.staging / "index.parquet")
     write_parquet(pa.Table.from_pylist(ledger, LEDGER_SCHEMA), task.staging / "ledger.parquet")
     counts = {status: sum(line["status"] == status for line in ledger) for status in ("written", "quarantined", "failed")}
@@ -151,25 +167,28 @@ def _write_shard(task: ShardTask) -> dict[str, int]:
     return {"rows": len(task.rows), **counts}
 
 
-def _prepare(row: dict[str, Any], marks: list[str], task: ShardTask) -> _Sample:
-    """Fetch and check the input media and the text of one row. Of a record that does not fit nothing is fetched."""
+def _prepare(row: dict[str, Any], marks: list[str], task: ShardTask, kept: list[bytes] | None) -> _Sample:
+    """Fetch and check the input media and the text of one row. Of a record that does not fit nothing is fetched.
+
+    kept: the media, of a row that an earlier try has written.
+    """
     sample = _Sample()
     refused = refusal(row["conversations"])
     if refused is not None:
         sample.status, (sample.reason, sample.detail) = "quarantined", refused
         return sample
     inputs = [medium for medium in row["media"] if medium["role"] == "input"]
-    for medium, mark in zip(inputs, marks, strict=True):
+    for position, (medium, mark) in enumerate(zip(inputs, marks, strict=True)):
         try:
-            data, attempts = fetch_counted(medium["uri"], task.base, task.policy)
+            data, attempts = (kept[position], 1) if kept is not None else fetch_counted(whole_address(medium["uri"], task.addresses), task.base, task.policy)
         except FetchError as error:
-            sample.status, sample.reason, sample.detail = "failed", error.reason, error.detail
+            sample.status, sample.reason, sample.detail = "failed", error.reason, without_secrets(error.detail)
             sample.attempts = max(sample.attempts, error.attempts)
             return sample
         sample.attempts = max(sample.attempts, attempts)
         digest = hashlib.sha256(data).hexdigest()
         if mark and mark != digest:
-            raise AnyloomError(f"{medium['uri']} (sample {row['key']}) changed while shards were built: run the same command again")
+            raise AnyloomError(f"{shown_address(medium['uri'])} (sample {row['key']}) changed while shards were built: run the same command again")
         try:
             found = probe(data, medium["modality"])
             if (medium["start_s"] or 0.0) >= found.duration_s > 0:

@@ -19,7 +19,7 @@ class ShardsConfig:
     fetch_timeout_s: float = 30.0
     """Total time of one download attempt, in seconds."""
     fetch_attempts: int = 3
-    """Tries of a download that may pass another time (timeout, dns, http_5xx)."""
+    """Tries of a download that may pass another time (timeout, dns, http_5xx, HTTP 429, a body cut short)."""
     allow_private_addresses: bool = False
     """Also download from private and loopback addresses (an intranet mirror)."""
     max_lost: float = 0.5

@@ -3,6 +3,7 @@
 Owns the columns, the keys and their order. Input: the `lists` artifact (or list files from outside, as sources of the step); output:
 `manifest.parquet`, sorted by (source, row). No medium is opened: the shards step does that. No row is dropped: a record without text stays, with empty texts
 and conversations, and so does one that does not fit, with the reason in the place of its conversations; both become ledger rows.
+Addresses stand in the manifest without their credentials; the whole ones are kept on this machine (pipelines.shards.address_book).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.secrets import shown_address
 from infra.step import AnyloomError, StepContext
 from pipelines.readers.rows import ReadOptions, Row
+from pipelines.shards.address_book import keep_addresses
 from pipelines.shards.config import DEFAULT_TEMPLATES, FORMATS, SPLITS, DatasetSpec, ManifestConfig
 
 MEDIA = pa.struct(
@@ -56,8 +59,9 @@ def run(ctx: StepContext[ManifestConfig]) -> dict[str, Any]:
     rows, without_text, refused = {}, 0, 0
     with pq.ParquetWriter(ctx.output / "manifest.parquet", SCHEMA, compression="zstd") as writer:
         for done, spec in enumerate(specs):
-            count = 0
-            for batch in _batches(spec, _list_file(ctx, spec)):
+            count, addresses = 0, dict[str, str]()
+            for batch, whole in _batches(spec, _list_file(ctx, spec)):
+                addresses |= whole
                 writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
                 count += len(batch)
                 without_text += sum(not row["texts"] and row["conversations"] == "[]" for row in batch)
@@ -65,6 +69,7 @@ def run(ctx: StepContext[ManifestConfig]) -> dict[str, Any]:
                 ctx.progress(done, len(specs), f"{spec.name}: {count} rows")
             if not count and spec.name in ctx.sources and not ctx.sources[spec.name].read_bytes().strip():
                 raise AnyloomError(f"{ctx.sources[spec.name]}: the list of dataset '{spec.name}' is an empty file; give a list with rows")
+            keep_addresses(ctx.stores, addresses)
             rows[spec.name] = count
     ctx.progress(len(specs), len(specs), "done")
     return {"rows": rows, "total": sum(rows.values()), "without_text": without_text, "refused": refused}
@@ -93,18 +98,20 @@ def _list_file(ctx: StepContext[ManifestConfig], spec: DatasetSpec) -> Path:
     return ctx.inputs["lists"].path / spec.path
 
 
-def _batches(spec: DatasetSpec, path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Manifest rows of one list in its order, BATCH_ROWS at a time."""
+def _batches(spec: DatasetSpec, path: Path) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
+    """Manifest rows of one list in its order, BATCH_ROWS at a time, and address as shown -> whole address of those with credentials."""
     reader = importlib.import_module(f"pipelines.readers.{spec.format}")
     options = ReadOptions(media_template=spec.media_template or DEFAULT_TEMPLATES.get(spec.format, ""), span_s=spec.span_s)
     batch: list[dict[str, Any]] = []
+    whole: dict[str, str] = {}
     for number, row in enumerate(reader.read(path, options)):
         batch.append(_as_record(spec, number, row))
+        whole |= {shown_address(m.uri): m.uri for m in row.media if m.role == "input" and shown_address(m.uri) != m.uri}
         if len(batch) == BATCH_ROWS:
-            yield batch
-            batch = []
+            yield batch, whole
+            batch, whole = [], {}
     if batch:
-        yield batch
+        yield batch, whole
 
 
 def _as_record(spec: DatasetSpec, number: int, row: Row) -> dict[str, Any]:
@@ -113,7 +120,7 @@ def _as_record(spec: DatasetSpec, number: int, row: Row) -> dict[str, Any]:
         "source": spec.name,
         "split": spec.split,
         "modality": row.modality,
-        "media": [{"role": m.role, "modality": m.modality, "uri": m.uri, "start_s": m.start_s, "end_s": m.end_s} for m in row.media],
+        "media": [{"role": m.role, "modality": m.modality, "uri": shown_address(m.uri), "start_s": m.start_s, "end_s": m.end_s} for m in row.media],
         "texts": list(row.texts),
         "licence": spec.licence,
         "conversations": json.dumps(_said(row), ensure_ascii=False),

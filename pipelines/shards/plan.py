@@ -17,6 +17,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,17 @@ from infra import ray_session
 from infra.entries import intact, read_entry, usable_entry
 from infra.fingerprint import fingerprint
 from infra.garbage import note_entries
+from infra.secrets import is_shown
 from infra.step import AnyloomError, StepContext
 from infra.storage import write_atomic, write_parquet
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA
+from pipelines.shards.address_book import kept_addresses
 from pipelines.shards.build import OVERHEAD_BYTES, ShardTask, build_shard, full_disk
 from pipelines.shards.config import ShardsConfig
-from pipelines.shards.fetch import FetchError, FetchPolicy, is_remote, read_local
+from pipelines.shards.download import FetchPolicy
+from pipelines.shards.errors import FetchError
+from pipelines.shards.fetch import is_remote, read_local
+from pipelines.shards.tries import latest_try, may_be_had, next_try
 
 FORMAT = 1
 """Bumped when the bytes of a shard change for the same rows."""
@@ -47,6 +53,11 @@ def run(ctx: StepContext[ShardsConfig]) -> Mapping[str, Any]:
     tasks = _plan(rows, ctx)
     note_entries(ctx.work, ctx.stores, (task.entry for task in tasks))
     missing = [task for task in tasks if usable_entry(task.entry, ctx.force) is None]
+    if ctx.force:
+        unusable = {task.entry for task in missing}
+        tasks = [task if task.entry in unusable else _again(task) for task in tasks]
+        missing = [task for task in tasks if task.entry in unusable or task.earlier is not None]
+        note_entries(ctx.work, ctx.stores, (entry for task in tasks for entry in (task.entry, task.earlier) if entry is not None))
     _check_room(missing, ctx.stores)
     done = len(rows) - sum(len(task.rows) for task in missing)
     ctx.progress(done, len(rows), f"{len(tasks) - len(missing)} of {len(tasks)} shards are there")
@@ -55,7 +66,9 @@ def run(ctx: StepContext[ShardsConfig]) -> Mapping[str, Any]:
     if use_ray:
         ray_session.start(workers)
     digests = ray_session.map_tasks(build_shard, missing, workers, threads=1, use_ray=use_ray)
-    for task, _ in zip(missing, digests, strict=True):
+    for task, digest in zip(missing, digests, strict=True):
+        if not digest and task.earlier is not None:
+            tasks[tasks.index(task)] = replace(task, entry=task.earlier, shard_id=task.earlier.name)
         done += len(task.rows)
         ctx.progress(done, len(rows), f"{task.source} shard {task.number}")
     result = _write_generation(tasks, ctx)
@@ -103,6 +116,7 @@ def _plan(rows: list[dict[str, Any]], ctx: StepContext[ShardsConfig]) -> list[Sh
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["source"], _row_number(row) // config.samples_per_shard), []).append(row)
+    addresses = kept_addresses(ctx.stores) if any(is_shown(medium["uri"]) for row in rows for medium in row["media"]) else {}
     tasks = []
     with ThreadPoolExecutor(max(1, ctx.resources.threads)) as pool:
         for (source, number), members in sorted(groups.items()):
@@ -110,22 +124,35 @@ def _plan(rows: list[dict[str, Any]], ctx: StepContext[ShardsConfig]) -> list[Sh
             marked = list(pool.map(partial(_mark_media, base=base, policy=policy), members))
             states = [[state for state, _, _ in marks] for marks in marked]
             shard_id = f"{number:05d}-{fingerprint([_options(config), members, states])[:12]}"
+            first = ctx.stores / "shards" / source / shard_id
+            latest = latest_try(first)
+            remote = {medium["uri"] for row in members for medium in row["media"] if is_shown(medium["uri"])}
             size = sum(nbytes for marks in marked for _, _, nbytes in marks) + OVERHEAD_BYTES * len(members)
             tasks.append(
                 ShardTask(
                     source=source,
                     number=number,
-                    shard_id=shard_id,
+                    shard_id=latest.name,
                     rows=members,
                     marks=[[sha for _, sha, _ in marks] for marks in marked],
                     base=base,
-                    entry=ctx.stores / "shards" / source / shard_id,
+                    first=first,
+                    entry=latest,
                     staging=ctx.work / "shards" / f"{source}-{shard_id}",
                     policy=policy,
+                    addresses={uri: addresses[uri] for uri in remote & addresses.keys()},
                     need_bytes=size,
                 )
             )
     return tasks
+
+
+def _again(task: ShardTask) -> ShardTask:
+    """A shard that is there, or its next try when downloads of it have failed."""
+    if not may_be_had(task.entry, task.rows):
+        return task
+    entry = next_try(task.first, task.entry)
+    return replace(task, entry=entry, shard_id=entry.name, earlier=task.entry, staging=task.staging.with_name(f"{task.source}-{entry.name}"))
 
 
 def _mark_media(row: Mapping[str, Any], base: Path, policy: FetchPolicy) -> list[tuple[str, str, int]]:
@@ -191,7 +218,8 @@ def _check_lost(result: Mapping[str, Any], tasks: list[ShardTask], ctx: StepCont
     entry, first = next((task.entry, line) for task in tasks for line in _ledger_of(task) if line["status"] != "written")
     raise AnyloomError(
         f"{ctx.name}: {lost} of {result['rows']} rows cannot be used ({reasons}), more than max_lost {ctx.config.max_lost:g} of them; the first is "
-        f"{first['key']}: {first['detail']}; mend the list, or set max_lost (their reasons: {entry.parent}/*/ledger.parquet)"
+        f"{first['key']}: {first['detail']}; mend the list, set max_lost, or give --force {ctx.name} "
+        f"to download again what failed (their reasons: {entry.parent}/*/ledger.parquet)"
     )
 
 

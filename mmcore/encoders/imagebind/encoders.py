@@ -26,7 +26,7 @@ from mmcore.encoders.imagebind import clip_bpe, inputs
 from mmcore.encoders.imagebind.network import HUGE, HUGE_OUT, ImageBind, load_imagebind, modality_of, toy
 from mmcore.encoders.pooling import pool_grid
 from mmcore.encoders.resample import resample
-from mmcore.encoders.squares import padded_square
+from mmcore.encoders.squares import padded_square, refuse_thin
 from mmcore.media.decode import choose_video_frames, decode_image, decode_text, decode_waveform, span
 
 ARCHITECTURES = {"imagebind_huge": (HUGE, HUGE_OUT), "imagebind_toy": (toy(vocabulary=HUGE["text"].size[0]), 32)}
@@ -97,7 +97,7 @@ class ImageBindImageEncoder(ImageBindEncoder):
 
     def prepare_image(self, image: Image.Image) -> torch.Tensor:
         """RGB -> [3, 224, 224]."""
-        return inputs.image(padded_square(image, inputs.MEAN) if self.spec.pad else image)
+        return inputs.image(padded_square(image, inputs.MEAN) if self.spec.pad else refuse_thin(image))
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         return pool_grid(self._states(batch), self.spec.grid)
@@ -119,7 +119,7 @@ class ImageBindVideoEncoder(ImageBindEncoder):
             first, last = span(count, hz, start_s, end_s)
             return [first + index for index in inputs.frame_indices(last - first, hz)]
 
-        return inputs.clip(choose_video_frames(data, choose))
+        return inputs.clip([refuse_thin(frame) for frame in choose_video_frames(data, choose)])
 
     def _tokens(self, batch: torch.Tensor) -> torch.Tensor:
         states = pool_grid(self._states(batch.flatten(0, 1)), self.spec.grid)

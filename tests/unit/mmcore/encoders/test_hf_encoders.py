@@ -117,6 +117,13 @@ def test_sounds_do_not_depend_on_their_neighbours(family, pooled, wide, weights)
         assert np.abs(both[0].astype(float) - both[1].astype(float)).max() > 1e-3
 
 
+@pytest.mark.parametrize("samples", [1, 9, 10, 44, 45, 46])
+def test_the_shortest_audio_is_padded_to_a_window_of_hubert(samples, weights):
+    encoder = load_encoder(HfAudio(arch="hubert", width=32, tokens=0, batch=1), weights(audio("hubert")))
+    (features,) = encoder.encode([wav(0, samples / 16000)])
+    assert encoder._shortest == 45 and features.shape == (1, 32) and np.isfinite(features.astype(float)).all()
+
+
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory):
     """Weights of the three families with two sides, as their step writes them."""

@@ -57,7 +57,8 @@ def scene_of(index: int) -> int:
 
 def test_the_cuts_are_found_and_every_scene_is_seen(cut_clip):
     data, pictures = cut_clip
-    changes, hz = frame_changes(data)
+    changes, shown = frame_changes(data)
+    hz = shown.hz
     assert len(changes) == 72 and hz == HZ and find_cuts(changes, hz) == EDGES[1:-1]
     assert sorted(changes)[-4] < CHANGE < min(changes[EDGES[1:-1]]) / 2  # far from the threshold
     chosen = indices(sample_frames(data, 4, "scenes"), pictures)

@@ -368,7 +368,7 @@ def test_undecodable_medium_names_the_sample(tmp_path, weights, monkeypatch):
         raise MediaError("decode", "broken")
 
     monkeypatch.setattr(TimmImageEncoder, "prepare", broken)
-    with pytest.raises(AnyloomError, match=r"sample pets-0000\d\d cannot be decoded"):
+    with pytest.raises(AnyloomError, match=r"the encoder takes none of the 20 samples; the first is pets-000000: decode: broken"):
         embed(root)
 
 

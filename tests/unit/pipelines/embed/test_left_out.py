@@ -1,0 +1,79 @@
+"""A medium that an encoder cannot take is a ledger row with its key and reason; everything else is embedded as without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from data_steps import png, row, run_step, write_manifest
+from PIL import Image
+from test_embed import SPEC, weights  # noqa: F401  # a fixture
+
+from flows.running.run import rows_left_out
+from mmcore.encoders import load_encoder
+from mmcore.encoders.squares import padded_square, refuse_thin
+from mmcore.encoders.timm_image import TimmImageEncoder
+from mmcore.media.decode import MediaError
+from mmcore.stores.embeddings import EmbeddingSet
+from pipelines.embed.config import EmbedConfig
+from pipelines.shards.config import ShardsConfig
+
+INPUTS = {"weights": "weights", "shards_pets": "shards"}
+
+
+def shards_of(root: Path, weights_dir: Path, count: int) -> Path:
+    (root / "lists" / "media").mkdir(parents=True)
+    for number in range(count):
+        (root / "lists" / "media" / f"{number}.png").write_bytes(png(number))
+    write_manifest(root, [row(number, f"media/{number}.png") for number in range(count)])
+    run_step(root, "shards", "pipelines.shards.plan:run", ShardsConfig(samples_per_shard=10), {"manifest": "manifest", "lists": "lists"})
+    (root / "weights").symlink_to(weights_dir)
+    return root
+
+
+ERRORS = [
+    (lambda: MemoryError(), "too_large"),
+    (lambda: RuntimeError("Calculated padded input size per channel: (1)"), "not_encodable"),
+    (lambda: ValueError("cannot reshape"), "not_encodable"),
+    (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too_large"),
+]
+
+
+@pytest.mark.parametrize("where", ["prepare", "forward"])
+@pytest.mark.parametrize(("make", "reason"), ERRORS, ids=range(len(ERRORS)))
+def test_one_medium_that_fails_is_a_row_and_the_rest_goes_on(tmp_path, weights, monkeypatch, where, make, reason):  # noqa: F811
+    root = shards_of(tmp_path, weights, 11)
+    bad = load_encoder(SPEC, weights).prepare(png(5))
+    original = getattr(TimmImageEncoder, where)
+
+    def failing(self, given, *more):
+        if (where == "prepare" and given == png(5)) or (where == "forward" and any(np.array_equal(item, bad) for item in given)):
+            raise make()
+        return original(self, given, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TimmImageEncoder, where, failing)
+        result = run_step(root, "embed", "pipelines.embed.media:run", EmbedConfig(spec=SPEC), INPUTS)
+    assert (result["rows"], result["failed"], result["samples"], result["reasons"]) == (11, 1, 10, {reason: 1})
+    (line,) = pq.read_table(root / "embed" / "ledger.parquet").to_pylist()
+    assert (line["key"], line["status"], line["reason"]) == ("pets-000005", "failed", reason) and "\n" not in line["detail"]
+    assert rows_left_out("embed", root / "embed", result)[0].startswith(f"left out (embed): 1 of 11 rows ({reason} 1), the first is pets-000005: ")
+    stored = EmbeddingSet(root / "embed", root / "stores")
+    assert stored.keys() == [f"pets-{number:06d}" for number in range(11) if number != 5]
+    computed = load_encoder(SPEC, weights).encode([png(number) for number in range(11) if number != 5])
+    assert np.allclose(stored.gather(stored.keys())[0], np.stack(computed), atol=2e-3)
+    again = run_step(root, "again", "pipelines.embed.media:run", EmbedConfig(spec=SPEC), INPUTS)
+    assert again == result and json.loads((root / "again" / "info" / "timing.json").read_text())["encoded"] == 0
+    mended = run_step(root, "mended", "pipelines.embed.media:run", EmbedConfig(spec=SPEC), INPUTS, force=True)
+    assert mended["samples"] == 11 and "failed" not in mended and not (root / "mended" / "ledger.parquet").exists()
+
+
+def test_strips_are_refused_before_they_are_scaled():
+    strip = Image.open(Path(__file__).parents[3] / "cases" / "unencodable" / "strip.png")
+    for refused in (lambda: padded_square(strip, (0.5, 0.5, 0.5)), lambda: refuse_thin(strip), lambda: refuse_thin(Image.new("RGB", (1, 401)))):
+        with pytest.raises(MediaError, match="too_large"):
+            refused()
+    assert refuse_thin(Image.new("RGB", (1, 400))).size == (1, 400) and padded_square(Image.new("RGB", (2, 4000)), (0, 0, 0)).size == (4000, 4000)

@@ -1,0 +1,75 @@
+"""Credentials: a signed address is fetched whole, and no artifact, shard, ledger or quarantine holds its signature."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import json
+import threading
+
+import pyarrow.parquet as pq
+import pytest
+from data_steps import png, run_step
+
+from pipelines.shards.config import DatasetSpec, ManifestConfig, ShardsConfig
+
+
+class Signed(http.server.BaseHTTPRequestHandler):
+    """Gives an image to whoever has the signature."""
+
+    def do_GET(self):
+        body = png(1) if self.path == "/a.png?X-Amz-Signature=s3cret" else png(2) if self.path == "/a.png?X-Amz-Signature=s3cret2" else b"none"
+        self.send_response(404 if body == b"none" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def signed():
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Signed)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def contents(root):
+    """Everything below a directory as bytes, texts of Parquet files as they read."""
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.parent.name != "private":
+            yield path, json.dumps(pq.read_table(path).to_pylist(), default=str).encode() if path.suffix == ".parquet" else path.read_bytes()
+
+
+def test_a_signed_address_is_fetched_and_its_signature_kept_nowhere(signed, tmp_path):
+    uris = [
+        *(f"http://{signed}/a.png?X-Amz-Signature=s3cret", f"http://{signed}/a.png?X-Amz-Signature=s3cret2", f"http://{signed}/gone.png?sig=s3cret"),
+        *("s3://KEY:s3cret@bucket/x.png", f"http://me:s3cret@{signed}/x.png", "https://me:s3cret@[/x.png", "x:s3cret@y"),
+    ]
+    (tmp_path / "mine").mkdir()
+    listed = tmp_path / "mine" / "web.tsv"
+    listed.write_text("".join(f"an image {number}\t{uri}\n" for number, uri in enumerate(uris)))
+    spec = DatasetSpec(name="web", format="cc3m", path="web.tsv", split="train", licence="x")
+    run_step(tmp_path, "manifest", "pipelines.shards.manifest:run", ManifestConfig(datasets=(spec,)), {}, {"web": listed})
+    config = ShardsConfig(allow_private_addresses=True, fetch_attempts=1, max_lost=1.0)
+    run_step(tmp_path, "shards", "pipelines.shards.plan:run", config, {"manifest": "manifest"}, {"web": listed})
+    lines = pq.read_table(tmp_path / "shards" / "ledger.parquet").to_pylist()
+    assert [(line["status"], line["reason"]) for line in lines] == [("written", ""), ("written", ""), ("failed", "http_4xx"), *[("failed", "bad_uri")] * 4]
+    (tmp_path / "mine" / "web.tsv").unlink()
+    assert not [path for path, data in contents(tmp_path) if b"s3cret" in data or b"s3cret" in (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else b"")]
+    assert (tmp_path / "stores" / "private").stat().st_mode & 0o077 == 0
+
+
+def test_where_the_whole_address_is_not_kept_the_row_says_so(signed, tmp_path):
+    listed = tmp_path / "web.tsv"
+    listed.write_text(f"an image\thttp://{signed}/a.png?X-Amz-Signature=s3cret\n")
+    spec = DatasetSpec(name="web", format="cc3m", path="web.tsv", split="train", licence="x")
+    run_step(tmp_path, "manifest", "pipelines.shards.manifest:run", ManifestConfig(datasets=(spec,)), {}, {"web": listed})
+    (tmp_path / "stores" / "private" / "addresses.json").unlink()
+    config = ShardsConfig(allow_private_addresses=True, max_lost=1.0)
+    run_step(tmp_path, "shards", "pipelines.shards.plan:run", config, {"manifest": "manifest"}, {"web": listed})
+    (line,) = pq.read_table(tmp_path / "shards" / "ledger.parquet").to_pylist()
+    assert line["reason"] == "bad_uri" and "run the manifest step with --force" in line["detail"]

@@ -1,0 +1,224 @@
+"""Fetch: no address of a special range is reached, and whatever a list or a server says, a row is bytes or a FetchError."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import os
+import random
+import socket
+import threading
+import zlib
+
+import pytest
+
+import pipelines.shards.fetch
+from mmcore.stores.shards import REASONS
+from pipelines.shards.addresses import is_public
+from pipelines.shards.download import FetchPolicy
+from pipelines.shards.errors import FetchError
+from pipelines.shards.fetch import fetch, fetch_counted, read_local
+
+SPECIAL = """0.0.0.0 0.1.2.3 10.0.0.1 100.64.0.1 100.127.255.255 127.0.0.1 169.254.169.254 172.16.0.1 172.31.255.255 192.0.0.1 192.0.0.9 192.0.0.170
+192.0.2.1 192.31.196.1 192.52.193.1 192.88.99.1 192.88.99.255 192.168.1.1 192.175.48.1 198.18.0.1 198.19.255.255 198.51.100.1 203.0.113.1 224.0.0.1
+239.255.255.255 240.0.0.1 255.255.255.255 :: ::1 ::7f00:1 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:192.88.99.1 ::ffff:0:127.0.0.1 64:ff9b::7f00:1
+64:ff9b::c058:6301 64:ff9b:1::1 100::1 100:0:0:1::1 2001::1 2001:0:4136:e378:8000:63bf:3fff:fdd2 2001:1::1 2001:2::1 2001:10::1 2001:20::1 2001:db8::1
+2002:7f00:1:: 2002:c0a8:101:: 2002:c058:6301:: 2620:4f:8000::1 3fff::1 5f00::1 4000::1 fc00::1 fd00::1 fe80::1 fe80::1%eth0 febf::1 fec0::1 feff::1
+ff02::1 2606:4700::5efe:127.0.0.1 2606:4700::200:5efe:10.0.0.1"""
+PUBLIC = "93.184.216.34 8.8.8.8 192.88.98.1 192.88.100.1 2606:4700::1111 2001:4860:4860::8888 ::ffff:8.8.8.8 64:ff9b::808:808 2002:808:808::1 2a00:1450::1"
+
+
+@pytest.mark.parametrize("address", SPECIAL.split())
+def test_no_special_range_is_public(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC.split())
+def test_other_addresses_are_public(address):
+    assert is_public(address)
+
+
+def test_a_row_that_names_no_regular_file_has_a_reason(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "to_folder").symlink_to("folder")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_bytes(b"x")
+    here = os.getcwd()
+    with socket.socket(socket.AF_UNIX) as listening:
+        os.chdir(tmp_path)  # the path of a socket may have 107 bytes
+        try:
+            listening.bind("socket")
+        finally:
+            os.chdir(here)
+        for uri in ("folder", "folder/", ".", "loop", "loop/x", "a", "to_folder", "fifo", "socket", "file/x", "x" * 300, "y/" * 3000, "ä" * 200, "\ud800.png"):
+            with pytest.raises(FetchError) as caught:
+                read_local(uri, tmp_path, 1000)
+            assert caught.value.reason in ("missing_file", "bad_uri") and len(caught.value.detail) < 400 + len(uri) and "\n" not in caught.value.detail, uri
+
+
+class Canned:
+    """A server on a plain socket that answers every connection with the bytes it is given."""
+
+    def __init__(self):
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port, self.answer = self._socket.getsockname()[1], b""
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    connection.recv(65536)
+                    connection.sendall(self.answer)
+                except OSError:
+                    continue
+
+    def close(self):
+        self._socket.close()
+
+
+@pytest.fixture
+def canned():
+    server = Canned()
+    yield server
+    server.close()
+
+
+ONCE = FetchPolicy(allow_private=True, attempts=1, timeout_s=1.0, max_bytes=100_000)
+LOCATIONS = [
+    *("http://[::1", "http://[", "http://a:99999/", "http://a:x/", "//", "http://", "http:///x", "http://\xe9\xff/", "\xff\xfe", "http://a b/", "http://%zz/"),
+    *(
+        "ftp://a/",
+        "javascript:x",
+        "http://u:p@127.0.0.1/",
+        "http://.a/",
+        "http://" + "a" * 300 + "/",
+        "http://a..b/",
+        "http://\u2100/",
+        "?",
+        "#",
+        "http://a\x00b/",
+    ),
+]
+
+
+@pytest.mark.parametrize("location", LOCATIONS, ids=range(len(LOCATIONS)))
+def test_a_redirect_to_nowhere_is_a_fetch_error(canned, tmp_path, location):
+    canned.answer = b"HTTP/1.1 302 Found\r\nLocation: " + location.encode("latin-1", "replace") + b"\r\nContent-Length: 0\r\n\r\n"
+    with pytest.raises(FetchError) as caught:
+        fetch(f"http://127.0.0.1:{canned.port}/x", tmp_path, ONCE)
+    assert caught.value.reason in REASONS
+
+
+def test_mutated_answers_are_bytes_or_a_fetch_error(canned, tmp_path):
+    seeds = [
+        b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 5\r\n\r\nbytes",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbytes\r\n0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://[::1]:80/a?b#c\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n" + gzip.compress(b"bytes"),
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nbytes",
+    ]
+    rng = random.Random(5)
+    for number in range(1200):
+        answer = bytearray(seeds[number % len(seeds)])
+        for _ in range(rng.randrange(1, 5)):
+            at = rng.randrange(len(answer))
+            change = rng.randrange(3)
+            if change == 0:
+                answer[at] = rng.choice(b"\x00\r\n:;=[]%\xff -9")
+            elif change == 1:
+                del answer[at : at + rng.randrange(1, 6)]
+            else:
+                answer[at:at] = rng.choice([b"\xe9", b"\r\n", b"[", b"=?utf-8?b?//8=?=", b"9" * 30, b"\x00", b";", b"-1"])
+            answer = answer or bytearray(b"x")
+        canned.answer = bytes(answer)
+        try:
+            assert fetch(f"http://127.0.0.1:{canned.port}/x", tmp_path, ONCE)
+        except FetchError as error:
+            assert error.reason in REASONS and "\n" not in error.detail
+
+
+class Odd(http.server.BaseHTTPRequestHandler):
+    """Answers that real servers give; `asked` counts the paths."""
+
+    def do_GET(self):
+        path, asked = self.path, self.server.asked
+        asked[path] = asked.get(path, 0) + 1
+        zipped = {"/gzip": gzip.compress(b"bytes"), "/two": gzip.compress(b"by") + gzip.compress(b"tes"), "/bomb": gzip.compress(bytes(10**6))}
+        zipped |= {"/cut": gzip.compress(b"bytes")[:-9], "/plain": b"bytes"}
+        flat = {"/zlib": zlib.compress(b"bytes"), "/raw": zlib.compress(b"bytes")[2:-4]}
+        if path.startswith("/once-") and asked[path] == 1:
+            return self.answer(int(path[-3:]), b"later", {"Retry-After": "0"})
+        if path == "/redirect":
+            return self.answer(302, b"", {"Location": "/sp ace/caf\u00e9.png".encode().decode("latin-1")})
+        if path in zipped or path in flat:
+            return self.answer(200, (zipped | flat)[path], {"Content-Encoding": "gzip" if path in zipped else "deflate"})
+        if path == "/br":
+            return self.answer(200, b"x", {"Content-Encoding": "br"})
+        if path in ("/sp%20ace/caf%C3%A9.png", "/a%20b.png?q=%C3%BC%20x&y=%41") or path.startswith("/once-"):
+            return self.answer(200, b"bytes", {})
+        return self.answer(404, b"none", {})
+
+    def answer(self, status, body, headers):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def odd():
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    httpd.asked = {}
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_what_may_pass_is_tried_again(odd, tmp_path):
+    policy = FetchPolicy(allow_private=True, attempts=2, backoff_s=0.01)
+    for status in (408, 425, 429, 500, 502, 503, 504):
+        assert fetch_counted(f"http://127.0.0.1:{odd.server_port}/once-{status}", tmp_path, policy) == (b"bytes", 2)
+    for status in (400, 401, 403, 404, 410):
+        with pytest.raises(FetchError) as caught:
+            fetch(f"http://127.0.0.1:{odd.server_port}/once-{status}", tmp_path, policy)
+        assert caught.value.attempts == 1
+
+
+def test_the_wait_a_server_asks_for_is_kept_within_limits(canned, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(pipelines.shards.fetch.time, "sleep", waits.append)
+    for asked in ("3", "999999", "-1", "Wed, 21 Oct 2026 07:28:00 GMT", "\xe9"):
+        canned.answer = f"HTTP/1.1 429 Slow\r\nRetry-After: {asked}\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
+        with pytest.raises(FetchError, match="HTTP 429"):
+            fetch(f"http://127.0.0.1:{canned.port}/x", tmp_path, FetchPolicy(allow_private=True, attempts=2))
+    assert waits == [3.0, 20.0, 0.5, 0.5, 0.5]
+
+
+def test_content_encodings_are_undone_below_the_size_limit(odd, tmp_path):
+    policy = FetchPolicy(allow_private=True, attempts=1, max_bytes=1000)
+    root = f"http://127.0.0.1:{odd.server_port}"
+    assert {fetch(f"{root}/{path}", tmp_path, policy) for path in ("gzip", "two", "zlib", "raw")} == {b"bytes"}
+    for path, reason in (("bomb", "too_large"), ("cut", "truncated"), ("plain", "decode"), ("br", "not_media")):
+        with pytest.raises(FetchError, match=reason):
+            fetch(f"{root}/{path}", tmp_path, policy)
+
+
+def test_spaces_and_letters_beyond_ascii_are_escaped(odd, tmp_path):
+    policy = FetchPolicy(allow_private=True, attempts=1)
+    root = f"http://127.0.0.1:{odd.server_port}"
+    for path in ("sp ace/café.png", "sp%20ace/caf%C3%A9.png", "redirect", "a b.png?q=ü x&y=%41", "sp ace/café.png#part"):
+        assert fetch(f"{root}/{path}", tmp_path, policy) == b"bytes", path
