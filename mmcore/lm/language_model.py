@@ -25,6 +25,7 @@ from mmcore.lm.families import check_family, longest_row
 from mmcore.lm.lora_layers import routed
 from mmcore.lm.unpadded import Places, RowsCache, prepare, unpadded
 from mmcore.runtime.devices import arithmetic
+from mmcore.runtime.given_weights import check_finite, check_unquantised
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -216,13 +217,15 @@ def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, q
 
     quantize: `4bit` or `8bit` stores the linear layers so, on a CUDA device; embeddings and head stay in dtype. device: where it will compute, which may
     want another type (mmcore.runtime.devices.arithmetic); it is not moved there.
-    Raises ValueError for an unknown dtype, a quantisation that this machine cannot do, or a family that cannot be used or needs code of its own.
+    Raises ValueError for an unknown dtype, a quantisation that this machine cannot do, weights that are quantised already or not finite, or a family that
+    cannot be used or needs code of its own.
     """
     from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
         raise ValueError(f"model dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
     quantized = _quantization(quantize, DTYPES[dtype])
+    check_unquantised(directory)
     computed_in = dtype if quantized else arithmetic(dtype, device)
     with own_code_refused(directory):
         base = AutoModelForCausalLM.from_pretrained(
@@ -234,4 +237,5 @@ def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, q
             trust_remote_code=False,
             **quantized,
         )
+    check_finite(base.named_parameters(), directory)
     return LanguageModel(base, counts, seed)

@@ -15,7 +15,7 @@ Shape letters: P tokens of the pass (rows times positions, flat), I and O inputs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -30,10 +30,11 @@ _ATTRIBUTE = "lora_routing"
 
 
 class Routing:
-    """What the adapted layers of one model share. adapters: their names in order; rank: R of each; dropout: share of their inputs left out in training."""
+    """What the adapted layers of one model share. adapters: their names in order; rank: R of each; dropout: share of their inputs left out in training;
+    settings: PEFT's, of each adapter."""
 
-    def __init__(self, adapters: tuple[str, ...], rank: int, dropout: float = 0.0):
-        self.adapters, self.rank, self.dropout = adapters, rank, dropout
+    def __init__(self, adapters: tuple[str, ...], rank: int, dropout: float = 0.0, settings: Mapping[str, Any] | None = None):
+        self.adapters, self.rank, self.dropout, self.settings = adapters, rank, dropout, dict(settings or {})
         self.draw: int | None = None
         """Number of the dropout of the passes to come; None leaves nothing out."""
         self.seeds_P: torch.Tensor | None = None

@@ -27,6 +27,7 @@ from mmcore.lm.routes import token_routes
 from mmcore.projectors.base import StandardisedProjector
 from mmcore.projectors.inputs import build_input_projector
 from mmcore.projectors.outputs import build_output_projector
+from mmcore.runtime.given_weights import check_finite
 from mmcore.types import IGNORE, PADDING, Batch, MediaBatch
 
 TENSORS, LORA = "tensors.safetensors", "lora"
@@ -146,7 +147,10 @@ def output_projectors(spec: ModelSpec, lm_width: int) -> nn.ModuleDict:
 
 
 def load_tensors(module: nn.Module, path: Path, only: str = "") -> None:
-    """Copy named tensors of a stage into a module; only: those whose names begin so. Raises ValueError for a name or shape the module does not have."""
+    """Copy named tensors of a stage into a module; only: those whose names begin so.
+
+    Raises ValueError for a name or shape the module does not have, and for values that are not finite.
+    """
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, value in load_file(path).items():
         if not name.startswith(only):
@@ -156,6 +160,7 @@ def load_tensors(module: nn.Module, path: Path, only: str = "") -> None:
         if own[name].shape != value.shape:
             shapes = f"{name} has shape {tuple(value.shape)}, the model wants {tuple(own[name].shape)}"
             raise ValueError(f"{path}: {shapes}: it was trained with another language model, encoder or projector; train that stage again with these")
+        check_finite([(name, value)], path)
         own[name].data.copy_(value)
 
 
