@@ -170,4 +170,7 @@ class Answer:
     """Tokens the model read before its first answer token."""
     blocks: tuple[SignalBlock, ...] = ()
     broken: tuple[str, ...] = ()
-    """What was wrong with signal tokens that made no whole block; always empty when blocks are completed."""
+    """What was wrong with signal tokens that made no whole block; empty when blocks are completed, unless the model's context ended within one."""
+    finish: str = "end"
+    """Why it ends: `end` (the end token), `length` (the limit of tokens, or the model's context), `stop` (a stop string), `too_long` (the question is longer
+    than the context: the model has not read it, and there is no text)."""

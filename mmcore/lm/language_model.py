@@ -33,6 +33,12 @@ _NOISE = 0.1
 """Noise of the new rows, as a share of the base matrix's standard deviation."""
 
 
+def check_length(tokens: int, longest: int) -> None:
+    """Raises ValueError for a row of more tokens than the model reads (longest; 0: it does not say). Called before anything of the row's size is made."""
+    if longest and tokens > longest:
+        raise ValueError(f"a row has {tokens} tokens, the language model takes at most {longest}: use fewer turns or media tokens")
+
+
 def packed_mask(query_segments_BT: torch.Tensor, key_segments_BL: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Additive mask [B, 1, T, L] of packed rows; the T queries are the last T of the L keys.
 
@@ -127,9 +133,8 @@ class LanguageModel(nn.Module):
         the adapters' dropout in training. real: tokens that are no padding; the others get states of 0, or any.
         Raises ValueError for a position beyond what the model has been made for.
         """
-        longest = self.longest
-        if longest and positions_BT.numel() and int(positions_BT.max()) >= longest:
-            raise ValueError(f"a row has {int(positions_BT.max()) + 1} tokens, the language model takes at most {longest}: use fewer turns or media tokens")
+        if positions_BT.numel():
+            check_length(int(positions_BT.max()) + 1, self.longest)
         places = Places.of(real_BT) if real_BT is not None and self._unpadded else None
         if places is not None:
             embeds_BTD, positions_BT = places.real(embeds_BTD), places.real(positions_BT)

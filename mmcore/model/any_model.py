@@ -19,7 +19,7 @@ from infra.step import AnyloomError
 from mmcore.chat.chat import Chat
 from mmcore.chat.special_tokens import MEDIA, placeholder
 from mmcore.config import ModelSpec, output_spec
-from mmcore.lm.language_model import load_lm, load_tokenizer, packed_mask
+from mmcore.lm.language_model import check_length, load_lm, load_tokenizer, packed_mask
 from mmcore.lm.lora import attach_lora, load_lora, lora_parameters
 from mmcore.lm.lora_layers import routing_of
 from mmcore.lm.protocol import LanguageModelLike
@@ -104,7 +104,9 @@ class AnyModel(nn.Module):
         return token_routes(ids_BL, segments_BL, self.lm.table, routing.adapters)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """hidden_BTD of packed rows."""
+        """hidden_BTD of packed rows. Raises ValueError for a row that is longer than the language model reads."""
+        if batch.positions_BT.numel():
+            check_length(int(batch.positions_BT.max()) + 1, self.lm.longest)
         mask = packed_mask(batch.segments_BT, batch.segments_BT, self.lm.dtype)
         routes, routing = self.routes(batch.ids_BT, batch.segments_BT), routing_of(self.lm.base)
         seeds = None if routing is None else routing.token_seeds(batch.ids_BT)
