@@ -33,7 +33,7 @@ from mmcore.encoder_config import EncoderConfig
 from mmcore.encoders import load_encoder
 from mmcore.media.decode import MediaError
 from mmcore.stores.embeddings import PART_SCHEMA
-from mmcore.stores.features import pack, relative_error
+from mmcore.stores.features import pack, relative_error, worst_channel_error
 from mmcore.stores.shards import ShardSet
 
 AHEAD = 2
@@ -111,9 +111,9 @@ class PartBuilder:
         try:
             with disk_errors(task.entry):
                 task.staging.mkdir(parents=True)
-                error = self._write(task, features)
-                record = {"items": len(features), "libraries": library_versions(), "device": self._device.partition(":")[0], "relative_error": error}
-                commit_entry(task.entry, task.staging, {**record, "batch": self._batch, "planned_batch": task.batch})
+                errors = self._write(task, features)
+                record = {"items": len(features), "libraries": library_versions(), "device": self._device.partition(":")[0]}
+                commit_entry(task.entry, task.staging, {**record, **errors, "batch": self._batch, "planned_batch": task.batch})
         finally:
             shutil.rmtree(task.staging, ignore_errors=True)
         return PartDone(items=len(features), encode_s=self._encode_s, batch=self._batch)
@@ -182,8 +182,9 @@ class PartBuilder:
                 f"sample {item.value} cannot be decoded ({error}), though its shard took it in: run the shards step again with --force"
             ) from error
 
-    def _write(self, task: PartTask, features: list[np.ndarray]) -> float:
-        """The feature files [all tokens, E] and rows.parquet. Returns the relative error of the stored type."""
+    def _write(self, task: PartTask, features: list[np.ndarray]) -> dict[str, float]:
+        """The feature files [all tokens, E] and rows.parquet. Returns what the stored type costs: relative_error of all, and of the worst
+        channel."""
         lengths = np.array([len(rows) for rows in features], np.int64)
         together = np.concatenate(features)
         if together.shape[1] != self._spec.width:
@@ -195,7 +196,7 @@ class PartBuilder:
             write_atomic(task.staging / name, buffer.getvalue())
         columns = {"media_sha256": [item.address for item in task.items], "offset": np.cumsum(lengths) - lengths, "length": lengths}
         write_parquet(pa.table(columns, schema=PART_SCHEMA), task.staging / "rows.parquet")
-        return relative_error(together, files)
+        return {"relative_error": relative_error(together, files), "worst_channel_error": worst_channel_error(together, files)}
 
 
 @functools.cache
