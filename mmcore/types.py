@@ -110,12 +110,14 @@ class Batch:
     segments_BT: torch.Tensor
     positions_BT: torch.Tensor
     groups_BT: torch.Tensor
+    numbers_B: torch.Tensor | None = None
+    """int64 place of each row's sample in the step's global batch; None: its place in this one."""
     media: Mapping[str, MediaBatch] = field(default_factory=dict)
     """modality -> its features."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        tensors = {item.name: getattr(self, item.name).to(device) for item in fields(self) if item.name != "media"}
+        tensors = {item.name: value.to(device) for item in fields(self) if item.name != "media" and (value := getattr(self, item.name)) is not None}
         return Batch(**tensors, media={modality: part.to(device) for modality, part in self.media.items()})
 
 

@@ -109,7 +109,7 @@ class AnyModel(nn.Module):
             check_length(int(batch.positions_BT.max()) + 1, self.lm.longest)
         mask = packed_mask(batch.segments_BT, batch.segments_BT, self.lm.dtype)
         routes, routing = self.routes(batch.ids_BT, batch.segments_BT), routing_of(self.lm.base)
-        seeds = None if routing is None else routing.token_seeds(batch.ids_BT)
+        seeds = None if routing is None else routing.token_seeds(batch.ids_BT, batch.numbers_B)
         real = batch.segments_BT != PADDING
         return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT, routes_BTA=routes, seeds_BT=seeds, real_BT=real)
 
