@@ -2,7 +2,8 @@
 
 Owns what the rest of the code asks of a language model (LanguageModelLike), and the causal ones of transformers behind it: loading, the input embedding
 of old and new tokens, the hidden states and the logits. The signal tokens' rows are separate float32 parameters for input and head, tied neither to each
-other nor to the base matrices, which stay bit-identical; they start at the mean row plus small seeded noise (equal rows could never be told apart).
+other nor to the base matrices, which stay bit-identical; they start at the mean row, as the model's own embedding scales
+it, plus small seeded noise (equal rows could never be told apart).
 Placeholder tokens own no row: they are replaced by features and cannot be emitted.
 """
 
@@ -21,8 +22,9 @@ from torch.nn import functional
 from infra.storage import read_json
 from mmcore.chat.special_tokens import TokenTable
 from mmcore.config import QUANTIZE, SpecialTokens
-from mmcore.lm.families import check_family, longest_row
+from mmcore.lm.families import LORA_TARGETS, check_family, longest_row
 from mmcore.lm.lora_layers import routed
+from mmcore.lm.probe import check_computes
 from mmcore.lm.unpadded import Places, RowsCache, prepare, unpadded
 from mmcore.runtime.devices import arithmetic
 from mmcore.runtime.given_weights import check_finite, check_unquantised
@@ -53,9 +55,23 @@ def packed_mask(query_segments_BT: torch.Tensor, key_segments_BL: torch.Tensor, 
     return mask[:, None]
 
 
-def _rows(matrix_VD: torch.Tensor, count: int, seed: int) -> nn.Parameter:
+def _embedding_scale(base: Any) -> float:
+    """What the model's own embedding multiplies its rows by (Gemma: the square root of the width); 1 for most."""
+    embedding = base.get_input_embeddings()
+    weight_VD = embedding.weight.detach()
+    ids = torch.arange(min(64, len(weight_VD)), device=weight_VD.device)
+    with torch.no_grad():
+        out, rows = embedding(ids), weight_VD[ids]
+    if torch.equal(out, rows) or not bool(rows.any()):
+        return 1.0
+    return float(out.float().norm() / rows.float().norm())
+
+
+def _rows(matrix_VD: torch.Tensor, count: int, seed: int, scale: float = 1.0) -> nn.Parameter:
     generator = torch.Generator().manual_seed(seed)
     matrix = matrix_VD.detach().float()
+    if scale != 1:
+        matrix = matrix * scale
     noise = torch.randn(count, matrix.shape[1], generator=generator).to(matrix.device)
     return nn.Parameter(matrix.mean(0) + _NOISE * float(matrix.std()) * noise)
 
@@ -72,8 +88,11 @@ class LanguageModel(nn.Module):
         self.base = base.eval().requires_grad_(False)
         self._unpadded = prepare(base)
         self.table = TokenTable(base.get_input_embeddings().weight.shape[0], counts)
-        self.new_input_rows = _rows(base.get_input_embeddings().weight, self.table.num_signals, 2 * seed)
+        self.new_input_rows = _rows(base.get_input_embeddings().weight, self.table.num_signals, 2 * seed, _embedding_scale(base))
         self.new_head_rows = _rows(base.get_output_embeddings().weight, self.table.num_signals, 2 * seed + 1)
+        kind = str(getattr(base.config, "model_type", ""))
+        if kind not in LORA_TARGETS:  # those are tested
+            check_computes(self, kind)
 
     def train(self, mode: bool = True) -> LanguageModel:
         """The frozen base stays in evaluation mode: its dropout (OPT has some) would make its states random."""
