@@ -16,7 +16,7 @@ import torch
 
 from mmcore.chat.chat import independent
 from mmcore.chat.special_tokens import MEDIA
-from mmcore.types import MediaBatch, Question, Said
+from mmcore.types import Answer, MediaBatch, Question, Said
 
 ROWS = 24
 """Media whose questions are answered together."""
@@ -49,6 +49,11 @@ def batches(items: Sequence[Question], apart: Collection[int] = ()) -> list[list
 
 def _equal(first: np.ndarray | None, second: np.ndarray | None) -> bool:
     return first is second or (first is not None and second is not None and np.array_equal(first, second))
+
+
+def unread_answer(count: int) -> Answer:
+    """The answer to a question of so many tokens that the model does not read."""
+    return Answer(text="", caption=None, token_ids=(), num_input_tokens=count, finish="too_long")
 
 
 def drawn_as(text: str, features: Sequence[Feature]) -> int:

@@ -25,7 +25,7 @@ from mmcore.chat.special_tokens import MEDIA
 from mmcore.config import model_spec_from_json
 from mmcore.encoders import load_encoder
 from mmcore.encoders.base import Encoder
-from mmcore.inference.batches import ROWS, Feature, batches, drawn_as, feature_of, media_batches, shared_media
+from mmcore.inference.batches import ROWS, Feature, batches, drawn_as, feature_of, media_batches, shared_media, unread_answer
 from mmcore.inference.decoding import PackedCache, Stream, cut, held_back, written
 from mmcore.inference.next_token import LIKELIEST, Sampling
 from mmcore.lm.base_weights import language_model
@@ -129,7 +129,7 @@ class Generator:
         """Answers by the number of the item. One whose turns may be longer than the context is not read."""
         later = [len(self._chat.question_prompt(text, later=True)) + len(self._chat.close()) + limit for text in then]
         counts = [self._least(item, self.caption_turn) + more for item, more in zip(items, later, strict=True)]
-        too_long = {i: _unread(count) for i, count in enumerate(counts) if count > self._longest}
+        too_long = {i: unread_answer(count) for i, count in enumerate(counts) if count > self._longest}
         left = [i for i in range(len(items)) if i not in too_long]
         if not left:
             return too_long
@@ -169,7 +169,7 @@ class Generator:
     def _answer_rows(
         self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling, stop: Sequence[str] = ()
     ) -> dict[int, Answer]:
-        too_long = {i: _unread(count) for row in rows for i in row if (count := self._least(items[i], helped)) > self._longest}
+        too_long = {i: unread_answer(count) for row in rows for i in row if (count := self._least(items[i], helped)) > self._longest}
         rows = [left for row in rows if (left := [i for i in row if i not in too_long])]
         if not rows:
             return too_long
@@ -345,11 +345,6 @@ class Generator:
         if len(text) > len(said):
             yield TextPiece(text[len(said) :])
         yield from map(BrokenBlock, stream.broken)
-
-
-def _unread(count: int) -> Answer:
-    """The answer to a question of so many tokens that the model does not read."""
-    return Answer(text="", caption=None, token_ids=(), num_input_tokens=count, finish="too_long")
 
 
 __all__ = ["LORA", "TENSORS", "Answer", "BrokenBlock", "Generator", "Question", "SignalBlock", "TextPiece"]

@@ -92,7 +92,7 @@ class LanguageModel(nn.Module):
         self.new_head_rows = _rows(base.get_output_embeddings().weight, self.table.num_signals, 2 * seed + 1)
         kind = str(getattr(base.config, "model_type", ""))
         if kind not in LORA_TARGETS:  # those are tested
-            check_computes(self, kind)
+            check_computes(self, kind, packed_mask)
 
     def train(self, mode: bool = True) -> LanguageModel:
         """The frozen base stays in evaluation mode: its dropout (OPT has some) would make its states random."""
