@@ -110,12 +110,14 @@ class Batch:
     segments_BT: torch.Tensor
     positions_BT: torch.Tensor
     groups_BT: torch.Tensor
+    numbers_B: torch.Tensor | None = None
+    """int64 place of each row's sample in the step's global batch; None: its place in this one."""
     media: Mapping[str, MediaBatch] = field(default_factory=dict)
     """modality -> its features."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        tensors = {item.name: getattr(self, item.name).to(device) for item in fields(self) if item.name != "media"}
+        tensors = {item.name: value.to(device) for item in fields(self) if item.name != "media" and (value := getattr(self, item.name)) is not None}
         return Batch(**tensors, media={modality: part.to(device) for modality, part in self.media.items()})
 
 
@@ -170,4 +172,7 @@ class Answer:
     """Tokens the model read before its first answer token."""
     blocks: tuple[SignalBlock, ...] = ()
     broken: tuple[str, ...] = ()
-    """What was wrong with signal tokens that made no whole block; always empty when blocks are completed."""
+    """What was wrong with signal tokens that made no whole block; empty when blocks are completed, unless the model's context ended within one."""
+    finish: str = "end"
+    """Why it ends: `end` (the end token), `length` (the limit of tokens, or the model's context), `stop` (a stop string), `too_long` (the question is longer
+    than the context: the model has not read it, and there is no text)."""

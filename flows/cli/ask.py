@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ def add_ask(commands: Any) -> None:
             "--system", default="", metavar="TEXT", help="what the system says before the first question, where the chat template has a place for it"
         )
         sub.add_argument("--max-new-tokens", type=int, default=48)
+        sub.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; may be repeated")
         sub.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token (default); above: draw, 1 as the model is unsure")
         sub.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens only (default: all)")
         sub.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens that have this probability together (default: 1)")
@@ -91,9 +92,9 @@ def main(args: argparse.Namespace) -> int:
     speaker = Speaker(generator, directory, args.out, args.seed, args.max_new_tokens)
     try:
         if args.command == "chat":
-            chat(speaker, media, sampling, args.complete_blocks, args.system)
+            chat(speaker, media, sampling, args.complete_blocks, args.system, args.stop)
         else:
-            speaker.say(speaker.generator.stream(args.prompt, media, args.max_new_tokens, sampling, args.complete_blocks, args.system))
+            speaker.say(speaker.generator.stream(args.prompt, media, args.max_new_tokens, sampling, args.complete_blocks, args.system, args.stop))
     except ValueError as error:
         raise AnyloomError(str(error)) from error
     if args.save_conditioning is not None:
@@ -200,9 +201,9 @@ class Speaker:
         print(f"conditioning saved to {path}", file=sys.stderr)
 
 
-def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, complete_blocks: bool = True, system: str = "") -> None:
+def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, complete_blocks: bool = True, system: str = "", stop: Sequence[str] = ()) -> None:
     """One conversation, from the terminal, until it ends. media: shown with the first question; sampling: how answers are written (None: the likeliest);
-    system: what the system says first.
+    system: what the system says first; stop: strings that end an answer.
 
     complete_blocks: see Conversation.say. An answer that fails is one line; the conversation goes on with what was said of it.
     """
@@ -210,7 +211,7 @@ def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, compl
     from mmcore.inference.next_token import LIKELIEST
 
     sampling = sampling or LIKELIEST
-    conversation = Conversation(speaker.generator, sampling, system)
+    conversation = Conversation(speaker.generator, sampling, system, stop)
     print("type a question; /image FILE shows an image with the next one; /help lists the rest", file=sys.stderr)
     while True:
         try:
@@ -221,7 +222,7 @@ def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, compl
         if not line or command == "/quit":
             return
         if command == "/new":
-            conversation, media = Conversation(speaker.generator, sampling, system), []
+            conversation, media = Conversation(speaker.generator, sampling, system, stop), []
         elif command == "/help":
             print(CHAT_HELP, file=sys.stderr)
         elif command.removeprefix("/") in MEANT and command.startswith("/"):

@@ -100,6 +100,7 @@ def stats(root: Path, as_json: bool) -> int:
             "tokens": sum(length for _, _, length in space.located.values()),
             "bytes": sum(tree_bytes(part) for part in parts),
             "largest_error": max(errors, default=0.0),
+            "worst_channel_error": max((record.get("worst_channel_error", 0.0) for record in space.records.values()), default=0.0),
             "unpinned_parts": sum(part not in pinned for part in parts),
             "used_by": sorted({name for part in parts for name in pinned.get(part, [])}),
         }

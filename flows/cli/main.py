@@ -314,7 +314,8 @@ def unexpected(args: argparse.Namespace, error: Exception) -> int:
     told = "".join(traceback.format_exception(error))
     where = " ".join(note for note in getattr(error, "__notes__", []) if note.startswith("step "))
     what = f"{where + ': ' if where else ''}{type(error).__name__}: {visible(one_line(error)[:300])}"
-    for log in (root / "logs" / "errors.log", private_directory() / "errors.log"):
+    logs = [root / "logs" / "errors.log"] if root.is_dir() else []  # a command that only reads makes no root
+    for log in (*logs, private_directory() / "errors.log"):
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "a") as handle:

@@ -9,13 +9,14 @@ Shape letters: B media, N feature tokens, E encoder width.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from hashlib import sha256
 
 import numpy as np
 import torch
 
 from mmcore.chat.chat import independent
 from mmcore.chat.special_tokens import MEDIA
-from mmcore.types import MediaBatch, Question, Said
+from mmcore.types import Answer, MediaBatch, Question, Said
 
 ROWS = 24
 """Media whose questions are answered together."""
@@ -28,17 +29,41 @@ Feature = tuple[str, np.ndarray]
 
 
 def batches(items: Sequence[Question], apart: Collection[int] = ()) -> list[list[list[int]]]:
-    """Batches of rows of numbers of the items. Those about equal media share a row, at most QUESTIONS of them, in order of first appearance, but for those
-    `apart`, which have no prefix in common with any; those about none have rows and batches of their own: beside the long rows of media theirs would be padding
-    for the most part."""
+    """Batches of rows of numbers of the items. Those about equal media (one key and modality, equal features; without a key each has its own) share a row, at
+    most QUESTIONS of them, in order of first appearance, but for those `apart`, which have no prefix in common with any; those about none have rows and batches
+    of their own: beside the long rows of media theirs would be padding for the most part."""
     texts = [number for number, item in enumerate(items) if item.features_NE is None]
-    by_key: dict[tuple[str, int], list[int]] = {}
+    by_key: dict[tuple[str, str | None, int], list[int]] = {}
     for number, item in enumerate(items):
-        if item.features_NE is not None:
-            by_key.setdefault((item.media_key, number if number in apart else -1), []).append(number)
+        if item.features_NE is None:
+            continue
+        alone = number in apart or not item.media_key
+        key, version = (item.media_key, item.modality), number if alone else -1
+        while not alone and (*key, version) in by_key and not _equal(items[by_key[*key, version][0]].features_NE, item.features_NE):
+            version -= 1
+        by_key.setdefault((*key, version), []).append(number)
     shared = [numbers[start : start + QUESTIONS] for numbers in by_key.values() for start in range(0, len(numbers), QUESTIONS)]
     found = [[[number] for number in texts[start : start + TEXTS]] for start in range(0, len(texts), TEXTS)]
     return found + [shared[start : start + ROWS] for start in range(0, len(shared), ROWS)]
+
+
+def _equal(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    return first is second or (first is not None and second is not None and np.array_equal(first, second))
+
+
+def unread_answer(count: int) -> Answer:
+    """The answer to a question of so many tokens that the model does not read."""
+    return Answer(text="", caption=None, token_ids=(), num_input_tokens=count, finish="too_long")
+
+
+def drawn_as(text: str, features: Sequence[Feature]) -> int:
+    """Number of the draws of an answer: of what is asked about which features, wherever it stands among others."""
+    digest = sha256(text.encode("utf-8", "surrogatepass"))
+    for modality, features_NE in features:
+        array = np.ascontiguousarray(features_NE, np.float32)
+        digest.update(f"\0{modality} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return int.from_bytes(digest.digest()[:7], "big")
 
 
 def feature_of(item: Question) -> Feature | None:

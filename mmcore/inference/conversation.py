@@ -23,12 +23,13 @@ from mmcore.types import Event, MediaBatch
 
 class Conversation:
     """generator: an exported model; sampling: how answers are written (captions always by the likeliest tokens); system: what the system says before the first
-    turn. Turns follow each other with `say`; there is no way back."""
+    turn; stop: strings that end an answer, as of Generator.answer. Turns follow each other with `say`; there is no way back."""
 
-    def __init__(self, generator: Generator, sampling: Sampling = LIKELIEST, system: str = ""):
+    def __init__(self, generator: Generator, sampling: Sampling = LIKELIEST, system: str = "", stop: Sequence[str] = ()):
         """Raises ValueError for words of the system where the model's chat template has no place for them."""
         generator.model.chat.check_system(system)
         self._generator, self._sampling, self._system = generator, sampling, system
+        self._stop = (*generator.stop, *stop)
         self.cache = PackedCache(generator.model, 1)
         self._position = 0
         self._pending: list[int] = []
@@ -68,7 +69,7 @@ class Conversation:
         hidden_BTD = self.cache.extend([[(0, self._position, ids)]], batches)
         self.num_turns += 1
         chat = self._generator.model.chat
-        stream = Stream(row=0, segment=0, position=self._position + len(ids), generator=sampling.generator(self.num_turns), strict=True)
+        stream = Stream(row=0, segment=0, position=self._position + len(ids), generator=sampling.generator(self.num_turns), stop=self._stop, strict=True)
         start = stream.position
         try:
             pieces = written(self.cache, [stream], hidden_BTD[0, -1:], chat.end_id, max_new_tokens, complete_blocks, sampling)

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from mmcore.inference.next_token import LIKELIEST, Sampling, choose
-from mmcore.lm.language_model import packed_mask
+from mmcore.lm.language_model import check_length, packed_mask
 from mmcore.model.any_model import AnyModel
 from mmcore.types import PADDING, MediaBatch, SignalBlock
 
@@ -47,6 +47,10 @@ class Stream:
     """What was wrong with signal tokens that made no whole block, one line each."""
     generator: torch.Generator | None = None
     """Draws its tokens; None: the likeliest."""
+    stop: tuple[str, ...] = ()
+    """Its text ends before the first of these."""
+    finish: str = ""
+    """Why it is done: `end`, `length` or `stop` (mmcore.types.Answer)."""
     strict: bool = False
     """A block that no trained output projector takes is an error; otherwise it is noted in `broken`, and the streams beside this one go on."""
 
@@ -72,8 +76,10 @@ class PackedCache:
     def extend(self, pieces: Sequence[Sequence[tuple[int, int, Sequence[int]]]], media: Mapping[str, MediaBatch] | None = None) -> torch.Tensor:
         """Append to every row its pieces (segment, first position, ids); returns the hidden states [B, T, D] of the new tokens.
 
-        Raises ValueError for rows that the model does not take (too long, media that do not fit); the cache is then as it was.
+        Raises ValueError for rows that the model does not take (too long, media that do not fit); the cache is then as it was. Lengths are checked before
+        anything of that size is made.
         """
+        check_length(max((position + len(ids) for row in pieces for _, position, ids in row), default=0), self.model.lm.longest)
         before = {**vars(self), "lengths": list(self.lengths)}
         try:
             return self._extend(pieces, media or {})
@@ -155,21 +161,29 @@ def written(
     complete_blocks: bool = True,
     sampling: Sampling = LIKELIEST,
 ) -> Iterator[tuple[Stream, int | SignalBlock]]:
-    """Advance all streams to their end token or limit; yields each token and each completed signal block as it comes.
+    """Advance all streams to their end token, a stop string, the limit or the end of the model's context; yields each token and each completed signal block
+    as it comes.
 
-    last_SD: hidden state that predicts each stream's first token. complete_blocks: a block that has begun is completed, beyond the limit too;
-    otherwise its tokens must come by themselves, and one that is out of place or cut off is noted in Stream.broken. sampling: how the tokens of streams with
-    a generator are drawn.
+    last_SD: hidden state that predicts each stream's first token. complete_blocks: a block that has begun is completed, beyond the limit too (not beyond the
+    context); otherwise its tokens must come by themselves, and one that is out of place or cut off is noted in Stream.broken. sampling: how the tokens of
+    streams with a generator are drawn. A limit of 0 writes nothing. Raises ValueError for a limit below 0.
     """
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens {max_new_tokens}: it must be 0 (no token) or more")
+    if max_new_tokens == 0:
+        for stream in streams:
+            stream.done, stream.finish = True, "length"
+        return
+    longest = cache.model.lm.longest
     active, hidden_SD = list(streams), last_SD
     while active:
         choices = choose(_logits(cache.model, hidden_SD), [stream.generator for stream in active], sampling)
         for stream, choice in zip(active, choices, strict=True):
             yield stream, _take(cache.model, stream, choice, complete_blocks)
             within_block = bool(stream.modality) and (complete_blocks or not stream.forced)
-            limit = len(stream.tokens) >= max_new_tokens and not within_block
-            stream.done = stream.tokens[-1] == end_id or limit
-            if stream.done and stream.forced:
+            stream.finish = _finish(cache.model, stream, end_id, max_new_tokens, within_block, longest)
+            stream.done = bool(stream.finish)
+            if stream.done and stream.modality:
                 _break_off(cache.model, stream)
         active = [stream for stream in active if not stream.done]
         if not active:
@@ -182,8 +196,31 @@ def written(
                 yield stream, block
             if within_block and not stream.modality:  # it has just ended
                 stream.done = len(stream.tokens) >= max_new_tokens
+                stream.finish = "length" if stream.done else ""
         keep = [i for i, stream in enumerate(active) if not stream.done]
         active, hidden_SD = [active[i] for i in keep], hidden_SD[keep]
+
+
+def _finish(model: AnyModel, stream: Stream, end_id: int, limit: int, within_block: bool, longest: int) -> str:
+    """Why a stream is done after its newest token; "" when it goes on."""
+    if stream.tokens[-1] == end_id:
+        return "end"
+    if stream.stop and not stream.modality and cut(model.chat.decode(stream.tokens), stream.stop)[1]:
+        return "stop"
+    if longest and stream.position >= longest:  # the model cannot read the newest token
+        return "length"
+    return "length" if len(stream.tokens) >= limit and not within_block else ""
+
+
+def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """(the text before the first stop string in it, whether there was one). An empty stop string stops nothing."""
+    places = [place for one in stop if one and (place := text.find(one)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def held_back(text: str, stop: Sequence[str]) -> int:
+    """Characters at the end of the text that may be the beginning of a stop string."""
+    return max((size for one in stop for size in range(1, len(one)) if text.endswith(one[:size])), default=0)
 
 
 def _logits(model: AnyModel, hidden_SD: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ Shape letters: N feature tokens, E encoder width, Q decoder queries, C condition
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from infra.step import AnyloomError
 from infra.storage import read_json
 from mmcore.chat.chat import Chat, independent
 from mmcore.chat.places import Misfit, asked, before, medium_before, names_media, rest_of
+from mmcore.chat.special_tokens import MEDIA
 from mmcore.config import model_spec_from_json
 from mmcore.encoders import load_encoder
 from mmcore.encoders.base import Encoder
-from mmcore.inference.batches import ROWS, Feature, batches, feature_of, media_batches, shared_media
-from mmcore.inference.decoding import PackedCache, Stream, written
+from mmcore.inference.batches import ROWS, Feature, batches, drawn_as, feature_of, media_batches, shared_media, unread_answer
+from mmcore.inference.decoding import PackedCache, Stream, cut, held_back, written
 from mmcore.inference.next_token import LIKELIEST, Sampling
 from mmcore.lm.base_weights import language_model
 from mmcore.model.any_model import LORA, TENSORS, AnyModel, check_trained, load_model
@@ -89,18 +91,22 @@ class Generator:
         caption_turn: bool | None = None,
         complete_blocks: bool = True,
         sampling: Sampling = LIKELIEST,
+        stop: Sequence[str] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
         """Answers in the order of the items. caption_turn None: as the model was exported. sampling: how they are written; the likeliest tokens unless told.
 
         A medium stands before its question, or where the question names it; names that are more than the media are words.
         complete_blocks: a signal block that the model begins is completed; False shows what it writes by itself, and Answer.broken what went wrong.
+        stop: strings that end an answer, which has the text before them; those of the language model's generation_config.json do so too. A question that is
+        longer than the model's context is not read (Answer.finish); the others are answered.
         """
+        stop = (*self.stop, *stop)
         helped = self.caption_turn if caption_turn is None else caption_turn
         answers: list[Answer | None] = [None] * len(items)
         done = 0
         for rows in batches(items, {number for number, item in enumerate(items) if not independent([self._said(item)])}):
-            for number, answer in self._answer_rows(items, rows, max_new_tokens, helped, complete_blocks, sampling).items():
+            for number, answer in self._answer_rows(items, rows, max_new_tokens, helped, complete_blocks, sampling, stop).items():
                 answers[number] = answer
             done += sum(map(len, rows))
             if progress is not None:
@@ -115,10 +121,19 @@ class Generator:
         """
         answers = []
         for start in range(0, len(items), ROWS):
-            answers += self._follow_up_rows(items[start : start + ROWS], then[start : start + ROWS], max_new_tokens, complete_blocks)
+            found = self._follow_up_rows(items[start : start + ROWS], then[start : start + ROWS], max_new_tokens, complete_blocks)
+            answers += [found[number] for number in sorted(found)]
         return answers
 
-    def _follow_up_rows(self, items: Sequence[Question], then: Sequence[str], limit: int, complete: bool) -> list[Answer]:
+    def _follow_up_rows(self, items: Sequence[Question], then: Sequence[str], limit: int, complete: bool) -> dict[int, Answer]:
+        """Answers by the number of the item. One whose turns may be longer than the context is not read."""
+        later = [len(self._chat.question_prompt(text, later=True)) + len(self._chat.close()) + limit for text in then]
+        counts = [self._least(item, self.caption_turn) + more for item, more in zip(items, later, strict=True)]
+        too_long = {i: unread_answer(count) for i, count in enumerate(counts) if count > self._longest}
+        left = [i for i in range(len(items)) if i not in too_long]
+        if not left:
+            return too_long
+        items, then = [items[i] for i in left], [then[i] for i in left]
         said = [self._said(item) for item in items]
         shared, own = shared_media([feature_of(item) for item in items], said)
         cache, captions = self._prefixes(shared, self.caption_turn)
@@ -129,23 +144,13 @@ class Generator:
             read = [[*rest, *ids] for rest, ids in zip(pending, texts, strict=True)]
             hidden_BTD = cache.extend([[(1, position, ids)] for position, ids in zip(positions, read, strict=True)], media)
             starts = [position + len(ids) for position, ids in zip(positions, read, strict=True)]
-            streams = [Stream(row=row, segment=1, position=position) for row, position in enumerate(starts)]
+            streams = [Stream(row=row, segment=1, position=position, stop=self.stop) for row, position in enumerate(starts)]
             last_SD = torch.stack([hidden_BTD[row, len(ids) - 1] for row, ids in enumerate(read)])
             for _ in written(cache, streams, last_SD, self._chat.end_id, limit, complete):
                 pass
             positions = [stream.position for stream in streams]
             pending = [self.unread(stream, start) for stream, start in zip(streams, starts, strict=True)]
-        return [
-            Answer(
-                text=self._chat.decode(stream.tokens).strip(),
-                caption=caption,
-                token_ids=tuple(stream.tokens),
-                num_input_tokens=start,
-                blocks=tuple(stream.blocks),
-                broken=tuple(stream.broken),
-            )
-            for stream, caption, start in zip(streams, captions, starts, strict=True)
-        ]
+        return too_long | {i: self._answer(stream, captions[stream.row], start) for i, stream, start in zip(left, streams, starts, strict=True)}
 
     def unread(self, stream: Stream, start: int) -> list[int]:
         """What the model has not read of an answer that began at position `start`, and of what ends it."""
@@ -162,8 +167,12 @@ class Generator:
         return found
 
     def _answer_rows(
-        self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling
+        self, items: Sequence[Question], rows: Sequence[Sequence[int]], limit: int, helped: bool, complete: bool, sampling: Sampling, stop: Sequence[str] = ()
     ) -> dict[int, Answer]:
+        too_long = {i: unread_answer(count) for row in rows for i in row if (count := self._least(items[i], helped)) > self._longest}
+        rows = [left for row in rows if (left := [i for i in row if i not in too_long])]
+        if not rows:
+            return too_long
         said = [[self._said(items[i]) for i in row] for row in rows]
         shared, own = shared_media([feature_of(items[row[0]]) for row in rows], [turns[0] for turns in said])
         cache, captions = self._prefixes(shared, helped)
@@ -176,24 +185,62 @@ class Generator:
             ends = np.cumsum([len(prompt) for prompt in row])
             last += [hidden_BTD[b, end - 1] for end in ends]
             streams += [
-                Stream(row=b, segment=number + 1, position=lengths[b] + len(prompt), generator=sampling.generator(rows[b][number]))
+                Stream(
+                    row=b,
+                    segment=number + 1,
+                    position=lengths[b] + len(prompt),
+                    generator=self._draws(sampling, items[rows[b][number]]),
+                    stop=tuple(stop),
+                )
                 for number, prompt in enumerate(row)
             ]
         for _ in written(cache, streams, torch.stack(last), self._chat.end_id, limit, complete, sampling):
             pass
         numbers = [i for row in rows for i in row]
         inputs = [lengths[b] + len(prompt) for b, row in enumerate(prompts) for prompt in row]
-        return {
-            i: Answer(
-                text=self._chat.decode(stream.tokens).strip(),
-                caption=captions[stream.row],
-                token_ids=tuple(stream.tokens),
-                num_input_tokens=count,
-                blocks=tuple(stream.blocks),
-                broken=tuple(stream.broken),
-            )
-            for i, stream, count in zip(numbers, streams, inputs, strict=True)
-        }
+        return too_long | {i: self._answer(stream, captions[stream.row], count) for i, stream, count in zip(numbers, streams, inputs, strict=True)}
+
+    def _answer(self, stream: Stream, caption: str | None, num_input_tokens: int) -> Answer:
+        return Answer(
+            text=cut(self._chat.decode(stream.tokens), stream.stop)[0].strip(),
+            caption=caption,
+            token_ids=tuple(stream.tokens),
+            num_input_tokens=num_input_tokens,
+            blocks=tuple(stream.blocks),
+            broken=tuple(stream.broken),
+            finish=stream.finish,
+        )
+
+    @property
+    def _longest(self) -> float:
+        return self.model.lm.longest or math.inf
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Stop strings of the language model's own generation_config.json."""
+        found = getattr(getattr(self.model.lm.base, "generation_config", None), "stop_strings", None) or ()
+        return (found,) if isinstance(found, str) else tuple(found)
+
+    def _least(self, item: Question, helped: bool) -> int:
+        """Tokens of a question's row; with a caption turn before it, at most (the caption is not written yet)."""
+        said, feature = self._said(item), feature_of(item)
+        shared = feature is not None and independent([said])
+        count = len(self._prompt(said, shared, helped))
+        if feature is None or not shared:
+            return count
+        tokens = num_projected(self.model.spec.input_projector, len(feature[1]))
+        if not helped:
+            return count + len(self._chat.media_prefix(feature[0], tokens))
+        table = self.model.lm.table
+        caption = CAPTION_TOKENS + max((table.count(modality) for modality in MEDIA), default=0) + len(self._chat.close())
+        return count + len(self._chat.caption_prompt(feature[0], tokens)) + caption
+
+    @staticmethod
+    def _draws(sampling: Sampling, item: Question) -> torch.Generator | None:
+        if sampling.temperature == 0:
+            return None
+        feature = feature_of(item)
+        return sampling.generator(drawn_as(item.text, [] if feature is None else [feature]))
 
     def _said(self, item: Question) -> Said:
         """What a question says, with its medium before it, or where it names it. Other numbers of names than one are words."""
@@ -251,12 +298,13 @@ class Generator:
         sampling: Sampling = LIKELIEST,
         complete_blocks: bool = True,
         system: str = "",
+        stop: Sequence[str] = (),
     ) -> Iterator[Event]:
         """Answer one prompt as it is written: TextPiece by TextPiece, and a SignalBlock when the model draws. There is no caption turn about media that the
         prompt names.
 
         Media stand before the prompt, or where it names their placeholders (<image>, <video>, <audio>), in order; a name without a medium is a word.
-        complete_blocks: as of `answer`; what went wrong comes as BrokenBlocks at the end. system: what the system says before the prompt.
+        complete_blocks, stop: as of `answer`; what went wrong comes as BrokenBlocks at the end. system: what the system says before the prompt.
         Raises ValueError when placeholders and media do not pair up, and for words of the system where the chat template has no place for them.
         """
         self._chat.check_system(system)
@@ -270,7 +318,8 @@ class Generator:
             ids, given = self._chat.question_prompt(said, system=system), media_batches([features])
         position = cache.lengths[0]
         hidden_BTD = cache.extend([[(segment, position, ids)]], given)
-        stream = Stream(row=0, segment=segment, position=position + len(ids), generator=sampling.generator(0), strict=True)
+        draws = None if sampling.temperature == 0 else sampling.generator(drawn_as(prompt, features))
+        stream = Stream(row=0, segment=segment, position=position + len(ids), generator=draws, stop=(*self.stop, *stop), strict=True)
         yield from self.events(stream, written(cache, [stream], hidden_BTD[0, -1:], self._chat.end_id, max_new_tokens, complete_blocks, sampling))
 
     def turn(self, prompt: str, media: Sequence[tuple[str, bytes]]) -> tuple[Said, list[Feature]]:
@@ -280,17 +329,19 @@ class Generator:
         return asked(prompt, [(modality, num_projected(self.model.spec.input_projector, len(array))) for modality, array in features]), features
 
     def events(self, stream: Stream, pieces: Iterator[tuple[Stream, int | SignalBlock]]) -> Iterator[Event]:
-        """Tokens of a stream -> pieces of text, a piece held back while its last character is incomplete; then what was broken."""
+        """Tokens of a stream -> pieces of text, a piece held back while its last character is incomplete or its end may begin a stop string; then what was
+        broken."""
         said = ""
         text = ""
         for _, piece in pieces:
             if isinstance(piece, SignalBlock):
                 yield piece
                 continue
-            text = self._chat.decode(stream.tokens)
-            if not text.endswith("\ufffd") and len(text) > len(said):
-                yield TextPiece(text[len(said) :])
-                said = text
+            text = cut(self._chat.decode(stream.tokens), stream.stop)[0]
+            sure = text[: len(text) - held_back(text, stream.stop)]
+            if not sure.endswith("\ufffd") and len(sure) > len(said):
+                yield TextPiece(sure[len(said) :])
+                said = sure
         if len(text) > len(said):
             yield TextPiece(text[len(said) :])
         yield from map(BrokenBlock, stream.broken)

@@ -1,7 +1,7 @@
 """Choosing the next token: the likeliest, or a seeded draw.
 
 Input: logits of the streams being written; output: one token each. A draw depends on the sampling's seed, the stream's own number and how many tokens it has
-drawn, so an answer is the same alone and in a batch.
+drawn. The number is made of what is asked (mmcore.inference.batches), so an answer is the same alone, in a batch, and anywhere in a list.
 
 Shape letters: S streams, V vocabulary.
 """

@@ -19,6 +19,16 @@ LORA_TARGETS = {
     "gpt2": ("c_attn", "c_proj", "c_fc"),
 }
 """Model type -> attention and feed-forward layers, by the last part of their names."""
+_ALIBI = "adds its positions to attention as ALiBi biases, which packed rows that share a prefix cannot have"
+_RECURRENT = "keeps a recurrent state in place of keys and values, which no mask can hide from the other questions of a packed row"
+_UNUSABLE = {
+    "bloom": _ALIBI,
+    "mpt": _ALIBI,
+    **dict.fromkeys(("rwkv", "mamba", "mamba2", "falcon_mamba", "recurrent_gemma", "xlstm", "jamba", "bamba", "zamba", "zamba2"), _RECURRENT),
+    "openai-gpt": "takes no mask of packed rows and has no cache of keys and values",
+    "xlnet": "is trained to predict in permuted order, with an attention of two streams",
+}
+"""Model type -> why it cannot be used here. What is not named, and not tested, is probed when it is loaded (mmcore.lm.probe)."""
 _SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -44,6 +54,12 @@ def check_family(config: Any) -> None:
     kind = getattr(config, "model_type", "")
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{kind} is an encoder-decoder model: LanguageModel takes decoder-only ones")
+    unusable = _UNUSABLE.get(kind) or (_ALIBI if getattr(config, "alibi", False) else "")
+    if unusable:
+        raise ValueError(f"{kind} cannot be used here: it {unusable}")
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        window = getattr(config, "window_size", "a window of")
+        raise ValueError(f"{kind} has local attention layers ({window} tokens): only models whose layers attend to all earlier tokens can be used here")
     for name in _SCALED_LOGITS:
         value = getattr(config, name, None)
         if value not in (None, 1, 1.0):
@@ -56,4 +72,4 @@ def check_family(config: Any) -> None:
 def longest_row(config: Any) -> int:
     """Tokens of the longest row that the model reads as it has been made to (its positions, or its attention window); 0 when it does not say."""
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
-    return min((int(limit) for limit in limits if limit), default=0)
+    return min((int(limit) for limit in limits if limit and limit > 0), default=0)

@@ -2,7 +2,8 @@
 
 Owns what the rest of the code asks of a language model (LanguageModelLike), and the causal ones of transformers behind it: loading, the input embedding
 of old and new tokens, the hidden states and the logits. The signal tokens' rows are separate float32 parameters for input and head, tied neither to each
-other nor to the base matrices, which stay bit-identical; they start at the mean row plus small seeded noise (equal rows could never be told apart).
+other nor to the base matrices, which stay bit-identical; they start at the mean row, as the model's own embedding scales
+it, plus small seeded noise (equal rows could never be told apart).
 Placeholder tokens own no row: they are replaced by features and cannot be emitted.
 """
 
@@ -21,15 +22,23 @@ from torch.nn import functional
 from infra.storage import read_json
 from mmcore.chat.special_tokens import TokenTable
 from mmcore.config import QUANTIZE, SpecialTokens
-from mmcore.lm.families import check_family, longest_row
+from mmcore.lm.families import LORA_TARGETS, check_family, longest_row
 from mmcore.lm.lora_layers import routed
+from mmcore.lm.probe import check_computes
 from mmcore.lm.unpadded import Places, RowsCache, prepare, unpadded
 from mmcore.runtime.devices import arithmetic
+from mmcore.runtime.given_weights import check_finite, check_unquantised
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 _NOISE = 0.1
 """Noise of the new rows, as a share of the base matrix's standard deviation."""
+
+
+def check_length(tokens: int, longest: int) -> None:
+    """Raises ValueError for a row of more tokens than the model reads (longest; 0: it does not say). Called before anything of the row's size is made."""
+    if longest and tokens > longest:
+        raise ValueError(f"a row has {tokens} tokens, the language model takes at most {longest}: use fewer turns or media tokens")
 
 
 def packed_mask(query_segments_BT: torch.Tensor, key_segments_BL: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -46,9 +55,23 @@ def packed_mask(query_segments_BT: torch.Tensor, key_segments_BL: torch.Tensor, 
     return mask[:, None]
 
 
-def _rows(matrix_VD: torch.Tensor, count: int, seed: int) -> nn.Parameter:
+def _embedding_scale(base: Any) -> float:
+    """What the model's own embedding multiplies its rows by (Gemma: the square root of the width); 1 for most."""
+    embedding = base.get_input_embeddings()
+    weight_VD = embedding.weight.detach()
+    ids = torch.arange(min(64, len(weight_VD)), device=weight_VD.device)
+    with torch.no_grad():
+        out, rows = embedding(ids), weight_VD[ids]
+    if torch.equal(out, rows) or not bool(rows.any()):
+        return 1.0
+    return float(out.float().norm() / rows.float().norm())
+
+
+def _rows(matrix_VD: torch.Tensor, count: int, seed: int, scale: float = 1.0) -> nn.Parameter:
     generator = torch.Generator().manual_seed(seed)
     matrix = matrix_VD.detach().float()
+    if scale != 1:
+        matrix = matrix * scale
     noise = torch.randn(count, matrix.shape[1], generator=generator).to(matrix.device)
     return nn.Parameter(matrix.mean(0) + _NOISE * float(matrix.std()) * noise)
 
@@ -65,8 +88,11 @@ class LanguageModel(nn.Module):
         self.base = base.eval().requires_grad_(False)
         self._unpadded = prepare(base)
         self.table = TokenTable(base.get_input_embeddings().weight.shape[0], counts)
-        self.new_input_rows = _rows(base.get_input_embeddings().weight, self.table.num_signals, 2 * seed)
+        self.new_input_rows = _rows(base.get_input_embeddings().weight, self.table.num_signals, 2 * seed, _embedding_scale(base))
         self.new_head_rows = _rows(base.get_output_embeddings().weight, self.table.num_signals, 2 * seed + 1)
+        kind = str(getattr(base.config, "model_type", ""))
+        if kind not in LORA_TARGETS:  # those are tested
+            check_computes(self, kind, packed_mask)
 
     def train(self, mode: bool = True) -> LanguageModel:
         """The frozen base stays in evaluation mode: its dropout (OPT has some) would make its states random."""
@@ -126,9 +152,8 @@ class LanguageModel(nn.Module):
         the adapters' dropout in training. real: tokens that are no padding; the others get states of 0, or any.
         Raises ValueError for a position beyond what the model has been made for.
         """
-        longest = self.longest
-        if longest and positions_BT.numel() and int(positions_BT.max()) >= longest:
-            raise ValueError(f"a row has {int(positions_BT.max()) + 1} tokens, the language model takes at most {longest}: use fewer turns or media tokens")
+        if positions_BT.numel():
+            check_length(int(positions_BT.max()) + 1, self.longest)
         places = Places.of(real_BT) if real_BT is not None and self._unpadded else None
         if places is not None:
             embeds_BTD, positions_BT = places.real(embeds_BTD), places.real(positions_BT)
@@ -216,13 +241,15 @@ def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, q
 
     quantize: `4bit` or `8bit` stores the linear layers so, on a CUDA device; embeddings and head stay in dtype. device: where it will compute, which may
     want another type (mmcore.runtime.devices.arithmetic); it is not moved there.
-    Raises ValueError for an unknown dtype, a quantisation that this machine cannot do, or a family that cannot be used or needs code of its own.
+    Raises ValueError for an unknown dtype, a quantisation that this machine cannot do, weights that are quantised already or not finite, or a family that
+    cannot be used or needs code of its own.
     """
     from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
         raise ValueError(f"model dtype {dtype!r} is unknown: use {', '.join(DTYPES)}")
     quantized = _quantization(quantize, DTYPES[dtype])
+    check_unquantised(directory)
     computed_in = dtype if quantized else arithmetic(dtype, device)
     with own_code_refused(directory):
         base = AutoModelForCausalLM.from_pretrained(
@@ -234,4 +261,5 @@ def load_lm(directory: Path, dtype: str, counts: SpecialTokens, seed: int = 0, q
             trust_remote_code=False,
             **quantized,
         )
+    check_finite(base.named_parameters(), directory)
     return LanguageModel(base, counts, seed)

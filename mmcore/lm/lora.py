@@ -20,10 +20,12 @@ from infra.storage import write_atomic
 from mmcore.config import LORA_MODES, MODALITIES, LoraSpec
 from mmcore.lm.families import lora_targets
 from mmcore.lm.lora_layers import SHARED_ADAPTER, Routing, bind, routing_of
+from mmcore.lm.lora_settings import CONFIG, check_settings
+from mmcore.runtime.given_weights import check_finite
 from mmcore.runtime.seeding import seeded
 
 _PREFIX = "base_model.model."
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_names(spec: LoraSpec, modalities: Iterable[str]) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ def attach_lora(base: torch.nn.Module, spec: LoraSpec, seed: int, modalities: It
     with seeded(seed):
         for name in names:
             inject_adapter_in_model(config, base, name)
-    bind(base, Routing(names, spec.rank, spec.dropout))
+    bind(base, Routing(names, spec.rank, spec.dropout, config.to_dict()))
     for parameter in lora_parameters(base).values():
         parameter.data = parameter.data.float()
 
@@ -101,7 +103,8 @@ def save_lora(base: torch.nn.Module, spec: LoraSpec, directory: Path) -> None:
 def load_lora(base: torch.nn.Module, directory: Path) -> None:
     """Load what `save_lora` (or peft, per adapter) wrote into the attached adapters.
 
-    Raises ValueError when the directory holds other adapters than the model has, or on any missing, extra or misshapen tensor.
+    Raises ValueError when the directory holds other adapters than the model has, adapters whose settings compute something else (mmcore.lm.lora_settings),
+    or any missing, extra, misshapen or not finite tensor.
     """
     files = _adapter_files(base, directory)
     stored = sorted(path.parent.relative_to(directory).as_posix() for path in [*directory.glob(WEIGHTS), *directory.glob(f"*/{WEIGHTS}")])
@@ -109,7 +112,9 @@ def load_lora(base: torch.nn.Module, directory: Path) -> None:
     if stored != wanted:
         names = [", ".join("shared" if name == "." else name for name in group) or "none" for group in (stored, wanted)]
         raise ValueError(f"{directory} holds the LoRA adapters {names[0]}, the model has {names[1]}: lora.mode or the encoders changed since it was trained")
+    routing, conv1d = routing_of(base), any(type(layer).__name__ == "Conv1D" for layer in base.modules())
     for folder, parameters in files.items():
+        check_settings(folder, routing.settings if routing else {}, conv1d)
         _load_adapter(folder, parameters)
 
 
@@ -118,6 +123,7 @@ def _load_adapter(directory: Path, wanted: dict[str, torch.nn.Parameter]) -> Non
     if stored.keys() != wanted.keys():
         odd = sorted(stored.keys() ^ wanted.keys())
         raise ValueError(f"{directory} does not fit this model's LoRA: {len(odd)} tensors differ, the first is {odd[0]}")
+    check_finite(sorted(stored.items()), directory / WEIGHTS)
     for name, parameter in wanted.items():
         if stored[name].shape != parameter.shape:
             raise ValueError(f"{directory}: {name} has shape {tuple(stored[name].shape)}, the model wants {tuple(parameter.shape)} (LoRA rank changed?)")

@@ -8,14 +8,15 @@ Plain linear layers compute y = x W' + b + (x A') B' s in the base's dtype with 
 the float32 copies of every input that peft's own forward makes (a seventh of a training step). Any other layer (quantised, Conv1D) computes
 its own output, and the adapters run in float32 beside it.
 
-Dropout leaves out inputs of the adapters alone, as peft does (Hu et al. 2021, arXiv 2106.09685); which ones is a hash of (token, draw, layer, channel).
+Dropout leaves out inputs of the adapters alone, as peft does (Hu et al. 2021, arXiv 2106.09685); which ones is a hash of (sample's place in the global
+batch, token's place in its row, draw, layer, channel).
 
 Shape letters: P tokens of the pass (rows times positions, flat), I and O inputs and outputs of a layer, A adapters, R rank, AR = A * R.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -30,10 +31,11 @@ _ATTRIBUTE = "lora_routing"
 
 
 class Routing:
-    """What the adapted layers of one model share. adapters: their names in order; rank: R of each; dropout: share of their inputs left out in training."""
+    """What the adapted layers of one model share. adapters: their names in order; rank: R of each; dropout: share of their inputs left out in training;
+    settings: PEFT's, of each adapter."""
 
-    def __init__(self, adapters: tuple[str, ...], rank: int, dropout: float = 0.0):
-        self.adapters, self.rank, self.dropout = adapters, rank, dropout
+    def __init__(self, adapters: tuple[str, ...], rank: int, dropout: float = 0.0, settings: Mapping[str, Any] | None = None):
+        self.adapters, self.rank, self.dropout, self.settings = adapters, rank, dropout, dict(settings or {})
         self.draw: int | None = None
         """Number of the dropout of the passes to come; None leaves nothing out."""
         self.seeds_P: torch.Tensor | None = None
@@ -46,13 +48,17 @@ class Routing:
         """True when there is one adapter, which takes every token."""
         return self.adapters == (SHARED_ADAPTER,)
 
-    def token_seeds(self, ids_BT: torch.Tensor) -> torch.Tensor | None:
-        """seeds_BT of the tokens of a training pass, from the ids of their row, their places and the draw; None where nothing is left out."""
+    def token_seeds(self, ids_BT: torch.Tensor, numbers_B: torch.Tensor | None = None) -> torch.Tensor | None:
+        """seeds_BT of the tokens of a training pass, from the number of their row, their places in it and the draw; None where nothing is left out.
+
+        numbers: of the rows' samples in the step's global batch (None: in this one), so that rows of equal text differ, and neither the other rows of a
+        microbatch, nor the number of ranks, nor padding change anything.
+        """
         if self.draw is None or not self.dropout:
             return None
-        places_T = mix(torch.arange(ids_BT.shape[1], device=ids_BT.device))
-        rows_B = mix(ids_BT ^ places_T).cumsum(1)  # of a token and all before it: padding behind a row changes nothing
-        return mix(rows_B ^ places_T ^ mixed(self.draw))
+        numbers_B = torch.arange(len(ids_BT), device=ids_BT.device) if numbers_B is None else numbers_B
+        rows_B = mix(mix(numbers_B) ^ mixed(self.draw))
+        return mix(rows_B[:, None] ^ torch.arange(ids_BT.shape[1], device=ids_BT.device))
 
     def kept(self, place: int, width: int) -> torch.Tensor | None:
         """0 or 1 / (1 - dropout) for every input [P, I] of the adapters of layer `place` in the running pass; None where nothing is left out."""

@@ -19,7 +19,7 @@ from infra.step import AnyloomError
 from mmcore.chat.chat import Chat
 from mmcore.chat.special_tokens import MEDIA, placeholder
 from mmcore.config import ModelSpec, output_spec
-from mmcore.lm.language_model import load_lm, load_tokenizer, packed_mask
+from mmcore.lm.language_model import check_length, load_lm, load_tokenizer, packed_mask
 from mmcore.lm.lora import attach_lora, load_lora, lora_parameters
 from mmcore.lm.lora_layers import routing_of
 from mmcore.lm.protocol import LanguageModelLike
@@ -27,6 +27,7 @@ from mmcore.lm.routes import token_routes
 from mmcore.projectors.base import StandardisedProjector
 from mmcore.projectors.inputs import build_input_projector
 from mmcore.projectors.outputs import build_output_projector
+from mmcore.runtime.given_weights import check_finite
 from mmcore.types import IGNORE, PADDING, Batch, MediaBatch
 
 TENSORS, LORA = "tensors.safetensors", "lora"
@@ -103,10 +104,12 @@ class AnyModel(nn.Module):
         return token_routes(ids_BL, segments_BL, self.lm.table, routing.adapters)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """hidden_BTD of packed rows."""
+        """hidden_BTD of packed rows. Raises ValueError for a row that is longer than the language model reads."""
+        if batch.positions_BT.numel():
+            check_length(int(batch.positions_BT.max()) + 1, self.lm.longest)
         mask = packed_mask(batch.segments_BT, batch.segments_BT, self.lm.dtype)
         routes, routing = self.routes(batch.ids_BT, batch.segments_BT), routing_of(self.lm.base)
-        seeds = None if routing is None else routing.token_seeds(batch.ids_BT)
+        seeds = None if routing is None else routing.token_seeds(batch.ids_BT, batch.numbers_B)
         real = batch.segments_BT != PADDING
         return self.lm.hidden(self.embed(batch.ids_BT, batch.media), mask, batch.positions_BT, routes_BTA=routes, seeds_BT=seeds, real_BT=real)
 
@@ -146,7 +149,10 @@ def output_projectors(spec: ModelSpec, lm_width: int) -> nn.ModuleDict:
 
 
 def load_tensors(module: nn.Module, path: Path, only: str = "") -> None:
-    """Copy named tensors of a stage into a module; only: those whose names begin so. Raises ValueError for a name or shape the module does not have."""
+    """Copy named tensors of a stage into a module; only: those whose names begin so.
+
+    Raises ValueError for a name or shape the module does not have, and for values that are not finite.
+    """
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, value in load_file(path).items():
         if not name.startswith(only):
@@ -156,6 +162,7 @@ def load_tensors(module: nn.Module, path: Path, only: str = "") -> None:
         if own[name].shape != value.shape:
             shapes = f"{name} has shape {tuple(value.shape)}, the model wants {tuple(own[name].shape)}"
             raise ValueError(f"{path}: {shapes}: it was trained with another language model, encoder or projector; train that stage again with these")
+        check_finite([(name, value)], path)
         own[name].data.copy_(value)
 
 

@@ -30,6 +30,7 @@ from mmcore.encoder_config import ImageBindAudio, ImageBindImage, ImageBindVideo
 from mmcore.lm.language_model import load_tokenizer, own_code_refused
 from mmcore.lm.lora import attach_lora, lora_parameters, save_lora
 from mmcore.model.any_model import LORA, TENSORS
+from mmcore.runtime.given_weights import check_finite, check_unquantised
 
 WRAPPERS = ("<Img>", "</Img>")
 """Tokens that the old prompts put around an item's embedding; they precede the signal tokens."""
@@ -203,8 +204,10 @@ def _base(directory: Path) -> tuple[Any, Any, LmShape]:
     from transformers import AutoModelForCausalLM
 
     try:
+        check_unquantised(directory)
         with own_code_refused(directory):
             base = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, use_safetensors=True, dtype="auto", trust_remote_code=False)
+        check_finite(base.named_parameters(), directory)
         tokenizer = load_tokenizer(directory)
     except ValueError as error:
         raise AnyloomError(f"{directory}: {str(error).partition(chr(10))[0]}") from error

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from infra.entries import intact, pinned_entries
 from infra.storage import read_json
 from mmcore.encoder_config import EncoderConfig, encoder_from_json
-from mmcore.stores.features import SCALES, STORED, VALUES, computed_dtype, unpack
+from mmcore.stores.features import CHANNELS, SCALES, STORED, VALUES, computed_dtype, unpack
 from mmcore.stores.part_rows import PartRows
 
 PLAN_FIELDS = ("batch", "part_rows")
@@ -64,6 +64,9 @@ class EmbeddingSet:
         same = int(length[0]) if len(length) and (length == length[0]).all() else None
         self._values = PartRows([path / VALUES for path in self._paths], rows_P, self.width, STORED[self.spec.dtype], same, _intact)
         self._scales = PartRows([path / SCALES for path in self._paths], rows_P, 1, "float32", same, _intact) if self.spec.dtype == "int8" else None
+        once_P = np.minimum(rows_P, 1)
+        by_channel = self.spec.dtype == "int8" and self.space.get("format", 1) >= 2
+        self._channels = PartRows([path / CHANNELS for path in self._paths], once_P, self.width, "float32", 1, _intact) if by_channel else None
 
     @property
     def width(self) -> int:
@@ -105,7 +108,8 @@ class EmbeddingSet:
     def _features(self, where_B3: np.ndarray) -> np.ndarray:
         part_B, start_B, length_B = where_B3.T
         scales = None if self._scales is None else self._scales.take(part_B, start_B, length_B)[..., 0]
-        return unpack(self._values.take(part_B, start_B, length_B), scales)
+        channels = None if self._channels is None else self._channels.take(part_B, np.zeros_like(start_B), np.ones_like(length_B))
+        return unpack(self._values.take(part_B, start_B, length_B), scales, channels)
 
     def _find(self, keys: Sequence[str]) -> np.ndarray:
         """[B, 3] part, offset and length of each key."""

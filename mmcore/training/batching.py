@@ -138,8 +138,8 @@ def says_yes_no(answer: Said) -> bool:
     return isinstance(answer, str) and answer.lower() in YES_NO
 
 
-def collate(rows: Sequence[TokenRow], media: Mapping[str, tuple[torch.Tensor, torch.Tensor, Sequence[int]]]) -> Batch:
-    """Right-pad rows to one batch. media: modality -> (features_BNE, lengths_B, row of each item)."""
+def collate(rows: Sequence[TokenRow], media: Mapping[str, tuple[torch.Tensor, torch.Tensor, Sequence[int]]], numbers: Sequence[int] | None = None) -> Batch:
+    """Right-pad rows to one batch. media: modality -> (features_BNE, lengths_B, row of each item); numbers: places in the step's global batch."""
     longest = max(len(row.ids) for row in rows)
 
     def padded(name: str, fill: float, dtype: torch.dtype) -> torch.Tensor:
@@ -155,6 +155,7 @@ def collate(rows: Sequence[TokenRow], media: Mapping[str, tuple[torch.Tensor, to
         segments_BT=padded("segments", PADDING, torch.int64),
         positions_BT=padded("positions", 0, torch.int64),
         groups_BT=padded("groups", 0, torch.int64),
+        numbers_B=None if numbers is None else torch.tensor(list(numbers), dtype=torch.int64),
         media={
             modality: MediaBatch(features_BNE=features, lengths_B=lengths, rows_B=torch.tensor(list(numbers), dtype=torch.int64))
             for modality, (features, lengths, numbers) in media.items()

@@ -106,7 +106,7 @@ class ChatData:
             drawn = [Drawn(self.samples[slot.dataset][slot.index], slot.visit, number) for slot, number in zip(slots, numbers, strict=True)]
             media = media_of(self.features, [(item.sample.modality, item.sample.key) for item in drawn])
             lengths = {row: int(length) for _, all_lengths, rows in media.values() for row, length in zip(rows, all_lengths.tolist(), strict=True)}
-            yield drawn, collate([self.row(item.sample, item.visit, lengths.get(i, 0)) for i, item in enumerate(drawn)], media)
+            yield drawn, collate([self.row(item.sample, item.visit, lengths.get(i, 0)) for i, item in enumerate(drawn)], media, numbers)
 
     def _generated(self, sample: Sample) -> bool:
         """True for a caption whose signal block has generation losses."""

@@ -73,11 +73,14 @@ def _check(recipe: Recipe, name: str, config: StageConfig) -> None:
 
 def _stage(recipe: Recipe, name: str, config: StageConfig, inputs: Mapping[str, Step]) -> Step:
     last = name == list(recipe.entries)[-1]
+    model = model_spec(recipe)
+    drops = stage_spec(config.stage).lora and model.lora.dropout > 0
     return Step(
         name=name,
         run="pipelines.training.train:run",
-        config=TrainConfig(model=model_spec(recipe), stage=config),
-        revision=3,  # 2: losses by modality; 3: media in their places, names in texts are words, no question twice in a row of questions
+        config=TrainConfig(model=model, stage=config),
+        # 2: losses by modality; 3: media in their places, names in texts are words, no question twice in a row of questions; 4: rows of equal text drop others
+        revision=4 if drops else 3,
         inputs=inputs,
         threads=ALL_BUT_ONE if recipe.image_decoder is not None and not last else 0,  # the decoder is trained beside all but the last
         gpus=ALL_GPUS,

@@ -19,6 +19,7 @@ from infra.step import AnyloomError
 from infra.storage import read_json, set_aside, write_atomic
 from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import PART_SCHEMA, space_fields
+from mmcore.stores.features import FORMATS
 from pipelines.embed.worker import LEFT_OUT
 
 SPACES = "embeddings"
@@ -43,6 +44,8 @@ class Space:
     def of(cls, spec: EncoderConfig, weights_digest: str, stores: Path) -> Space:
         """The space of an encoder with these weights; its description is written when it is new."""
         description = {"spec": to_plain(space_fields(spec)), "weights": weights_digest}
+        if spec.dtype in FORMATS:
+            description["format"] = FORMATS[spec.dtype]
         directory = stores / SPACES / fingerprint(description)[:12]
         described = directory / "space.json"
         if not described.is_file() or described.read_bytes() != canonical_json(description).encode():

@@ -34,7 +34,7 @@ from mmcore.encoder_config import EncoderConfig
 from mmcore.encoders import load_encoder
 from mmcore.media.decode import MediaError
 from mmcore.stores.embeddings import PART_SCHEMA
-from mmcore.stores.features import computed_dtype, pack, relative_error
+from mmcore.stores.features import computed_dtype, pack, relative_error, worst_channel_error
 from mmcore.stores.shards import ShardSet
 
 LEFT_OUT = "left_out.json"
@@ -126,9 +126,9 @@ class PartBuilder:
         try:
             with disk_errors(task.entry):
                 task.staging.mkdir(parents=True)
-                error = self._write(task, features)
-                record = {"items": len(features), "libraries": library_versions(), "device": self._device.partition(":")[0], "relative_error": error}
-                commit_entry(task.entry, task.staging, {**record, "batch": self._batch, "planned_batch": task.batch})
+                errors = self._write(task, features)
+                record = {"items": len(features), "libraries": library_versions(), "device": self._device.partition(":")[0]}
+                commit_entry(task.entry, task.staging, {**record, **errors, "batch": self._batch, "planned_batch": task.batch})
         finally:
             shutil.rmtree(task.staging, ignore_errors=True)
         return PartDone(items=len(features), encode_s=self._encode_s, batch=self._batch)
@@ -210,8 +210,9 @@ class PartBuilder:
             self._left[item.address] = why_left_out(error, self._spec, "this machine")
         return None
 
-    def _write(self, task: PartTask, features: list[np.ndarray]) -> float:
-        """The feature files [all tokens, E] and rows.parquet. Returns the relative error of the stored type."""
+    def _write(self, task: PartTask, features: list[np.ndarray]) -> dict[str, float]:
+        """The feature files [all tokens, E] and rows.parquet. Returns what the stored type costs: relative_error of all, and of the worst
+        channel."""
         lengths = np.array([len(rows) for rows in features], np.int64)
         together = np.concatenate(features) if features else np.zeros((0, self._spec.width), computed_dtype(self._spec.dtype))
         if together.shape[1] != self._spec.width:
@@ -229,7 +230,9 @@ class PartBuilder:
         write_parquet(pa.table(columns, schema=PART_SCHEMA), task.staging / "rows.parquet")
         if self._left:
             write_atomic(task.staging / LEFT_OUT, json.dumps(self._left, indent=1, sort_keys=True))
-        return relative_error(together, files) if features else 0.0
+        if not features:
+            return {"relative_error": 0.0, "worst_channel_error": 0.0}
+        return {"relative_error": relative_error(together, files), "worst_channel_error": worst_channel_error(together, files)}
 
 
 @functools.cache

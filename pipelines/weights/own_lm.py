@@ -3,7 +3,7 @@
 Owns the proof that the files are a whole model of the family that config.json names and that the recipe's chat template and LoRA targets fit it; sizes
 are compared on meta tensors, so nothing of the model is held in memory. Input: the files that pipelines.weights.given_files chose, as sources of the step;
 output: `lm/` and `licence.json`, like the other weights steps. The weights are copied as they are. Nothing is converted: pickled checkpoints, missing tensors,
-tensors of another shape and families that LanguageModel cannot use are errors.
+tensors of another shape, values that are not finite, weights that somebody else has quantised and families that LanguageModel cannot use are errors.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mmcore.config import SpecialTokens
 from mmcore.lm.catalogue import known_lm
 from mmcore.lm.families import check_family, lora_targets
 from mmcore.lm.language_model import load_tokenizer, own_code_refused
+from mmcore.runtime.given_weights import check_finite, check_unquantised
 from pipelines.weights.config import LmConfig
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _prove(given: Path, folder: Path, config: LmConfig, weights: list[Path]) -> 
 
     try:
         with own_code_refused(folder):
+            check_unquantised(folder)
             settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_family(settings)
         with own_code_refused(folder), torch.device("meta"):
@@ -97,8 +99,11 @@ def _complete(given: Path, model: torch.nn.Module, weights: list[Path]) -> None:
         try:
             with safe_open(path, framework="pt") as handle:
                 found |= {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}
+                check_finite(((name, handle.get_tensor(name)) for name in sorted(handle.keys())), path)
         except SafetensorError as error:
             raise AnyloomError(f"{path}: no safetensors file: {_first_line(error)}") from error
+        except ValueError as error:
+            raise AnyloomError(str(error)) from error
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     found |= {prefix + name: shape for name, shape in found.items() if not name.startswith(prefix)}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())

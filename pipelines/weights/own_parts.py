@@ -18,6 +18,7 @@ from mmcore.encoder_config import EncoderConfig, TimmImage, TimmVideo
 from mmcore.encoders import MODALITY_OF, catalogue, hf_audio, hf_text, hf_vision, load_encoder
 from mmcore.encoders.timm_image import head_prefixes, unloaded
 from mmcore.encoders.whisper import encoder_tensors
+from mmcore.runtime.given_weights import check_finite
 from pipelines.toys.media import medium
 from pipelines.weights.config import ImportConfig
 from pipelines.weights.given_files import FRONTS, TOKENIZERS
@@ -167,17 +168,26 @@ def _vae(given: Path, folder: Path, described: Mapping[str, Any]) -> Any:
 
 
 def _complete(given: Path, model: Any, info: Mapping[str, Any]) -> None:
-    """Raises AnyloomError naming a tensor that the reader did not find, or found in another shape."""
+    """Raises AnyloomError naming a tensor that the reader did not find, found in another shape, or that is not finite."""
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(UNUSED))
     if missing:
         raise AnyloomError(f"{given}: the weights lack {missing[0]}{_more(missing)}; are they those of this config.json?")
     if info["mismatched_keys"]:
         name, found, wanted = sorted(info["mismatched_keys"])[0]
         raise AnyloomError(f"{given}: the weights have {name} of shape {tuple(found)}, config.json says {tuple(wanted)}")
+    _finite(given, model)
+
+
+def _finite(given: Path, model: Any) -> None:
+    """Raises AnyloomError naming a tensor that is not finite."""
+    try:
+        check_finite(model.named_parameters(), given)
+    except ValueError as error:
+        raise AnyloomError(str(error)) from error
 
 
 def strictly(given: Path, state: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
-    """Load `state` into the model. Raises AnyloomError naming what is missing, unknown or misshapen."""
+    """Load `state` into the model. Raises AnyloomError naming what is missing, unknown or misshapen, or not finite."""
     wanted = model.state_dict()
     for problem, names in (("lack", sorted(wanted.keys() - state.keys())), ("have the unknown", sorted(state.keys() - wanted.keys()))):
         if names:
@@ -187,6 +197,7 @@ def strictly(given: Path, state: Mapping[str, torch.Tensor], model: torch.nn.Mod
             shapes = f"{tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
             raise AnyloomError(f"{given}: the weights have {name} of shape {shapes}; check arch, and image_size where it is of positions")
     model.load_state_dict(dict(state))
+    _finite(given, model)
 
 
 def _licence(spec: EncoderConfig) -> dict[str, str]:

@@ -52,3 +52,9 @@ def test_a_root_that_cannot_be_written_is_one_line_and_keeps_the_traceback(tmp_p
 def test_a_missing_file_that_nobody_asked_for_keeps_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(raised(FileNotFoundError(errno.ENOENT, "No such file", "gone")), tmp_path, capsys)
     assert "Traceback" in (tmp_path / "logs" / "errors.log").read_text() and "gone" in text
+
+
+def test_a_root_that_is_not_there_is_not_made(tmp_path, capsys):
+    """`anyloom generate` reads an export and needs no root: its errors go to the log of the user."""
+    said(raised(RuntimeError("odd")), tmp_path / "runs", capsys)
+    assert not (tmp_path / "runs").exists()

@@ -65,7 +65,27 @@ def test_a_tokens_dropout_does_not_depend_on_what_stands_behind_it_or_beside_its
     routing.draw = 3
     ids = torch.randint(0, 200, (4, 9), generator=torch.Generator().manual_seed(0))
     whole = routing.token_seeds(ids)
-    assert torch.equal(whole[2:3, :5], routing.token_seeds(ids[2:3, :5])) and len(whole.unique()) == whole.numel()
+    assert torch.equal(whole[2:3, :5], routing.token_seeds(ids[2:3, :5], torch.tensor([2]))) and len(whole.unique()) == whole.numel()
+
+
+def test_rows_of_equal_text_leave_out_different_inputs_wherever_they_are_computed():
+    """Also where a sample has a number that is the place of another's token."""
+    routing = routing_of(dropping().lm.base)
+    routing.draw = 3
+    ids = torch.full((64, 64), 7)
+    whole = routing.token_seeds(ids, torch.arange(64))
+    assert len(whole.unique()) == whole.numel()
+    for some in ([5], [63, 0, 17]):
+        assert torch.equal(routing.token_seeds(ids[some], torch.tensor(some)), whole[some])
+    model = dropping(share=0.5)
+    select_trainable(model, STAGES["stage3"])
+    model.set_draw(5)
+    row = model.chat.caption_row("image", 0, "a dot")
+    other = model.chat.caption_row("image", 0, "a much longer text that makes padding")
+    pair = model(collate([row, row], {}, [3, 9]))
+    assert not torch.equal(pair[0], pair[1])
+    moved = model(collate([other, row, row], {}, [0, 9, 3]))[:, : pair.shape[1]]
+    assert torch.allclose(moved[1], pair[1], atol=1e-4) and torch.allclose(moved[2], pair[0], atol=1e-4)
 
 
 def test_nothing_is_left_out_outside_of_training_or_where_adapters_are_frozen():

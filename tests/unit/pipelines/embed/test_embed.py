@@ -239,7 +239,7 @@ def test_every_file_of_the_features_is_looked_at(tmp_path, weights, dtype):
     root = prepare(tmp_path, weights)
     inputs = {"weights": "weights", "shards_pets": "shards_20"}
     run_step(root, "embed", "pipelines.embed.media:run", EmbedConfig(spec=replace(SPEC, dtype=dtype)), inputs)
-    for name in ("features.npy", *(["scales.npy"] if dtype == "int8" else [])):
+    for name in ("features.npy", *(["scales.npy", "channels.npy"] if dtype == "int8" else [])):
         path = root / "stores" / pinned(root, "embed")[0] / name
         flip(path, -3)
         stored = EmbeddingSet(root / "embed", root / "stores")

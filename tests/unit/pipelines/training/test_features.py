@@ -14,7 +14,7 @@ from infra.entries import commit_entry
 from infra.step import AnyloomError, Artifact
 from mmcore.encoder_config import EncoderConfig, TimmImage
 from mmcore.stores.embeddings import PART_SCHEMA, ROWS_SCHEMA, EmbeddingSet, space_fields
-from mmcore.stores.features import DTYPES, STORED, computed_dtype, pack, relative_error, unpack
+from mmcore.stores.features import DTYPES, FORMATS, STORED, computed_dtype, pack, relative_error, unpack, worst_channel_error
 from pipelines.training.data import STAGE_RECORD, feature_sources, feature_weights
 
 LIMITS = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 0.0, "int8": 0.01}
@@ -33,15 +33,52 @@ def test_types_keep_what_they_promise(dtype):
     error = relative_error(exact, files)
     assert error <= LIMITS[dtype] and (error > 0) == (dtype != "float32")
     assert files["features.npy"].dtype == STORED[dtype]
-    back = unpack(files["features.npy"], files.get("scales.npy"))
+    back = unpacked(files)
     assert not back[7].any() and back.dtype == computed_dtype(dtype)
 
 
+def unpacked(files):
+    return unpack(files["features.npy"], files.get("scales.npy"), files.get("channels.npy"))
+
+
 def test_int8_rounds_each_row_by_its_own_scale():
-    values = np.array([[127.0, -63.4, 0.0], [0.001, 0.0005, -0.001]], np.float32)
+    values = normal(6, 64) * np.array([[1], [1e-3], [1], [1e3], [0], [1e-6]], np.float32)
+    back = unpacked(pack(values, "int8"))
+    for row, again in zip(values, back, strict=True):
+        assert np.linalg.norm(again - row) <= 0.02 * np.linalg.norm(row)
+
+
+@pytest.mark.parametrize("times", [10.0, 100.0, 1e4])
+@pytest.mark.parametrize("large", [[3], [3, 17, 40]])
+def test_large_channels_of_int8_cost_the_others_nothing_and_the_worst_channel_is_told(times, large):
+    values = normal(200)
+    before = worst_channel_error(values, pack(values, "int8"))
+    values[:, large] *= times
     files = pack(values, "int8")
-    assert files["features.npy"].tolist() == [[127, -63, 0], [127, 64, -127]] or files["features.npy"].tolist() == [[127, -63, 0], [127, 63, -127]]
-    assert np.abs(unpack(files["features.npy"], files["scales.npy"]) - values).max() <= 0.5 * files["scales.npy"].max()
+    lost = unpacked(files) - values
+    by_channel = np.linalg.norm(lost, axis=0) / np.linalg.norm(values, axis=0)
+    assert by_channel.max() < 1.2 * before < 0.02
+    assert worst_channel_error(values, files) == pytest.approx(by_channel.max(), rel=1e-3)
+    rows_only = np.abs(values).max(1) / 127
+    old = {"features.npy": np.rint(values / rows_only[:, None]).astype(np.int8), "scales.npy": rows_only}
+    if times >= 100:
+        assert worst_channel_error(values, old) > 0.2 > relative_error(values, old)
+
+
+def test_int8_features_of_format_1_are_read_as_they_were_stored(tmp_path):
+    """Parts without channel scales, in a space that says no format; and the two formats have different spaces."""
+    from pipelines.embed.space import Space
+
+    spec = TimmImage(arch="a", width=16, grid=2, dtype="int8")
+    stored = store(tmp_path, spec, [[4, 4], [4]], form=1)
+    for part, rows in enumerate(([0, 4, 8], [0, 4])):
+        directory = tmp_path / "stores" / "embeddings" / "s" / "parts" / f"p{part}"
+        assert not (directory / "channels.npy").exists()
+        values, scales = np.load(directory / "features.npy"), np.load(directory / "scales.npy")
+        for start, key in zip(rows, ["k000", "k001"] if part == 0 else ["k002"], strict=False):
+            assert np.array_equal(stored.get(key), values[start : start + 4] * scales[start : start + 4, None])
+    described = {dtype: Space.of(TimmImage(arch="a", width=16, grid=2, dtype=dtype), "w", tmp_path).description for dtype in DTYPES}
+    assert {dtype: one.get("format") for dtype, one in described.items()} == dict.fromkeys(DTYPES) | FORMATS == dict.fromkeys(DTYPES) | {"int8": 2}
 
 
 def test_bfloat16_rounds_to_nearest_even_like_torch():
@@ -58,14 +95,18 @@ def test_what_does_not_fit_is_said():
         computed_dtype("float8")
 
 
-def store(root: Path, spec: EncoderConfig, lengths: list[list[int]], in_columns: int | None = None) -> EmbeddingSet:
-    """An artifact over parts whose items have these lengths; sample i's values are i. in_columns: the part whose file is laid out column after column."""
+def store(root: Path, spec: EncoderConfig, lengths: list[list[int]], in_columns: int | None = None, form: int | None = None) -> EmbeddingSet:
+    """An artifact over parts whose items have these lengths; sample i's values are i. in_columns: the part whose file is laid out column after column; form:
+    of the stored type, the present one unless told."""
     rng, rows, entries, number = np.random.default_rng(1), [], [], 0
     for p, part in enumerate(lengths):
         staging, total = root / "staging", sum(part)
         staging.mkdir(parents=True)
         features = rng.normal(size=(total, spec.width)).astype(np.float32)
-        for name, array in pack(features.astype(computed_dtype(spec.dtype)), spec.dtype).items():
+        files = pack(features.astype(computed_dtype(spec.dtype)), spec.dtype)
+        if form == 1:
+            files = {name: array for name, array in files.items() if name != "channels.npy"}
+        for name, array in files.items():
             np.save(staging / name, np.asfortranarray(array) if p == in_columns else array)
         offsets = np.cumsum([0, *part[:-1]])
         names = [f"k{number + i:03d}" for i in range(len(part))]
@@ -77,6 +118,7 @@ def store(root: Path, spec: EncoderConfig, lengths: list[list[int]], in_columns:
     (root / "artifact").mkdir()
     pq.write_table(pa.Table.from_pylist(rows, ROWS_SCHEMA), root / "artifact" / "rows.parquet")
     generation = {"space": {"spec": space_fields(spec), "weights": "w"}, "modality": "image", "entries": entries}
+    generation["space"] |= {"format": FORMATS[spec.dtype]} if spec.dtype in FORMATS and form is None else {}
     (root / "artifact" / "generation.json").write_text(json.dumps(generation))
     return EmbeddingSet(root / "artifact", root / "stores")
 
