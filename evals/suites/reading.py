@@ -13,7 +13,7 @@ from evals.suites.letters import parse_choice as _letter
 from evals.suites.short_answers import ARTICLES, as_precise_as, normal, without_lead_in
 from evals.suites.short_answers import parse_yes_no as _yes_no
 
-SCORER = "anyloom-2"
+SCORER = "anyloom-3"
 """Version of everything here; bumped when any answer would be read or scored differently."""
 UNPARSED = "unparsed"
 
@@ -37,7 +37,7 @@ OWN = "own"
 RULES: Mapping[str, Rule] = {
     "letter": Rule(reading="choice", says="the whole answer is the letter, in whatever brackets, quotes or markup", source=MMBENCH),
     "small letter": Rule(reading="choice", says="the same with a small letter", source=OWN),
-    "final answer": Rule(reading="choice", says="the letter in a box, an answer tag or behind `final answer`; of several the last", source=OWN),
+    "final answer": Rule(reading="choice short", says="what stands in a box, an answer tag or behind `final answer`; of several the last", source=OWN),
     "named": Rule(reading="choice", says="the letter that is called the answer, the choice or correct (`the answer is B`, `B is right`)", source=OWN),
     "conclusion": Rule(reading="choice", says="the letter behind `so`, `therefore`, `thus`, `hence`", source=OWN),
     "leading letter": Rule(reading="choice", says="the letter that the answer begins with (`B. black dog`, `B because`)", source=MMBENCH),
@@ -52,8 +52,9 @@ RULES: Mapping[str, Rule] = {
     ),
     "lead-in left out": Rule(reading="short", says="`the answer is`, `it is`, `there are`, `I see` before the answer are left out", source=OWN),
     "first word": Rule(reading="yes_no", says="an answer that begins with yes or no", source=POPE),
+    "a line of its own": Rule(reading="yes_no", says="of yes and no the one that stands on a line of its own", source=OWN),
     "only yes or no": Rule(reading="yes_no", says="the only yes or no that is said; the `no` of `no dog` is none", source=OWN),
-    "statement": Rule(reading="yes_no", says="a sentence that begins with `there is no`, `there isn't`, `I don't see` is a no", source=POPE),
+    "statement": Rule(reading="yes_no", says="a sentence that denies (`there is no`, `I don't see`, `the man isn't wearing a hat`) is a no", source=POPE),
     "stock phrase": Rule(reading="yes_no", says="`definitely`, `of course`, `not really` and the like as a whole answer", source=OWN),
     UNPARSED: Rule(reading="choice yes_no short", says="nothing, or more than one thing, is said: wrong, never drawn at random", source=MMBENCH),
 }

@@ -40,11 +40,19 @@ _PARTICLE = r"(?!\s+(?!(?:there|it|i|the|this|that|these|those|he|she|they|we|yo
 """What follows a `no` that answers: not a noun, as in `no dog`."""
 _NO_PARTICLE = re.compile(rf"\bno\b{_PARTICLE}")
 _DENIED = re.compile(r"\bnot\s+(?:an?\s+)?[\"']?(?:yes|no)\b")
-_NO_IDEA = re.compile(r"\bno\s+(?:idea|clue|information|comment|answer|way|means|one\s+(?:knows|can))\b")
+_NO_IDEA = re.compile(r"\bno\s+(?:idea|clue|information|comment|answer|way|means|doubt|question|one\s+(?:knows|can))\b")
 _STATEMENT = re.compile(
     r"^(?:there\s+(?:is|are|was|were)\s+(?:not|no)\b|there's\s+(?:not|no)\b|there\s+(?:isn't|aren't|wasn't|weren't)\b|i\s+(?:can\s+)?see\s+no\b"
     r"|i\s+(?:do\s+not|don't|cannot|can't|can\s+not)\s+see\b|the\s+(?:image|picture|photo|video|scene|audio)\s+(?:(?:shows|has|contains)\s+no\b|does\s+not\b|doesn't\b))"
 )
+_NEGATED = re.compile(
+    r"^(?:the|a|an|this|that|these|those|he|she|it|they|his|her|its|their|none|nobody|nothing)\b[^.;:?!\n]*?\b(?:is|are|was|were|does|do|did|has|have|had)"
+    r"(?:\s+not|n't)\b(?!\s+(?:\w+ly\s+|really\s+|very\s+|quite\s+|entirely\s+)?(?:sure|certain|clear|able|possible|enough|tell|say|know|only|just|determin\w*|"
+    r"provid\w*|given|specif\w*|stat\w*|mention\w*|show|indicat\w*|allow|without|un\w+)\b)[^.;:?!\n]*[.!]?$"
+)
+"""One sentence that denies what was asked; what cannot be told is no denial."""
+_TWICE_NEGATED = re.compile(r"\b(?:no|not|never|without|nor|neither|but|however|unless|although|whether|if)\b|n't\b")
+_FINAL = re.compile(r"(?:^|(?<=[\s(]))(?:the\s+|my\s+)?final\s+answer(?:\s+is)?\s*:?\s+(?=\S)([^\n]+)", re.I)
 _PHRASES = {
     "no": (
         "not really",
@@ -101,14 +109,17 @@ def as_precise_as(said: str, right: str) -> str:
 
 
 def without_lead_in(text: str) -> tuple[str, str]:
-    """(the answer without what leads in to it, how)."""
+    """(the answer without what leads in to it, how): behind the last `final answer` (a box and an answer tag say that), or behind the words that begin it."""
     said = rest = plain(text)
+    final = _FINAL.findall(said)
+    if final and any(character.isalnum() for character in final[-1]):
+        rest = final[-1].strip()
     for _ in range(3):
         shorter = _LEAD_IN.sub("", rest, count=1).strip()
         if not any(character.isalnum() for character in shorter):
             break
         rest = shorter
-    return (rest, "lead-in left out") if rest != said else (text.strip(), "as written")
+    return (rest, "final answer" if final else "lead-in left out") if rest != said else (text.strip(), "as written")
 
 
 def parse_yes_no(text: str) -> tuple[str, str]:
@@ -122,10 +133,11 @@ def parse_yes_no(text: str) -> tuple[str, str]:
         last = max(place for place, word in spoken if word != spoken[-1][1])
         if _TAKEN_BACK.search(said, last, spoken[-1][0]):
             return spoken[-1][1], "taken back"
-        return "", ""
+        alone = {line.strip(_EDGES + " .*") for line in said.splitlines()} & {found[0] for found in _SAID.finditer(said)}
+        return ("yes" if alone <= set(_YES) else "no", "a line of its own") if len(alone) == 1 else ("", "")
     if spoken:
         return spoken[0][1], "as written" if len(words) == 1 else "first word" if spoken[0][0] == len(said) - len(said.lstrip("\"'([ ")) else "only yes or no"
-    if said == echoed and _STATEMENT.match(said):
+    if said == echoed and (_STATEMENT.match(said) or _NEGATED.match(said) and len(_TWICE_NEGATED.findall(said)) == 1):
         return "no", "statement"
     return next(((word, "stock phrase") for word, phrases in _PHRASES.items() if said.strip(" .!,") in phrases), ("", ""))
 

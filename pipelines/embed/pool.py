@@ -25,7 +25,9 @@ from mmcore.encoder_config import EncoderConfig
 from pipelines.embed.worker import PartBuilder, PartDone, PartTask
 
 IN_PROCESS_S = 15.0
-"""How long a machine without GPUs works before it starts actors for the rest: they take about as long to start."""
+"""How long a machine without GPUs works before it asks whether actors are worth their start."""
+WORTH_ACTORS_S = 90.0
+"""Work that must be left for them, at the rate so far: starting them takes about IN_PROCESS_S of every CPU, and less is won back on fewer."""
 
 
 def build_parts(tasks: Sequence[PartTask], spec: EncoderConfig, weights_dir: Path, stores: Path, resources: Resources) -> Iterator[PartDone]:
@@ -36,7 +38,7 @@ def build_parts(tasks: Sequence[PartTask], spec: EncoderConfig, weights_dir: Pat
         yield from _with_threads(left, arguments, resources)
         return
     if not (cluster_is_given() or resources.gpus) and IN_PROCESS_S:
-        left = yield from _with_threads(left, arguments, resources, IN_PROCESS_S)
+        left = yield from _with_threads(left, arguments, resources, may_stop=True)
     if left:
         yield from _with_actors(left, arguments, resources)
 
@@ -88,11 +90,11 @@ def _with_actors(tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Path
 
 
 def _with_threads(
-    tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Path, Path], resources: Resources, seconds: float = math.inf
+    tasks: Sequence[PartTask], arguments: tuple[EncoderConfig, Path, Path], resources: Resources, may_stop: bool = False
 ) -> Generator[PartDone, None, list[PartTask]]:
     """Each thread has an encoder copy for itself while it builds a part; torch lets go of the interpreter while it computes.
 
-    Begins no part after `seconds`. Returns the tasks that are left.
+    may_stop: it begins no part once the rest is worth actors. Returns the tasks that are left.
     """
     if not tasks:
         return []
@@ -106,10 +108,15 @@ def _with_threads(
     free: SimpleQueue[PartBuilder] = SimpleQueue()
     opening, opened = Lock(), set[int]()
     left: list[PartTask] = []
-    end = math.inf
+    num_done = 0
+    start = math.inf
+
+    def worth_actors() -> bool:
+        elapsed = time.monotonic() - start
+        return elapsed > IN_PROCESS_S and (len(tasks) - num_done) * elapsed > WORTH_ACTORS_S * num_done
 
     def build(task: PartTask) -> PartDone | None:
-        if time.monotonic() > end:
+        if may_stop and (left or worth_actors()):
             left.append(task)
             return None
         builder = free.get()
@@ -124,7 +131,7 @@ def _with_threads(
     try:
         for number in range(workers):  # one after the other: transformers changes torch for every thread while it builds a model
             free.put(PartBuilder(*arguments, f"cuda:{number}" if gpus else "cpu", decoders))
-        end = time.monotonic() + seconds
+        start = time.monotonic()
         if workers == 1:
             yield from filter(None, map(build, tasks))
             return left
@@ -133,6 +140,7 @@ def _with_threads(
             try:
                 for future in as_completed(futures):
                     if done := future.result():
+                        num_done += 1
                         yield done
             finally:
                 for future in futures:

@@ -232,7 +232,7 @@ def test_trap_8_versions_are_recorded_by_us(tmp_path, data, monkeypatch) -> None
     installed = importlib.metadata.version("lmms-eval")
     # the trap: "unknown", or branch and commit of whichever repository is the working directory
     assert told["versions"]["vqav2_val"] == "Yaml" and installed not in told["lmms_eval_version"]
-    assert result["harness"] == f"lmms-eval {installed}" and result["scorer"] == "anyloom-2"
+    assert result["harness"] == f"lmms-eval {installed}" and result["scorer"] == "anyloom-3"
     assert len(result["task_sha256"]) == len(result["dataset_sha256"]) == 64
 
 

@@ -58,6 +58,11 @@ def test_numbers_count_by_value_and_sign(case: dict) -> None:
         ("12", "1,2", 0),
         ("2", "1/2", 0),
         ("10:30", "1030", 0),
+        ("15% of 240 is 0.15 × 240 = 36.\n\nFinal answer: \\boxed{36}", "36", 1),
+        ("<answer>a red bus</answer> as it has two decks", "red bus", 1),
+        ("At first I read 7. My final answer is 9", "9", 1),
+        ("Final answer: 9\nFinal answer: 8", "9", 0),
+        ("the final answer is", "final answer is", 1),
     ],
 )
 def test_short_answers_are_evened_out(said: str, right: str, score: float) -> None:
@@ -104,6 +109,20 @@ def test_yes_and_no_together_are_neither(case: dict) -> None:
         ("maybe", ""),
         ("There is none", ""),
         ("", ""),
+        ("NO\n\nReasoning: his hair is visible and nobody would say yes to a hat here.", "no"),
+        ("Yes.\n\nOn the other hand, a shadow speaks for no.", "yes"),
+        ("Yes.\n\nNo.", ""),
+        ("One would say yes, another no.", ""),
+        ("No doubt about it: yes, he wears a hat.", "yes"),
+        ("The man isn't wearing a hat.", "no"),
+        ("The dog does not appear in the image", "no"),
+        ("The man is wearing a hat.", ""),
+        ("The image is not clear enough.", ""),
+        ("It is not possible to tell.", ""),
+        ("It isn't specified.", ""),
+        ("It is not that he has no hat.", ""),
+        ("The man isn't without a hat.", ""),
+        ("He is not sitting, but standing.", ""),
     ],
 )
 def test_yes_and_no(text: str, word: str) -> None:

@@ -123,6 +123,7 @@ def test_what_does_not_begin_in_time_goes_to_actors_with_the_same_bytes(tmp_path
 
     monkeypatch.setattr(pipelines.embed.pool, "PartBuilder", Slow)
     monkeypatch.setattr(pipelines.embed.pool, "IN_PROCESS_S", 0.2)
+    monkeypatch.setattr(pipelines.embed.pool, "WORTH_ACTORS_S", 0.0)
     embed(prepare(tmp_path / "both", weights), threads=2, workers=2, use_ray=True)
     assert len(here) == 2 and artifact(tmp_path / "one") == artifact(tmp_path / "both")
 
