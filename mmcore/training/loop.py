@@ -58,6 +58,11 @@ class Collective:
         """Wait for every rank."""
 
 
+def no_keys(step: int) -> Sequence[str]:
+    """The keys of the samples of a step where they have none."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Course:
     """What a training run is, beside its parameters. Steps count from 0."""
@@ -69,7 +74,7 @@ class Course:
     """Step -> learning rate."""
     cursor: Callable[[int], Mapping[str, int]]
     """Steps done -> where the data stands; compared with a checkpoint's."""
-    keys: Callable[[int], Sequence[str]] = lambda step: ()
+    keys: Callable[[int], Sequence[str]] = no_keys
     """Step -> the samples of its batch, over all ranks, for messages."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Parameter -> factor of the learning rate, for those that have one of their own."""

@@ -76,7 +76,7 @@ def resolve_local(uri: str, base: Path, roots: Sequence[Path] = ()) -> Path:
     except ValueError as error:
         raise FetchError("bad_uri", f"{uri!r} is no file name") from error
     if not inside:
-        raise FetchError("bad_uri", f"'{uri}' leads outside {_where(roots)}")
+        raise FetchError("bad_uri", f"'{shown_address(uri)}' leads outside {_where(roots)}")
     return path
 
 
@@ -105,7 +105,7 @@ def read_local(uri: str, base: Path, max_bytes: int, roots: Sequence[Path] = ())
 def _read_regular(handle: int, uri: str, max_bytes: int) -> bytes:
     info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode):
-        raise FetchError("missing_file", f"'{uri}' is not a regular file")
+        raise FetchError("missing_file", f"'{shown_address(uri)}' is not a regular file")
     if info.st_size > max_bytes:
         raise FetchError("too_large", f"{info.st_size} bytes, the limit is {max_bytes}")
     with open(handle, "rb", closefd=False) as file:
@@ -114,6 +114,7 @@ def _read_regular(handle: int, uri: str, max_bytes: int) -> bytes:
 
 def _unreadable(uri: str, error: OSError | RuntimeError, roots: Sequence[Path]) -> FetchError:
     """missing_file, with what the system says."""
+    uri = shown_address(uri)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return FetchError("missing_file", f"no file '{uri}' below {_where(roots)}")
     if isinstance(error, PermissionError):

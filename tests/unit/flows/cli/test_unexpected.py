@@ -74,8 +74,10 @@ def test_the_step_the_place_and_the_sample_are_named_and_no_secret_is(tmp_path, 
 
 
 def test_a_note_about_the_sample_travels_from_a_steps_process(tmp_path):
+    pool = StepPool()
     with pytest.raises(ZeroDivisionError) as caught:
-        StepPool().run("shards", fails_at, "own-000003")
+        pool.run("shards", fails_at, "own-000003")
+    pool.close()
     assert caught.value.__notes__ == ["sample own-000003"]
     with pytest.raises(AnyloomError) as known, about("own-000003"):
         raise AnyloomError("a known thing")

@@ -124,7 +124,9 @@ def test_a_template_without_credentials_is_shown_as_it_is(template):
     assert shown_template(template) == template
 
 
-def test_what_libraries_log_is_written_without_logins_and_signatures(tmp_path):
+def test_what_libraries_log_is_written_without_logins_and_signatures(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
     quiet(tmp_path / "run.log")
     logging.getLogger("urllib3").error("retrying s3://KEY:s3cret@bucket/a and http://host/b?X-Amz-Signature=s3cret, again")
     try:
