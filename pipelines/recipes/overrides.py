@@ -54,7 +54,8 @@ def _with_option(recipe: Recipe, place: str, value: Any, key: str) -> Recipe:
     if option == "media_roots" and isinstance(value, str):
         value = [value]
     if (option == "span_s" and isinstance(value, (int, float)) and not 0 <= value < float("inf")) or (option == "media_roots" and not _are_texts(value)):
-        raise AnyloomError(f"--set {key}={value}: expected {'seconds >= 0' if option == 'span_s' else 'directories, like ["/data/coco"]'}")
+        expected = "seconds >= 0" if option == "span_s" else 'directories, like ["/data/coco"]'
+        raise AnyloomError(f"--set {key}={value}: expected {expected}")
     changed = [dataclasses.replace(one, **{option: _coerce(getattr(one, option), value, key)}) if one.name == name else one for one in recipe.datasets]
     return dataclasses.replace(recipe, datasets=tuple(changed))
 

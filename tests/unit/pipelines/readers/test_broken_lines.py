@@ -54,8 +54,8 @@ SOUNDS = ReadOptions(media_template="{youtube_id}.wav")
 
 def sound(number: int, caption: str = "a tone") -> bytes:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow([number, f"id{number}", 0, caption])
-    return buffer.getvalue().encode()
+    csv.writer(buffer, lineterminator="\n").writerow([number, f"id{number}", 0, caption])
+    return buffer.getvalue().rstrip("\n").encode()
 
 
 def read(tmp_path: Path, name: str, lines: list[bytes], end: bytes = b"\n"):
