@@ -349,7 +349,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_samples(at, tmp_path):
 
 def test_a_gradient_that_is_not_finite_names_the_step_and_the_samples(tmp_path):
     model, data = prepared(STAGE1)
-    next(iter(model.input_projectors["image"].parameters())).register_hook(lambda gradient: gradient * float("inf"))
+    next(iter(model.input_projectors["image"].parameters())).requires_grad_(True).register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(ValueError, match=r"^step 0: the gradient is not finite \(of \d+ of \d+ parameters, .* first\); the samples of the batch are pictures-"):
         run_stage(STAGE1, model, data, tmp_path)
 
