@@ -46,8 +46,8 @@ class RanksBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray's cl
         import ray
 
         where = Path(backend_config.meet) / f"group-{secrets.token_hex(8)}"  # a file of its own: torch counts ranks in it
-        common = {"world": len(workers), "where": str(where), "backend": backend_config.backend, "timeout_s": backend_config.timeout_s}
-        ray.get([worker_group.execute_single_async(rank, join, rank=rank, **common) for rank in range(len(workers))])
+        common = len(workers), str(where), backend_config.backend, backend_config.timeout_s
+        ray.get([worker_group.execute_single_async(rank, join, rank, *common) for rank in range(len(workers))])
 
 
 def join(rank: int, world: int, where: str, backend: str, timeout_s: float) -> None:
