@@ -183,7 +183,9 @@ def place(options: ReadOptions, record: Mapping[str, str], default: str, where: 
         name = match.group(1)
         if name not in record:
             how = options.how_to_set("media_template", "...")
-            raise AnyloomError(f"{where}: the media template '{shown_template(template)}' names column '{name}', the list has {', '.join(record)}; change {how}")
+            raise AnyloomError(
+                f"{where}: the media template '{shown_template(template)}' names column '{name}', the list has {', '.join(record)}; change {how}"
+            )
         return record[name].strip()
 
     return re.sub(r"\{(\w+)\}", fill, template) if template else default

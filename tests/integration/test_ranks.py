@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 import pyarrow.parquet as pq
+import pytest
 
 pytestmark = pytest.mark.timeout(400)
 PROJECT = Path(__file__).resolve().parents[2]
-SCRIPT = '''
+SCRIPT = """
 import sys
 from pathlib import Path
 
@@ -36,7 +36,7 @@ for name in ("output", "work"):
 ray_session.start(2)
 resources = Resources(threads=2, workers=2, use_ray=True)
 run(StepContext(name="stage1", config=step.config, inputs=inputs, sources={}, output=out / "output", work=out / "work", stores=root / "stores", resources=resources))
-'''
+"""
 
 
 def listening(process: psutil.Process) -> set[str]:

@@ -69,7 +69,7 @@ def read(tmp_path: Path, name: str, lines: list[bytes], end: bytes = b"\n"):
 @pytest.mark.parametrize("kind", CSV)
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_a_broken_line_of_a_csv_is_one_row(tmp_path, kind, place, end):
-    good = [sound(0), sound(1, "he says \"hi\", twice"), sound(2, "two\nlines"), sound(3)]
+    good = [sound(0), sound(1, 'he says "hi", twice'), sound(2, "two\nlines"), sound(3)]
     lines = [*good[:place], CSV[kind], *good[place:]]
     rows = read(tmp_path, "s.csv", [HEADER, *lines], end)
     at = 2 + place + (place > 2)  # the header, and the record of two lines

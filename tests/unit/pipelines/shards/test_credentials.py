@@ -110,7 +110,11 @@ def test_credentials_in_a_media_template_are_kept_nowhere(signed, tmp_path, temp
     (line,) = pq.read_table(tmp_path / "shards" / "ledger.parquet").to_pylist()
     assert line["status"] == ("written" if "X-Amz" in whole else "failed")
     assert not [path for path, data in contents(tmp_path) if SECRET.encode() in data]
-    for said in (canonical_json([steps["manifest_cc3m"].config, get_recipe("tiny", {key: whole})]), repr(spec), json.dumps(shown_values({"overrides": {key: whole}}))):
+    for said in (
+        canonical_json([steps["manifest_cc3m"].config, get_recipe("tiny", {key: whole})]),
+        repr(spec),
+        json.dumps(shown_values({"overrides": {key: whole}})),
+    ):
         assert SECRET not in said
     other = build(get_recipe("tiny", {key: whole.replace(SECRET, "other")}))
     assert to_plain(other["manifest_cc3m"].config) != to_plain(steps["manifest_cc3m"].config)  # still another identity
@@ -119,7 +123,9 @@ def test_credentials_in_a_media_template_are_kept_nowhere(signed, tmp_path, temp
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("template", ["media/audio/{youtube_id}.ogg", "{youtube_id}_{start_time}.wav", "videos/{page_dir}/{videoid}.mp4", "https://host/{id}.jpg", ""])
+@pytest.mark.parametrize(
+    "template", ["media/audio/{youtube_id}.ogg", "{youtube_id}_{start_time}.wav", "videos/{page_dir}/{videoid}.mp4", "https://host/{id}.jpg", ""]
+)
 def test_a_template_without_credentials_is_shown_as_it_is(template):
     assert shown_template(template) == template
 

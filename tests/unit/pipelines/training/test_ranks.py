@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-SCRIPT = '''
+SCRIPT = """
 import json, sys
 from pathlib import Path
 
@@ -41,7 +41,7 @@ trainer = TorchTrainer(
     run_config=RunConfig(name="ranks", storage_path=work_dir + "/ray"),
 )
 trainer.fit()
-'''
+"""
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
