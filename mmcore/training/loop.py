@@ -2,7 +2,7 @@
 
 Owns steps, checkpoints, the moving average and the loss log. Input: named parameters, a Course, a directory of checkpoints, a collective of ranks.
 Output: the trained parameters in place and the rows of the log. Raises AnyloomError for a checkpoint of other data and for a step without weight, ValueError
-for a loss or gradient that is not finite. Same bytes on one machine for the same thread count and world size, whether or not it was killed and continued; another
+for a loss or gradient that is not finite. Same bytes on one machine for the same thread count and world size, killed and continued or not; another
 world size changes rounding only. Every draw is a function of the step, so nothing but parameters, optimizer and average has to be kept.
 """
 

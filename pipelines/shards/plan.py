@@ -237,7 +237,8 @@ def _where_media_are(source: str, line: Mapping[str, Any]) -> str:
     """How to say where the files of a list are, for a row whose file was not found where the list is."""
     if line["reason"] not in ("missing_file", "bad_uri") or "list root" not in line["detail"]:
         return ""
-    return f"say how its files are called with --set 'datasets.{source}.media_template=...', where else they lie with --set 'datasets.{source}.media_roots=[\"DIR\"]', "
+    here = f"--set 'datasets.{source}."
+    return f"say how its files are called with {here}media_template=...', where else they lie with {here}media_roots=[\"DIR\"]', "
 
 
 def _ledger_of(task: ShardTask) -> list[dict[str, Any]]:

@@ -35,7 +35,8 @@ for name in ("output", "work"):
     (out / name).mkdir()
 ray_session.start(2)
 resources = Resources(threads=2, workers=2, use_ray=True)
-run(StepContext(name="stage1", config=step.config, inputs=inputs, sources={}, output=out / "output", work=out / "work", stores=root / "stores", resources=resources))
+places = {"output": out / "output", "work": out / "work", "stores": root / "stores"}
+run(StepContext(name="stage1", config=step.config, inputs=inputs, sources={}, resources=resources, **places))
 """
 
 

@@ -95,7 +95,7 @@ def test_audiocaps_spans_and_needs_a_template(tmp_path):
     assert (row.media[0].uri, row.media[0].start_s, row.media[0].end_s) == ("media/audio/abc.ogg", None, None)
     (row,) = audiocaps.read(path, replace(SOUNDS, span_s=10.0))
     assert (row.media[0].start_s, row.media[0].end_s) == (30.0, 40.0)
-    with pytest.raises(AnyloomError, match="--set .datasets.DATASET.media_template="):
+    with pytest.raises(AnyloomError, match=r"--set .datasets\.DATASET\.media_template="):
         list(audiocaps.read(path))
     with pytest.raises(AnyloomError, match="names column 'ytid'"):
         list(audiocaps.read(path, ReadOptions(media_template="{ytid}.wav")))
