@@ -149,8 +149,13 @@ def pins(artifact_dir: Path) -> list[Pin]:
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("digest"), str) for entry in entries
     ):
-        raise AnyloomError(f"{artifact_dir / GENERATION} is damaged (no list of entries): run {artifact_dir.parent.name} again with --force")
+        raise AnyloomError(f"{artifact_dir / GENERATION} is damaged (no list of entries): {_again(artifact_dir)}")
     return [Pin(path=inside(entry["path"], artifact_dir / GENERATION), digest=entry["digest"]) for entry in entries]
+
+
+def _again(artifact_dir: Path) -> str:
+    step = artifact_dir.parent.name
+    return f"run {step} again with --force {step}"
 
 
 def inside(relative: str, named_by: Path | str) -> str:
@@ -171,7 +176,7 @@ def below(base: Path, relative: str, named_by: Path | str) -> Path:
 
 def pinned_entries(artifact_dir: Path, stores: Path) -> list[str]:
     """Paths (relative to the stores) of the entries an artifact pins. Raises AnyloomError when one is absent, has a damaged record or other bytes."""
-    again = f"run {artifact_dir.parent.name} again with --force" if artifact_dir.parent.parent.name == "artifacts" else REMEDY
+    again = _again(artifact_dir) if artifact_dir.parent.parent.name == "artifacts" else REMEDY
     paths = []
     for pin in pins(artifact_dir):
         entry = below(stores, pin.path, artifact_dir / GENERATION)

@@ -6,7 +6,16 @@ import logging
 import warnings
 from pathlib import Path
 
+from infra.secrets import without_secrets
+
 NOISY = ("ray", "prefect", "httpx", "transformers", "datasets", "lmms_eval", "urllib3", "asyncio", "filelock", "fsspec", "timm", "peft", "torch", "uvicorn")
+
+
+class _Discreet(logging.Formatter):
+    """Lines without the logins and signatures of the addresses in them: the libraries below us write whole ones."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 def quiet(log_file: Path | None = None) -> None:
@@ -17,7 +26,7 @@ def quiet(log_file: Path | None = None) -> None:
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(log_file, delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"))
+        handler.setFormatter(_Discreet("%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"))
         root.addHandler(handler)
     else:
         root.addHandler(logging.NullHandler())

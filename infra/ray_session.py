@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,9 @@ from infra.step import AnyloomError, StepDied
 
 BACKGROUND = {"env_vars": {"ANYLOOM_BACKGROUND": "1"}}
 """Environment of the workers of background tasks: Ray gives a task only a worker of its own environment."""
+
+ASK_S, LOST_S = 2.0, 15.0
+"""How often a cluster's head is asked for a sign of life while a task runs, and how long it may be silent."""
 
 _interrupted = threading.Event()
 
@@ -112,6 +117,32 @@ def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> An
     return _with_threads(function, threads, *args)
 
 
+class _Head:
+    """Whether the head of the cluster answers. Ray itself waits for a lost one, for a minute or for ever, depending on what it is asked for meanwhile."""
+
+    def __init__(self) -> None:
+        import ray
+
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._place = host.strip("[]"), int(port)
+        self._asked = self._heard = time.monotonic()
+
+    def check(self) -> None:
+        """Ask it, at most every ASK_S. Raises AnyloomError when it has not answered for LOST_S."""
+        if time.monotonic() - self._asked < ASK_S:
+            return
+        try:
+            socket.create_connection(self._place, timeout=ASK_S).close()
+        except OSError:
+            silent = time.monotonic() - self._heard
+            if silent >= LOST_S:
+                again = "start that cluster again, then run the same command" if cluster_is_given() else "run the same command"
+                raise AnyloomError(f"Ray's head at {':'.join(map(str, self._place))} is lost: no answer for {silent:.0f} s; {again} to continue") from None
+        else:
+            self._heard = time.monotonic()
+        self._asked = time.monotonic()
+
+
 def run_isolated(
     name: str,
     function: Callable[..., Any],
@@ -127,6 +158,7 @@ def run_isolated(
 
     name: of the task, for the StepDied of a worker that dies. holds: the task holds its threads and GPUs in the cluster; False when it starts Ray work to
     which it leaves them. background: at the lowest priority, and without a share of the cluster's CPUs.
+    Raises AnyloomError when the head of the cluster is lost meanwhile.
     """
     import ray
 
@@ -134,8 +166,9 @@ def run_isolated(
         remote = ray.remote(num_cpus=0, max_retries=0)(_in_background).options(name=name, runtime_env=BACKGROUND)
     else:
         remote = _remote(name, threads if holds else 0, gpus if holds else 0)
-    reference = remote.remote(function, threads, *args)
+    head, reference = _Head(), remote.remote(function, threads, *args)
     while not ray.wait([reference], timeout=poll_s)[0]:
+        head.check()
         if on_poll is not None:
             on_poll()
     try:

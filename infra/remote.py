@@ -60,7 +60,7 @@ class Remote:
         try:
             self.fs, self.base = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
-            raise AnyloomError(f"--remote {without_login(url)}: {without_secrets(str(error))} (for s3:// install the extra: anyloom[s3])") from error
+            raise AnyloomError(f"--remote {without_login(url)}: {without_secrets(str(error))} (for s3:// install the extra: anyloom[s3])") from None
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
         self.url, self._made = without_login(url).rstrip("/"), set[str]()
         self._local, self._flat = "file" in protocols, bool(protocols & OBJECT_STORES)
@@ -155,11 +155,11 @@ class Remote:
             except (AnyloomError, FileNotFoundError, TypeError):
                 raise  # no answer of the network
             except PermissionError as error:
-                raise AnyloomError(f"{self.url}/{relative}: access was denied ({without_secrets(str(error))}): check the credentials") from error
+                raise AnyloomError(f"{self.url}/{relative}: access was denied ({without_secrets(str(error))}): check the credentials") from None
             except Exception as error:  # every file system has errors of its own
                 if attempt == TRIES:
                     said = f"{type(error).__name__}: {without_secrets(str(error))}"
-                    raise RemoteError(f"{self.url}/{relative} cannot be reached ({said}), tried {TRIES} times") from error
+                    raise RemoteError(f"{self.url}/{relative} cannot be reached ({said}), tried {TRIES} times") from None  # its message holds the whole address
                 time.sleep(FIRST_WAIT_S * 3 ** (attempt - 1) * random.uniform(1, 1.5))
         raise AssertionError
 

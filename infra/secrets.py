@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 MARK = "?address="
 """Before the digest of the whole address, in the place of the query."""
@@ -27,7 +29,30 @@ def shown_address(uri: str) -> str:
     if not _SCHEME.match(uri) or _SHOWN.search(uri):
         return uri
     bare = _without_login(re.split(r"[?#]", uri, maxsplit=1)[0], uri)
-    return uri if bare == uri else f"{bare}{MARK}{hashlib.sha256(uri.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    return uri if bare == uri else f"{bare}{MARK}{_digest(uri)}"
+
+
+def shown_template(template: str) -> str:
+    """A template of addresses or paths, with columns in braces, without login, query and fragment; where it had any, with a digest of the whole one.
+
+    Unlike an address it may begin with a column (`{uri}?signature=...`, `{scheme}://user:password@host/{name}`).
+    """
+    shown = shown_address(template)
+    if shown != template or _SHOWN.search(template):
+        return shown
+    bare = re.split(r"[?#]", template, maxsplit=1)[0]
+    if "://" in bare and "@" in bare:
+        bare = HIDDEN + bare.rpartition("@")[2]
+    return template if bare == template else f"{bare}{MARK}{_digest(template)}"
+
+
+def shown_values(value: Any) -> Any:
+    """Options as JSON, every text in them as `shown_template` shows it."""
+    if isinstance(value, str):
+        return shown_template(value)
+    if isinstance(value, Mapping):
+        return {name: shown_values(item) for name, item in value.items()}
+    return [shown_values(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def is_shown(uri: str) -> bool:
@@ -60,3 +85,7 @@ def _without_login(bare: str, whole: str) -> str:
     if not re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?", host):
         return start + HIDDEN
     return f"{start}{HIDDEN if found else ''}{host}{slash}{path}"
+
+
+def _digest(whole: str) -> str:
+    return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import stat
 import sys
 import tempfile
@@ -124,6 +125,12 @@ def quiet_environment() -> None:
 
 LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's way to say: one node, so listen on loopback alone. Without it every port of a local cluster is open to the network, whatever its address."""
+
+
+def loopback_ranks() -> None:
+    """Let torch's ranks in this process, all of whose peers are on this host, listen on loopback alone."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
+    os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"] = loopback, f"={loopback}"  # "=": this name, not what begins like it
 
 
 def ray_login() -> None:

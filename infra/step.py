@@ -10,7 +10,8 @@ bytes go (root) and how many threads produce them (resources) are never identity
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -133,3 +134,15 @@ class StepDied(AnyloomError):
 
     def __str__(self) -> str:
         return f"step {self.name}: its process died ({self.how}); if memory ran out, give it more or fewer --threads. Run the same command to continue"
+
+
+@contextmanager
+def about(sample: str) -> Iterator[None]:
+    """What is raised in the body, and nobody foresaw, tells which sample it was about."""
+    try:
+        yield
+    except AnyloomError:
+        raise
+    except Exception as error:
+        error.add_note(f"sample {sample}")
+        raise

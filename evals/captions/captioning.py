@@ -26,7 +26,7 @@ from evals.statistics.intervals import derangement, mean_interval, paired_interv
 from evals.statistics.jackknife import MIN_GROUPS, jackknife_interval
 from evals.tables import CAPTIONED, CLUSTERED, DETAILS, JACKKNIFE, METRICS, detail, metric_row, set_digest, shown_values, write_table
 from infra.fingerprint import fingerprint, to_plain
-from infra.step import AnyloomError, StepContext
+from infra.step import AnyloomError, StepContext, about
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
 from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
@@ -118,7 +118,8 @@ def _captions(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item]) -> 
         for item in batch:
             name = "shards_instruct" if item.source == config.asked_source else SHARDS[item.modality]
             shards[name] = shards.get(name) or ShardSet(ctx.inputs[name].path, ctx.stores)
-            features.append((item.modality, generator.encode(item.modality, shards[name].media(item.key))))
+            with about(item.key):
+                features.append((item.modality, generator.encode(item.modality, shards[name].media(item.key))))
         journal.add([{"generated": text} for text in generator.captions(features)])
         ctx.progress(len(journal.rows), len(items), "media captioned")
     return [row["generated"] for row in journal.rows]

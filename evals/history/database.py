@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -206,8 +207,10 @@ def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyCo
         connection = duckdb.connect(str(path), read_only=True, config=_READ_ONLY)
     except duckdb.ConnectionException as error:
         raise AnyloomError(f"{name} is open in this process with other settings: close that connection first") from error
+    except duckdb.IOException as error:
+        raise AnyloomError(f"{name} cannot be opened: {_why_closed(path, error)}") from error
     except duckdb.Error as error:
-        raise AnyloomError(f"{name} cannot be opened ({_first_line(error)}): it is derived, remove it and rebuild the history") from error
+        raise AnyloomError(f"{name} cannot be opened ({_first_line(error)}): {_DERIVED}") from error
     try:
         connection.execute("PRAGMA disable_progress_bar")  # DuckDB draws it on stdout where it thinks that somebody types
         yield connection
@@ -241,3 +244,18 @@ def query(db_path: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
+
+
+_DERIVED = "it is derived, remove it and rebuild the history (anyloom history build)"
+
+
+def _why_closed(path: Path, error: duckdb.IOException) -> str:
+    """Why a database file is not opened, and what helps: another process writes in it, it may not be read, or it is no database."""
+    said = str(error)
+    if "Could not set lock" in said:
+        holder = re.search(r"held in (?P<program>.+?) \(PID (?P<pid>\d+)\)", said)
+        who = f"process {holder['pid']} ({holder['program']})" if holder else "another process"
+        return f"{who} has it open for writing: wait until that closes it, or copy the file and read the copy"
+    if not os.access(path, os.R_OK):
+        return "this user may not read it: mend its rights"
+    return f"{_first_line(error)}; {_DERIVED}"

@@ -27,7 +27,7 @@ from evals.statistics.intervals import Interval, mean_interval, paired_interval,
 from evals.suites.reading import parse_yes_no
 from evals.tables import CLUSTERED, DETAILS, METRICS, VQA_SAMPLES, detail, metric_row, set_digest, shown_values, write_table
 from infra.fingerprint import fingerprint, to_plain
-from infra.step import StepContext
+from infra.step import StepContext, about
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
 from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
@@ -117,8 +117,9 @@ def _items(ctx: StepContext[PopeEvalConfig], generator: Generator, batch: Sequen
         key = BLANK if condition == BLANK else question.sha256
         if key not in features:
             name = "shards_instruct" if config.asked_source and question.task.startswith(config.asked_source.split("_")[0]) else "shards_cc3m"
-            data = blank_medium("image", ctx.work) if condition == BLANK else shards[name].media(question.key)
-            features[key] = generator.encode("image", data)
+            with about(question.key):
+                data = blank_medium("image", ctx.work) if condition == BLANK else shards[name].media(question.key)
+                features[key] = generator.encode("image", data)
         items.append(Question(text=question.text, media_key=key, modality="image", features_NE=features[key]))
     return items
 

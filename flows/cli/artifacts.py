@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.text import Text
@@ -111,11 +112,16 @@ def remedy(one: Looked, makers: dict[Path, str], root: Path) -> str:
         return "run the same command again: it goes on from the checkpoint before"
     if not one.artifacts:
         return f"nothing needs it: `anyloom artifacts gc --root {root}` removes it"
-    known = [artifact for artifact in one.artifacts if artifact in makers]
-    step = (known or one.artifacts)[0].parent.name
+    return made_again(one.artifacts, makers, root)
+
+
+def made_again(artifacts: Sequence[Path], makers: Mapping[Path, str], root: Path) -> str:
+    """The command that makes again what one of these artifacts is or pins. makers: as of `recipes_of`."""
+    known = [artifact for artifact in artifacts if artifact in makers]
+    step = (known or artifacts)[0].parent.name
     if known:
         return f"run `anyloom run {step} --recipe {makers[known[0]]} --root {root} --force {step}`"
-    return f"run the command that made it again with --force {step}, or remove {one.artifacts[0]} when it is no longer needed"
+    return f"run the command that made it again with --force {step}, or remove {artifacts[0]} when it is no longer needed"
 
 
 def collect(root: Path, name: str | None, yes: bool) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flows.cli.artifacts import made_again, recipes_of
 from flows.cli.search import add_search
 from flows.running.cells import json_text, visible
 from flows.running.display import Display, human_bytes, table
@@ -64,10 +65,10 @@ def verify(root: Path, args: argparse.Namespace) -> int:
     )
     cells = [(c.name, c.media, f"{c.largest:.1e}", f"{c.tolerance:.0e}", "ok" if c.passed else "DIFFERS") for c in found]
     Display().console.print(table("", ("artifact", "media", "largest difference", "tolerance", ""), cells))
+    makers = recipes_of(root, {root / "artifacts" / c.name for c in found if c.damaged})
     for c in found:
         for part in c.damaged:
-            step = c.name.partition("/")[0]
-            print(f"DAMAGED  {c.name}: part {part} has other bytes than were committed; run `anyloom embed build --force {step}`")
+            print(f"DAMAGED  {c.name}: part {part} has other bytes than were committed; {made_again([root / 'artifacts' / c.name], makers, root)}")
         if c.largest > c.tolerance:
             print(visible(f"DIFFERS  {c.name}: {c.worst} by {c.largest:.2e} of its norm"))
     return int(not all(c.passed for c in found))

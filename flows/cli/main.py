@@ -15,6 +15,7 @@ from flows.cli.options import parse_overrides, parse_pairs, settings_of, shared_
 from flows.running.cells import visible
 from flows.running.interrupts import MESSAGES, Terminated, sigterm_raises
 from infra.logs import one_line
+from infra.secrets import without_secrets
 from infra.settings import private_directory
 from infra.step import AnyloomError
 
@@ -307,13 +308,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def unexpected(args: argparse.Namespace, error: Exception) -> int:
-    """A failure that no step foresaw: one line with the step, the remedy where the machine is full or closed to us, and the whole traceback in a log."""
+    """A failure that no step foresaw: one line with the step and what else is known of the place (training step, sample), the remedy where the machine is full
+    or closed to us, and the whole traceback in a log. No address in either holds a login or a signature."""
     import traceback
 
     root = settings_of(args).root.absolute()
-    told = "".join(traceback.format_exception(error))
-    where = " ".join(note for note in getattr(error, "__notes__", []) if note.startswith("step "))
-    what = f"{where + ': ' if where else ''}{type(error).__name__}: {visible(one_line(error)[:300])}"
+    told = without_secrets("".join(traceback.format_exception(error)))
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith(("step ", "at ", "sample "))]  # libraries have notes of their own
+    where = ", ".join(reversed(notes))
+    what = f"{where + ': ' if where else ''}{type(error).__name__}: {without_secrets(one_line(error))[:300]}"
+    what = visible(" ".join(what.split()))
     logs = [root / "logs" / "errors.log"] if root.is_dir() else []  # a command that only reads makes no root
     for log in (*logs, private_directory() / "errors.log"):
         try:

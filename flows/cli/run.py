@@ -13,6 +13,7 @@ from infra.lock import exclusive
 from infra.logs import quiet
 from infra.plan import DONE, plan
 from infra.remote import mirror
+from infra.secrets import shown_values
 from infra.settings import Settings, prefect_environment, prefect_url
 
 
@@ -69,10 +70,10 @@ def _run_in_prefect(
         from flows.deployments.stages import END_TO_END, build_flow  # loads Prefect, while the server starts
 
         answers()
-        build_flow(END_TO_END, settings)(
+        build_flow(END_TO_END, settings, overrides)(
             recipe=recipe,
             root=str(settings.root),
-            overrides=dict(overrides),
+            overrides=shown_values(dict(overrides)),
             force=list(force),
             targets=list(targets) if targets else None,
             lists=dict(lists or {}),

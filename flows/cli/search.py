@@ -88,7 +88,7 @@ def search(
     try:
         page = sheet(query, f"The {len(hits)} nearest media by cosine in {space.name} (recipe {recipe}), all modalities together.", hits)
     except MediaError as error:
-        raise AnyloomError(f"search: a medium cannot be shown ({error}): run the shards steps again with --force") from error
+        raise AnyloomError(f"search: a medium among the nearest cannot be shown ({error}): take it out of its list, or ask for fewer with --top") from error
     write_atomic(out.absolute(), page)
     rows = [(rank, f"{hit.score:.3f}", hit.modality, visible(hit.key), visible(hit.caption)) for rank, hit in enumerate(hits, 1)]
     Display().console.print(table("", ("", "cosine", "modality", "key", "caption"), rows))

@@ -16,6 +16,7 @@ from prefect.artifacts import MarkdownArtifact
 from prefect.logging.loggers import flow_run_logger
 
 from infra.logs import one_line
+from infra.secrets import without_secrets
 from infra.settings import Settings, load_settings
 
 TIMEOUT_S = 10.0
@@ -28,7 +29,7 @@ def hooks(settings: Settings | None = None) -> dict[str, Any]:
 
     def on_failed_or_crashed(flow: Any, flow_run: Any, state: Any) -> None:
         """State hook. Called in the flow's process, or by the worker when that process is gone."""
-        why = " ".join((state.message or "").split()) or "no message"
+        why = without_secrets(" ".join((state.message or "").split())) or "no message"
         text = f"flow run **{flow_run.name}** of **{flow.name}** is **{state.name}**: {why}"
         alert(flow_run, f"{flow.name} {state.name.lower()}", text, settings or load_settings())
 

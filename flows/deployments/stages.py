@@ -7,7 +7,7 @@ parameters and the worker's environment; the flow of a run on this machine is bu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,9 @@ END_TO_END = FlowRow(
 )
 
 
-def build_flow(row: FlowRow, settings: Settings | None = None) -> Flow[..., dict[str, str]]:
-    """The Prefect flow of a row. settings: those of a run on this machine; None: made from the flow run's parameters and the environment."""
+def build_flow(row: FlowRow, settings: Settings | None = None, whole: Mapping[str, Any] | None = None) -> Flow[..., dict[str, str]]:
+    """The Prefect flow of a row. settings, whole: the settings and overrides of a run on this machine; None: made from the flow run's parameters and the
+    environment. The parameters of a run here, which Prefect keeps, show overrides without their credentials."""
 
     def body(
         recipe: RecipeName = "smol",
@@ -67,8 +68,9 @@ def build_flow(row: FlowRow, settings: Settings | None = None) -> Flow[..., dict
         threads: int | None = None,
         use_ray: bool | None = None,
     ) -> dict[str, str]:
-        wanted = stage_targets(recipe, overrides, row.stage) if row.stage else targets or row.targets
-        steps = select(recipe_steps(recipe, overrides or {}, lists, weights), wanted)
+        changes = (overrides or {}) if whole is None else whole
+        wanted = stage_targets(recipe, changes, row.stage) if row.stage else targets or row.targets
+        steps = select(recipe_steps(recipe, changes, lists, weights), wanted)
         return run_and_publish(recipe, steps, settings or load_settings(root=root or None, threads=threads, use_ray=use_ray), force or ())
 
     every = inspect.signature(body, eval_str=True)

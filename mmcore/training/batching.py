@@ -115,6 +115,10 @@ class Schedule:
         counts = Counter(self._dataset[:number].tolist())
         return {name: counts[i] for i, name in enumerate(self._names)}
 
+    def keys(self, samples: Mapping[str, Sequence[Sample]], numbers: range) -> list[str]:
+        """The keys of the samples in these slots."""
+        return [samples[slot.dataset][slot.index].key for slot in map(self.slot, numbers)]
+
 
 def share(num: int, rank: int, world: int) -> range:
     """The contiguous part of `num` ordered rows that a rank takes; sizes differ by one at most."""

@@ -2,14 +2,15 @@
 
 Owns steps, checkpoints, the moving average and the loss log. Input: named parameters, a Course, a directory of checkpoints, a collective of ranks.
 Output: the trained parameters in place and the rows of the log. Raises AnyloomError for a checkpoint of other data and for a step without weight, ValueError
-for a gradient that is not finite. Same bytes on one machine for the same thread count and world size, whether or not it was killed and continued; another
+for a loss or gradient that is not finite. Same bytes on one machine for the same thread count and world size, killed and continued or not; another
 world size changes rounding only. Every draw is a function of the step, so nothing but parameters, optimizer and average has to be kept.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,8 @@ AVERAGE = "ema"
 """Name of the moving average among a checkpoint's tensors."""
 COLUMNS = ("step", "loss", "lr", "tokens", "gradient_norm")
 """Columns of a full log before the parts; tokens: global weight of the step (supervised tokens, or captions)."""
+NAMED = 32
+"""Samples that a message names at most."""
 RECENT = 20
 """Rows whose mean loss is shown while it runs."""
 
@@ -55,6 +58,11 @@ class Collective:
         """Wait for every rank."""
 
 
+def no_keys(step: int) -> Sequence[str]:
+    """The keys of the samples of a step where they have none."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Course:
     """What a training run is, beside its parameters. Steps count from 0."""
@@ -66,6 +74,8 @@ class Course:
     """Step -> learning rate."""
     cursor: Callable[[int], Mapping[str, int]]
     """Steps done -> where the data stands; compared with a checkpoint's."""
+    keys: Callable[[int], Sequence[str]] = no_keys
+    """Step -> the samples of its batch, over all ranks, for messages."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Parameter -> factor of the learning rate, for those that have one of their own."""
     average: Callable[[int], float] | None = None
@@ -166,10 +176,19 @@ def _continued(optimizer: FlatAdamW, average: torch.Tensor | None, course: Cours
     return checkpoint.step
 
 
+def _noted(course: Course, step: int) -> Iterator[StepLoss]:
+    """The losses of a step; what is raised while they are made tells of the step and its samples."""
+    try:
+        yield from course.losses(step)
+    except Exception as error:
+        error.add_note(f"at training step {step}{_samples(course.keys(step), ', samples ')}")
+        raise
+
+
 def one_step(optimizer: FlatAdamW, course: Course, step: int, collective: Collective, log: LossLog) -> None:
     """Forward and backward over this rank's microbatches, one all-reduce, one update, one row of the log."""
     sums = torch.zeros(2 + 2 * len(log.parts), dtype=torch.float64, device=optimizer.gradient.device)
-    for loss in course.losses(step):
+    for loss in _noted(course, step):
         loss.total.backward()
         sums += torch.cat([torch.stack([loss.total.detach().double(), loss.weight.double()]), loss.parts.reshape(-1)])
     collective.sum_(optimizer.gradient)
@@ -179,7 +198,17 @@ def one_step(optimizer: FlatAdamW, course: Course, step: int, collective: Collec
         raise AnyloomError(f"step {step}: the batch has no supervised tokens; check the datasets in `mixture`")
     rate = course.rate(step)
     try:
+        if not math.isfinite(total):
+            raise ValueError(f"the loss is {total}")
         norm = optimizer.step(rate, weight)
     except ValueError as error:
-        raise ValueError(f"step {step}: {error}") from error
+        remedies = "a lower learning rate, more warm-up or float32 are the usual remedies"
+        raise ValueError(f"step {step}: {error}{_samples(course.keys(step), '; the samples of the batch are ')}; {remedies}") from error
     log.add(step, total / weight, rate, weight, norm, sums[2:].reshape(-1, 2))
+
+
+def _samples(keys: Sequence[str], before: str) -> str:
+    """The keys for a message, the first of them where there are many; nothing without any."""
+    if not keys:
+        return ""
+    return before + ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")

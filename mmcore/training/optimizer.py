@@ -80,7 +80,7 @@ class FlatAdamW:
         self.gradient.div_(divisor)
         norm = float(torch.linalg.vector_norm(self.gradient))
         if not norm < float("inf"):
-            raise ValueError(f"the gradient is not finite ({self._not_finite()}): a lower learning rate, more warm-up or float32 are the usual remedies")
+            raise ValueError(f"the gradient is not finite ({self._not_finite()})")
         if self.clip and norm > self.clip:
             self.gradient.mul_(self.clip / norm)
         for group in self._inner.param_groups:

@@ -101,6 +101,10 @@ class SignalData:
         """Samples drawn of each dataset after `step` steps."""
         return self.schedule.seen(step * self.config.batch)
 
+    def keys(self, step: int) -> list[str]:
+        """The samples of a step, over all ranks."""
+        return self.schedule.keys(self.samples, range(step * self.config.batch, (step + 1) * self.config.batch))
+
     def losses(self, side: SignalSide, step: int, rank: int, world: int) -> Iterator[StepLoss]:
         """The loss of each microbatch of this rank's share of a step."""
         mine = list(share(self.config.batch, rank, world))

@@ -53,6 +53,10 @@ class TwoTowerData:
         """Samples drawn of each dataset after `step` steps."""
         return self.schedule.seen(step * self.config.batch)
 
+    def keys(self, step: int) -> list[str]:
+        """The samples of a step, over all ranks."""
+        return self.schedule.keys(self.samples, range(step * self.config.batch, (step + 1) * self.config.batch))
+
     def batch(self, step: int) -> list[tuple[Sample, str]]:
         """(sample, caption) of every row of a step's global batch."""
         rows = []

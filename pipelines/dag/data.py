@@ -55,7 +55,8 @@ def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mappin
             path=f"{group}/{d.name}.{SUFFIX[group]}",
             split=d.split,
             licence=d.licence,
-            media_template=DATASET_TEMPLATES.get(d.name, ""),
+            media_template=d.media_template or DATASET_TEMPLATES.get(d.name, ""),
+            span_s=d.span_s,
         )
         for d in recipe.datasets
         if d.group == group
@@ -71,10 +72,11 @@ def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mappin
 
 
 def _shards(recipe: Recipe, group: str, manifest: Step, lists: Mapping[str, Step], own: Mapping[str, Path]) -> Step:
+    roots = tuple((d.name, d.media_roots) for d in recipe.datasets if d.group == group and d.media_roots)
     return Step(
         name=f"shards_{group}",
         run="pipelines.shards.plan:run",
-        config=ShardsConfig(samples_per_shard=recipe.samples_per_shard, max_lost=recipe.max_lost),
+        config=ShardsConfig(samples_per_shard=recipe.samples_per_shard, max_lost=recipe.max_lost, media_roots=roots),
         inputs={"manifest": manifest, **lists},
         sources=own,
         threads=0,

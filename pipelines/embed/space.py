@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from infra.entries import damage, intact, read_entry
+from infra.artifact import all_records
+from infra.entries import damage, intact, pins, read_entry
 from infra.fingerprint import canonical_json, fingerprint, to_plain
 from infra.step import AnyloomError
 from infra.storage import read_json, set_aside, write_atomic
@@ -54,11 +55,15 @@ class Space:
 
     @classmethod
     def all(cls, stores: Path) -> Iterator[Space]:
-        """Every space of the store, sorted by name. Raises AnyloomError for one whose description is damaged."""
+        """Every space of the store, sorted by name. Raises AnyloomError for one whose description is damaged, naming the step that writes it again."""
         for path in sorted((stores / SPACES).glob("*/space.json")):
-            description = read_json(path)
-            if fingerprint(description)[:12] != path.parent.name:
-                raise AnyloomError(f"{path} is damaged (it describes another space): run the step that embeds there again with --force")
+            try:
+                description, why = read_json(path), "it describes another space"
+            except AnyloomError:
+                description, why = None, "it is not JSON"
+            if not isinstance(description, dict) or fingerprint(description)[:12] != path.parent.name:
+                step = _embeds_in(path.parent, stores)
+                raise AnyloomError(f"{path} is damaged ({why}): run {step} again with --force {step}")
             yield cls(path.parent, description).refreshed()
 
     def refreshed(self) -> Space:
@@ -93,6 +98,12 @@ class Space:
     def part(self, name: str) -> Path:
         """Where the part called `name` lives."""
         return self.directory / "parts" / name
+
+
+def _embeds_in(space: Path, stores: Path) -> str:
+    """The newest step whose artifact pins parts of a space."""
+    below = f"{space.relative_to(stores).as_posix()}/"
+    return next((record.name for path, record in reversed(all_records(stores.parent)) if any(pin.path.startswith(below) for pin in pins(path))), "STEP")
 
 
 def span_address(sha256: str, start_s: float | None, end_s: float | None) -> str:

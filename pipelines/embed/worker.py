@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from infra.entries import commit_entry
 from infra.settings import offline_environment
-from infra.step import AnyloomError
+from infra.step import AnyloomError, about
 from infra.storage import disk_errors, write_atomic, write_parquet
 from mmcore.encoder_config import EncoderConfig
 from mmcore.encoders import load_encoder
@@ -194,7 +194,8 @@ class PartBuilder:
         return features
 
     def _read(self, item: Item) -> bytes:
-        return self._shards[item.generation].media(item.value) if item.generation else item.value.encode()
+        with about(item.value if item.generation else item.address):
+            return self._shards[item.generation].media(item.value) if item.generation else item.value.encode()
 
     def _prepare(self, item: Item, data: bytes) -> Any:
         if not item.generation:

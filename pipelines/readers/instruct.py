@@ -1,11 +1,11 @@
-"""Instruction lists: a JSON list of LLaVA or NExT-GPT records.
+"""Instruction lists: a JSON list of LLaVA or NExT-GPT records, or one record per line in a file that is called *.jsonl.
 
 Input: records with `conversations` [{from: human|gpt, value}] (a turn of `system` may stand before them), input media `image|video|audio` or
 `input_image|input_video|input_audio`, output media `output_image|output_video|output_audio` (a uri or a list of uris), captions
 `image_captions|video_captions|audio_captions`; other fields are ignored. Output: one Row per record; a record that does not fit is a Row that says why.
 
 Placeholders `<image>`, `<video>`, `<audio>` stand in human turns for input media and in gpt turns for output media; names that belong to no medium are words
-(mmcore.chat.places). Raises AnyloomError for a file that is no JSON list.
+(mmcore.chat.places). Raises AnyloomError for a file that is no JSON list, or of which no line is a record.
 """
 
 from __future__ import annotations
@@ -19,31 +19,57 @@ from typing import Any
 from infra.step import AnyloomError
 from mmcore.chat.places import Misfit
 from mmcore.chat.records import GPT, HUMAN, SYSTEM, talk_of
-from pipelines.readers.rows import DEFAULTS, Media, ReadOptions, Row, place, read_text
+from pipelines.readers.rows import BAD_RECORD, DEFAULTS, NOT_UTF8, BadLine, Media, ReadOptions, Row, check_characters, place, read_text, refused, some_readable
 
 MODALITIES = ("image", "video", "audio")
 SPEAKERS = (HUMAN, GPT, SYSTEM)
 FIELDS = {"input": ("{}", "input_{}"), "output": ("output_{}",)}
-BAD_RECORD = "bad_record"
-"""Reason of a record whose fields are not what they should be."""
+LINES = ".jsonl"
+"""Ending of a list with one record per line."""
 
 
 def read(list_path: Path, options: ReadOptions = DEFAULTS) -> Iterator[Row]:
-    """Rows in file order; a record that does not fit is refused, naming field and turn. Raises AnyloomError for a file that is no JSON list."""
+    """Rows in file order; a record that does not fit is refused, naming field and turn, and so is a line that is not JSON. Raises AnyloomError for a file that
+    is no such list."""
+    text = read_text(list_path)
+    if list_path.suffix.lower() == LINES:
+        yield from some_readable(list_path, _rows_of_lines(list_path, text, options))
+        return
+    for number, record in enumerate(_records(list_path, text)):
+        try:
+            yield _row(record, options, f"{list_path}, record {number}")
+        except Misfit as misfit:
+            yield Row(refused=(misfit.reason, f"{list_path.name}, record {number}: {misfit.detail}"))
+
+
+def _rows_of_lines(list_path: Path, text: str, options: ReadOptions) -> Iterator[Row]:
+    for line, said in enumerate(text.split("\n"), 1):
+        if not said.strip():
+            continue
+        try:
+            check_characters(said)
+            yield _row(json.loads(said), options, f"{list_path}, line {line}")
+        except Misfit as misfit:
+            yield Row(refused=(misfit.reason, f"{list_path.name}, line {line}: {misfit.detail}"))
+        except BadLine as bad:
+            yield refused(list_path, line, str(bad))
+        except (ValueError, RecursionError) as error:
+            yield refused(list_path, line, f"not usable JSON ({' '.join(str(error).split())[:100]}); repair the line")
+
+
+def _records(list_path: Path, text: str) -> list[Any]:
+    """The records of a JSON list. Raises AnyloomError for anything else."""
     try:
-        records = json.loads(read_text(list_path))
+        records = json.loads(text)
     except json.JSONDecodeError as error:
+        if not _encodes(text[max(0, error.pos - 40) : error.pos + 40]):
+            raise AnyloomError(f"{list_path}, line {error.lineno}: {NOT_UTF8}") from None
         raise AnyloomError(f"{list_path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}); repair the file") from None
     except (ValueError, RecursionError) as error:
         raise AnyloomError(f"{list_path}: not usable JSON ({type(error).__name__}: {error}); repair the file") from None
     if not isinstance(records, list):
         raise AnyloomError(f"{list_path}: the top level is {_kind(records)}, expected a list of records; wrap it in [ ]")
-    for number, record in enumerate(records):
-        where = f"{list_path}, record {number}"
-        try:
-            yield _row(record, options, where)
-        except Misfit as misfit:
-            yield Row(refused=(misfit.reason, f"{list_path.name}, record {number}: {misfit.detail}"))
+    return records
 
 
 def _row(record: Any, options: ReadOptions, where: str) -> Row:
@@ -85,7 +111,7 @@ def _media(record: dict[str, Any], options: ReadOptions, where: str) -> tuple[Me
                 for uri in _strings(record, field):
                     if not uri.strip():
                         raise Misfit(BAD_RECORD, f"field '{field}' holds an empty uri; name the file or remove the field")
-                    out.append(Media(role=role, modality=modality, uri=place(options.media_template, {"uri": uri}, uri.strip(), where)))
+                    out.append(Media(role=role, modality=modality, uri=place(options, {"uri": uri}, uri.strip(), where)))
     return tuple(out)
 
 
@@ -98,12 +124,18 @@ def _strings(record: dict[str, Any], field: str) -> list[str]:
 
 
 def _encodable(text: str, where: str) -> str:
-    """JSON can spell half a character (a lone surrogate), which no file can hold."""
+    """JSON can spell half a character (a lone surrogate), and a file can hold bytes that are none; no file of ours takes either."""
+    if not _encodes(text):
+        raise Misfit(BAD_RECORD, f"{where}: holds half a character (an escape like \\ud83d alone) or bytes that are not UTF-8; correct the text")
+    return text
+
+
+def _encodes(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Misfit(BAD_RECORD, f"{where}: holds half a character (an escape like \\ud83d alone); correct the text") from None
-    return text
+        return False
+    return True
 
 
 def _kind(value: Any) -> str:

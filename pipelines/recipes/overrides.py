@@ -13,16 +13,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from infra.fingerprint import to_plain
+from infra.secrets import without_secrets
 from infra.step import AnyloomError
 from mmcore.config import StageConfig
 from mmcore.encoder_config import EncoderConfig, config_class, encoder_config, names, shared_values
-from pipelines.recipes.recipe import Recipe, with_stage
+from pipelines.recipes.recipe import LIST_OPTIONS, Recipe, with_stage
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """`recipe` with dotted keys replaced: {"stage3.lr": 1e-4}; a stage whole: {"stage3": {"steps": 100, ...}}; the order of the stages, by the names of their
     entries: {"stages": ["stage1", "stage3"]}, which comes first; an encoder whole: {"image": {"kind": "hf_image", ...}}, or its kind:
-    {"image.kind": "hf_image"}, which keeps the values of the fields that both kinds have.
+    {"image.kind": "hf_image"}, which keeps the values of the fields that both kinds have; an option of a list: {"datasets.mine.media_template": "{id}.wav"}.
 
     Raises AnyloomError for an unknown key (naming the closest ones), a value of the wrong type, an unknown stage and one with no steps, batch or rate, an
     unknown kind of encoder and one that lacks something.
@@ -31,6 +32,8 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         first, _, rest = key.partition(".")
         if key == "stages":
             recipe = dataclasses.replace(recipe, stages=_ordered(recipe, value))
+        elif first == "datasets" and rest:
+            recipe = _with_option(recipe, rest, value, key)
         elif first in recipe.entries:
             old = recipe.entries[first]
             recipe = with_stage(recipe, first, _replace(old, rest.split("."), value, key, recipe) if rest else _whole_stage(old, value, key))
@@ -39,6 +42,26 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     if overrides:
         _check_stages(recipe)
     return recipe
+
+
+def _with_option(recipe: Recipe, place: str, value: Any, key: str) -> Recipe:
+    """`recipe` with an option of one of its lists. place: <dataset>.<option>. media_roots also takes one directory as text."""
+    name, _, option = place.rpartition(".")
+    known = [f"datasets.{dataset.name}.{one}" for dataset in recipe.datasets for one in LIST_OPTIONS]
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known[:3]
+        raise AnyloomError(f"--set {key}: no such key; close ones: {', '.join(close)} (the datasets are {', '.join(d.name for d in recipe.datasets)})")
+    if option == "media_roots" and isinstance(value, str):
+        value = [value]
+    if (option == "span_s" and isinstance(value, (int, float)) and not 0 <= value < float("inf")) or (option == "media_roots" and not _are_texts(value)):
+        expected = "seconds >= 0" if option == "span_s" else 'directories, like ["/data/coco"]'
+        raise AnyloomError(f"--set {key}={value}: expected {expected}")
+    changed = [dataclasses.replace(one, **{option: _coerce(getattr(one, option), value, key)}) if one.name == name else one for one in recipe.datasets]
+    return dataclasses.replace(recipe, datasets=tuple(changed))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
 
 
 def _ordered(recipe: Recipe, names: Any) -> tuple[StageConfig, ...]:
@@ -169,7 +192,7 @@ def _coerce(old: Any, value: Any, key: str) -> Any:
     else:
         fits = isinstance(value, type(old))
     if not fits:
-        raise AnyloomError(f"--set {key}={value}: expected {type(old).__name__} like {old!r}")
+        raise AnyloomError(f"--set {key}={without_secrets(str(value))}: expected {type(old).__name__} like {old!r}")
     return value
 
 

@@ -6,7 +6,7 @@ A recipe is a function returning a complete Recipe; variants go through dataclas
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from evals.config import (
@@ -18,6 +18,7 @@ from evals.config import (
 )
 from evals.evaluation import VOICE
 from evals.generation.config import DrawingEvalConfig, GenerationEvalConfig, JudgeConfig, PicturesEvalConfig, SpeakingEvalConfig
+from infra.secrets import shown_template
 from infra.step import AnyloomError
 from mmcore.chat.templates import chat_template
 from mmcore.concepts.config import ImageDecoderConfig
@@ -43,6 +44,8 @@ from pipelines.shards.config import GROUP_MODALITY
 
 OWN = "own"
 """Lists and weights that are the user's files."""
+LIST_OPTIONS = ("media_template", "span_s", "media_roots")
+"""What `--set datasets.<name>.<option>=` changes of a dataset: how its list names media."""
 Stage = TypeVar("Stage", bound=StageConfig)
 
 
@@ -58,6 +61,17 @@ class Dataset:
     """train, heldout or test."""
     licence: str
     """Of the media."""
+    media_template: str = field(default="", repr=False)
+    """Where a record's file lies, with the list's columns in braces, e.g. `{youtube_id}_{start_time}.wav`; "": as its format says (see ReadOptions)."""
+    span_s: float = 0.0
+    """audiocaps: seconds that are taken from start_time of whole soundtracks; 0: the files are cut already."""
+    media_roots: tuple[str, ...] = ()
+    """Further directories, absolute or relative to the list's, that the list's media may lie in."""
+
+    def identity_fields(self) -> dict[str, Any]:
+        """What is said of the dataset: the options only where they are set, a template without its credentials."""
+        named = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)} | {"media_template": shown_template(self.media_template)}
+        return {name: value for name, value in named.items() if value or name not in LIST_OPTIONS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

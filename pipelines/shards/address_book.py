@@ -39,5 +39,7 @@ def whole_address(uri: str, addresses: Mapping[str, str]) -> str:
     if not is_shown(uri):
         return uri
     if uri not in addresses:
-        raise FetchError("bad_uri", "the whole address, with its query, is not on this machine: run the manifest step with --force")
+        raise FetchError(
+            "bad_uri", "the whole address, with its query, is not on this machine: run again with --force of the manifest step and of this shards step"
+        )
     return addresses[uri]

@@ -22,7 +22,7 @@ import pyarrow as pa
 from infra.entries import commit_entry, read_entry
 from infra.fingerprint import canonical_json
 from infra.secrets import shown_address, without_secrets
-from infra.step import AnyloomError
+from infra.step import AnyloomError, about
 from infra.storage import write_parquet
 from mmcore.media.decode import MediaError, Probe, probe
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA, content_sha256
@@ -148,7 +148,8 @@ def _write_shard(task: ShardTask) -> dict[str, int]:
     ledger: list[dict[str, Any]] = []
     try:
         for row, marks in zip(task.rows, task.marks, strict=True):
-            sample = _prepare(row, marks, task, earlier.media(row["key"]))
+            with about(row["key"]):
+                sample = _prepare(row, marks, task, earlier.media(row["key"]))
             if sample.status == "written":
                 index.append(_add_sample(tar, row, sample, f"shards/{task.source}/{task.shard_id}/shard.tar"))
             elif sample.bad is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from infra.secrets import shown_template
 
 GROUP_MODALITY = {"cc3m": "image", "webvid": "video", "audiocaps": "audio"}
 """Caption groups -> the modality their captions describe."""
@@ -24,6 +27,14 @@ class ShardsConfig:
     """Also download from private and loopback addresses (an intranet mirror)."""
     max_lost: float = 0.5
     """Share of the rows that may be quarantined or have failed; a step that lost more fails, with the reasons."""
+    media_roots: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(dataset, directories) of datasets whose local media may also lie below these directories, absolute or relative to the list's. No medium is read from
+    anywhere else."""
+
+    def identity_fields(self) -> dict[str, Any]:
+        """Every field, without media_roots where there are none."""
+        named = {one.name: getattr(self, one.name) for one in fields(self)}
+        return named if self.media_roots else {name: value for name, value in named.items() if name != "media_roots"}
 
 
 FORMATS = ("cc3m", "webvid", "audiocaps", "instruct")
@@ -50,10 +61,14 @@ class DatasetSpec:
     split: str
     """train, heldout or test: all rows of the list."""
     licence: str
-    media_template: str = ""
+    media_template: str = field(default="", repr=False)
     """See ReadOptions.media_template; "": DEFAULT_TEMPLATES of the format, else the list's own uri column."""
     span_s: float = 0.0
     """See ReadOptions.span_s."""
+
+    def identity_fields(self) -> dict[str, Any]:
+        """Every field; of a template that holds credentials only a digest says them."""
+        return {one.name: getattr(self, one.name) for one in fields(self)} | {"media_template": shown_template(self.media_template)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,8 @@ import threading
 import time
 import zlib
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from pipelines.shards.addresses import is_public, resolve
@@ -44,6 +46,9 @@ class FetchPolicy:
     max_redirects: int = 5
     allow_private: bool = False
     """Also reach private, loopback and link-local addresses (an intranet mirror, tests)."""
+    roots: tuple[Path, ...] = ()
+    """Directories beside the list's that local media may lie in: a relative path that is not below the list's is looked for there, and an absolute one is
+    taken where it leads into one of them."""
 
 
 def download(uri: str, policy: FetchPolicy) -> bytes:
@@ -94,8 +99,7 @@ def _request(uri: str, policy: FetchPolicy, deadline: float) -> bytes | str:
         if response.status in (301, 302, 303, 307, 308) and location:
             return str(location)
         if response.status >= 400:
-            wait = str(response.headers.get("Retry-After", "")).strip()
-            wait_s = float(wait) if re.fullmatch(r"[0-9]{1,6}", wait) else None
+            wait_s = _wait_s(str(response.headers.get("Retry-After", "")).strip())
             raise FetchError("http_4xx" if response.status < 500 else "http_5xx", f"HTTP {response.status}", wait_s=wait_s)
         if response.status != 200:
             raise FetchError("http_4xx", f"unexpected HTTP {response.status}")
@@ -107,6 +111,16 @@ def _request(uri: str, policy: FetchPolicy, deadline: float) -> bytes | str:
         alarm.cancel()
         twin.close()
         connection.close()
+
+
+def _wait_s(asked: str) -> float | None:
+    """Seconds that a Retry-After header asks for, as a number or as a date (RFC 9110, section 10.2.3); None for what is neither."""
+    if re.fullmatch(r"[0-9]{1,6}", asked):
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
 
 
 def _body(response: http.client.HTTPResponse, policy: FetchPolicy, deadline: float) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.secrets import shown_address
+from infra.secrets import shown_address, without_secrets
 from infra.step import AnyloomError, StepContext
 from pipelines.readers.rows import ReadOptions, Row
 from pipelines.shards.address_book import keep_addresses
@@ -101,7 +101,8 @@ def _list_file(ctx: StepContext[ManifestConfig], spec: DatasetSpec) -> Path:
 def _batches(spec: DatasetSpec, path: Path) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
     """Manifest rows of one list in its order, BATCH_ROWS at a time, and address as shown -> whole address of those with credentials."""
     reader = importlib.import_module(f"pipelines.readers.{spec.format}")
-    options = ReadOptions(media_template=spec.media_template or DEFAULT_TEMPLATES.get(spec.format, ""), span_s=spec.span_s)
+    template = spec.media_template or DEFAULT_TEMPLATES.get(spec.format, "")
+    options = ReadOptions(dataset=spec.name, media_template=template, span_s=spec.span_s)
     batch: list[dict[str, Any]] = []
     whole: dict[str, str] = {}
     for number, row in enumerate(reader.read(path, options)):
@@ -130,7 +131,7 @@ def _as_record(spec: DatasetSpec, number: int, row: Row) -> dict[str, Any]:
 def _said(row: Row) -> Any:
     """The conversation of a row, or why it has none."""
     if row.refused is not None:
-        return {"refused": row.refused[0], "detail": row.refused[1]}
+        return {"refused": row.refused[0], "detail": without_secrets(row.refused[1])}
     return [{"from": who, "value": value} for who, value in row.conversations]
 
 

@@ -121,7 +121,8 @@ def _plan(rows: list[dict[str, Any]], ctx: StepContext[ShardsConfig]) -> list[Sh
     with ThreadPoolExecutor(max(1, ctx.resources.threads)) as pool:
         for (source, number), members in sorted(groups.items()):
             base = bases[source] if source in bases else ctx.inputs["lists"].path
-            marked = list(pool.map(partial(_mark_media, base=base, policy=policy), members))
+            reach = replace(policy, roots=_roots(config, source, base))
+            marked = list(pool.map(partial(_mark_media, base=base, policy=reach), members))
             states = [[state for state, _, _ in marks] for marks in marked]
             shard_id = f"{number:05d}-{fingerprint([_options(config), members, states])[:12]}"
             first = ctx.stores / "shards" / source / shard_id
@@ -139,12 +140,21 @@ def _plan(rows: list[dict[str, Any]], ctx: StepContext[ShardsConfig]) -> list[Sh
                     first=first,
                     entry=latest,
                     staging=ctx.work / "shards" / f"{source}-{shard_id}",
-                    policy=policy,
+                    policy=reach,
                     addresses={uri: addresses[uri] for uri in remote & addresses.keys()},
                     need_bytes=size,
                 )
             )
     return tasks
+
+
+def _roots(config: ShardsConfig, source: str, base: Path) -> tuple[Path, ...]:
+    """Where the media of a dataset may lie beside `base`. Raises AnyloomError for what is no directory."""
+    roots = tuple(base / Path(root).expanduser() for name, named in config.media_roots if name == source for root in named)
+    for root in roots:
+        if not root.is_dir():
+            raise AnyloomError(f"--set datasets.{source}.media_roots: {root} is no directory; name one that is there, absolute or relative to {base}")
+    return roots
 
 
 def _again(task: ShardTask) -> ShardTask:
@@ -165,7 +175,7 @@ def _mark_media(row: Mapping[str, Any], base: Path, policy: FetchPolicy) -> list
             marks.append(("remote", "", 0))
             continue
         try:
-            data = read_local(medium["uri"], base, policy.max_bytes)
+            data = read_local(medium["uri"], base, policy.max_bytes, policy.roots)
         except FetchError as error:
             marks.append((error.reason, "", 0))
         else:
@@ -215,12 +225,20 @@ def _check_lost(result: Mapping[str, Any], tasks: list[ShardTask], ctx: StepCont
     if lost <= ctx.config.max_lost * result["rows"]:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in result["reasons"].items())
-    entry, first = next((task.entry, line) for task in tasks for line in _ledger_of(task) if line["status"] != "written")
+    task, first = next((task, line) for task in tasks for line in _ledger_of(task) if line["status"] != "written")
     raise AnyloomError(
         f"{ctx.name}: {lost} of {result['rows']} rows cannot be used ({reasons}), more than max_lost {ctx.config.max_lost:g} of them; the first is "
-        f"{first['key']}: {first['detail']}; mend the list, set max_lost, or give --force {ctx.name} "
-        f"to download again what failed (their reasons: {entry.parent}/*/ledger.parquet)"
+        f"{first['key']}: {first['detail']}; mend the list, {_where_media_are(task.source, first)}set max_lost, or give --force {ctx.name} "
+        f"to download again what failed (their reasons: {task.entry.parent}/*/ledger.parquet)"
     )
+
+
+def _where_media_are(source: str, line: Mapping[str, Any]) -> str:
+    """How to say where the files of a list are, for a row whose file was not found where the list is."""
+    if line["reason"] not in ("missing_file", "bad_uri") or "list root" not in line["detail"]:
+        return ""
+    here = f"--set 'datasets.{source}."
+    return f"say how its files are called with {here}media_template=...', where else they lie with {here}media_roots=[\"DIR\"]', "
 
 
 def _ledger_of(task: ShardTask) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ PARTS = {"lm": "weights_lm", "image": "weights_image", "audio": "weights_audio"}
 
 def _copy(source: Path, target: Path) -> None:
     if not source.is_dir():
-        raise AnyloomError(f"{source} is missing: run the weights steps again with --force")
+        step = next((place.parent.name for place in (source, *source.parents) if place.parent.parent.name == "artifacts"), "the weights step")
+        raise AnyloomError(f"{source} is missing: run {step} again with --force {step}")
     # an artifact's own record and logs stay behind: they hold times
     shutil.copytree(source, target, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(*NOT_DIGESTED))
 

@@ -27,6 +27,8 @@ class StageData(Protocol):
 
     def cursor(self, step: int) -> dict[str, int]: ...
 
+    def keys(self, step: int) -> list[str]: ...
+
     def losses(self, model: Any, step: int, rank: int, world: int) -> Iterator[StepLoss]: ...
 
 
@@ -57,6 +59,7 @@ def stage_course(config: StageConfig, model: torch.nn.Module, data: StageData, t
         losses=lambda step: data.losses(model, step, collective.rank, collective.world),
         rate=lambda step: stage_rate(config, step),
         cursor=data.cursor,
+        keys=data.keys,
         shares=rate_shares(config, trained),
     )
 

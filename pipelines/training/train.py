@@ -163,7 +163,7 @@ def _train(ctx: StepContext[TrainConfig], threads: int, device: str, collective:
         model.to(device)
         trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)
     except ValueError as error:
-        raise AnyloomError(f"{ctx.name}: {error}") from error
+        raise AnyloomError("; ".join([f"{ctx.name}: {error}", *getattr(error, "__notes__", ())])) from error
     if collective.rank == 0:
         _write(ctx, model, trained, log, seconds, names)
         write_ledger(lost, ctx.output)
@@ -255,6 +255,8 @@ def _run_on_ray(ctx: StepContext[TrainConfig], workers: int, threads: int) -> di
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from pipelines.training.ranks import RanksConfig
+
     class Trainer(TorchTrainer):
         """Without Ray Train's detached janitor of placement groups: it asks Ray's dashboard whether the run is alive, so that on a cluster without one it
         stays for ever after a run that was cancelled or killed. The group is not detached and ends with the run anyway."""
@@ -263,17 +265,19 @@ def _run_on_ray(ctx: StepContext[TrainConfig], workers: int, threads: int) -> di
             found = super()._create_default_callbacks()  # type: ignore[misc]  # Ray chooses the class behind TorchTrainer when it is imported
             return [one for one in found if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
-    for leftover in ("ray", "error.json", "result.json", "progress.json"):
+    for leftover in ("ray", "ranks", "error.json", "result.json", "progress.json"):
         path = ctx.work / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (ctx.work / "ranks").mkdir(parents=True)
     gpus = ctx.resources.gpus
     parcel = {"ctx": replace(ctx, progress=_silent), "threads": threads, "gpus": gpus}
-    # One rank on this machine runs here, which is Ray Train's local mode: another process would only import everything again, and open a store to the network.
+    # One rank on this machine runs here, which is Ray Train's local mode: another process would only import everything again.
     here = workers == 1 and not gpus and not cluster_is_given()
     each = {"CPU": threads, **({"GPU": 1} if gpus else {})}
     trainer = Trainer(
         _worker,
         train_loop_config=parcel,
+        torch_config=RanksConfig(meet=str(ctx.work / "ranks")),
         scaling_config=ScalingConfig(num_workers=0 if here else workers, use_gpu=gpus > 0, resources_per_worker=each),
         run_config=RunConfig(name=ctx.name, storage_path=str(ctx.work / "ray"), failure_config=FailureConfig(max_failures=MAX_FAILURES)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -260,3 +261,31 @@ def test_no_progress_bar_among_the_rows(tmp_path: Path) -> None:
     ask = "SELECT current_setting('enable_progress_bar')"
     code = f'import sys, pathlib; from evals.history.database import query; print(query(pathlib.Path(sys.argv[1]), "{ask}"))'
     assert "[(False,)]" in subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "history.duckdb")], text=True)
+
+
+HOLDER = """
+import sys, duckdb
+connection = duckdb.connect(sys.argv[1])
+connection.execute("BEGIN")
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_database_that_another_process_writes_in_is_said_to_be_held_and_not_to_be_removed(tmp_path: Path) -> None:
+    stores, db = tmp_path / "stores", tmp_path / "a lock" / "history.duckdb"
+    _writer(str(stores), 0, 1)
+    history.rebuild(stores, db)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(db)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"open\n"
+        with pytest.raises(AnyloomError) as caught:
+            _count(db)
+        assert f"process {holder.pid} (" in str(caught.value) and "wait" in str(caught.value) and "remove" not in str(caught.value)
+        copy = tmp_path / "copy.duckdb"
+        shutil.copyfile(db, copy)  # what the message advises
+        assert _count(copy) == 1 and history.rebuild(stores, db) == 1
+        holder.kill()
+    assert _count(db) == 1
+    db.write_bytes(b"no database" * 1000)
+    with pytest.raises(AnyloomError, match="remove it and rebuild the history"):
+        _count(db)

@@ -7,8 +7,11 @@ import errno
 from pathlib import Path
 
 import pytest
+from failing_step import fails_at
 
 from flows.cli.main import unexpected
+from infra.step import AnyloomError, about
+from infra.step_pool import StepPool
 
 
 def said(error: Exception, root: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -58,3 +61,24 @@ def test_a_root_that_is_not_there_is_not_made(tmp_path, capsys):
     """`anyloom generate` reads an export and needs no root: its errors go to the log of the user."""
     said(raised(RuntimeError("odd")), tmp_path / "runs", capsys)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_step_the_place_and_the_sample_are_named_and_no_secret_is(tmp_path, capsys):
+    error = RuntimeError("https://me:s3cret@host/x?sig=s3cret is not there")
+    for note in ("a note of some library", "sample own-000007", "at training step 3, samples own-000007", "step stage1"):
+        error.add_note(note)
+    text = said(raised(error), tmp_path, capsys)
+    assert text.startswith("anyloom: step stage1, at training step 3, samples own-000007, sample own-000007: RuntimeError: https://***@host/x is not there")
+    assert str(tmp_path / "logs" / "errors.log") in text and "some library" not in text
+    assert "s3cret" not in (tmp_path / "logs" / "errors.log").read_text() + text
+
+
+def test_a_note_about_the_sample_travels_from_a_steps_process(tmp_path):
+    pool = StepPool()
+    with pytest.raises(ZeroDivisionError) as caught:
+        pool.run("shards", fails_at, "own-000003")
+    pool.close()
+    assert caught.value.__notes__ == ["sample own-000003"]
+    with pytest.raises(AnyloomError) as known, about("own-000003"):
+        raise AnyloomError("a known thing")
+    assert not hasattr(known.value, "__notes__")

@@ -5,12 +5,21 @@ from __future__ import annotations
 import gzip
 import http.server
 import json
+import logging
 import threading
 
 import pyarrow.parquet as pq
 import pytest
 from data_steps import png, run_step
 
+from infra.fingerprint import canonical_json, to_plain
+from infra.logs import quiet
+from infra.secrets import shown_template, shown_values
+from infra.step import AnyloomError
+from pipelines.dag.build import build
+from pipelines.readers import cc3m
+from pipelines.readers.rows import ReadOptions
+from pipelines.recipes import get_recipe
 from pipelines.shards.config import DatasetSpec, ManifestConfig, ShardsConfig
 
 
@@ -72,4 +81,63 @@ def test_where_the_whole_address_is_not_kept_the_row_says_so(signed, tmp_path):
     config = ShardsConfig(allow_private_addresses=True, max_lost=1.0)
     run_step(tmp_path, "shards", "pipelines.shards.plan:run", config, {"manifest": "manifest"}, {"web": listed})
     (line,) = pq.read_table(tmp_path / "shards" / "ledger.parquet").to_pylist()
-    assert line["reason"] == "bad_uri" and "run the manifest step with --force" in line["detail"]
+    assert line["reason"] == "bad_uri" and "run again with --force of the manifest step and of this shards step" in line["detail"]
+
+
+SECRET = "s3cret"
+TEMPLATES = [
+    "http://{host}/{{url}}?X-Amz-Signature=s3cret",
+    "http://me:s3cret@{host}/{{url}}",
+    "{{url}}?sig=s3cret",
+    "s3://KEY:s3cret@bucket/{{url}}#s3cret",
+    "//me:s3cret@{host}/{{url}}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_credentials_in_a_media_template_are_kept_nowhere(signed, tmp_path, template):
+    """Neither in the manifest, shards and ledger, nor in what a step's record says of its config."""
+    key = "datasets.stamps_train.media_template"
+    whole = template.format(host=signed)
+    steps = build(get_recipe("tiny", {key: whole, "max_lost": 1.0}))
+    (tmp_path / "list").mkdir()
+    listed = tmp_path / "list" / "web.tsv"
+    listed.write_text(f"an image\t{f'http://{signed}/' if whole.startswith('{') else ''}a.png\n")
+    (spec,) = (spec for spec in steps["manifest_cc3m"].config.datasets if spec.name == "stamps_train")
+    run_step(tmp_path, "manifest", "pipelines.shards.manifest:run", ManifestConfig(datasets=(spec,)), {}, {"stamps_train": listed})
+    config = ShardsConfig(allow_private_addresses=True, fetch_attempts=1, max_lost=1.0)
+    run_step(tmp_path, "shards", "pipelines.shards.plan:run", config, {"manifest": "manifest"}, {"stamps_train": listed})
+    (line,) = pq.read_table(tmp_path / "shards" / "ledger.parquet").to_pylist()
+    assert line["status"] == ("written" if "X-Amz" in whole else "failed")
+    assert not [path for path, data in contents(tmp_path) if SECRET.encode() in data]
+    for said in (
+        canonical_json([steps["manifest_cc3m"].config, get_recipe("tiny", {key: whole})]),
+        repr(spec),
+        json.dumps(shown_values({"overrides": {key: whole}})),
+    ):
+        assert SECRET not in said
+    other = build(get_recipe("tiny", {key: whole.replace(SECRET, "other")}))
+    assert to_plain(other["manifest_cc3m"].config) != to_plain(steps["manifest_cc3m"].config)  # still another identity
+    with pytest.raises(AnyloomError) as caught:
+        list(cc3m.read(listed, ReadOptions(media_template=whole + "{none}")))
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template", ["media/audio/{youtube_id}.ogg", "{youtube_id}_{start_time}.wav", "videos/{page_dir}/{videoid}.mp4", "https://host/{id}.jpg", ""]
+)
+def test_a_template_without_credentials_is_shown_as_it_is(template):
+    assert shown_template(template) == template
+
+
+def test_what_libraries_log_is_written_without_logins_and_signatures(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    quiet(tmp_path / "run.log")
+    logging.getLogger("urllib3").error("retrying s3://KEY:s3cret@bucket/a and http://host/b?X-Amz-Signature=s3cret, again")
+    try:
+        raise ValueError("https://me:s3cret@host/x?sig=s3cret is not there")
+    except ValueError:
+        logging.getLogger("fsspec").exception("failed")
+    said = (tmp_path / "run.log").read_text()
+    assert "s3://***@bucket/a" in said and "http://host/b" in said and "https://***@host/x" in said and SECRET not in said

@@ -201,11 +201,11 @@ def test_what_may_pass_is_tried_again(odd, tmp_path):
 def test_the_wait_a_server_asks_for_is_kept_within_limits(canned, tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(pipelines.shards.fetch.time, "sleep", waits.append)
-    for asked in ("3", "999999", "-1", "Wed, 21 Oct 2026 07:28:00 GMT", "\xe9"):
+    for asked in ("3", "999999", "-1", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 9015 07:28:00 GMT", "Wed, 99 Oct", "\xe9"):
         canned.answer = f"HTTP/1.1 429 Slow\r\nRetry-After: {asked}\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
         with pytest.raises(FetchError, match="HTTP 429"):
             fetch(f"http://127.0.0.1:{canned.port}/x", tmp_path, FetchPolicy(allow_private=True, attempts=2))
-    assert waits == [3.0, 20.0, 0.5, 0.5, 0.5]
+    assert waits == [3.0, 20.0, 0.5, 0.5, 20.0, 0.5, 0.5]
 
 
 def test_content_encodings_are_undone_below_the_size_limit(odd, tmp_path):
@@ -222,3 +222,18 @@ def test_spaces_and_letters_beyond_ascii_are_escaped(odd, tmp_path):
     root = f"http://127.0.0.1:{odd.server_port}"
     for path in ("sp ace/café.png", "sp%20ace/caf%C3%A9.png", "redirect", "a b.png?q=ü x&y=%41", "sp ace/café.png#part"):
         assert fetch(f"{root}/{path}", tmp_path, policy) == b"bytes", path
+
+
+@pytest.mark.parametrize("host", ["bücher.invalid", "xn--bcher-kva.invalid", "例え.テスト.invalid", "BÜCHER.invalid:8080"])
+def test_a_host_beyond_ascii_is_looked_up_like_any_other(tmp_path, host):
+    with pytest.raises(FetchError) as caught:
+        fetch(f"http://{host}/a b.png", tmp_path, FetchPolicy(attempts=1, timeout_s=5))
+    assert caught.value.reason in ("dns", "timeout")
+
+
+def test_a_host_beyond_ascii_is_asked_for_by_its_ascii_name(odd, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.shards.download.resolve", lambda host, port, deadline: ["127.0.0.1"])
+    seen = []
+    monkeypatch.setattr(Odd, "parse_request", lambda self, real=Odd.parse_request: real(self) and (seen.append(self.headers["Host"]) or True))
+    assert fetch(f"http://bücher.invalid:{odd.server_port}/sp ace/café.png", tmp_path, FetchPolicy(allow_private=True, attempts=1)) == b"bytes"
+    assert seen == [f"xn--bcher-kva.invalid:{odd.server_port}"]

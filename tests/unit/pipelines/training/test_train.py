@@ -321,3 +321,55 @@ def test_nothing_to_train_and_wrong_stage():
         select_trainable(model, dataclasses.replace(STAGE1, stage="stage9"))
     with pytest.raises(ValueError, match="would train nothing"):
         select_trainable(torch.nn.Linear(2, 2), STAGE1)
+
+
+def broken(data, at):
+    """`data` whose features of the samples of step `at` hold a value that is not finite."""
+    keys, gather = set(data.keys(at)) - {key for step in range(at) for key in data.keys(step)}, data.features["image"].gather
+
+    class Broken(type(data.features["image"])):
+        def gather(self, asked):
+            features, lengths = gather(asked)
+            features[[key in keys for key in asked]] = float("nan")
+            return features, lengths
+
+    data.features["image"] = Broken()
+    return keys
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_loss_that_is_not_finite_names_the_step_and_the_samples(at, tmp_path):
+    model, data = prepared(STAGE1)
+    keys = broken(data, at)
+    assert keys
+    with pytest.raises(ValueError, match=rf"^step {at}: the loss is nan; the samples of the batch are .*; a lower learning rate") as caught:
+        run_stage(STAGE1, model, data, tmp_path)
+    assert all(key in str(caught.value) for key in data.keys(at)) and set(data.keys(at)) >= keys
+
+
+def test_a_gradient_that_is_not_finite_names_the_step_and_the_samples(tmp_path):
+    model, data = prepared(STAGE1)
+    next(iter(model.input_projectors["image"].parameters())).requires_grad_(True).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(ValueError, match=r"^step 0: the gradient is not finite \(of \d+ of \d+ parameters, .* first\); the samples of the batch are pictures-"):
+        run_stage(STAGE1, model, data, tmp_path)
+
+
+@pytest.mark.parametrize("config", [STAGE1, STAGE2, STAGE3], ids=lambda config: config.stage)
+def test_the_keys_of_a_step_are_those_that_every_rank_sees_together(config, tmp_path):
+    _, data = prepared(config)
+    for step in range(config.steps):
+        keys = data.keys(step)
+        assert len(keys) == config.batch and all(key.partition("-")[0] in dict(config.mixture) for key in keys)
+
+
+def test_what_nobody_foresaw_tells_of_the_step_and_the_samples(tmp_path):
+    model, data = prepared(STAGE1)
+
+    class Lost(type(data.features["image"])):
+        def gather(self, keys):
+            raise KeyError("gone")
+
+    data.features["image"] = Lost()
+    with pytest.raises(KeyError) as caught:
+        run_stage(STAGE1, model, data, tmp_path)
+    assert caught.value.__notes__ == [f"at training step 0, samples {', '.join(data.keys(0))}"]

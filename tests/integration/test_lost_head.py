@@ -1,0 +1,70 @@
+"""A Ray head that is killed under a run: the run ends soon, with one line that says so; it is never left running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.timeout(400)
+PROJECT = Path(__file__).resolve().parents[2]
+ANYLOOM = str(Path(sys.executable).with_name("anyloom"))
+SOON_S = 90
+TASK = """
+import sys, time
+from infra import ray_session
+from infra.step import AnyloomError
+
+ray_session.start(1)
+try:
+    ray_session.run_isolated("long", time.sleep, 600, on_poll=lambda: print("polled", flush=True))
+except AnyloomError as error:
+    print(f"told: {error}", flush=True)
+"""
+
+
+def kill_head(pid: int) -> float:
+    """Kill the head of a process's own cluster. Returns when."""
+    (head,) = [one for one in psutil.Process(pid).children(recursive=True) if one.name() == "gcs_server"]
+    head.kill()
+    return time.monotonic()
+
+
+def ended(process: subprocess.Popen[str], killed: float) -> tuple[str, str]:
+    """What a process has said when it ends by itself within SOON_S."""
+    try:
+        said = process.communicate(timeout=SOON_S - (time.monotonic() - killed))
+    finally:
+        process.kill()
+    return said
+
+
+def test_a_task_whose_head_is_killed_ends_with_one_line():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen([sys.executable, "-c", TASK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and process.stdout.readline() == "polled\n"
+    out, err = ended(process, kill_head(process.pid))
+    told = [line for line in out.splitlines() if line != "polled"]
+    assert process.returncode == 0 and len(told) == 1 and told[0].startswith("told: Ray's head at 127.0.0.1:") and "run the same command" in told[0], err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [(), ("--no-prefect",)], ids=["prefect", "plain"])
+def test_a_run_whose_head_is_killed_fails_within_a_minute_and_a_half(tmp_path, how):
+    command = [ANYLOOM, "run", "--recipe", "tiny", "--root", str(tmp_path / "runs"), "--set", "stage1.steps=1000000", *how]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[start] stage1"):
+            break
+    time.sleep(3)
+    family = psutil.Process(process.pid).children(recursive=True)
+    _, said = ended(process, kill_head(process.pid))
+    assert process.returncode == 1, said
+    assert said.splitlines()[-1].startswith("anyloom: ") and "Ray's head" in said.splitlines()[-1] and "Traceback" not in said, said[-3000:]
+    assert not [one for one in psutil.wait_procs(family, timeout=20)[1] if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
