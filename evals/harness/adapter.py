@@ -52,7 +52,7 @@ def manifest() -> Any:
 class GeneratorLike(Protocol):
     """What the adapter needs of mmcore.inference.generator.Generator."""
 
-    def take(self, modality: str, data: bytes) -> None: ...
+    def encoder(self, modality: str) -> Any: ...
 
     def encode(self, modality: str, data: bytes) -> np.ndarray: ...
 
@@ -141,7 +141,7 @@ class AnyloomLmms(lmms):
 
     def take(self, image: bytes) -> None:
         """Raises MediaError for an image that the model's encoder cannot take."""
-        self._generator.take("image", image)
+        self._generator.encoder("image").prepare(image)
 
     def clean(self) -> None:
         """Keep the model: the harness would delete its modules after the first task."""

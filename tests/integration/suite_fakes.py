@@ -34,9 +34,6 @@ class Says:
     def __init__(self, reply: Callable[[str, tuple[int, ...] | None], str], batches: int = 10**6):
         self.reply, self.left, self.asked, self.encoded = reply, batches, 0, 0
 
-    def take(self, modality: str, data: bytes) -> None:
-        """Takes everything."""
-
     def encode(self, modality: str, data: bytes) -> np.ndarray:
         """One token: the picture's mean colour."""
         self.encoded += 1

@@ -66,7 +66,10 @@ class AlwaysYes:
     def __init__(self, batches: int = 10**6):
         self.left, self.asked, self.encoded = batches, 0, 0
 
-    def take(self, modality: str, data: bytes) -> None:
+    def encoder(self, modality: str) -> AlwaysYes:
+        return self
+
+    def prepare(self, data: bytes) -> None:
         """Takes whatever can be shown, but no thin strips."""
         refuse_thin(decode_image(data))
 
@@ -300,7 +303,7 @@ def test_one_such_record_stops_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     Image.new("RGB", (1, 900), "red").save(tmp_path / "own" / "strip.png")
     shards = sharded(tmp_path / "data", write_lists(tmp_path / "lists"), DATASETS, own={"easyvqa_test": own})
     records, left = asked_records(shards, tmp_path / "data" / "stores", "easyvqa_test", "image")
-    kept, refused = taken(records, lambda one: Seer().take("image", (own.parent / one.uri).read_bytes()))
+    kept, refused = taken(records, lambda one: Seer().prepare((own.parent / one.uri).read_bytes()))
     assert len(kept) == 4 and [one.reason for one in (*left, *refused)] == [reason], name
 
 

@@ -163,7 +163,7 @@ def test_a_stand_in_is_made_of_the_stamps_that_the_user_s_list_holds(tmp_path, m
     own = tmp_path / "own" / "mine.tsv"
     own.parent.mkdir()
     lines = []
-    for number, colour in enumerate(("orange", "purple", "pink", "grey", "teal")):
+    for colour in ("orange", "purple", "pink", "grey", "teal"):
         Image.new("RGB", (16, 16), colour).save(own.parent / f"{colour}.png")
         lines.append(f"My {colour} thing\t{colour}.png\n")
     own.write_text("".join([*lines, "My lost thing\tgone.png\n"]))

@@ -21,6 +21,9 @@ from evals.captions.captions import pair_up
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, RetrievalEvalConfig
 from infra.step import AnyloomError, Artifact, StepContext
 from mmcore.config import InputProjectorSpec, ModelSpec, OutputProjectorSpec, PairsStage, TowerShape, TwoTowerSpec
+from mmcore.encoders.squares import refuse_thin
+from mmcore.encoders.timm_image import TimmImageEncoder
+from mmcore.media.decode import decode_image
 from mmcore.stores.shards import ShardSet
 from mmcore.training.signals import caption_key, target_key
 from mmcore.training.targets import with_targets
@@ -34,10 +37,23 @@ MODEL = ModelSpec(encoders=(("image", SPEC),), input_projector=InputProjectorSpe
 
 
 def strip(height: int = 900) -> bytes:
-    """An image that decodes, and that no encoder takes."""
+    """An image that decodes, and that an encoder may refuse."""
     buffer = io.BytesIO()
     Image.new("RGB", (1, height), "red").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def embed(folder: Path) -> dict:
+    """Features by an encoder that takes no strips."""
+    original = TimmImageEncoder.prepare
+
+    def prepare(self, data, *more):
+        refuse_thin(decode_image(data))
+        return original(self, data, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimmImageEncoder, "prepare", prepare)
+        return run_step(folder, "embed", "pipelines.embed.media:run", EmbedConfig(spec=SPEC), {"weights": "weights", "shards_cc3m": "shards"})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +68,7 @@ def root(tmp_path_factory, weights, bert):  # noqa: F811
     run_step(folder, "shards", "pipelines.shards.plan:run", ShardsConfig(), {"manifest": "manifest", "lists": "lists"})
     (folder / "weights").symlink_to(weights)
     (folder / "weights_text").symlink_to(bert)
-    result = run_step(folder, "embed", "pipelines.embed.media:run", EmbedConfig(spec=SPEC), {"weights": "weights", "shards_cc3m": "shards"})
+    result = embed(folder)
     assert (result["failed"], result["reasons"]) == (2, {"too_large": 2})
     run_step(folder, "texts", "pipelines.embed.texts:run", EmbedConfig(spec=POOLED), {"weights": "weights_text", "shards_cc3m": "shards"})
     return folder
@@ -82,7 +98,7 @@ def test_too_few_captions_are_told_where_features_are_missing_and_stop_where_non
         write_manifest(folder, rows)
         run_step(folder, "shards", "pipelines.shards.plan:run", ShardsConfig(), {"manifest": "manifest", "lists": "lists"})
         (folder / "weights").symlink_to(weights)
-        run_step(folder, "embed", "pipelines.embed.media:run", EmbedConfig(spec=SPEC), {"weights": "weights", "shards_cc3m": "shards"})
+        embed(folder)
         ctx = context(folder, CaptionEvalConfig(model=MODEL), shards_cc3m="shards", embed_image="embed")
         return pair_up(ctx, "image", "few")
 

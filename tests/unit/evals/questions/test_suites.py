@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import Image
 from listed import sharded
+from PIL import Image
 
 from evals.questions.lists import QuestionRow, answer_group, draw_questions, questions_of, write_vqav2_parquet
 from evals.questions.records import asked_records

@@ -6,7 +6,7 @@ import torch
 from toy_any import emitting
 from toy_model import build, save_export, uncached, watched
 
-from flows.cli.ask import Speaker, chat
+from flows.cli.ask import Speaker, chat, shown
 from flows.cli.main import build_parser, main
 from infra.step import AnyloomError
 from infra.storage import digest_tree
@@ -60,11 +60,11 @@ def test_options_of_sampling_reach_the_model(export, run, monkeypatch):
         assert all(isinstance(event, TextPiece) for event in events)
         text = "".join(event.text for event in events)
         options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
-        assert run("generate", "--model", export, "--max-new-tokens", 8, *options, "what is it?").out == f"{text}\n"
+        assert run("generate", "--model", export, "--max-new-tokens", 8, *options, "what is it?").out == f"{shown(text)}\n"
         said.append(text)
         typed(monkeypatch, "what is it?", "/quit")
         talked = "".join(event.text for event in Conversation(made, sampling).say("what is it?", max_new_tokens=8))
-        assert run("chat", "--model", export, "--max-new-tokens", 8, *options).out == f"{talked}\n"
+        assert run("chat", "--model", export, "--max-new-tokens", 8, *options).out == f"{shown(talked)}\n"
     assert len(set(said[:4])) == 4 and said[4] == said[0]  # drawn among one: the likeliest
 
 
@@ -173,6 +173,7 @@ HOSTILE = [
 @pytest.mark.parametrize(("raw", "told"), HOSTILE)
 def test_nothing_that_a_model_says_is_obeyed_by_the_terminal(export, tmp_path, capsys, raw, told):
     speaker = Speaker(Generator.load(export), export, tmp_path, 0, 8)
+    capsys.readouterr()
     speaker.say(iter([TextPiece(raw[:1]), TextPiece(raw[1:]), BrokenBlock(raw)]))
     said = capsys.readouterr()
     assert (said.out, said.err) == (f"{told}\n", f"{told}\n")
@@ -183,7 +184,8 @@ def test_escape_sequences_in_answers_and_licences_are_shown_as_text(run, monkeyp
     class Says:
         """A generator of an export whose texts are hostile."""
 
-        description = {"commercial_use": "no", "licences": {"lm": {"name": "lm\x1b[31m", "licence": "x", "commercial_use": "no"}}}
+        def __init__(self):
+            self.description = {"commercial_use": "no", "licences": {"lm": {"name": "lm\x1b[31m", "licence": "x", "commercial_use": "no"}}}
 
         def stream(self, *_):
             yield TextPiece("\x1b[2Jhi\nthere")
