@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from evals.generation.config import DrawingEvalConfig, SpeakingEvalConfig
-from evals.questions.records import asked_records
+from evals.records import asked_records
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
 from infra.step import StepContext

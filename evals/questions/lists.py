@@ -1,6 +1,6 @@
 """Suites: local question lists in VQAv2's shape.
 
-Owns single questions about images and the Parquet file in VQAv2's column layout. Input: the records of a data set (evals.questions.records) and their
+Owns single questions about images and the Parquet file in VQAv2's column layout. Input: the records of a data set (evals.records) and their
 images. Output: a file that lmms-eval's packaged task reads (evals.suites.task_files).
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.questions.records import MOST, Record
+from evals.records import MOST, Record
 from infra.step import AnyloomError
 
 COLOURS = frozenset("black blue brown gray green grey orange pink purple red teal white yellow".split())

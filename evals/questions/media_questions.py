@@ -23,7 +23,7 @@ from evals.blank import BLANK, blank_medium
 from evals.config import MediaQuestionsEvalConfig
 from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of, without_shuffled
 from evals.left_out import check_left_out, told
-from evals.questions.records import MOST, Record, asked_records, taken
+from evals.records import MOST, Record, asked_records, taken
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import METRICS, VQA_SAMPLES, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext

@@ -17,7 +17,7 @@ from evals.config import TEST, TRAIN, EvalConfig
 from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of, without_shuffled
 from evals.left_out import check_left_out, told
 from evals.questions.lists import QuestionRow, answer_group, draw_questions, questions_of, write_vqav2_parquet
-from evals.questions.records import asked_records, taken
+from evals.records import asked_records, taken
 from evals.suites.task_files import write_task_dir
 from evals.tables import METRICS, VQA_SAMPLES, rounded, score_rows, write_table
 from infra.fingerprint import fingerprint

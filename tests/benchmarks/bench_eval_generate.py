@@ -30,7 +30,7 @@ from demo_process import read_root
 from store_bench import anyloom, pinned, rates, scratch
 
 from evals.questions.lists import QuestionRow, draw_questions, questions_of, write_vqav2_parquet
-from evals.questions.records import asked_records
+from evals.records import asked_records
 from evals.suites.task_files import write_task_dir
 from infra.settings import offline_environment
 from infra.step import AnyloomError

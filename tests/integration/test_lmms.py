@@ -19,7 +19,7 @@ from listed import sharded
 
 from evals.config import EvalConfig
 from evals.questions import vqa as evals_run
-from evals.questions.records import asked_records, taken
+from evals.records import asked_records, taken
 from infra.settings import offline_environment
 from infra.step import AnyloomError, Artifact, StepContext
 from mmcore.encoders.squares import refuse_thin

@@ -23,7 +23,7 @@ from evals.pages.run.context import RunPage
 from evals.pages.run.media_questions import media_questions_section
 from evals.questions import media_questions as step
 from evals.questions.media_questions import MediaQuestion, blind_scores, media_metrics, media_questions, same, shown_media
-from evals.questions.records import asked_records
+from evals.records import asked_records
 from evals.tables import METRICS, VQA_SAMPLES, write_table
 from infra.step import AnyloomError, Artifact
 from infra.storage import sha256_file

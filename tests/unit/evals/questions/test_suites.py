@@ -13,8 +13,8 @@ from listed import sharded
 from PIL import Image
 
 from evals.questions.lists import QuestionRow, answer_group, draw_questions, questions_of, write_vqav2_parquet
-from evals.questions.records import asked_records
 from evals.questions.vqa import floor_scores
+from evals.records import asked_records
 from evals.suites.task_files import task_yaml, write_task_dir
 from infra.step import AnyloomError
 from infra.storage import sha256_file
