@@ -28,14 +28,8 @@ RUNS, TASKS, SAMPLES, STEPS, ROUNDS = 2000, 5, 1000, 10, 5
 SUBGROUPS = ("all", "yes/no", "shape", "colour")
 WORDS = ("yes", "no", "red", "blue", "green", "circle", "rectangle", "triangle", "teal", "brown")
 QUERIES = {
-    "leaderboard": (
-        100.0,
-        "SELECT recipe, task, condition, accuracy, ci_lo, ci_hi, n, floor_blind_majority, run_id FROM leaderboard WHERE subgroup = 'all' ORDER BY accuracy DESC, run_id, task LIMIT 50",
-    ),  # noqa: E501
-    "sample_diff": (
-        300.0,
-        "SELECT task, doc_key, question, target, prediction_a, prediction_b, score_a, score_b FROM sample_diff WHERE run_a = '{a}' AND run_b = '{b}' AND flip <> 'same' ORDER BY task, doc_key",
-    ),  # noqa: E501
+    "leaderboard": (100.0, "SELECT recipe, task, condition, accuracy, ci_lo, ci_hi, n, floor_blind_majority, run_id FROM leaderboard WHERE subgroup = 'all' ORDER BY accuracy DESC, run_id, task LIMIT 50"),  # noqa: E501
+    "sample_diff": (300.0, "SELECT task, doc_key, question, target, prediction_a, prediction_b, score_a, score_b FROM sample_diff WHERE run_a = '{a}' AND run_b = '{b}' AND flip <> 'same' ORDER BY task, doc_key"),  # noqa: E501
 }
 """name -> (bound in ms, statement)."""
 
@@ -168,22 +162,7 @@ DOC_KEYS = pa.array([f"easyvqa_test-{i // 2:06d}#{i % 2}" for i in range(SAMPLES
 PICTURES = pa.array([f"media/test/{i // 2}.png" for i in range(SAMPLES)])
 QUESTIONS = pa.array([f"what is the colour of shape number {i} in the image?" for i in range(SAMPLES)])
 TYPES = pa.array([SUBGROUPS[1 + i % 3] for i in range(SAMPLES)])
-SAMPLE_COLUMNS = (
-    "run_id",
-    "task",
-    "condition",
-    "doc_key",
-    "question_id",
-    "image",
-    "cluster",
-    "question",
-    "answer_type",
-    "target",
-    "prediction",
-    "score",
-    "num_tokens",
-    "history_fingerprint",
-)  # noqa: E501
+SAMPLE_COLUMNS = ("run_id", "task", "condition", "doc_key", "question_id", "image", "cluster", "question", "answer_type", "target", "prediction", "score", "num_tokens", "history_fingerprint")  # noqa: E501
 METRIC_COLUMNS = ("run_id", "task", "condition", "metric", "filter", "subgroup", "value", "ci_lo", "ci_hi", "n", "clusters", "kind", "history_fingerprint")
 PEER_SCHEMA = f"""
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144;
