@@ -14,6 +14,12 @@ CONDITIONS = ("helped", "plain_prompt", "blank", "shuffled")
 alone), blank (a white image), shuffled (another image of the test). Blank and shuffled are asked the way the export is
 used: with the caption turn when it has one."""
 
+TEST, TRAIN = "easyvqa_test", "easyvqa_train"
+"""Datasets of questions about images: those that are asked, and those whose answers the blind floor knows."""
+
+HELDOUT = "stamps_heldout"
+"""Dataset of captioned images that stand-ins of benchmarks are made of."""
+
 LICENCES: tuple[tuple[str, str], ...] = ()
 
 
@@ -24,7 +30,7 @@ class EvalConfig:
     lmms_task: str = "easyvqa_as_vqav2"
     """Name of the lmms-eval task; data in the shape of a benchmark keeps `<data>_as_<benchmark>`."""
     num_questions: int = 0
-    """Whole images are drawn until there are at least this many questions; 0 asks all of them."""
+    """Whole images are drawn until there are at least this many questions; 0 asks all of them, and so does a number that the list does not have."""
     seed: int = 0
     """Draws the questions and the shuffled images."""
     conditions: tuple[str, ...] = CONDITIONS
@@ -34,6 +40,8 @@ class EvalConfig:
     bootstrap_draws: int = 2000
     """Resamples of the intervals of scores without bounds; shares need none."""
     bootstrap_seed: int = 0
+    max_lost: float = 0.5
+    """Share of the test list's records that may be left out; a step that lost more fails, with the reasons."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +133,8 @@ class MediaQuestionsEvalConfig:
     """Draws the shuffled media."""
     bootstrap_draws: int = 2000
     bootstrap_seed: int = 0
+    max_lost: float = 0.5
+    """Share of a held-out dataset's records that may be left out; a step that lost more fails, with the reasons."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,6 +40,8 @@ class Facts:
     """(modality, dataset) of held-out questions about videos and audio clips."""
     concepts: tuple[tuple[str, str], ...] = ()
     """(modality, dataset with real media) of the concepts that a decoder's whole world consists of."""
+    stand_ins: bool = False
+    """There are the images that stand-ins of benchmarks are made of."""
     suites: tuple[str, ...] = ()
     """Suites that the recipe names, and those that are prepared."""
     prepared: Mapping[str, Path] = field(default_factory=dict)
@@ -161,7 +163,7 @@ def _task(task: SuiteTask) -> Evaluation:
     suites = [name for name, tasks in SUITES.items() if task.lmms_task in tasks]
 
     def config(facts: Facts) -> Any | None:
-        wanted = any(suite in facts.suites for suite in suites)
+        wanted = any(suite in facts.suites for suite in suites) and (facts.stand_ins or not task.stand_in)
         return replace(facts.settings["suite"], lmms_task=task.lmms_task) if wanted and "suite" in facts.settings else None
 
     def sources(facts: Facts) -> dict[str, Path]:
@@ -171,7 +173,7 @@ def _task(task: SuiteTask) -> Evaluation:
         step=f"eval_{task.lmms_task}",
         run="evals.suites.run:run",
         config=config,
-        inputs=("export=export_early", "lists") if task.stand_in else ("export=export_early",),
+        inputs=("export=export_early", "shards_cc3m") if task.stand_in else ("export=export_early",),
         also=("embed_image",) if task.stand_in else (),  # stand-ins read held-out images, whose features are stored already
         sources=sources,
         section="evals.pages.run.suites:suites_section",
@@ -191,6 +193,13 @@ def _generation(facts: Facts) -> Any | None:
     )
 
 
+def _media_questions(facts: Facts) -> MediaQuestionsEvalConfig | None:
+    if not facts.questions:
+        return None
+    config = MediaQuestionsEvalConfig(datasets=facts.questions)
+    return replace(config, max_lost=facts.settings["evaluation"].max_lost) if "evaluation" in facts.settings else config
+
+
 def _captioning(facts: Facts) -> Any | None:
     return replace(facts.settings["eval_captioning"], datasets=facts.heldout_read) if facts.generation and facts.heldout_read else None
 
@@ -203,15 +212,15 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         step="eval_vqa",
         run="evals.questions.vqa:run_vqa",
         config=lambda facts: facts.settings.get("evaluation"),
-        inputs=("export=export_early", "lists"),
+        inputs=("export=export_early", "shards_instruct"),
         section="evals.pages.run.questions:questions_section",
         background=False,
     ),
     Evaluation(
         step="eval_media_questions",
         run="evals.questions.media_questions:run",
-        config=lambda facts: MediaQuestionsEvalConfig(datasets=facts.questions) if facts.questions else None,
-        inputs=("export=export_early", "lists"),
+        config=_media_questions,
+        inputs=("export=export_early", "shards_instruct"),
         section="evals.pages.run.media_questions:media_questions_section",
     ),
     *(_task(suite_task(name)) for name in dict.fromkeys(task for tasks in SUITES.values() for task in tasks)),

@@ -6,7 +6,7 @@ where the shards do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,12 @@ class Media:
     """Distinct captions of each medium, of all its samples, sorted."""
     uris: list[str]
     """Where each medium's list found it."""
+
+
+def where(media: Media, kept: Container[str]) -> Media:
+    """Those of the media whose keys are among `kept`."""
+    rows = [row for row in zip(media.keys, media.sha256, media.captions, media.uris, strict=True) if row[0] in kept]
+    return Media(*([list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]))
 
 
 def distinct_media(shards: Any, datasets: Sequence[str]) -> Media:

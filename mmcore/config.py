@@ -170,7 +170,8 @@ class StatesStage(StageConfig):
     requests: int = 1
     """Maximum request wordings per caption, capped by how often the data asks for it. Above 1, wordings are also taken from the instruction lists."""
     max_lost: float = 0.5
-    """Share of the captioned media that may be left out because no caption fits the language model's context; a stage that would lose more fails."""
+    """Share of the captioned media that may be left out because no caption fits the language model's context, or there are no targets or latents; a stage
+    that would lose more fails."""
     token_loss: float = 1.0
     """Weight of the cross-entropy on signal tokens."""
     align_loss: float = 1.0

@@ -176,3 +176,8 @@ class Answer:
     finish: str = "end"
     """Why it ends: `end` (the end token), `length` (the limit of tokens, or the model's context), `stop` (a stop string), `too_long` (the question is longer
     than the context: the model has not read it, and there is no text)."""
+
+    @property
+    def unread(self) -> bool:
+        """True where there is no answer to judge: the question was not read, or the limit came before anything was said."""
+        return self.finish == "too_long" or (self.finish == "length" and not self.text and not self.blocks)

@@ -22,6 +22,7 @@ from evals.captions.objects import EASYVQA_WORDS, named, vocabulary_of
 from evals.config import CaptioningEvalConfig
 from evals.heldout import SHARDS, distinct_media
 from evals.journal import Journal
+from evals.left_out import LeftOut, told
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.statistics.jackknife import MIN_GROUPS, jackknife_interval
 from evals.tables import CAPTIONED, CLUSTERED, DETAILS, JACKKNIFE, METRICS, detail, metric_row, set_digest, shown_values, write_table
@@ -29,6 +30,7 @@ from infra.fingerprint import fingerprint, to_plain
 from infra.step import AnyloomError, StepContext, about
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
 from mmcore.inference.generator import Generator
+from mmcore.media.decode import MediaError
 from mmcore.runtime.devices import device_for
 from mmcore.stores.shards import ShardSet
 
@@ -51,8 +53,11 @@ class Item:
 def run(ctx: StepContext[CaptioningEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the scores with their intervals, and what was not scored and why."""
     config = ctx.config
-    items = items_of(ctx)
-    samples, not_scored = _samples(ctx, items, _captions(ctx, items))
+    asked = items_of(ctx)
+    captions = _captions(ctx, asked)
+    items = [item for item, row in zip(asked, captions, strict=True) if "generated" in row]
+    lost = [LeftOut(key=item.key, **row["left_out"]) for item, row in zip(asked, captions, strict=True) if "left_out" in row]
+    samples, not_scored = _samples(ctx, items, [row["generated"] for row in captions if "generated" in row])
     metrics, details = caption_metrics(config, samples, not_scored)
     found = _chair(config, samples)
     metrics, details = metrics + found, details + _chair_details(found, samples)
@@ -67,6 +72,7 @@ def run(ctx: StepContext[CaptioningEvalConfig]) -> Mapping[str, Any]:
         "harness": library(),
         "history_fingerprint": fingerprint(identity),
         "not_scored": not_scored,
+        "left_out": told(lost, len(asked), "media are not captioned"),
         **shown_values(metrics),
     }
 
@@ -104,8 +110,8 @@ def _drawn(rows: list[Item], config: CaptioningEvalConfig) -> list[Item]:
     return [rows[i] for i in sorted(picks.tolist())]
 
 
-def _captions(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item]) -> list[str]:
-    """What the model says of each, in their order."""
+def _captions(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item]) -> list[dict[str, Any]]:
+    """`generated`, what the model says of each, in their order; or `left_out`, why its encoder cannot take it."""
     import torch
 
     torch.set_num_threads(max(1, ctx.resources.threads))
@@ -114,15 +120,20 @@ def _captions(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item]) -> 
     shards: dict[str, ShardSet] = {}
     for batch in journal.missing(items, config.chunk):
         generator = generator or Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
-        features = []
+        features, rows = [], list[dict[str, Any]]()
         for item in batch:
             name = "shards_instruct" if item.source == config.asked_source else SHARDS[item.modality]
             shards[name] = shards.get(name) or ShardSet(ctx.inputs[name].path, ctx.stores)
-            with about(item.key):
-                features.append((item.modality, generator.encode(item.modality, shards[name].media(item.key))))
-        journal.add([{"generated": text} for text in generator.captions(features)])
+            try:
+                with about(item.key):
+                    features.append((item.modality, generator.encode(item.modality, shards[name].media(item.key))))
+                rows.append({})
+            except MediaError as error:
+                rows.append({"left_out": {"reason": error.reason, "detail": error.detail}})
+        texts = iter(generator.captions(features))
+        journal.add([row or {"generated": next(texts)} for row in rows])
         ctx.progress(len(journal.rows), len(items), "media captioned")
-    return [row["generated"] for row in journal.rows]
+    return journal.rows
 
 
 # ---- scores of captions ---------------------------------------------------------------------------------------------

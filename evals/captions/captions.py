@@ -15,6 +15,7 @@ from evals.blank import BLANK, blank_medium
 from evals.config import CaptionEvalConfig
 from evals.heldout import SHARDS
 from evals.journal import Journal
+from evals.left_out import told, without_features
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import CAPTION_SAMPLES, METRICS, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
@@ -33,7 +34,8 @@ def run(ctx: StepContext[CaptionEvalConfig]) -> Mapping[str, Any]:
     """
 
     config = ctx.config
-    pairs = [(modality, row) for modality, dataset in config.datasets for row in pair_up(ctx, modality, dataset)]
+    paired = [(modality, pair_up(ctx, modality, dataset)) for modality, dataset in config.datasets]
+    pairs = [(modality, row) for modality, (rows, _) in paired for row in rows]
     model, done = None, 0
     samples = []
     for modality, _ in config.datasets:
@@ -53,34 +55,44 @@ def run(ctx: StepContext[CaptionEvalConfig]) -> Mapping[str, Any]:
     metrics = [row for modality, _ in config.datasets for row in caption_metrics(modality, [s for s in samples if s["modality"] == modality], config)]
     write_table(ctx.output / "samples.parquet", samples, CAPTION_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
-    return _summary(metrics, {modality: _seen(ctx, modality, samples) for modality, _ in config.datasets})
+    lines = [line for _, (_, told_of) in paired for line in told_of]
+    return _summary(metrics, {modality: _seen(ctx, modality, samples) for modality, _ in config.datasets}) | ({"left_out": lines} if lines else {})
 
 
-def pair_up(ctx: StepContext[CaptionEvalConfig], modality: str, dataset: str) -> list[dict[str, Any]]:
-    """Held-out samples of one dataset, each with the key of a sample with another media *and* another caption (seeded), sorted by key.
+def pair_up(ctx: StepContext[CaptionEvalConfig], modality: str, dataset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """(held-out samples of one dataset, each with the key of a sample with another media *and* another caption (seeded), sorted by key; a line about those
+    that have no features, if there are any).
 
-    Flagged duplicates are left out. Returns the columns of CAPTION_SAMPLES that are known before scoring; [] for a dataset that has
-    no sample. Raises AnyloomError when the samples cannot be paired.
+    Flagged duplicates are left out. The samples have the columns of CAPTION_SAMPLES that are known before scoring; there are none for a dataset without
+    samples, or one of which too few have features to be paired. Raises AnyloomError when all have, and cannot be paired.
     """
 
     config = ctx.config
     shards = ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores)
-    keys = sorted(shards.keys(source=dataset))
+    every = sorted(shards.keys(source=dataset))
+    if not every:
+        return [], []
+    embedded = ctx.inputs[f"embed_{modality}"].path
+    keys, lost = without_features(embedded, every, EmbeddingSet(embedded, ctx.stores))
+    lines = told(lost, len(every), f"captions of {dataset} are not scored")
     if config.limit and config.limit < len(keys):
         picks = np.random.default_rng(config.seed).choice(len(keys), size=config.limit, replace=False)
         keys = [keys[i] for i in sorted(int(p) for p in picks)]
     if not keys:
-        return []
+        return [], lines
     captions = {meta["key"]: meta["texts"][0] for meta in shards.metas(keys)}
     media = {key: shards.media_sha(key) for key in keys}
     try:
         order = derangement([(media[key], captions[key]) for key in keys], config.seed)
     except ValueError as error:
+        if lost:
+            return [], [*lines, f"the other captions of {dataset}: {error}"]
         raise AnyloomError(f"dataset {dataset}: {error}") from error
-    return [
+    rows = [
         {"modality": modality, "source": dataset, "key": key, "media_sha256": media[key], "caption": captions[key], "other_key": keys[other]}
         for key, other in zip(keys, order, strict=True)
     ]
+    return rows, lines
 
 
 def _load_model(ctx: StepContext[CaptionEvalConfig]) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evals.captions.alignment import caption_texts
+from evals.captions.alignment import caption_texts, scored_captions
 from evals.config import AlignmentEvalConfig, DriftEvalConfig
 from evals.statistics.intervals import mean_interval, paired_interval
 from evals.tables import DRIFT_SAMPLES, METRICS, metric_row, rounded, write_table
@@ -37,13 +37,14 @@ def run(ctx: StepContext[DriftEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. With fewer than two held-out captions the tables are empty. Returns the means and their differences."""
     config = ctx.config
     train, heldout = (caption_texts(ctx, names) for names in (config.alignment.train_datasets, config.alignment.heldout_datasets))
-    captions = sorted(heldout - train)
-    samples = _samples(ctx, sorted(train), captions) if len(captions) >= 2 else []
+    known, captions, lines = scored_captions(ctx, config.alignment, train, heldout)
+    samples = _samples(ctx, known, captions) if len(captions) >= 2 and known else []
     metrics = drift_metrics(config.alignment, samples)
     write_table(ctx.output / "samples.parquet", samples, DRIFT_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     shown = {f"{row['metric']} {row['condition']}": rounded(row) for row in metrics}
-    return {"captions": len(captions), "seen_in_training": len(heldout & train), "stages": list(config.stages), **shown}
+    left = {"left_out": lines} if lines else {}
+    return {"captions": len(captions), "seen_in_training": len(heldout & train), "stages": list(config.stages), **left, **shown}
 
 
 def _samples(ctx: StepContext[DriftEvalConfig], train: list[str], captions: list[str]) -> list[dict[str, Any]]:

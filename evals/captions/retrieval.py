@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from evals.config import RetrievalEvalConfig
-from evals.heldout import SHARDS, Media, distinct_media
+from evals.heldout import SHARDS, Media, distinct_media, where
+from evals.left_out import told, without_features
 from evals.statistics.intervals import known_interval, mean_interval, paired_interval
 from evals.tables import METRICS, RETRIEVAL_SAMPLES, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
@@ -43,19 +45,20 @@ def run(ctx: StepContext[RetrievalEvalConfig]) -> Mapping[str, Any]:
         raise AnyloomError(f"{ctx.name}: {error}") from error
     samples: list[dict[str, Any]] = []
     metrics: list[dict[str, Any]] = []
+    lines: list[str] = []
     total = len(config.datasets) + len(config.neighbours)
     for number, (modality, dataset) in enumerate(config.datasets):
         ctx.progress(number, total, f"{modality}: retrieval")
-        found = _retrieval(ctx, model, modality, dataset)
+        found = _retrieval(ctx, model, modality, dataset, lines)
         samples += found
         metrics += retrieval_metrics(modality, found, config)
     for number, (modality, datasets) in enumerate(config.neighbours):
         ctx.progress(len(config.datasets) + number, total, f"{modality}: neighbours")
-        metrics += _neighbours(ctx, modality, datasets)
+        metrics += _neighbours(ctx, modality, datasets, lines)
     write_table(ctx.output / "samples.parquet", samples, RETRIEVAL_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     ctx.progress(total, total, "done")
-    return _summary(metrics, {modality: _seen(ctx, modality, samples) for modality, _ in config.datasets})
+    return _summary(metrics, {modality: _seen(ctx, modality, samples) for modality, _ in config.datasets}) | ({"left_out": lines} if lines else {})
 
 
 def ranks(scores_QC: np.ndarray, correct_QC: np.ndarray) -> np.ndarray:
@@ -78,18 +81,41 @@ def category(uri: str, folder: int) -> str:
     return parts[folder] if folder < len(parts) - 1 else ""
 
 
-def _retrieval(ctx: StepContext[RetrievalEvalConfig], model: Any, modality: str, dataset: str) -> list[dict[str, Any]]:
-    """Rows of RETRIEVAL_SAMPLES of both directions; [] for a dataset with fewer than two media or captions."""
+def _featured(ctx: StepContext[RetrievalEvalConfig], modality: str, datasets: Sequence[str], lines: list[str], what: str) -> tuple[Media, EmbeddingSet]:
+    """(distinct media that have features, the features). Those that have none are told in `lines`."""
+    media = distinct_media(ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores), datasets)
+    embedded = ctx.inputs[f"embed_{modality}"].path
+    features = EmbeddingSet(embedded, ctx.stores)
+    kept, lost = without_features(embedded, media.keys, features)
+    lines += told(lost, len(media.keys), f"media of {', '.join(datasets)} are {what}")
+    return (where(media, set(kept)) if lost else media), features
+
+
+def _captioned(ctx: StepContext[RetrievalEvalConfig], media: Media, texts: EmbeddingSet, lines: list[str]) -> Media:
+    """The media with the captions that have vectors. Captions that have none are told in `lines`."""
+    every = sorted({caption for captions in media.captions for caption in captions})
+    _, lost = without_features(ctx.inputs["embed_text"].path, [target_key(caption) for caption in every], texts)
+    lines += told(lost, len(every), "captions are no candidates")
+    if not lost:
+        return media
+    known = replace(media, captions=[[caption for caption in captions if target_key(caption) in texts] for captions in media.captions])
+    return where(known, {key for key, captions in zip(known.keys, known.captions, strict=True) if captions})
+
+
+def _retrieval(ctx: StepContext[RetrievalEvalConfig], model: Any, modality: str, dataset: str, lines: list[str]) -> list[dict[str, Any]]:
+    """Rows of RETRIEVAL_SAMPLES of both directions; [] for a dataset with fewer than two media or captions. What has no features is told in `lines`."""
 
     config = ctx.config
-    media = distinct_media(ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores), (dataset,))
-    captions = sorted({caption for texts in media.captions for caption in texts})
+    media, features = _featured(ctx, modality, (dataset,), lines, "no candidates")
+    texts = EmbeddingSet(ctx.inputs["embed_text"].path, ctx.stores)
+    media = _captioned(ctx, media, texts, lines)
+    captions = sorted({caption for texts_of in media.captions for caption in texts_of})
     if min(len(media.keys), len(captions)) < 2:
         return []
-    media_MW = tower_vectors(model, modality, EmbeddingSet(ctx.inputs[f"embed_{modality}"].path, ctx.stores), media.keys, config.batch)
-    texts_TW = tower_vectors(model, "text", EmbeddingSet(ctx.inputs["embed_text"].path, ctx.stores), [target_key(c) for c in captions], config.batch)
+    media_MW = tower_vectors(model, modality, features, media.keys, config.batch)
+    texts_TW = tower_vectors(model, "text", texts, [target_key(c) for c in captions], config.batch)
     scores_MT = media_MW @ texts_TW.T
-    own_MT = np.array([[caption in texts for caption in captions] for texts in map(set, media.captions)])
+    own_MT = np.array([[caption in own for caption in captions] for own in map(set, media.captions)])
     groups = caption_groups(media)
     base = {"modality": modality, "source": dataset}
     rows = []
@@ -147,17 +173,18 @@ def caption_groups(media: Media) -> list[str]:
     return [find(sha256) for sha256 in media.sha256]
 
 
-def _neighbours(ctx: StepContext[RetrievalEvalConfig], modality: str, datasets: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of METRICS: share of the media whose nearest others (cosine of the mean stored token) hold their category, against random others."""
+def _neighbours(ctx: StepContext[RetrievalEvalConfig], modality: str, datasets: Sequence[str], lines: list[str]) -> list[dict[str, Any]]:
+    """Rows of METRICS: share of the media whose nearest others (cosine of the mean stored token) hold their category, against random others. What has no
+    features is told in `lines`."""
 
     config = ctx.config
-    media = distinct_media(ShardSet(ctx.inputs[SHARDS[modality]].path, ctx.stores), datasets)
+    media, features = _featured(ctx, modality, datasets, lines, "no neighbours")
     named = [
         (key, sha256, name) for key, sha256, uri in zip(media.keys, media.sha256, media.uris, strict=True) if (name := category(uri, config.category_folder))
     ]
     if len(named) <= config.num_neighbours:
         return []
-    vectors_ME = mean_vectors(EmbeddingSet(ctx.inputs[f"embed_{modality}"].path, ctx.stores), [key for key, _, _ in named], config.batch)
+    vectors_ME = mean_vectors(features, [key for key, _, _ in named], config.batch)
     hits, chance = neighbour_hits(vectors_ME, [name for _, _, name in named], config.num_neighbours)
     clusters = [sha256 for _, sha256, _ in named]
     options: dict[str, Any] = {"draws": config.bootstrap_draws, "seed": config.bootstrap_seed}

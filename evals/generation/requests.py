@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from evals.generation.config import DrawingEvalConfig, SpeakingEvalConfig
+from evals.records import asked_records
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
 from infra.step import StepContext
-from mmcore.chat.places import asked_texts
 from mmcore.concepts.shapes import CONCEPTS
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
@@ -63,20 +63,15 @@ def concept_requests(condition: str, wordings: Sequence[str], draws: int, seed: 
 
 
 def image_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig]) -> list[Prompt]:
-    """The first question of each of a seeded draw (config.questions, seed) of the test images of config.questions_source."""
-    import json
-
-    shards = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores)
-    keys = sorted(shards.keys(source=ctx.config.questions_source))
-    picks = np.random.default_rng(ctx.config.seed).permutation(len(keys))[: ctx.config.questions]
-    metas = shards.metas([keys[i] for i in sorted(picks.tolist())])
-    found = []
-    for meta in metas:
-        turns = meta["conversations"]
-        turns = json.loads(turns) if isinstance(turns, str) else turns
-        questions = asked_texts([turn["value"] for turn in turns if turn["from"] == "human"], "image")
-        found.append(Prompt(condition="picture_question", text=questions[0], media_key=meta["key"]))
-    return found
+    """The first question of each of a seeded draw (config.questions, seed) of the test images of config.questions_source. Records that ask nothing about an
+    image are not drawn."""
+    generation, source = ctx.inputs["shards_instruct"].path, ctx.config.questions_source
+    own = set(ShardSet(generation, ctx.stores).keys(source=source))
+    found, _ = asked_records(generation, ctx.stores, source, "image")
+    records = sorted((record for record in found if record.key in own), key=lambda record: record.key)
+    picks = np.random.default_rng(ctx.config.seed).permutation(len(records))[: ctx.config.questions]
+    drawn = [records[i] for i in sorted(picks.tolist())]
+    return [Prompt(condition="picture_question", text=record.pairs[0][0], media_key=record.key) for record in drawn]
 
 
 def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> list[Prompt]:

@@ -52,6 +52,8 @@ def manifest() -> Any:
 class GeneratorLike(Protocol):
     """What the adapter needs of mmcore.inference.generator.Generator."""
 
+    def encoder(self, modality: str) -> Any: ...
+
     def encode(self, modality: str, data: bytes) -> np.ndarray: ...
 
     def answer(self, items: list[Any], *, max_new_tokens: int = 16, caption_turn: bool | None = None) -> list[Any]: ...
@@ -137,6 +139,10 @@ class AnyloomLmms(lmms):
         other.answers, other.images = self.answers, self.images
         return other
 
+    def take(self, image: bytes) -> None:
+        """Raises MediaError for an image that the model's encoder cannot take."""
+        self._generator.encoder("image").prepare(image)
+
     def clean(self) -> None:
         """Keep the model: the harness would delete its modules after the first task."""
         self.images.forget()
@@ -220,7 +226,13 @@ class AnyloomLmms(lmms):
         ]
         found = self._generator.answer(items, max_new_tokens=batch[0].max_new_tokens, caption_turn=self.caption_turn)
         return {
-            ask.key: Reply(text=answer.text, caption=answer.caption or "", num_input_tokens=int(answer.num_input_tokens), num_tokens=len(answer.token_ids))
+            ask.key: Reply(
+                text=answer.text,
+                caption=answer.caption or "",
+                num_input_tokens=int(answer.num_input_tokens),
+                num_tokens=len(answer.token_ids),
+                unread=answer.unread,
+            )
             for ask, answer in zip(batch, found, strict=True)
         }
 

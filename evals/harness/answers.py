@@ -23,6 +23,8 @@ class Reply:
     caption: str
     num_input_tokens: int
     num_tokens: int
+    unread: bool = False
+    """There is no answer to judge (mmcore.types.Answer.unread); of a line of earlier versions it is not known."""
 
 
 class AnswerFile:

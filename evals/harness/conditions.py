@@ -31,3 +31,12 @@ def conditions_of(ctx: StepContext[object], wanted: Sequence[str]) -> list[str]:
     if not chosen:
         raise AnyloomError("eval conditions leaves nothing to ask: add plain_prompt")
     return chosen
+
+
+def without_shuffled(chosen: Sequence[str], why: str) -> tuple[list[str], list[str]]:
+    """(the conditions that do not shuffle, a line about the one that does). why: what keeps the media from being shuffled. Raises AnyloomError when no other is
+    left."""
+    kept = [name for name in chosen if SHOWN[name] != "shuffled"]
+    if not kept:
+        raise AnyloomError(f"eval conditions leaves nothing to ask: {why}")
+    return kept, [f"condition {name}: {why}" for name in chosen if name not in kept]

@@ -25,8 +25,8 @@ from infra.storage import read_json
 
 _ASKED = ("doc_key", "question_id", "modality", "source", "direction", "key", "media_sha256", "picture", "question", "target", "prompt", "concept")
 """Columns of samples that say what was asked; the others say what came of it."""
-_NOT_ASKED = ("model", "stages")
-"""Fields of an evaluation's config that say which model, not how it is asked or scored."""
+_NOT_ASKED = ("model", "stages", "max_lost")
+"""Fields of an evaluation's config that say which model and what may be left out, not how it is asked or scored."""
 _PART = "loss_"
 """Start of a loss log's columns that hold parts of the loss."""
 

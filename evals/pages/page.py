@@ -9,12 +9,12 @@ import base64
 from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from infra.step import Artifact
+from mmcore.media.formats import extension_of
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#f7f7f5;--card:#fff;--ink:#1c1e21;--soft:#5d636b;--faint:#686e76;--rule:#e2e3e0;--grid:#e9eae7;
@@ -118,12 +118,26 @@ def count_of(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def image_of(path: Path, alt: str) -> str:
-    """An image element with the file's bytes inside; nothing for a file that is absent or no common image format."""
-    if path.suffix.lower() not in MIME or not path.is_file():
+def image_of(data: bytes | None, alt: str) -> str:
+    """An image element with a file's bytes inside; nothing for what is absent or no common image format."""
+    suffix = f".{extension_of(data)}" if data else ""
+    if suffix not in MIME:
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(alt)}" src="data:{MIME[path.suffix.lower()]};base64,{data}">'
+    return f'<img alt="{escape(alt)}" src="data:{MIME[suffix]};base64,{base64.b64encode(data or b"").decode()}">'
+
+
+def unread_note(artifact: Artifact) -> str:
+    """How many answers of an evaluation are not there, by condition; nothing where all are."""
+    unread = {str(name): int(count) for name, count in dict(artifact.result.get("unread") or {}).items() if count}
+    if not unread:
+        return ""
+    counts = ", ".join(f"{escape(name)} {count:,}" for name, count in unread.items())
+    return f"<p class='small'>Unread, and scored 0: {counts}. The question was longer than the model's context, or the limit came before an answer began.</p>"
+
+
+def left_out_note(artifact: Artifact) -> str:
+    """What an evaluation could not ask or score; nothing where that is nothing."""
+    return "".join(paragraph(f"Left out: {line}", "small") for line in artifact.result.get("left_out") or ())
 
 
 Rows = list[dict[str, Any]]

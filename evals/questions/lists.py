@@ -1,19 +1,19 @@
 """Suites: local question lists in VQAv2's shape.
 
-Owns the reading of an instruction list as single questions and the Parquet file in VQAv2's column layout. Input: an instruct list (.json) and its
+Owns single questions about images and the Parquet file in VQAv2's column layout. Input: the records of a data set (evals.records) and their
 images. Output: a file that lmms-eval's packaged task reads (evals.suites.task_files).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.records import MOST, Record
 from infra.step import AnyloomError
-from mmcore.chat.places import asked_texts
-from mmcore.chat.records import SYSTEM
 
 COLOURS = frozenset("black blue brown gray green grey orange pink purple red teal white yellow".split())
 SHAPES = frozenset("circle rectangle square triangle".split())
@@ -30,9 +30,14 @@ class QuestionRow:
     image_id: int
     """Row of the list."""
     image: str
-    """Uri relative to the list root."""
+    """Uri as the list says it."""
     question: str
     answer: str
+
+    @property
+    def key(self) -> str:
+        """Of the sample that holds its image."""
+        return self.doc_key.rpartition("#")[0]
 
 
 def answer_group(answer: str) -> str:
@@ -42,60 +47,33 @@ def answer_group(answer: str) -> str:
     return "shape" if answer in SHAPES else "colour" if answer in COLOURS else "other"
 
 
-def read_questions(list_path: Path) -> list[QuestionRow]:
-    """Every human/gpt pair of an instruct list as its own question, in list order.
-
-    Raises AnyloomError naming file, record and field when the list is not what the reader expects.
-    """
-    try:
-        records = json.loads(list_path.read_bytes())
-    except FileNotFoundError:
-        raise AnyloomError(f"{list_path} does not exist: prepare the lists again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AnyloomError(f"{list_path} is not JSON ({error}): prepare the lists again") from error
-    if not isinstance(records, list):
-        raise AnyloomError(f"{list_path} must hold a list of records, not {type(records).__name__}")
-    return [question for row, record in enumerate(records) for question in _record_questions(list_path, row, record)]
-
-
-def _record_questions(list_path: Path, row: int, record: Any) -> list[QuestionRow]:
-    where = f"{list_path.name} record {row}"
-    if not isinstance(record, dict) or not isinstance(record.get("image"), str):
-        raise AnyloomError(f"{where}: field image is missing: a question needs an image")
-    turns = record.get("conversations")
-    if isinstance(turns, list) and turns and isinstance(turns[0], dict) and turns[0].get("from") == SYSTEM:
-        turns = turns[1:]
-    if not isinstance(turns, list) or len(turns) % 2 or len(turns) >= 2000:
-        raise AnyloomError(f"{where}: field conversations must hold human/gpt pairs (fewer than 1000)")
-    questions, texts = [], asked_texts([turn["value"] for turn in turns[::2] if isinstance(turn, dict) and isinstance(turn.get("value"), str)], "image")
-    for index in range(len(turns) // 2):
-        human, gpt = turns[2 * index], turns[2 * index + 1]
-        for turn, role in ((human, "human"), (gpt, "gpt")):
-            if not isinstance(turn, dict) or turn.get("from") != role or not isinstance(turn.get("value"), str):
-                raise AnyloomError(f"{where}: conversations[{2 * index + (role == 'gpt')}] must be a turn from {role} with a text value")
-        questions.append(
-            QuestionRow(
-                doc_key=f"{list_path.stem}-{row:06d}#{index}",
-                question_id=row * 1000 + index,
-                image_id=row,
-                image=record["image"],
-                question=texts[index],
-                answer=gpt["value"].strip(),
-            )
+def questions_of(records: Iterable[Record]) -> list[QuestionRow]:
+    """Every question of the records as its own, in their order."""
+    return [
+        QuestionRow(
+            doc_key=f"{record.key}#{index}",
+            question_id=record.row * MOST + index,
+            image_id=record.row,
+            image=record.uri,
+            question=question,
+            answer=answer,
         )
-    return questions
+        for record in records
+        for index, (question, answer) in enumerate(record.pairs)
+    ]
 
 
 def draw_questions(questions: list[QuestionRow], num_questions: int, seed: int) -> list[QuestionRow]:
-    """A seeded random draw of whole images, with all their questions, until there are at least `num_questions`; in list order. 0: all.
+    """A seeded random draw of whole images, with all their questions, until there are at least `num_questions`; in list order. 0, or no
+    fewer than there are: all.
 
     Images, not questions, are drawn because intervals are clustered by image and questions share an image's prefix.
-    Raises AnyloomError when there are too few.
+    Raises AnyloomError for a negative number.
     """
-    if num_questions == 0:
+    if num_questions < 0:
+        raise AnyloomError(f"eval num_questions is {num_questions}: give the number of questions to ask, or 0 for all")
+    if num_questions == 0 or num_questions >= len(questions):
         return questions
-    if not 0 < num_questions <= len(questions):
-        raise AnyloomError(f"eval num_questions is {num_questions} but the test list has {len(questions)}: set it between 1 and that, or 0 for all")
     import numpy as np
 
     by_image: dict[str, int] = {}
@@ -110,23 +88,15 @@ def draw_questions(questions: list[QuestionRow], num_questions: int, seed: int) 
     return [question for question in questions if question.image in drawn]
 
 
-def write_vqav2_parquet(questions: list[QuestionRow], list_root: Path, target: Path) -> None:
-    """Write questions and their untouched image bytes in VQAv2's columns, readable by `datasets` with a decoded image.
+def write_vqav2_parquet(questions: list[QuestionRow], media: Callable[[str], bytes], target: Path) -> None:
+    """Write questions and their untouched image bytes in VQAv2's columns, readable by `datasets` with a decoded image. media: sample key -> bytes of its image.
 
     The ten annotators agree; each answer has its own answer_id because the scorer tells annotators apart by dict inequality.
-    Raises AnyloomError naming an image that is missing or lies outside the list root.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    root = list_root.resolve()
-    images: dict[str, bytes] = {}
-    for question in questions:
-        if question.image not in images:
-            path = (root / question.image).resolve()
-            if not path.is_relative_to(root) or not path.is_file():
-                raise AnyloomError(f"{question.doc_key}: image {question.image} is not a file below the list root: prepare the lists again")
-            images[question.image] = path.read_bytes()
+    images = {key: media(key) for key in dict.fromkeys(question.key for question in questions)}
     columns = {
         "question_type": [" ".join(q.question.lower().split()[:2]) for q in questions],
         "multiple_choice_answer": [q.answer for q in questions],
@@ -135,7 +105,7 @@ def write_vqav2_parquet(questions: list[QuestionRow], list_root: Path, target: P
         "answer_type": ["yes/no" if q.answer in ("yes", "no") else "number" if q.answer.isdigit() else "other" for q in questions],
         "question_id": [q.question_id for q in questions],
         "question": [q.question for q in questions],
-        "image": [{"bytes": images[q.image], "path": q.image} for q in questions],
+        "image": [{"bytes": images[q.key], "path": q.image} for q in questions],
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns, schema=_vqav2_schema()), target, compression="zstd")

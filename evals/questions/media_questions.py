@@ -1,7 +1,8 @@
 """The eval_media_questions step: does the exported model answer questions about videos and audio clips that it was never shown?
 
 Owns the held-out questions, the conditions (as eval_vqa has them), what is shown under each, the floor and the intervals. Input: the export and the
-lists (questions and media). Output: samples.parquet (columns of eval_vqa, `picture` being the medium) and metrics.parquet.
+shards of the instructions (questions and media), made from the recipe's lists or the user's. Output: samples.parquet (columns of eval_vqa, `picture` being the
+medium) and metrics.parquet. Records that cannot be asked are left out with their reasons. Raises AnyloomError when more of them are than config.max_lost.
 
 Media are encoded by the export's own encoders. blank: a white video, or silence; shuffled: another medium of the same list. An answer counts when it is
 the true one but for case, spaces and a final period. Floor `blind_majority`: the most frequent training answer to the same words; to words that
@@ -11,24 +12,25 @@ Names of the held-out side are in no training list, so `name` asks for words tha
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evals.blank import BLANK, blank_medium
 from evals.config import MediaQuestionsEvalConfig
-from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
+from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of, without_shuffled
+from evals.left_out import check_left_out, told
+from evals.records import MOST, Record, asked_records, taken
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import METRICS, VQA_SAMPLES, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
-from mmcore.chat.places import asked_texts
+from mmcore.chat.wordings import kind_of
 from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
+from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class MediaQuestion:
     modality: str
     kind: str
     uri: str
-    """Of the medium, relative to the list root."""
+    """Of the medium, as the list says it."""
     question: str
     answer: str
 
@@ -62,45 +64,54 @@ def run(ctx: StepContext[MediaQuestionsEvalConfig]) -> Mapping[str, Any]:
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
-    lists = ctx.inputs["lists"].path / "instruct"
-    heldout = [q for modality, name in config.datasets for q in read_media_questions(lists / f"{name}.json", modality)]
-    train = [q for modality, name in config.datasets for q in read_media_questions(lists / f"{name.replace('heldout', 'train')}.json", modality)]
+    heldout: list[MediaQuestion] = []
+    train: list[MediaQuestion] = []
+    lines: list[str] = []
+    shards = ctx.inputs["shards_instruct"].path
+    features = _Features(ctx, Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus)))
+    for modality, name in config.datasets:
+        records, left = asked_records(shards, ctx.stores, name, modality)
+        records, refused = taken(records, lambda record, modality=modality: features.of(modality, record.uri, record.key))
+        left += refused
+        total, what = len(records) + len(left), f"records of {name} are not asked"
+        check_left_out(left, total, config.max_lost, what)
+        lines += told(left, total, what)
+        heldout += media_questions(records, modality)
+        train += media_questions(asked_records(shards, ctx.stores, name.replace("heldout", "train"), modality)[0], modality)
     if not heldout:
         raise AnyloomError(f"{', '.join(name for _, name in config.datasets)} hold no questions: prepare the lists again, with more held-out media")
     chosen = conditions_of(ctx, config.conditions)
-    features = _Features(ctx, Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus)))
-    answered = {condition: _ask(ctx, features, heldout, condition, place / len(chosen), len(chosen)) for place, condition in enumerate(chosen)}
+    try:
+        shown_media(heldout, "shuffled" if "shuffled" in chosen else "right", config.seed)
+    except AnyloomError as error:
+        chosen, alone = without_shuffled(chosen, str(error))
+        lines += alone
+    asked = {condition: _ask(ctx, features, heldout, condition, place / len(chosen), len(chosen)) for place, condition in enumerate(chosen)}
+    answered = {condition: rows for condition, (rows, _) in asked.items()}
     metrics = media_metrics(heldout, answered, {"blind_majority": blind_scores(heldout, train)}, config)
     write_table(ctx.output / "samples.parquet", [row for rows in answered.values() for row in rows], VQA_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     counts = Counter(question.subgroup for question in heldout)
     shown = {f"{row['condition']} {row['subgroup']}": rounded(row) for row in metrics}
-    return {"headline": chosen[0], "questions": dict(sorted(counts.items())), "media": len({q.uri for q in heldout}), **shown}
+    also = {"unread": {condition: unread for condition, (_, unread) in asked.items()}, "left_out": lines}
+    return {"headline": chosen[0], "questions": dict(sorted(counts.items())), "media": len({q.uri for q in heldout}), **also, **shown}
 
 
-def read_media_questions(list_path: Path, modality: str) -> list[MediaQuestion]:
-    """Every question of an instruct list about videos or audio clips, in list order. Raises AnyloomError naming file and record of one that is unlike ours."""
-    if not list_path.is_file():
-        raise AnyloomError(f"{list_path} does not exist: prepare the lists again")
-    found = []
-    for row, record in enumerate(json.loads(list_path.read_bytes())):
-        turns, kinds = record.get("conversations", []), record.get("question_kinds", [])
-        if modality not in record or len(turns) != 2 * len(kinds):
-            raise AnyloomError(f"{list_path} record {row}: needs the field {modality} and one of question_kinds per question: prepare the lists again")
-        texts = asked_texts([turn["value"] for turn in turns[::2]], modality)
-        for index, (kind, question) in enumerate(zip(kinds, texts, strict=True)):
-            found.append(
-                MediaQuestion(
-                    doc_key=f"{list_path.stem}-{row:06d}#{index}",
-                    question_id=row * 1000 + index,
-                    modality=modality,
-                    kind=kind,
-                    uri=record[modality],
-                    question=question,
-                    answer=turns[2 * index + 1]["value"],
-                )
-            )
-    return found
+def media_questions(records: Iterable[Record], modality: str) -> list[MediaQuestion]:
+    """Every question of the records, in their order."""
+    return [
+        MediaQuestion(
+            doc_key=f"{record.key}#{index}",
+            question_id=record.row * MOST + index,
+            modality=modality,
+            kind=kind_of(question, answer),
+            uri=record.uri,
+            question=question,
+            answer=answer,
+        )
+        for record in records
+        for index, (question, answer) in enumerate(record.pairs)
+    ]
 
 
 # ---- asking ---------------------------------------------------------------------------------------------------------
@@ -111,13 +122,14 @@ class _Features:
 
     def __init__(self, ctx: StepContext[MediaQuestionsEvalConfig], generator: Generator):
         self.generator = generator
-        self._lists, self._work = ctx.inputs["lists"].path, ctx.work
+        self._shards, self._work = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), ctx.work
         self._kept: dict[tuple[str, str], np.ndarray] = {}
 
-    def of(self, modality: str, uri: str) -> np.ndarray:
-        """[N, E] of a medium of the lists, or of BLANK."""
+    def of(self, modality: str, uri: str, key: str = "") -> np.ndarray:
+        """[N, E] of a medium, or of BLANK. key: a sample that holds it; a medium that was asked for before needs none. Raises MediaError where the encoder
+        cannot take it."""
         if (modality, uri) not in self._kept:
-            data = blank_medium(modality, self._work) if uri == BLANK else (self._lists / uri).read_bytes()
+            data = blank_medium(modality, self._work) if uri == BLANK else self._shards.media(key)
             self._kept[modality, uri] = self.generator.encode(modality, data)
         return self._kept[modality, uri]
 
@@ -143,8 +155,8 @@ def shown_media(questions: Sequence[MediaQuestion], what: str, seed: int) -> lis
 
 def _ask(
     ctx: StepContext[MediaQuestionsEvalConfig], features: _Features, questions: Sequence[MediaQuestion], condition: str, begun: float, conditions: int
-) -> list[dict[str, Any]]:
-    """Rows of VQA_SAMPLES of one condition, in the order of the questions."""
+) -> tuple[list[dict[str, Any]], int]:
+    """(rows of VQA_SAMPLES of one condition, in the order of the questions; how many answers are unread)."""
 
     config = ctx.config
     shown = shown_media(questions, SHOWN[condition], config.seed)
@@ -157,7 +169,7 @@ def _ask(
         part = items[start : start + config.chunk]
         answers += features.generator.answer(part, max_new_tokens=config.max_new_tokens, caption_turn=CAPTION_TURN[condition])
         ctx.progress(begun + len(answers) / len(items) / conditions, 1, f"{condition}: {len(answers)} of {len(items)} answers")
-    return [
+    rows = [
         {
             "run_condition": condition,
             "doc_key": q.doc_key,
@@ -168,11 +180,12 @@ def _ask(
             "target": q.answer,
             "prediction": answer.text,
             "caption": answer.caption or "",
-            "score": float(same(answer.text, q.answer)),
+            "score": float(not answer.unread and same(answer.text, q.answer)),
             "num_tokens": len(answer.token_ids),
         }
         for q, answer in zip(questions, answers, strict=True)
     ]
+    return rows, sum(answer.unread for answer in answers)
 
 
 # ---- judging --------------------------------------------------------------------------------------------------------

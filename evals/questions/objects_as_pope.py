@@ -22,6 +22,7 @@ from evals.captions.objects import head_word
 from evals.config import PopeEvalConfig
 from evals.heldout import distinct_media
 from evals.journal import Journal
+from evals.left_out import LeftOut, told
 from evals.questions.pope_questions import PRESENT, SETTINGS, PopeQuestion, Shown, pope_questions
 from evals.statistics.intervals import Interval, mean_interval, paired_interval, ratio_interval
 from evals.suites.reading import parse_yes_no
@@ -30,12 +31,14 @@ from infra.fingerprint import fingerprint, to_plain
 from infra.step import StepContext, about
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
 from mmcore.inference.generator import Generator
+from mmcore.media.decode import MediaError
 from mmcore.runtime.devices import device_for
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
 
 if TYPE_CHECKING:
     from mmcore.inference.generator import Generator
+    from mmcore.types import Answer
 
 REVISION = 1
 """Of what the scores mean; goes into the history's fingerprint."""
@@ -45,17 +48,23 @@ RIGHT = "right"
 def run(ctx: StepContext[PopeEvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. Returns the rates with their intervals."""
     config = ctx.config
-    questions = questions_of(ctx)
-    answers = {condition: _answered(ctx, questions, condition) for condition in (RIGHT, BLANK)}
-    samples = [row for condition, said in answers.items() for row in sample_rows(questions, said, condition)]
+    every = questions_of(ctx)
+    right = _answered(ctx, every, RIGHT)
+    lost = {q.key: LeftOut(key=q.key, **row["left_out"]) for q, row in zip(every, right, strict=True) if "left_out" in row}
+    questions = [question for question in every if question.key not in lost]
+    said = {RIGHT: [row for row in right if "left_out" not in row], BLANK: _answered(ctx, questions, BLANK)}
+    answers = {condition: [row["text"] for row in rows] for condition, rows in said.items()}
+    unread = {condition: sum(bool(row.get("unread")) for row in rows) for condition, rows in said.items()}
+    samples = [row for condition, texts in answers.items() for row in sample_rows(questions, texts, condition)]
     metrics = pope_metrics(config, questions, answers)
     details = [_detail(metric, questions) for metric in metrics]
     write_table(ctx.output / "samples.parquet", samples, VQA_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     write_table(ctx.output / "details.parquet", details, DETAILS)
     asked = {task: sum(question.task == task for question in questions) for task in dict.fromkeys(question.task for question in questions)}
+    left = told(list(lost.values()), len({question.key for question in every}), "images are not asked about")
     identity = {"revision": REVISION, "config": to_plain(config), "questions": _digest(questions)}
-    return {"questions": asked, "history_fingerprint": fingerprint(identity), **shown_values(metrics)}
+    return {"questions": asked, "history_fingerprint": fingerprint(identity), "unread": unread, "left_out": left, **shown_values(metrics)}
 
 
 # ---- questions ------------------------------------------------------------------------------------------------------
@@ -88,39 +97,53 @@ def questions_of(ctx: StepContext[PopeEvalConfig]) -> list[PopeQuestion]:
     return found
 
 
-def _answered(ctx: StepContext[PopeEvalConfig], questions: Sequence[PopeQuestion], condition: str) -> list[str]:
-    """What the model says to each, as the export is used. About a white image each wording is asked once."""
+def _answered(ctx: StepContext[PopeEvalConfig], questions: Sequence[PopeQuestion], condition: str) -> list[dict[str, Any]]:
+    """text, and whether it is unread, of what the model says to each, as the export is used; or `left_out`, why its encoder cannot take the image. About a
+    white image each wording is asked once."""
     import torch
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
     asked = list(questions) if condition == RIGHT else list({question.text: question for question in questions}.values())
     journal, generator = Journal(ctx.work / f"{condition}.jsonl"), None
-    features: dict[str, np.ndarray] = {}
+    features: dict[str, np.ndarray | MediaError] = {}
     for batch in journal.missing(asked, config.chunk):
         generator = generator or Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
-        answers = generator.answer(_items(ctx, generator, batch, condition, features), max_new_tokens=config.max_new_tokens)
-        journal.add([{"text": answer.text} for answer in answers])
+        items = _items(ctx, generator, batch, condition, features)
+        answers = iter(generator.answer([item for item in items if isinstance(item, Question)], max_new_tokens=config.max_new_tokens))
+        journal.add([_row(next(answers) if isinstance(item, Question) else item) for item in items])
         ctx.progress(len(journal.rows), len(asked), f"{condition}: questions answered")
-    by_text = {question.text: row["text"] for question, row in zip(asked, journal.rows, strict=True)}
-    return [row["text"] for row in journal.rows] if condition == RIGHT else [by_text[question.text] for question in questions]
+    by_text = {question.text: row for question, row in zip(asked, journal.rows, strict=True)}
+    return journal.rows if condition == RIGHT else [by_text[question.text] for question in questions]
 
 
-def _items(ctx: StepContext[PopeEvalConfig], generator: Generator, batch: Sequence[PopeQuestion], condition: str, features: dict[str, np.ndarray]) -> list[Any]:
-    """mmcore.types.Question of each, about its own or a white image. features: of the images so far, by digest."""
+def _row(found: Answer | MediaError) -> dict[str, Any]:
+    if isinstance(found, MediaError):
+        return {"left_out": {"reason": found.reason, "detail": found.detail}}
+    return {"text": found.text, "unread": found.unread}
+
+
+def _items(
+    ctx: StepContext[PopeEvalConfig], generator: Generator, batch: Sequence[PopeQuestion], condition: str, features: dict[str, np.ndarray | MediaError]
+) -> list[Question | MediaError]:
+    """Question of each about its own or a white image, or why the encoder cannot take it. features: of the images so far, by digest."""
 
     config = ctx.config
     names = {"shards_instruct", "shards_cc3m"} & set(ctx.inputs)
     shards = {name: ShardSet(ctx.inputs[name].path, ctx.stores) for name in sorted(names)}
-    items = []
+    items: list[Question | MediaError] = []
     for question in batch:
         key = BLANK if condition == BLANK else question.sha256
         if key not in features:
             name = "shards_instruct" if config.asked_source and question.task.startswith(config.asked_source.split("_")[0]) else "shards_cc3m"
-            with about(question.key):
-                data = blank_medium("image", ctx.work) if condition == BLANK else shards[name].media(question.key)
-                features[key] = generator.encode("image", data)
-        items.append(Question(text=question.text, media_key=key, modality="image", features_NE=features[key]))
+            try:
+                with about(question.key):
+                    data = blank_medium("image", ctx.work) if condition == BLANK else shards[name].media(question.key)
+                    features[key] = generator.encode("image", data)
+            except MediaError as error:
+                features[key] = error
+        found = features[key]
+        items.append(found if isinstance(found, MediaError) else Question(text=question.text, media_key=key, modality="image", features_NE=found))
     return items
 
 

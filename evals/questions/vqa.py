@@ -1,8 +1,9 @@
 """Evaluation of an export on image questions, through lmms-eval (step eval_vqa).
 
 Owns the conditions (helped, plain prompt, blank, shuffled images), the floors on the same questions and their intervals.
-Input: the export and the lists. Output: task/ (runs from the shell too), samples.parquet, metrics.parquet. The score of a
-sample is always the harness's own.
+Input: the export and the shards of the instructions, made from the recipe's lists or the user's. Output: task/ (runs from the shell too), samples.parquet,
+metrics.parquet. The score of a sample is always the harness's own; an answer that is not there (unread) scores 0. Records that cannot be asked are left out
+with their reasons. Raises AnyloomError when more of them are than config.max_lost.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from evals.config import EvalConfig
-from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
-from evals.questions.lists import QuestionRow, answer_group, draw_questions, read_questions, write_vqav2_parquet
+from evals.config import TEST, TRAIN, EvalConfig
+from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of, without_shuffled
+from evals.left_out import check_left_out, told
+from evals.questions.lists import QuestionRow, answer_group, draw_questions, questions_of, write_vqav2_parquet
+from evals.records import asked_records, taken
 from evals.suites.task_files import write_task_dir
 from evals.tables import METRICS, VQA_SAMPLES, rounded, score_rows, write_table
 from infra.fingerprint import fingerprint
@@ -22,45 +25,52 @@ from infra.settings import offline_environment
 from infra.step import AnyloomError, StepContext
 from infra.storage import sha256_file, write_atomic
 from mmcore.runtime.devices import device_for
-
-TEST_LIST, TRAIN_LIST = "instruct/easyvqa_test.json", "instruct/easyvqa_train.json"
+from mmcore.stores.shards import ShardSet
 
 
 def run_vqa(ctx: StepContext[EvalConfig]) -> Mapping[str, Any]:
     """Step entry: see the module docstring. A killed run continues from the answers in its work directory."""
     config = ctx.config
-    lists = ctx.inputs["lists"].path
-    questions = draw_questions(read_questions(lists / TEST_LIST), config.num_questions, config.seed)
+    generation, model = ctx.inputs["shards_instruct"].path, _model(ctx)
+    shards = ShardSet(generation, ctx.stores)
+    records, left = asked_records(generation, ctx.stores, TEST, "image")
+    records, refused = taken(records, lambda record: model.take(shards.media(record.key)))
+    left += refused
+    total, what = len(records) + len(left), f"records of {TEST} are not asked"
+    check_left_out(left, total, config.max_lost, what)
+    questions = draw_questions(questions_of(records), config.num_questions, config.seed)
     if not questions:
-        raise AnyloomError(f"{TEST_LIST} has no questions: prepare the lists again")
+        raise AnyloomError(f"{TEST} has no questions: give a list with some")
     parquet = ctx.output / "task" / f"{config.lmms_task}.parquet"
-    write_vqav2_parquet(questions, lists, parquet)
+    write_vqav2_parquet(questions, shards.media, parquet)
     yaml_path = write_task_dir(parquet.parent, parquet, config.lmms_task)
     # the harness unpacks the file beside its scratch copy, never in the artifact or the user's cache
     write_task_dir(ctx.work / "task", parquet, config.lmms_task, cache_dir=ctx.work / "datasets")
-    conditions = conditions_of(ctx, config.conditions)
-    answered = _ask(ctx, config, conditions, questions)
+    conditions, lines = conditions_of(ctx, config.conditions), told(left, total, what)
+    if "shuffled" in conditions and len({shards.media_sha(question.key) for question in questions}) < 2:
+        conditions, alone = without_shuffled(conditions, "the questions are about one image only")
+        lines += alone
+    answered, unread = _ask(ctx, model, conditions, questions)
     samples = [row for condition in conditions for row in answered[condition]]
-    floors = floor_scores(questions, read_questions(lists / TRAIN_LIST))
+    floors = floor_scores(questions, questions_of(asked_records(generation, ctx.stores, TRAIN, "image")[0]))
     metrics = metric_rows(answered, floors, config)
     write_table(ctx.output / "samples.parquet", samples, VQA_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
-    return _result(config, conditions[0], questions, metrics, sha256_file(yaml_path), sha256_file(parquet))
+    result = _result(config, conditions[0], questions, metrics, sha256_file(yaml_path), sha256_file(parquet))
+    return result | {"unread": unread, "left_out": lines}
 
 
-def _ask(ctx: StepContext[EvalConfig], config: EvalConfig, conditions: list[str], questions: list[QuestionRow]) -> dict[str, list[dict[str, Any]]]:
-    """Run every condition through the harness with one loaded model: condition -> rows of VQA_SAMPLES in question order."""
-
+def _model(ctx: StepContext[EvalConfig]) -> Any:
+    """The export behind the harness's interface."""
     offline_environment()
     import torch
 
     torch.set_num_threads(max(1, ctx.resources.threads))
-    total = len(conditions)
-    ctx.progress(0, total, "loading lmms-eval and the model")
-    from evals.harness.adapter import AnyloomLmms, run_lmms
+    ctx.progress(0, 1, "loading lmms-eval and the model")
+    from evals.harness.adapter import AnyloomLmms
 
-    export = ctx.inputs["export"]
-    model = AnyloomLmms(
+    export, config = ctx.inputs["export"], ctx.config
+    return AnyloomLmms(
         path=str(export.path),
         digest=export.digest,
         seed=config.seed,
@@ -71,7 +81,16 @@ def _ask(ctx: StepContext[EvalConfig], config: EvalConfig, conditions: list[str]
         by_bytes=False,
         bucket=0,
     )
-    answered = {}
+
+
+def _ask(
+    ctx: StepContext[EvalConfig], model: Any, conditions: list[str], questions: list[QuestionRow]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
+    """Run every condition through the harness with one loaded model: condition -> rows of VQA_SAMPLES in question order, and -> answers that are unread."""
+    from evals.harness.adapter import run_lmms
+
+    config, total = ctx.config, len(conditions)
+    answered, unread = {}, {}
     for index, condition in enumerate(conditions):
 
         def show(done: int, of: int, index: int = index, condition: str = condition) -> None:
@@ -79,9 +98,11 @@ def _ask(ctx: StepContext[EvalConfig], config: EvalConfig, conditions: list[str]
 
         asked = model.under(SHOWN[condition], CAPTION_TURN[condition], show)
         results = run_lmms(ctx.work / "task", config.lmms_task, asked)
+        replies = [asked.answers.replies[key] for key in asked.asked.values()]
         answered[condition] = sample_rows(condition, questions, results, asked)
+        unread[condition] = sum(reply.unread for reply in replies)
         _keep_harness_results(ctx, condition, results)
-    return answered
+    return answered, unread
 
 
 def sample_rows(condition: str, questions: list[QuestionRow], results: Mapping[str, Any], model: Any) -> list[dict[str, Any]]:
@@ -104,7 +125,7 @@ def sample_rows(condition: str, questions: list[QuestionRow], results: Mapping[s
                 "target": question.answer,
                 "prediction": str(sample["filtered_resps"][0]),
                 "caption": reply.caption,
-                "score": float(sample["exact_match"]),
+                "score": 0.0 if reply.unread else float(sample["exact_match"]),
                 "num_tokens": reply.num_tokens,
             }
         )

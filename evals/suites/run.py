@@ -1,6 +1,6 @@
 """The eval_<task> steps of suites: one lmms-eval task, on official data that was prepared or on a stand-in made of the demo's.
 
-Owns which questions are asked, under which conditions, and what a task needs. Input: the export, and either the lists and the stored features (stand-ins)
+Owns which questions are asked, under which conditions, and what a task needs. Input: the export, and either the shards and the stored features (stand-ins)
 or a prepared suite; output: task/ (the stand-in's Parquet and YAML, which the shell command runs too), samples.parquet (columns of eval_vqa; score is the
 harness's), parsed.parquet (both scores, how ours was read), metrics.parquet. A task that needs a judge or a program and has none is skipped with the reason,
 never scored.
@@ -17,9 +17,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from evals.config import SuiteConfig
+from evals.config import HELDOUT, SuiteConfig
 from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of
 from evals.harness.features import StoredFeatures
+from evals.left_out import not_encoded
 from evals.suites.catalogue import SuiteTask, suite_task
 from evals.suites.data import prepared_files
 from evals.suites.hub_parquet import take_rows
@@ -35,6 +36,7 @@ from infra.settings import judge_environment, offline_environment
 from infra.step import AnyloomError, StepContext
 from infra.storage import read_json, sha256_file, write_atomic
 from mmcore.runtime.devices import device_for
+from mmcore.stores.shards import ShardSet
 
 
 def run(ctx: StepContext[SuiteConfig]) -> Mapping[str, Any]:
@@ -54,12 +56,12 @@ def run(ctx: StepContext[SuiteConfig]) -> Mapping[str, Any]:
     write_atomic(ctx.output / "task" / f"{task.lmms_task}.yaml", yaml_text)
     data_sha = sha256_file(ctx.work / "task" / f"{task.lmms_task}.parquet")
     conditions = conditions_of(ctx, config.conditions)
-    answered, samples, parsed = _ask(ctx, task, config, conditions, docs, aliases, fingerprint([yaml_text, data_sha]))
+    answered, samples, parsed, unread = _ask(ctx, task, config, conditions, docs, aliases, fingerprint([yaml_text, data_sha]))
     write_table(ctx.output / "samples.parquet", samples, VQA_SAMPLES)
     write_table(ctx.output / "parsed.parquet", parsed, PARSED)
     metrics = suite_metrics(task, docs, answered, config)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
-    return _result(ctx, task, docs, answered, metrics, left_out, fingerprint(yaml_text), data_sha)
+    return _result(ctx, task, docs, answered, metrics, left_out, fingerprint(yaml_text), data_sha) | {"unread": unread}
 
 
 def why_skipped(task: SuiteTask, config: SuiteConfig) -> str:
@@ -71,15 +73,18 @@ def why_skipped(task: SuiteTask, config: SuiteConfig) -> str:
 
 
 def _data(ctx: StepContext[SuiteConfig], task: SuiteTask, config: SuiteConfig) -> tuple[list[Doc], dict[str, int], dict[str, str]]:
-    """Write work/task/<task>.parquet with the rows that are asked. Returns its Docs, what is left out, and images that are media of the lists."""
+    """Write work/task/<task>.parquet with the rows that are asked. Returns its Docs, what is left out, and images that are media of the shards."""
     drawn, aliases = ctx.work / "task" / f"{task.lmms_task}.parquet", {}
+    refused = 0
     if task.stand_in:
-        whole = ctx.work / "stand_in.parquet"
-        aliases = write_stand_in(task.lmms_task, ctx.inputs["lists"].path, whole, config.seed).aliases
+        whole, shards, lost = ctx.work / "stand_in.parquet", ShardSet(ctx.inputs["shards_cc3m"].path, ctx.stores), not_encoded(ctx.inputs, "image")
+        aliases = write_stand_in(task.lmms_task, shards, whole, config.seed, without=lost).aliases
+        refused = sum(key in lost for key in shards.keys(source=HELDOUT, duplicates=True))
         files: Sequence[Path] = [whole]
     else:
         files = prepared_files(ctx.sources["suite"], task)
     docs, left_out = askable(read_docs(task, files))
+    left_out |= {"the encoder cannot take their image": refused} if refused else {}
     docs = draw_docs(docs, config.num_questions, config.seed)
     if not docs:
         raise AnyloomError(f"{task.lmms_task} has no questions that the model can be asked: prepare the suite again")
@@ -92,8 +97,9 @@ def _data(ctx: StepContext[SuiteConfig], task: SuiteTask, config: SuiteConfig) -
 
 def _ask(
     ctx: StepContext[SuiteConfig], task: SuiteTask, config: SuiteConfig, conditions: Sequence[str], docs: list[Doc], aliases: Mapping[str, str], asked_of: str
-) -> tuple[dict[str, Answered], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run every condition through the harness with one loaded model: (answers by condition, rows of VQA_SAMPLES, rows of PARSED)."""
+) -> tuple[dict[str, Answered], list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
+    """Run every condition through the harness with one loaded model: (answers by condition, rows of VQA_SAMPLES, rows of PARSED, unread answers by
+    condition)."""
     offline_environment()
     import torch
 
@@ -105,7 +111,7 @@ def _ask(
     export, embeddings = ctx.inputs["export"], ctx.inputs.get("embed_image")
     identity = [export.digest, asked_of, config.chunk, config.seed, embeddings.digest if embeddings else ""]
     answers = ctx.stores / "answers" / f"{task.lmms_task}-{fingerprint(identity)[:16]}.jsonl"
-    answered, samples, parsed = {}, [], []
+    answered, samples, parsed, unread = {}, [], [], {}
     clusters = clustered(docs)
     with exclusive(answers.with_suffix(".lock")):
         model = AnyloomLmms(
@@ -128,9 +134,11 @@ def _ask(
             results = run_lmms(ctx.work / "task", task.lmms_task, asked, scratch=ctx.work / "scratch")
             answered[condition] = one = answers_of(task, docs, results, asked)
             write_atomic(ctx.output / "info" / "lmms" / f"{condition}.json", _told(results))
-            samples += [_sample(condition, docs[i], one, i, asked.answers.replies[asked.asked[task.split, i]]) for i in range(len(docs))]
+            replies = [asked.answers.replies[asked.asked[task.split, i]] for i in range(len(docs))]
+            unread[condition] = sum(reply.unread for reply in replies)
+            samples += [_sample(condition, docs[i], one, i, reply) for i, reply in enumerate(replies)]
             parsed += [_parsed(condition, docs[i], one, i, clusters[i]) for i in range(len(docs))]
-    return answered, samples, parsed
+    return answered, samples, parsed, unread
 
 
 def answers_of(task: SuiteTask, docs: Sequence[Doc], results: Mapping[str, Any], model: Any) -> Answered:

@@ -1,8 +1,8 @@
 """Stand-ins: the demo's own images as MMBench and TextVQA questions, in their exact schemas.
 
 Owns stamps_as_mmbench (which caption fits a held-out stamp? four options, all rotations) and words_as_textvqa (words written on held-out stamps).
-Input: the lists' held-out captions and images; output: one Parquet file that lmms-eval's packaged task reads. It is data in the shape of a
-benchmark, not the benchmark.
+Input: the held-out captions and images of the shards, made from the recipe's list or the user's; output: one Parquet file that lmms-eval's packaged task
+reads. It is data in the shape of a benchmark, not the benchmark. Stamps of which no question can be made are left out.
 
 A stamp that is transparent is put on white first, because the packaged tasks would show its hidden colours; `aliases` says which medium it was.
 """
@@ -13,19 +13,20 @@ import hashlib
 import io
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.config import HELDOUT
 from evals.suites.hub_parquet import write_rows
 from infra.step import AnyloomError
 from mmcore.media.decode import decode_image
+from mmcore.stores.shards import ShardSet
 
 if TYPE_CHECKING:
     from PIL import Image
 
-HELDOUT = "cc3m/stamps_heldout.tsv"
 ROTATION = 10**6
 """MMBench's rotation k of a question has its index + k * ROTATION."""
 LETTERS = "ABCD"
@@ -65,70 +66,80 @@ class StandIn:
 
     rows: int = 0
     aliases: dict[str, str] = field(default_factory=dict)
-    """sha256 of an image in the file -> sha256 of the medium with the same pixels in the lists."""
+    """sha256 of an image in the file -> sha256 of the medium with the same pixels in the shards."""
 
 
-def write_stand_in(task: str, lists: Path, target: Path, seed: int) -> StandIn:
-    """Write the Parquet file of a stand-in, from every held-out stamp. Raises AnyloomError when there are too few of them."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stamp:
+    """A held-out image."""
+
+    key: str
+    uri: str
+    caption: str
+
+
+def write_stand_in(task: str, shards: ShardSet, target: Path, seed: int, without: Container[str] = ()) -> StandIn:
+    """Write the Parquet file of a stand-in, from every held-out stamp but for the samples `without`. Raises AnyloomError when there are too few of them."""
     makers: dict[str, Callable[..., list[dict[str, Any]]]] = {"stamps_as_mmbench": _stamps, "words_as_textvqa": _words}
     if task not in makers:
         raise AnyloomError(f"{task} is no stand-in; there are: {', '.join(makers)}")
-    stamps = heldout_stamps(lists)
-    captions = sorted({caption.casefold() for caption, _ in stamps})
+    stamps = [stamp for stamp in heldout_stamps(shards) if stamp.key not in without]
+    captions = sorted({stamp.caption.casefold() for stamp in stamps})
     if len(captions) < len(LETTERS):
-        raise AnyloomError(f"{lists / HELDOUT} has {len(captions)} different captions; {task} needs {len(LETTERS)}: hold more out of training")
+        raise AnyloomError(f"{HELDOUT} has {len(captions)} different captions; {task} needs {len(LETTERS)}: hold more out of training")
     draws = random.Random(f"{seed} {task}")
     made = StandIn()
-    rows = makers[task](stamps, lists, draws, made)
+    rows = makers[task](stamps, shards, draws, made)
     write_rows(target, rows, COLUMNS[task])
     made.rows = len(rows)
     return made
 
 
-def heldout_stamps(lists: Path) -> list[tuple[str, str]]:
-    """(caption, uri) of every held-out stamp, in list order. Raises AnyloomError when the list is missing or a line is no such pair."""
-    path = lists / HELDOUT
-    if not path.is_file():
-        raise AnyloomError(f"{path} does not exist: prepare the lists again")
-    stamps = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        caption, tab, uri = line.partition("\t")
-        if not tab or not caption or not uri:
-            raise AnyloomError(f"{path} line {number}: needs a caption and an image, separated by a tab")
-        stamps.append((caption, uri))
-    return stamps
+def heldout_stamps(shards: ShardSet) -> list[Stamp]:
+    """Every held-out stamp, in list order."""
+    metas = shards.metas(shards.keys(source=HELDOUT, duplicates=True))
+    return [
+        Stamp(key=meta["key"], uri=next(str(medium["uri"]) for medium in meta["media"]), caption=meta["texts"][0])
+        for meta in metas
+        if meta["texts"] and shards.media_sha(meta["key"])
+    ]
 
 
-def _stamps(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, made: StandIn) -> list[dict[str, Any]]:
+def _stamps(stamps: list[Stamp], shards: ShardSet, draws: random.Random, made: StandIn) -> list[dict[str, Any]]:
     """Four rows per stamp: its caption and three others, in every rotation."""
     by_uri: dict[str, set[str]] = {}
-    for caption, uri in stamps:
-        by_uri.setdefault(uri, set()).add(caption.casefold())
-    captions = sorted({caption.casefold(): caption for caption, _ in stamps}.values())
+    for stamp in stamps:
+        by_uri.setdefault(stamp.uri, set()).add(stamp.caption.casefold())
+    captions = sorted({stamp.caption.casefold(): stamp.caption for stamp in stamps}.values())
     rows = []
-    for number, (caption, uri) in enumerate(stamps):
-        others = draws.sample([other for other in captions if other.casefold() not in by_uri[uri]], len(LETTERS) - 1)
-        options = draws.sample([caption, *others], len(LETTERS))
-        data = _on_white(lists, uri, made)
-        parts = uri.split("/")
+    for number, stamp in enumerate(stamps):
+        wrong = [other for other in captions if other.casefold() not in by_uri[stamp.uri]]
+        if len(wrong) < len(LETTERS) - 1:
+            continue
+        options = draws.sample([stamp.caption, *draws.sample(wrong, len(LETTERS) - 1)], len(LETTERS))
+        data = _on_white(shards.media(stamp.key), made)
+        parts = stamp.uri.split("/")
         for turn in range(len(LETTERS)):
             turned = options[turn:] + options[:turn]
             row: dict[str, Any] = {"hint": "nan", "comment": "nan"} | dict(zip(LETTERS, turned, strict=True))
-            row |= {"index": number + turn * ROTATION, "question": QUESTION, "answer": LETTERS[turned.index(caption)]}
-            row |= {"image": {"bytes": data, "path": uri}, "category": parts[2] if len(parts) > 3 else "stamps"}
+            row |= {"index": number + turn * ROTATION, "question": QUESTION, "answer": LETTERS[turned.index(stamp.caption)]}
+            row |= {"image": {"bytes": data, "path": stamp.uri}, "category": parts[2] if len(parts) > 3 else "stamps"}
             row |= {"L2-category": "caption choice", "source": "held-out stamps", "split": "dev"}
             rows.append(row)
     return rows
 
 
-def _words(stamps: list[tuple[str, str]], lists: Path, draws: random.Random, made: StandIn) -> list[dict[str, Any]]:
+def _words(stamps: list[Stamp], shards: ShardSet, draws: random.Random, made: StandIn) -> list[dict[str, Any]]:
     """One row per stamp: a word of another stamp's caption, written on it in Pillow's own typeface."""
-    vocabulary = sorted({word.lower() for caption, _ in stamps for word in WORD.findall(caption)})
+    vocabulary = sorted({word.lower() for stamp in stamps for word in WORD.findall(stamp.caption)})
     rows = []
-    for number, (caption, uri) in enumerate(stamps):
-        own = {word.lower() for word in WORD.findall(caption)}
-        word = draws.choice([word for word in vocabulary if word not in own])
-        image = _written(_image(lists, uri), word, draws)
+    for number, stamp in enumerate(stamps):
+        own = {word.lower() for word in WORD.findall(stamp.caption)}
+        others = [word for word in vocabulary if word not in own]
+        if not others:
+            continue
+        word = draws.choice(others)
+        image = _written(decode_image(shards.media(stamp.key)), word, draws)
         row: dict[str, Any] = {
             "flickr_original_url": "",
             "flickr_300k_url": "",
@@ -158,27 +169,14 @@ def _written(image: Image.Image, word: str, draws: random.Random) -> Image.Image
     return canvas
 
 
-def _file(lists: Path, uri: str) -> bytes:
-    path = (lists / uri).resolve()
-    if not path.is_relative_to(lists.resolve()) or not path.is_file():
-        raise AnyloomError(f"{HELDOUT}: image {uri} is not a file below the list root: prepare the lists again")
-    return path.read_bytes()
-
-
-def _image(lists: Path, uri: str) -> Image.Image:
-
-    return decode_image(_file(lists, uri))
-
-
-def _on_white(lists: Path, uri: str, made: StandIn) -> bytes:
+def _on_white(data: bytes, made: StandIn) -> bytes:
     """The file's own bytes when it is opaque, else a PNG of it on white, which `made` notes as an alias."""
     from PIL import Image
 
-    data = _file(lists, uri)
     with Image.open(io.BytesIO(data)) as image:
         if image.mode in ("RGB", "L") and "transparency" not in image.info:
             return data
-    shown = _png(_image(lists, uri))
+    shown = _png(decode_image(data))
     made.aliases[hashlib.sha256(shown).hexdigest()] = hashlib.sha256(data).hexdigest()
     return shown
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.running.cells import visible
 from infra.artifact import find, refuse_damaged
 from infra.settings import load_settings, offline_environment
 from infra.step import AnyloomError
@@ -88,7 +89,7 @@ def main(args: argparse.Namespace) -> int:
     generator = load(directory, args.base)
     use = terms(generator.description)
     if use and (args.command == "chat" or not use.endswith("use: yes")):
-        print(use, file=sys.stderr)
+        print(shown(use), file=sys.stderr)
     speaker = Speaker(generator, directory, args.out, args.seed, args.max_new_tokens)
     try:
         if args.command == "chat":
@@ -143,6 +144,11 @@ def load(directory: Path, base: Path | None = None) -> Any:
     return Generator.load(directory, device=device_for(load_settings().num_gpus), base=base)
 
 
+def shown(text: str) -> str:
+    """What a model says, for the terminal: everything that a terminal would obey is escaped as in tables; line breaks stay."""
+    return visible(text, keep="\n")
+
+
 class Speaker:
     """Writes what a model says to the terminal, and what it makes to files in `out` (made when the first one comes). directory: its export."""
 
@@ -165,7 +171,7 @@ class Speaker:
                 if isinstance(event, BrokenBlock):
                     broken.append(event.reason)
                     continue
-                sys.stdout.write(event.text if isinstance(event, TextPiece) else self._medium(event))
+                sys.stdout.write(shown(event.text if isinstance(event, TextPiece) else self._medium(event)))
                 sys.stdout.flush()
                 begun = True
         except (ValueError, AnyloomError):
@@ -174,7 +180,7 @@ class Speaker:
             raise
         print()
         for reason in broken:
-            print(reason, file=sys.stderr)
+            print(shown(reason), file=sys.stderr)
 
     def _medium(self, block: Any) -> str:
         """Make the medium of a block; returns what stands for it in the answer: its path, or its conditioning where no decoder makes it."""
@@ -198,7 +204,7 @@ class Speaker:
         from infra.storage import write_atomic
 
         write_atomic(path, to_bytes({name: tensor.clone() for name, tensor in self._conditioning.items()}))
-        print(f"conditioning saved to {path}", file=sys.stderr)
+        print(shown(f"conditioning saved to {path}"), file=sys.stderr)
 
 
 def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, complete_blocks: bool = True, system: str = "", stop: Sequence[str] = ()) -> None:
@@ -229,13 +235,13 @@ def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, compl
             try:
                 media = [*media, read_medium(command.removeprefix("/"), Path(rest.strip()))]
             except AnyloomError as error:
-                print(error, file=sys.stderr)
+                print(shown(str(error)), file=sys.stderr)
         elif command.startswith("/"):
-            print(f"{command}: no such command\n{CHAT_HELP}", file=sys.stderr)
+            print(f"{shown(command)}: no such command\n{CHAT_HELP}", file=sys.stderr)
         else:
             try:
                 with closing(conversation.say(line, media, speaker.max_new_tokens, complete_blocks)) as events:
                     speaker.say(events)
             except (ValueError, AnyloomError) as error:
-                print(error, file=sys.stderr)
+                print(shown(str(error)), file=sys.stderr)
             media = []

@@ -1,6 +1,7 @@
-"""Wordings: the sentences in which users ask for a description or for a medium.
+"""Wordings: the sentences in which users ask for a description or for a medium, and the demo's questions about videos and audio clips.
 
-Owns the texts only. Input: nothing. Output: DESCRIBE and REQUESTS, by modality. Raises nothing.
+Owns the texts, and the kinds of those questions. Input: a question with its answer. Output: DESCRIBE and REQUESTS, by modality; WORDINGS; the kind of a
+question. Raises nothing.
 """
 
 from __future__ import annotations
@@ -87,3 +88,28 @@ REQUESTS: dict[str, tuple[str, ...]] = {
     ),
 }
 """How a caption becomes a request for a medium."""
+
+YES_NO, NAME, MOTION, LANGUAGE = "yes/no", "name", "motion", "language"
+"""Kinds of questions about videos and audio clips."""
+OTHER = "other"
+"""Kind of a question in words of somebody else's."""
+WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "clip": {
+        YES_NO: ("Is this {}?", "Does the clip show {}?"),
+        NAME: ("What moves here?", "What does the clip show?"),
+        MOTION: ("How does the picture move?", "How does it move?"),
+    },
+    "sound": {YES_NO: ("Is this the sound of {}?", "Do you hear {}?"), NAME: ("What do you hear?", "What makes this sound?")},
+    "voice": {
+        YES_NO: ("Does the voice name {}?", "Is the voice talking about {}?"),
+        NAME: ("What does the voice name?", "What does the voice say?"),
+        LANGUAGE: ("Which language does the voice speak?", "In which language is this?"),
+    },
+}
+"""What a medium is -> kind of question -> wordings."""
+_KIND = {wording: kind for kinds in WORDINGS.values() for kind, wordings in kinds.items() for wording in wordings}
+
+
+def kind_of(question: str, answer: str) -> str:
+    """The kind of a question about a video or an audio clip: by its words where they are ours, else YES_NO by its answer, or OTHER."""
+    return _KIND.get(question) or (YES_NO if answer.casefold().strip(" .") in ("yes", "no") else OTHER)

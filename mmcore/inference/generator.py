@@ -73,14 +73,16 @@ class Generator:
 
     def encode(self, modality: str, data: bytes) -> np.ndarray:
         """Features [N, E] of one medium's bytes. Raises ValueError for a modality this model cannot read or bytes that are no such medium."""
+        return self.encoder(modality).encode([data])[0]
+
+    def encoder(self, modality: str) -> Encoder:
+        """The encoder of a modality. Raises ValueError for one that this model cannot read."""
         if modality not in self._encoders:
             spec = dict(self.model.spec.encoders).get(modality)
             if spec is None or self._encoder_dir is None:
                 raise ValueError(f"this model cannot read {modality}: it reads {', '.join(m for m, _ in self.model.spec.encoders)}")
             self._encoders[modality] = load_encoder(spec, self._encoder_dir / _ENCODER_DIRS[modality])
-        return self._encoders[modality].encode([data])[0]
-
-    # -- batched answers ----------------------------------------------------------------------------------------------------------
+        return self._encoders[modality]
 
     @torch.inference_mode()
     def answer(
@@ -286,8 +288,6 @@ class Generator:
         for stream, start in zip(streams, starts, strict=True):
             pieces[stream.row] = [(0, stream.position, self.unread(stream, start))]
         cache.extend(pieces)
-
-    # -- streaming ----------------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def stream(

@@ -26,6 +26,8 @@ class Rows(Protocol):
         """(rows_BNC float32, lengths_B)."""
         ...
 
+    def __contains__(self, key: object) -> bool: ...
+
 
 class LatentSet:
     """Latents of samples. contract: the decoder's; spec: the encoder that made the rows."""
@@ -38,6 +40,9 @@ class LatentSet:
         if spec.width != channels:
             raise ValueError(f"the {contract.modality} latents have {spec.width} channels, the decoder takes {channels}: set width of the recipe's latents")
         self._rows, self._contract, self._spec = rows, contract, spec
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._rows
 
     def gather(self, keys: Sequence[str]) -> torch.Tensor:
         """float32 [B, *latent]: image [C, H, W]; video [C, F, H, W], or [F, C, H, W] where the contract says so; audio [C, T, M].

@@ -29,6 +29,8 @@ class Latents(Protocol):
         """float32 [B, *latent_shape]."""
         ...
 
+    def __contains__(self, key: object) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Places:

@@ -1,23 +1,55 @@
 """Targets: what the output projectors aim at, as tensors.
 
-Owns the padding of targets and the statistics that their loss is scaled by. Input: stored caption features. Output: [B, Q, C] tensors, mean, spread and the
-error of the mean. Raises KeyError for a caption without features.
+Owns the padding of targets, the statistics that their loss is scaled by, and which samples have targets (and latents). Input: stored caption features.
+Output: [B, Q, C] tensors, mean, spread and the error of the mean. Raises ValueError for a caption without features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from mmcore.training.drawn import FeatureSource
+from mmcore.training.fitting import CUT, LEFT_OUT, NO_FEATURES, LeftOut
 from mmcore.training.losses import alignment
 from mmcore.training.signals import target_key
+from mmcore.types import Sample
 
 DENOISING = "denoising"
 
 CHUNK = 256
+
+
+def with_targets(
+    samples: Mapping[str, Sequence[Sample]],
+    modalities: Mapping[str, str],
+    targets: Mapping[str, FeatureSource],
+    latents: Mapping[str, Container[str]],
+) -> tuple[dict[str, list[Sample]], list[LeftOut]]:
+    """dataset -> its samples with the captions that have targets, of media that have latents; and what became of the others.
+
+    modalities: dataset -> the modality that its captions ask for; other datasets stay as they are. latents: modality -> those of the media, where there is a
+    denoising loss.
+    """
+    kept: dict[str, list[Sample]] = {}
+    lost = []
+    for name, rows in samples.items():
+        modality = modalities.get(name, "")
+        kept[name] = []
+        for sample in rows:
+            texts, problem = sample.texts, ""
+            if modality in targets:
+                texts = tuple(text for text in sample.texts if target_key(text) in targets[modality])
+                problem = "its captions have no targets: the text encoder cannot take them" if texts != sample.texts else ""
+            if modality in targets and modality in latents and sample.key not in latents[modality]:
+                texts, problem = (), f"this step has no {modality} latents of it: its decoder's autoencoder cannot take it"
+            if problem:
+                lost.append(LeftOut(key=sample.key, source=name, status=CUT if texts else LEFT_OUT, reason=NO_FEATURES, detail=problem))
+            kept[name] += [] if problem and not texts else [replace(sample, texts=texts) if problem else sample]
+    return kept, lost
 
 
 def padded_targets(source: FeatureSource, captions: Sequence[str], num_queries: int) -> torch.Tensor:

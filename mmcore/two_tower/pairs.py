@@ -2,12 +2,13 @@
 
 Turns the samples of a step into stored features, and those into the loss of this rank's share of the batch. The batch is formed in the global order
 and then split, every rank sees the vectors of all rows: the world size changes nothing but rounding. Input: samples by dataset, a feature source per
-modality and one for texts.
+modality and one for texts. Samples without features are left out before (with_vectors).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from mmcore.config import PairsStage
 from mmcore.training.batching import Schedule, deal, share
 from mmcore.training.drawn import FeatureSource
+from mmcore.training.fitting import CUT, LEFT_OUT, NO_FEATURES, NOTHING, LeftOut
 from mmcore.training.losses import StepLoss, group_sums
 from mmcore.training.signals import target_key
 from mmcore.two_tower.model import Sum, TwoTower, gather_rows, info_nce, same_pairs
@@ -23,6 +25,28 @@ from mmcore.types import Sample
 FIT_TOKENS = 65536
 """Feature tokens, evenly thinned out, that a tower's standardisation is fitted on."""
 _CHUNK = 256
+
+
+def with_vectors(
+    samples: Mapping[str, Sequence[Sample]], features: Mapping[str, FeatureSource], texts: FeatureSource
+) -> tuple[dict[str, list[Sample]], list[LeftOut]]:
+    """dataset -> its samples with features and the captions that have vectors; and what became of the others."""
+    kept: dict[str, list[Sample]] = {}
+    lost = []
+    for name, rows in samples.items():
+        kept[name] = []
+        for sample in rows:
+            captions = tuple(text for text in sample.texts if target_key(text) in texts)
+            if not sample.texts or not sample.media_sha256:
+                captions, problem = (), (NOTHING, "it has no caption, or no medium")
+            elif sample.modality in features and sample.key not in features[sample.modality]:
+                captions, problem = (), (NO_FEATURES, f"this step has no {sample.modality} features of it: its encoder cannot take it")
+            else:
+                problem = (NO_FEATURES, "the text encoder cannot take its captions")
+            if captions != sample.texts or not captions:
+                lost.append(LeftOut(key=sample.key, source=name, status=CUT if captions else LEFT_OUT, reason=problem[0], detail=problem[1]))
+            kept[name] += [sample if captions == sample.texts else replace(sample, texts=captions)] if captions else []
+    return kept, lost
 
 
 class TwoTowerData:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evals.config import HistoryConfig, ReportConfig
+from evals.config import HELDOUT, TEST, HistoryConfig, ReportConfig
 from evals.evaluation import EVALUATIONS, Facts
 from evals.suites.catalogue import suite_tasks
 from infra.step import AnyloomError, Step
@@ -36,13 +36,15 @@ def plan_evaluation(recipe: Recipe, given: Given, data: Data, weights: Weights, 
     if training.export is None or not evaluations:
         return Evaluation(evaluations=evaluations, history=None, report=None)
     history = _history(recipe, evaluations, training.export, training.stages)
-    report = _report(recipe, data, evaluations, training.export, training.stages, history)
+    report = _report(recipe, given, data, evaluations, training.export, training.stages, history)
     return Evaluation(evaluations=evaluations, history=history, report=report)
 
 
 def facts_of(recipe: Recipe, given: Given) -> Facts:
     """What the recipe says to its evaluations. Only what its model can do is asked for."""
-    settings = {"evaluation": recipe.evaluation, "suite": recipe.suite, "eval_generation": recipe.eval_generation}
+    names = {dataset.name for dataset in recipe.datasets}
+    settings = {"suite": recipe.suite, "eval_generation": recipe.eval_generation}
+    settings |= {"evaluation": recipe.evaluation} if TEST in names else {}
     settings |= {"eval_captioning": recipe.eval_captioning, "eval_objects_as_pope": recipe.eval_objects_as_pope}
     if recipe.two_tower is not None:
         return Facts(model=None, settings={"two_tower": recipe.two_tower.evaluation})
@@ -60,6 +62,7 @@ def facts_of(recipe: Recipe, given: Given) -> Facts:
         captions=captions,
         questions=tuple((modality, heldout) for modality, (_, heldout) in QUESTIONS.items() if heldout in asked_about(recipe, modality)),
         concepts=tuple((modality, CONCEPTS[name]) for modality, name in recipe.decoders if name in CONCEPTS),
+        stand_ins=HELDOUT in names,
         suites=tuple(dict.fromkeys((*recipe.suites, *given.prepared))),
         prepared=given.prepared,
         query=recipe.query,
@@ -82,8 +85,7 @@ def _history(recipe: Recipe, evaluations: Mapping[str, Step], export: Step, stag
     return Step(name="history", run="evals.history.database:run", config=HistoryConfig(recipe=recipe.name, seeds=seeds), inputs=inputs, isolate=False)
 
 
-def _report(recipe: Recipe, data: Data, evaluations: Mapping[str, Step], export: Step, stages: Mapping[str, Step], history: Step) -> Step:
-    lists = {} if data.lists is None else {"lists": data.lists}
-    config = ReportConfig(recipe=recipe.name, questions_are=recipe.questions_are)
-    inputs = {**lists, "overlap": data.overlap, "export": export, "history": history, **stages, **evaluations}
+def _report(recipe: Recipe, given: Given, data: Data, evaluations: Mapping[str, Step], export: Step, stages: Mapping[str, Step], history: Step) -> Step:
+    config = ReportConfig(recipe=recipe.name, questions_are=f"your own (--list {TEST})" if TEST in given.lists else recipe.questions_are)
+    inputs = {"overlap": data.overlap, "export": export, "history": history, **stages, **evaluations}
     return Step(name="report", run="evals.pages.run.report:run", config=config, inputs=inputs, isolate=False, revision=2)

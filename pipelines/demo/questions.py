@@ -1,6 +1,6 @@
 """Questions about videos and audio clips: instruction records with short answers, each with its kind.
 
-Owns the wordings, the kinds and the choice of the other name in a yes/no question. Input: what each medium shows or lets hear; output: records
+Owns what is asked of which medium and the choice of the other name in a yes/no question. Input: what each medium shows or lets hear; output: records
 in the format of pipelines.readers.instruct, with `question_kinds` beside `question_ids` (ours; readers of the format ignore both).
 
 Kinds: `yes/no` (its own name, and the name of another medium of the list), `name`, `motion` (videos) and `language` (voices). Every name is asked
@@ -14,23 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmcore.chat.wordings import LANGUAGE, MOTION, NAME, WORDINGS, YES_NO
 from pipelines.demo.listfiles import chance, question_record, write_instruct
 
-YES_NO, NAME, MOTION, LANGUAGE = "yes/no", "name", "motion", "language"
-WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
-    "clip": {
-        YES_NO: ("Is this {}?", "Does the clip show {}?"),
-        NAME: ("What moves here?", "What does the clip show?"),
-        MOTION: ("How does the picture move?", "How does it move?"),
-    },
-    "sound": {YES_NO: ("Is this the sound of {}?", "Do you hear {}?"), NAME: ("What do you hear?", "What makes this sound?")},
-    "voice": {
-        YES_NO: ("Does the voice name {}?", "Is the voice talking about {}?"),
-        NAME: ("What does the voice name?", "What does the voice say?"),
-        LANGUAGE: ("Which language does the voice speak?", "In which language is this?"),
-    },
-}
-"""What a medium is -> kind of question -> wordings."""
 MODALITY = {"clip": "video", "sound": "audio", "voice": "audio"}
 
 

@@ -34,6 +34,7 @@ from mmcore.training.rows import ChatData
 from mmcore.training.signals import SignalSide, StateSet
 from mmcore.training.stages import saved_tensors, stage_spec
 from mmcore.training.states import SignalData, with_states
+from mmcore.training.targets import with_targets
 from pipelines.embed.config import TARGETS
 from pipelines.shards.config import GROUP_MODALITY
 from pipelines.training.config import NEEDS_OUTPUT_PROJECTORS, TrainConfig
@@ -96,23 +97,29 @@ def _chat_stage(config: TrainConfig, stage: RowsStage, ctx: StepContext[TrainCon
     fitting = Fitting(stage, model.chat, features, config.model.input_projector, captions, model.lm.longest, blocks)
     samples, more = fitting.samples(samples)
     lost += more
+    targets, denoised = _goals(stage, ctx, device, stages) if stage.generation_loss else ({}, {})
+    if stage.generation_loss:
+        samples, more = with_targets(samples, {name: GROUP_MODALITY.get(group, "") for name, group in groups.items()}, targets, _latents(stage, denoised))
+        lost += more
     check_lost(lost, samples, stage.max_lost)
-    generation = _caption_generation(stage, ctx, device, model, samples, groups, stages) if stage.generation_loss else None
+    generation = CaptionGeneration(stage, model, _generated(ctx, groups, samples), targets, denoised) if stage.generation_loss else None
     data = ChatData(stage, model.chat, samples, features, config.model.input_projector, captions, generation, routed=config.model.lora.mode == "per_modality")
     if spec.saves:
         _fit_input_projectors(model, data, [modality for modality, _ in config.model.encoders])
     return model, data, lost
 
 
-def _caption_generation(
-    stage: RowsStage, ctx: StepContext[TrainConfig], device: str, model: Any, samples: dict[str, list[Any]], groups: dict[str, str], stages: tuple[Path, ...]
-) -> Any:
-    """CaptionGeneration of the stage's captions whose targets are given. Raises AnyloomError where no earlier stage trained output projectors."""
+def _goals(stage: RowsStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(caption targets, GenerationLoss) by modality of a stage with generation losses. Raises AnyloomError where no earlier stage trained output projectors."""
 
     if not any(read_json(path / STAGE_RECORD)["stage"] == "stage2" for path in stages):
         raise AnyloomError(f"{ctx.name}: {NEEDS_OUTPUT_PROJECTORS}")
-    captions = _generated(ctx, groups, samples)
-    return CaptionGeneration(stage, model, captions, target_sources(ctx.inputs, ctx.stores), generation_losses(ctx.inputs, ctx.stores, stage, device))
+    return target_sources(ctx.inputs, ctx.stores), generation_losses(ctx.inputs, ctx.stores, stage, device)
+
+
+def _latents(stage: RowsStage | StatesStage, denoised: dict[str, Any]) -> dict[str, Any]:
+    """modality -> latents that the stage's denoising loss needs."""
+    return {modality: loss.latents for modality, loss in denoised.items()} if stage.denoise_loss else {}
 
 
 def _generated(ctx: StepContext[TrainConfig], groups: dict[str, str], samples: dict[str, list[Any]]) -> dict[str, list[str]]:
@@ -128,8 +135,8 @@ def _generated(ctx: StepContext[TrainConfig], groups: dict[str, str], samples: d
 def _signal_stage(
     config: TrainConfig, stage: StatesStage, ctx: StepContext[TrainConfig], device: str, stages: tuple[Path, ...]
 ) -> tuple[Any, Any, list[LeftOut]]:
-    """(SignalSide, SignalData, samples without states) of a stage on states. The output projectors go on from an earlier one, where there is one; the token
-    rows are the states'."""
+    """(SignalSide, SignalData, samples without states, targets or latents) of a stage on states. The output projectors go on from an earlier one, where there
+    is one; the token rows are the states'."""
 
     assert isinstance(config.model, ModelSpec)
     states = StateSet(ctx.inputs["states"].path)
@@ -139,9 +146,11 @@ def _signal_stage(
     samples, groups = dataset_samples(shard_sets(ctx.inputs, ctx.stores), [name for name, _ in stage.mixture])
     modalities = {name: GROUP_MODALITY.get(group, "text") for name, group in groups.items()}
     samples, lost = with_states(samples, modalities, states)
+    targets, denoised = target_sources(ctx.inputs, ctx.stores), generation_losses(ctx.inputs, ctx.stores, stage, device)
+    samples, more = with_targets(samples, modalities, targets, _latents(stage, denoised))
+    lost += more
     check_lost(lost, samples, stage.max_lost)
-    denoised = generation_losses(ctx.inputs, ctx.stores, stage, device)
-    return side, SignalData(stage, side, samples, modalities, states, target_sources(ctx.inputs, ctx.stores), denoised), lost
+    return side, SignalData(stage, side, samples, modalities, states, targets, denoised), lost
 
 
 def _train(ctx: StepContext[TrainConfig], threads: int, device: str, collective: Any, progress: Progress) -> dict[str, Any]:
@@ -159,7 +168,7 @@ def _train(ctx: StepContext[TrainConfig], threads: int, device: str, collective:
         elif isinstance(config.stage, RowsStage):
             model, data, lost = _chat_stage(config, config.stage, ctx, device, stages)
         else:
-            model, data = two_tower_stage(config, ctx, collective)
+            model, data, lost = two_tower_stage(config, ctx, collective)
         model.to(device)
         trained, log, seconds = run_stage(config.stage, model, data, ctx.work, collective, progress)
     except ValueError as error:

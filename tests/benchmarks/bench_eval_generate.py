@@ -9,7 +9,7 @@ All sides run on the same `--threads` cores: the process is pinned to them, so t
 The peer runs over whole pictures of a seeded part of the questions (`--peer-questions`), single-run, and so does the breakdown, each line adding to the
 one before: features at hand; questions about one picture share its prefix; batches of pictures. A question that the list has twice about a picture is taken
 once, as the adapter asks it. Answers are compared; bfloat16 rounds differently in other batches, so the share of equal ones is told. Needs `--root DIR`
-with a finished run of the recipe (export, lists), or makes one.
+with a finished run of the recipe (export, shards), or makes one.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from branches import artifacts
 from demo_process import read_root
 from store_bench import anyloom, pinned, rates, scratch
 
-from evals.questions.lists import QuestionRow, draw_questions, read_questions, write_vqav2_parquet
+from evals.questions.lists import QuestionRow, draw_questions, questions_of, write_vqav2_parquet
+from evals.records import asked_records
 from evals.suites.task_files import write_task_dir
 from infra.settings import offline_environment
 from infra.step import AnyloomError
+from mmcore.stores.shards import ShardSet
 
-TASK, LIST = "easyvqa_as_vqav2", "instruct/easyvqa_test.json"
+TASK, LIST = "easyvqa_as_vqav2", "easyvqa_test"
 LIMIT = 16
 """New tokens, as the task says."""
 
@@ -45,7 +47,7 @@ class Work:
 
     generator: Any
     questions: Sequence[QuestionRow]
-    lists: Path
+    shards: Any
     export: Path
     digest: str
     chunk: int
@@ -53,7 +55,7 @@ class Work:
 
     def image(self, question: QuestionRow) -> bytes:
         """Its file's bytes."""
-        return (self.lists / question.image).read_bytes()
+        return bytes(self.shards.media(question.key))
 
     def item(self, question: QuestionRow, features: Any) -> Any:
         """The question as the model takes it."""
@@ -80,9 +82,9 @@ def finished(options: argparse.Namespace, box: Path) -> Path:
     from flows.running.run import recipe_steps
 
     if options.root is not None:
-        return read_root(options.root, options.recipe, "export*", "lists")
+        return read_root(options.root, options.recipe, "export*", "shards_instruct")
     export = "export_early" if "export_early" in recipe_steps(options.recipe, {}) else "export"
-    anyloom("run", export, "lists", "--recipe", options.recipe, "--root", str(box / "runs"), "--no-prefect", "--no-ray")
+    anyloom("run", export, "shards_instruct", "--recipe", options.recipe, "--root", str(box / "runs"), "--no-prefect", "--no-ray")
     return box / "runs"
 
 
@@ -94,17 +96,18 @@ def prepared(root: Path, options: argparse.Namespace, box: Path) -> Work:
 
     torch.set_num_threads(options.threads)
     rows = artifacts(options.recipe, root, {})
-    export, lists = rows.get("export_early") or rows.get("export"), rows.get("lists")
-    if export is None or lists is None:
-        raise AnyloomError(f"{root} has no export of the recipe as it is now; make it first: anyloom run export lists --recipe {options.recipe} --root {root}")
-    read = read_questions(lists.path / LIST)
+    export, generation = rows.get("export_early") or rows.get("export"), rows.get("shards_instruct")
+    if export is None or generation is None:
+        raise AnyloomError(f"{root} has no export of the recipe as it is now; make it first: anyloom run export --recipe {options.recipe} --root {root}")
+    shards = ShardSet(generation.path, root / "stores")
+    read = questions_of(asked_records(generation.path, root / "stores", LIST, "image")[0])
     once = list({(question.image, question.question): question for question in read}.values())
     questions = draw_questions(once, min(options.questions, len(once)), options.seed)
     parquet = box / "questions.parquet"
-    write_vqav2_parquet(questions, lists.path, parquet)
+    write_vqav2_parquet(questions, shards.media, parquet)
     write_task_dir(box / "task", parquet, TASK, cache_dir=box / "datasets")
     what = {"generator": Generator.load(export.path), "export": export.path, "digest": export.record.digest}
-    return Work(**what, questions=questions, lists=lists.path, chunk=options.chunk, box=box)
+    return Work(**what, questions=questions, shards=shards, chunk=options.chunk, box=box)
 
 
 def measure(work: Work, options: argparse.Namespace) -> dict:

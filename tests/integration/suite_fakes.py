@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from listed import sharded
 
 from infra.step import Artifact, StepContext
 from mmcore.types import Answer, Question
@@ -54,8 +58,14 @@ def nearest(seen: tuple[int, ...] | None) -> str:
     return min(COLOURS, key=lambda name: sum((a - b) ** 2 for a, b in zip(COLOURS[name], seen, strict=True)))
 
 
-def make_lists(root: Path, transparent: bool = False) -> Path:
-    """Held-out stamps: one flat picture per colour, captioned with it. transparent: with hidden colours where nothing is seen."""
+def make_shards(root: Path, transparent: bool = False) -> Path:
+    """Shards of held-out stamps, whose store is root/stores: one flat picture per colour, captioned with it. transparent: with hidden colours where nothing is
+    seen."""
+    return sharded(root, write_lists(root / "lists", transparent), {"stamps_heldout": "heldout"}, group="cc3m")
+
+
+def write_lists(root: Path, transparent: bool = False) -> Path:
+    """The list; returns its root."""
     lines = []
     for number, (name, colour) in enumerate(COLOURS.items()):
         uri = f"media/stamps/flat/{name}-{number}.png"

@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from evals.config import HistoryConfig, SuiteConfig
+from evals.config import HistoryConfig, ReportConfig, SuiteConfig
 from evals.history import database as history
 from evals.history.check import check
+from evals.pages.run.context import RunPage
+from evals.pages.run.suites import suites_section
 from evals.suites import run as suite_run
 from infra.settings import offline_environment
 from infra.step import AnyloomError, Artifact, StepContext
+from mmcore.types import Answer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from suite_fakes import Says, context, make_lists, nearest, use
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from listed import sharded
+from suite_fakes import Says, context, make_shards, nearest, use, write_lists
 
 MMBENCH, WORDS = "stamps_as_mmbench", "words_as_textvqa"
 
@@ -44,9 +50,9 @@ def metrics_of(output: Path) -> dict[tuple[str, str, str], dict]:
 
 
 def test_stamps_as_mmbench_is_scored_by_the_packaged_judge_and_by_us(tmp_path, monkeypatch) -> None:
-    lists = make_lists(tmp_path / "lists", transparent=True)
+    shards = make_shards(tmp_path, transparent=True)
     use(monkeypatch, Says(seer))
-    ctx = context(tmp_path, SuiteConfig(lmms_task=MMBENCH, conditions=("plain_prompt", "blank"), bootstrap_draws=100), inputs={"lists": lists})
+    ctx = context(tmp_path, SuiteConfig(lmms_task=MMBENCH, conditions=("plain_prompt", "blank"), bootstrap_draws=100), inputs={"shards_cc3m": shards})
     result = suite_run.run(ctx)
     assert result["questions"] == 24 and result["groups"] == result["pictures"] == 6
     scores = result["scores"]["plain_prompt"]
@@ -63,9 +69,9 @@ def test_stamps_as_mmbench_is_scored_by_the_packaged_judge_and_by_us(tmp_path, m
 
 
 def test_our_reading_stands_beside_the_harness_and_says_why(tmp_path, monkeypatch) -> None:
-    lists = make_lists(tmp_path / "lists")
+    shards = make_shards(tmp_path)
     use(monkeypatch, Says(lambda prompt, seen: seer(prompt, seen).lower()))
-    ctx = context(tmp_path, SuiteConfig(lmms_task=MMBENCH, conditions=("plain_prompt",), bootstrap_draws=100), inputs={"lists": lists})
+    ctx = context(tmp_path, SuiteConfig(lmms_task=MMBENCH, conditions=("plain_prompt",), bootstrap_draws=100), inputs={"shards_cc3m": shards})
     result = suite_run.run(ctx)
     scores = result["scores"]["plain_prompt"]
     assert scores["gpt_eval_score"] == 0.0 and scores["ours_circular"] == scores["ours_vanilla"] == 1.0
@@ -75,9 +81,9 @@ def test_our_reading_stands_beside_the_harness_and_says_why(tmp_path, monkeypatc
 
 
 def test_words_as_textvqa_and_unparsed_answers_are_counted(tmp_path, monkeypatch) -> None:
-    lists = make_lists(tmp_path / "lists")
+    shards = make_shards(tmp_path)
     use(monkeypatch, Says(lambda prompt, seen: ["", "It is Square"][nearest(seen) == "red"]))
-    ctx = context(tmp_path, SuiteConfig(lmms_task=WORDS, conditions=("plain_prompt",), bootstrap_draws=100), inputs={"lists": lists})
+    ctx = context(tmp_path, SuiteConfig(lmms_task=WORDS, conditions=("plain_prompt",), bootstrap_draws=100), inputs={"shards_cc3m": shards})
     suite_run.run(ctx)
     table = pq.read_table(ctx.output / "task" / f"{WORDS}.parquet")
     assert len(table) == 6 and {len(row) for row in table.column("answers").to_pylist()} == {10}
@@ -88,11 +94,11 @@ def test_words_as_textvqa_and_unparsed_answers_are_counted(tmp_path, monkeypatch
 
 
 def test_the_history_has_what_a_suite_step_read_and_the_documented_query_finds_it(tmp_path, monkeypatch) -> None:
-    lists = make_lists(tmp_path / "lists")
     use(monkeypatch, Says(lambda prompt, seen: "" if "A. " in prompt or seen[0] > seen[2] else "square"))
     inputs, unread = {}, {}
     for task in (MMBENCH, WORDS):
-        ctx = context(tmp_path / task, SuiteConfig(lmms_task=task, conditions=("plain_prompt",), bootstrap_draws=50), inputs={"lists": lists})
+        shards = make_shards(tmp_path / task)
+        ctx = context(tmp_path / task, SuiteConfig(lmms_task=task, conditions=("plain_prompt",), bootstrap_draws=50), inputs={"shards_cc3m": shards})
         result = suite_run.run(ctx)
         inputs[ctx.name] = Artifact(name=ctx.name, path=ctx.output, fingerprint="f" * 64, digest=task, result=result)
         unread[task] = sum(row["parsed"] == "" for row in pq.read_table(ctx.output / "parsed.parquet").to_pylist())
@@ -114,23 +120,23 @@ def test_the_history_has_what_a_suite_step_read_and_the_documented_query_finds_i
 
 
 def test_a_killed_suite_asks_nothing_twice_and_new_scoring_asks_nothing(tmp_path, monkeypatch) -> None:
-    lists = make_lists(tmp_path / "lists")
     config = SuiteConfig(lmms_task=MMBENCH, num_questions=9, chunk=4, conditions=("plain_prompt", "blank"), bootstrap_draws=50)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     reference = use(monkeypatch, Says(seer))
-    result = suite_run.run(context(whole, config, inputs={"lists": lists}))
+    result = suite_run.run(context(whole, config, inputs={"shards_cc3m": make_shards(whole)}))
     assert result["questions"] == 12  # whole groups
+    shards = make_shards(killed)
     first = use(monkeypatch, Says(seer, batches=4))
     with pytest.raises(KeyboardInterrupt):
-        suite_run.run(context(killed, config, inputs={"lists": lists}))
+        suite_run.run(context(killed, config, inputs={"shards_cc3m": shards}))
     second = use(monkeypatch, Says(seer))
-    assert suite_run.run(context(killed, config, "b", inputs={"lists": lists})) == result
+    assert suite_run.run(context(killed, config, "b", inputs={"shards_cc3m": shards})) == result
     assert first.asked + second.asked == reference.asked
     for name in ("samples.parquet", "parsed.parquet", "metrics.parquet", f"task/{MMBENCH}.parquet"):
         assert (killed / "output-b" / name).read_bytes() == (whole / "output-a" / name).read_bytes(), name
     third = use(monkeypatch, Says(seer))
     other = SuiteConfig(lmms_task=MMBENCH, num_questions=9, chunk=4, conditions=("plain_prompt", "blank"), bootstrap_draws=51)
-    suite_run.run(context(killed, other, "c", inputs={"lists": lists}))
+    suite_run.run(context(killed, other, "c", inputs={"shards_cc3m": shards}))
     assert third.asked == third.encoded == 0
 
 
@@ -151,3 +157,38 @@ def test_a_task_without_its_judge_is_skipped_with_the_reason(tmp_path, monkeypat
     monkeypatch.delenv("ANYLOOM_JUDGE_URL", raising=False)
     with pytest.raises(AnyloomError, match="ANYLOOM_JUDGE_URL is not set"):
         suite_run.run(context(tmp_path / "named", SuiteConfig(lmms_task="mmvet", judge="some-model")))
+
+
+def test_a_stand_in_is_made_of_the_stamps_that_the_user_s_list_holds(tmp_path, monkeypatch) -> None:
+    own = tmp_path / "own" / "mine.tsv"
+    own.parent.mkdir()
+    lines = []
+    for colour in ("orange", "purple", "pink", "grey", "teal"):
+        Image.new("RGB", (16, 16), colour).save(own.parent / f"{colour}.png")
+        lines.append(f"My {colour} thing\t{colour}.png\n")
+    own.write_text("".join([*lines, "My lost thing\tgone.png\n"]))
+    shards = sharded(tmp_path, write_lists(tmp_path / "lists"), {"stamps_heldout": "heldout"}, group="cc3m", own={"stamps_heldout": own})
+    use(monkeypatch, Says(lambda prompt, seen: "A"))
+    ctx = context(tmp_path, SuiteConfig(lmms_task=MMBENCH, conditions=("plain_prompt",), bootstrap_draws=50), inputs={"shards_cc3m": shards})
+    result = suite_run.run(ctx)
+    rows = pq.read_table(ctx.output / "task" / f"{MMBENCH}.parquet").to_pylist()
+    assert result["questions"] == 20 and {row[letter] for row in rows for letter in "ABCD"} <= {line.split("\t")[0] for line in lines}
+    assert {row["image"]["bytes"] for row in rows} == {(own.parent / f"{line.split()[1]}.png").read_bytes() for line in lines}
+
+
+def test_answers_that_are_not_there_are_counted_and_score_0(tmp_path, monkeypatch) -> None:
+    class Cut(Says):
+        def answer(self, items, **options):
+            said = super().answer(items, **options)
+            unread = Answer(text="", caption=None, token_ids=(), num_input_tokens=9999, finish="too_long")
+            return [unread if nearest(tuple(item.features_NE[0])) == "red" else answer for item, answer in zip(items, said, strict=True)]
+
+    use(monkeypatch, Cut(seer))
+    ctx = context(tmp_path, SuiteConfig(lmms_task=MMBENCH, conditions=("plain_prompt",), bootstrap_draws=50), inputs={"shards_cc3m": make_shards(tmp_path)})
+    result = suite_run.run(ctx)
+    assert result["unread"] == {"plain_prompt": 4} and result["scores"]["plain_prompt"]["ours_vanilla"] == pytest.approx(20 / 24, abs=1e-6)
+    samples = pq.read_table(ctx.output / "samples.parquet").to_pylist()
+    assert {s["score"] for s in samples if not s["prediction"]} == {0.0}
+    artifact = Artifact(name=ctx.name, path=ctx.output, fingerprint="f" * 64, digest="d" * 64, result=result)
+    page = suites_section(RunPage(config=ReportConfig(recipe="tiny"), inputs={}), artifact)
+    assert "Unread, and scored 0: plain_prompt 4." in page

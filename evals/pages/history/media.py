@@ -1,6 +1,7 @@
 """History media: the images that a run's questions are about, and small previews of them for a page.
 
-Owns the way from a sample's `image` to its bytes: the evaluation's own task file (named there, or known by its sha256), else the lists it was made from.
+Owns the way from a sample's `image` to its bytes: the evaluation's own task file (named there, or known by its sha256), else the shards it read, of older
+evaluations the lists.
 Input: the root of artifacts and a run. Output: bytes, HTML. Nothing outside the artifacts is read; what is gone is None, never an error.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from html import escape
@@ -16,7 +18,9 @@ from pathlib import Path
 from evals.history.reader import Run
 from evals.pages.gallery import Shown, preview
 from infra.artifact import ArtifactRecord, read_record
+from infra.step import AnyloomError
 from mmcore.media.decode import MediaError, NoTrackError, decode_image, decode_video_frames, sniff
+from mmcore.stores.shards import ShardSet
 
 SIDE = 160
 """Longest side of a thumbnail in pixels."""
@@ -58,12 +62,31 @@ def images_of(root: Path, run: Run, task: str, wanted: Iterable[str]) -> dict[st
             continue
         for file in sorted((directory / "task").glob("*.parquet")):
             found |= _in_parquet(file, names - set(found))
+        for shards in (_below(root / "artifacts", of) for name, of in sorted(record.inputs.items()) if name.startswith("shards_")):
+            found |= _in_shards(shards, root / "stores", names - set(found)) if shards else {}
         lists = record.inputs.get("lists")
         base = _below(root / "artifacts", lists) if lists else None
         for image in sorted(names - set(found)) if base else ():
             path = _below(base, image)  # type: ignore[arg-type]
             if path and path.is_file():
                 found[image] = path.read_bytes()
+    return found
+
+
+def _in_shards(generation: Path, stores: Path, names: set[str]) -> dict[str, bytes]:
+    """Media of samples that are no training samples and are called so in their list."""
+    if not names or not (generation / "index.parquet").is_file():
+        return {}
+    found: dict[str, bytes] = {}
+    try:
+        shards = ShardSet(generation, stores)
+        for split in sorted(set(shards.index.column("split").to_pylist()) - {"train"}):
+            for meta in shards.metas(shards.keys(split=split)):
+                uri = next((medium["uri"] for medium in meta["media"] if medium["role"] == "input"), "")
+                if uri in names and uri not in found:
+                    found[uri] = shards.media(meta["key"])
+    except AnyloomError as error:
+        logging.getLogger(__name__).warning("images of %s cannot be shown: %s", generation, error)
     return found
 
 

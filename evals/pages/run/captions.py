@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from evals.pages.charts import Dot, axis_of, interval_chart
-from evals.pages.page import bracketed, metrics_of, paragraph, percent, section, signed, source_note, table
+from evals.pages.page import bracketed, left_out_note, metrics_of, paragraph, percent, section, signed, source_note, table
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
@@ -57,6 +57,7 @@ def captions_section(page: RunPage, artifact: Artifact) -> str:
             numeric=range(1, 10),
         ),
         chart,
+        left_out_note(artifact),
         source_note(artifact),
     )
 
@@ -88,5 +89,6 @@ def alignment_section(page: RunPage, artifact: Artifact) -> str:
             "soft",
         ),
         table(["conditioning of", "error", "gain of own caption", "captions"], rows, numeric=(1, 2, 3)),
+        left_out_note(artifact),
         source_note(artifact),
     )

@@ -5,7 +5,7 @@ Input: the eval_drift artifact. Output: HTML.
 
 from __future__ import annotations
 
-from evals.pages.page import bracketed, metrics_of, paragraph, section, signed, source_note, table
+from evals.pages.page import bracketed, left_out_note, metrics_of, paragraph, section, signed, source_note, table
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
@@ -40,5 +40,6 @@ def drift_section(page: RunPage, artifact: Artifact) -> str:
             "soft",
         ),
         table(["output side", "alignment error", "gain over the mean", "signal tokens"], rows, numeric=(1, 2, 3)),
+        left_out_note(artifact),
         source_note(artifact),
     )

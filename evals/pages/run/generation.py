@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from evals.pages.gallery import STYLE, Shown, preview
-from evals.pages.page import metrics_of, paragraph, section, signed, source_note, table
+from evals.pages.page import metrics_of, paragraph, section, signed, source_note, table, unread_note
 from evals.pages.run.context import RunPage
 from evals.pages.run.images import interval_cell
 from infra.step import Artifact
@@ -179,5 +179,6 @@ def pope_section(page: RunPage, artifact: Artifact) -> str:
             "soft",
         ),
         table(["task", "absent objects", *POPE_METRICS], rows, numeric=range(2, len(POPE_METRICS) + 2)),
+        unread_note(artifact),
         source_note(artifact),
     )

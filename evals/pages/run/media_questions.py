@@ -5,7 +5,7 @@ Input: the eval_media_questions artifact. Output: HTML.
 
 from __future__ import annotations
 
-from evals.pages.page import metrics_of, paragraph, percent, section, signed, source_note, table
+from evals.pages.page import left_out_note, metrics_of, paragraph, percent, section, signed, source_note, table, unread_note
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
@@ -45,5 +45,7 @@ def media_questions_section(page: RunPage, artifact: Artifact) -> str:
             "soft",
         ),
         *parts,
+        unread_note(artifact),
+        left_out_note(artifact),
         source_note(artifact),
     )

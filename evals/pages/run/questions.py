@@ -1,6 +1,6 @@
 """Report sections about image questions: headline, question types, conditions, disclosure, samples.
 
-Owns how question scores are told. Input: the artifacts eval_vqa, lists (images) and stage3 (what helped in training). Output: HTML of
+Owns how question scores are told. Input: the artifacts eval_vqa (images too) and stage3 (what helped in training). Output: HTML of
 sections. Samples are never chosen by their outcome.
 """
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from evals.config import ReportConfig
 from evals.pages.charts import Dot, interval_chart
-from evals.pages.page import Rows, bracketed, image_of, metrics_of, paragraph, percent, section, signed, source_note, table
+from evals.pages.page import Rows, bracketed, image_of, left_out_note, metrics_of, paragraph, percent, section, signed, source_note, table, unread_note
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 from infra.storage import read_json
@@ -60,7 +60,7 @@ def questions_section(page: RunPage, artifact: Artifact) -> str:
         _by_type(at, order),
         _conditions(at, order, metrics, order[0]),
         _disclosure(page.inputs, order[0], artifact),
-        _samples(page.config, page.inputs.get("lists"), [s for s in samples if s["run_condition"] == order[0]], order[0]),
+        _samples(page.config, artifact, [s for s in samples if s["run_condition"] == order[0]], order[0]),
     )
     return "\n".join(part for part in parts if part)
 
@@ -102,6 +102,8 @@ def _headline(config: ReportConfig, artifact: Artifact, at: At, order: Sequence[
         paragraph(STAND_IN.format(questions=config.questions_are), "small"),
         f"<p class='small'>Scored by {harness}, task <code>{task}</code>, metric exact_match (VQA accuracy). Intervals: 95 % over images, "
         "because questions about one image are not independent.</p>",
+        unread_note(artifact),
+        left_out_note(artifact),
         source_note(artifact),
     )
 
@@ -178,14 +180,25 @@ def _disclosure(inputs: Mapping[str, Artifact], headline: str, artifact: Artifac
     return section("What helps, disclosed", "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>")
 
 
-def _samples(config: ReportConfig, lists: Artifact | None, samples: Rows, headline: str) -> str:
+def _images(artifact: Artifact, samples: Rows) -> dict[int, bytes]:
+    """Question number -> its image, from the task file of the evaluation; none for an evaluation without one."""
+    path = artifact.path / "task" / f"{artifact.result.get('lmms_task', '')}.parquet"
+    if not path.is_file():
+        return {}
+    wanted = [("question_id", "in", [sample["question_id"] for sample in samples])]
+    rows = pq.read_table(path, columns=["question_id", "image"], filters=wanted).to_pylist()
+    return {row["question_id"]: row["image"]["bytes"] for row in rows}
+
+
+def _samples(config: ReportConfig, artifact: Artifact, samples: Rows, headline: str) -> str:
     if not samples or config.num_samples < 1:
         return ""
     count = min(config.num_samples, len(samples))
     picks = sorted(int(i) for i in np.random.default_rng(config.seed).choice(len(samples), size=count, replace=False))
     cards = []
+    images = _images(artifact, [samples[i] for i in picks])
     for sample in (samples[i] for i in picks):
-        image = image_of(lists.path / sample["picture"], f"image of {sample['doc_key']}") if lists else ""
+        image = image_of(images.get(sample["question_id"]), f"image of {sample['doc_key']}")
         verdict = _verdict(sample["score"])
         caption = f'<br><span class="soft">its caption: {escape(sample["caption"])}</span>' if sample["caption"] else ""
         cards.append(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
-from evals.pages.page import bracketed, metrics_of, paragraph, section, source_note, table
+from evals.pages.page import bracketed, metrics_of, paragraph, section, source_note, table, unread_note
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
@@ -35,6 +35,7 @@ def suites_section(page: RunPage, *artifacts: Artifact) -> str:
             "soft",
         ),
         table(["task", "condition", "metric", "value", "questions"], rows, numeric=(3, 4)),
-        "".join(paragraph(escape(note), "small") for note in notes),
+        "".join(paragraph(note, "small") for note in notes),
+        "".join(paragraph(f"{artifact.result['lmms_task']}:", "small") + note for artifact in artifacts if (note := unread_note(artifact))),
         "".join(source_note(artifact) for artifact in artifacts),
     )

@@ -232,6 +232,28 @@ def test_pictures_are_found_by_name_and_by_hash_and_never_outside_the_artifacts(
     assert set(images_of(tmp_path, asked, "media_questions", ["media/a.png", "../../../secret.png", "media"])) == {"media/a.png"}
 
 
+def test_media_of_questions_are_found_in_the_shards_they_were_asked_from(tmp_path, reader):
+    import dataclasses
+
+    from data_steps import pictures, run_step, write_manifest
+
+    from pipelines.shards.config import ShardsConfig
+
+    rows = [{**row, "split": split} for row, split in zip(pictures(tmp_path, 2), ("heldout", "train"), strict=True)]
+    write_manifest(tmp_path, rows)
+    shards, reference = artifact(tmp_path, "shards_instruct")
+    run_step(tmp_path, "made", "pipelines.shards.plan:run", ShardsConfig(), {"manifest": "manifest", "lists": "lists"})
+    for file in (tmp_path / "made").glob("*.*"):
+        file.rename(shards / file.name)
+    _, of_shards = artifact(tmp_path, "eval_media_questions", {}, {"shards_instruct": reference})
+    asked = dataclasses.replace(reader.by_id["toy0night11"], inputs={"eval_media_questions": of_shards})
+    wanted = ["media/0.png", "media/1.png", "../../secret.png"]
+    assert images_of(tmp_path, asked, "media_questions", wanted) == {"media/0.png": (tmp_path / "lists" / "media" / "0.png").read_bytes()}
+    for tar in (tmp_path / "stores").rglob("shard.tar"):
+        tar.unlink()
+    assert images_of(tmp_path, asked, "media_questions", wanted) == {}  # what is gone is not shown
+
+
 def test_previews_are_small_and_say_why_there_is_none():
     import base64
     import io

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -19,7 +20,7 @@ from evals.captions.captions import caption_metrics
 from evals.config import AlignmentEvalConfig, CaptionEvalConfig, EvalConfig, ReportConfig
 from evals.pages.charts import nice_ticks
 from evals.pages.run import report
-from evals.questions.lists import QuestionRow
+from evals.questions.lists import QuestionRow, write_vqav2_parquet
 from evals.questions.vqa import floor_scores, metric_rows
 from evals.tables import METRICS, VQA_SAMPLES, write_table
 from infra.step import Artifact, StepContext
@@ -68,15 +69,18 @@ def _vqa(root: Path) -> Artifact:
     }
     write_table(artifact.path / "samples.parquet", [row for each in rows.values() for row in each], VQA_SAMPLES)
     write_table(artifact.path / "metrics.parquet", metric_rows(rows, floor_scores(questions, questions), EvalConfig(bootstrap_draws=100)), METRICS)
+    write_vqav2_parquet(questions, _image, artifact.path / "task" / "easyvqa_as_vqav2.parquet")
     return artifact
+
+
+def _image(key: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (30 * (int(key.rpartition("-")[2]) % 8), 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _inputs(root: Path) -> dict[str, Artifact]:
     rng = np.random.default_rng(0)
-    lists = _artifact(root, "lists")
-    for i in range(8):
-        (lists.path / "media").mkdir(exist_ok=True)
-        Image.new("RGB", (8, 8), (30 * i, 0, 0)).save(lists.path / f"media/{i}.png")
     overlap = _artifact(root, "overlap")
     pairs = [{"train": "a", "heldout": "b", "train_pictures": 9, "heldout_pictures": 8, "exact": 2, "near": 1}]
     (overlap.path / "overlap.json").write_text(json.dumps({"pairs": pairs, "meaning": "exact: same bytes"}))
@@ -90,7 +94,7 @@ def _inputs(root: Path) -> dict[str, Artifact]:
     (stage.path / "stage.json").write_text(json.dumps({"stage": "stage3", "config": {"caption_turn": True, "balance_answers": True}}))
     history = _artifact(root, "history", {"run_id": "cafe"})
     evals = {"eval_vqa": _vqa(root), "eval_captions": captions, "eval_alignment": alignment}
-    return {"lists": lists, "overlap": overlap, **evals, "stage3": stage, "history": history}
+    return {"overlap": overlap, **evals, "stage3": stage, "history": history}
 
 
 def _render(root: Path, inputs: dict[str, Artifact], config: ReportConfig) -> str:
@@ -140,7 +144,7 @@ def test_full_report_is_self_contained_and_deterministic(tmp_path: Path) -> None
     assert other != html
 
 
-@pytest.mark.parametrize("missing", ["lists", "overlap", "eval_vqa", "eval_captions", "eval_alignment", "stage3", "history"])
+@pytest.mark.parametrize("missing", ["overlap", "eval_vqa", "eval_captions", "eval_alignment", "stage3", "history"])
 def test_absent_inputs_are_left_out(tmp_path: Path, missing: str) -> None:
     inputs = _inputs(tmp_path)
     del inputs[missing]
@@ -151,3 +155,11 @@ def test_ticks_are_round_and_cover() -> None:
     for lo, hi in ((0, 1), (-0.37, 1.9), (0, 1234), (0, 1e-6), (5, 5)):
         ticks = nice_ticks(lo, hi)
         assert ticks[0] <= lo and ticks[-1] >= hi and 2 <= len(ticks) <= 9
+
+
+def test_what_is_left_out_or_unread_is_told_escaped(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path)
+    result = inputs["eval_vqa"].result | {"unread": {"helped": 3, "blank": 0}, "left_out": ["2 of 9 records (no_medium 2), the first is <x-000001>: none"]}
+    inputs["eval_vqa"] = dataclasses.replace(inputs["eval_vqa"], result=result)
+    html = _render(tmp_path / "a", inputs, CONFIG)
+    assert "Unread, and scored 0: helped 3." in html and "Left out: 2 of 9 records (no_medium 2), the first is &lt;x-000001&gt;: none" in html

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from data_steps import mp4, wav
+from listed import sharded
+from PIL import Image
 from test_sources import context, fake_assets
 
 from evals.blank import BLANK
 from evals.config import MediaQuestionsEvalConfig, ReportConfig
 from evals.pages.run.context import RunPage
 from evals.pages.run.media_questions import media_questions_section
-from evals.questions.media_questions import MediaQuestion, blind_scores, media_metrics, read_media_questions, same, shown_media
+from evals.questions import media_questions as step
+from evals.questions.media_questions import MediaQuestion, blind_scores, media_metrics, media_questions, same, shown_media
+from evals.records import asked_records
 from evals.tables import METRICS, VQA_SAMPLES, write_table
 from infra.step import AnyloomError, Artifact
 from infra.storage import sha256_file
+from mmcore.chat.wordings import kind_of
+from mmcore.types import Answer
 from pipelines.demo import smol, tiny
 from pipelines.demo.clips import MOTIONS
 from pipelines.demo.config import QUESTIONS, SmolListsConfig, TinyListsConfig
@@ -108,8 +120,15 @@ def test_tiny_has_the_same_lists(tmp_path):
     assert set(result["rows"]) - set(without["rows"]) == added and {k: v for k, v in result["rows"].items() if k not in added} == without["rows"]
     for path in sorted(p for p in plain.output.rglob("*") if p.is_file()):
         assert sha256_file(path) == sha256_file(mixed.output / path.relative_to(plain.output))
+    datasets = {name: name.rsplit("_", 1)[-1] for names in QUESTIONS.values() for name in names}
+    shards = sharded(tmp_path / "data", mixed.output, datasets)
     for modality, names in QUESTIONS.items():
-        read = [q for name in names for q in read_media_questions(list_path(mixed.output, name), modality)]
+        read = []
+        for name in names:
+            records, left = asked_records(shards, tmp_path / "data" / "stores", name, modality)
+            found = media_questions(records, modality)
+            assert not left and [(q.kind, q.question, q.answer) for q in found] == asked(list_path(mixed.output, name))  # the kinds are those of the list
+            read += found
         assert {q.kind for q in read} == {"yes/no", "name"} | ({"motion"} if modality == "video" else set())
         assert len({q.doc_key for q in read}) == len(read) and not any("<" in q.question for q in read)
 
@@ -176,10 +195,85 @@ def test_accuracy_is_told_by_modality_and_kind_beside_floor_and_differences(tmp_
     assert "videos" in html and "audio clips" in html and "100.0" in html and "12 (6)" in html
 
 
-def test_a_list_without_kinds_is_named(tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps([{"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\nhow?"}, {"from": "gpt", "value": "x"}]}]))
-    with pytest.raises(AnyloomError, match=r"mine\.json record 0: needs the field video and one of question_kinds per question"):
-        read_media_questions(path, "video")
-    with pytest.raises(AnyloomError, match="does not exist"):
-        read_media_questions(tmp_path / "none.json", "video")
+@pytest.mark.parametrize(
+    ("question", "answer", "kind"),
+    [
+        ("How does it move?", "rotating", "motion"),
+        ("What do you hear?", "yes", "name"),
+        ("In which language is this?", "French", "language"),
+        ("Is it loud?", "Yes.", "yes/no"),
+        ("Is this a frog?", "no", "yes/no"),
+        ("How many birds?", "two", "other"),
+    ],
+)
+def test_the_kind_of_a_question_is_told_by_its_words_or_its_answer(question, answer, kind):
+    assert kind_of(question, answer) == kind
+
+
+def own_questions(folder: Path) -> dict[str, Path]:
+    """Lists of the user's about videos: four good records on the held-out side, and some that cannot be asked."""
+    folder.mkdir()
+    for number, colour in enumerate(("red", "green", "blue", "black")):
+        (folder / f"{number}.mp4").write_bytes(mp4([Image.new("RGB", (32, 32), colour)] * 3))
+    (folder / "short.mp4").write_bytes(mp4([Image.new("RGB", (32, 32), "white")] * 3))
+    (folder / "noise.wav").write_bytes(wav(0))
+
+    def talk(*pairs):
+        return [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair, strict=True)]
+
+    asked = [(("<video>\nWhich colour?", colour), ("Is it red?", "no" if number else "yes")) for number, colour in enumerate("rgbk")]
+    good = [{"video": f"{number}.mp4", "conversations": talk(*pairs)} for number, pairs in enumerate(asked)]
+    bad = [
+        {"video": "gone.mp4", "conversations": talk(("<video>\nWhich?", "r"))},
+        {"audio": "noise.wav", "conversations": talk(("<audio>\nWhich?", "r"))},
+        {"video": "0.mp4", "conversations": talk(("<video>\nWhich?", ""))},
+        {"video": "short.mp4", "conversations": talk(("<video>\nWhich?", "r"))},
+    ]
+    (folder / "heldout.json").write_text(json.dumps([*good, *bad]))
+    (folder / "train.json").write_text(json.dumps(good[:2]))
+    return {"clips_questions_heldout": folder / "heldout.json", "clips_questions_train": folder / "train.json"}
+
+
+class Watches:
+    """A generator that tells what it is shown by its bytes; it does not read questions about a colour, and its encoder takes no short video."""
+
+    def __init__(self, short: bytes):
+        self.short = short
+
+    def encode(self, modality, data):
+        if data == self.short:
+            raise RuntimeError("Calculated padded input size per channel: (1)")
+        return np.frombuffer(hashlib.sha256(data).digest(), np.uint8).astype(np.float32)[None]
+
+    def answer(self, items, *, max_new_tokens=16, caption_turn=None):
+        read = Answer(text="no", caption=None, token_ids=(1,), num_input_tokens=3)
+        return [replace(read, text="", token_ids=(), finish="too_long") if "colour" in item.text else read for item in items]
+
+
+def test_lists_of_the_user_s_are_asked_and_what_cannot_be_is_left_out(tmp_path, monkeypatch):
+    own = own_questions(tmp_path / "own")
+    shards = sharded(tmp_path / "data", tmp_path, {name: name.rsplit("_", 1)[-1] for name in own}, own=own)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "anyloom.json").write_text(json.dumps({"caption_turn": False}))
+    monkeypatch.setattr(step.Generator, "load", lambda path, device: Watches((tmp_path / "own" / "short.mp4").read_bytes()))
+
+    def run(name, **options):
+        config = MediaQuestionsEvalConfig(datasets=(("video", "clips_questions_heldout"),), bootstrap_draws=50, **options)
+        ctx = context(tmp_path / name, config, export=tmp_path / "export", shards_instruct=shards)
+        return step.run(dataclasses.replace(ctx, stores=tmp_path / "data" / "stores")), ctx
+
+    result, ctx = run("a")
+    assert (result["media"], result["questions"]) == (4, {"video other": 4, "video yes/no": 4})
+    (line,) = result["left_out"]
+    told = "4 of 8 records of clips_questions_heldout are not asked (empty_text 1, missing_file 1, no_medium 1, not_encodable 1), the first is "
+    assert line.startswith(f"{told}clips_questions_heldout-000004: ")
+    assert result["unread"] == {"plain_prompt": 4, "blank": 4, "shuffled": 4}
+    assert result["plain_prompt video yes/no"][0] == 0.75 and result["plain_prompt video other"][0] == 0.0
+    assert result["blind_majority video yes/no"][0] == 0.75  # in training `no` comes first in the alphabet
+    samples = pq.read_table(ctx.output / "samples.parquet").to_pylist()
+    assert {s["picture"] for s in samples} == {f"{n}.mp4" for n in range(4)} and all(s["score"] == 0.0 for s in samples if not s["prediction"])
+    artifact = Artifact(name="eval_media_questions", path=ctx.output, fingerprint="f" * 64, digest="d" * 64, result=result)
+    page = media_questions_section(RunPage(config=ReportConfig(recipe="tiny"), inputs={}), artifact)
+    assert "Left out: 4 of 8 records" in page and "Unread, and scored 0: plain_prompt 4, blank 4, shuffled 4." in page
+    with pytest.raises(AnyloomError, match=r"4 of 8 records .* more than max_lost 0\.4 of them"):
+        run("b", max_lost=0.4)

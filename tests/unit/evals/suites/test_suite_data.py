@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from listed import sharded
 from PIL import Image
 
 from evals.harness.answers import AnswerFile, Reply
@@ -24,6 +25,7 @@ from evals.suites.rows import Doc, askable, clustered, draw_docs, key_columns, r
 from evals.suites.stand_ins import COLUMNS, write_stand_in
 from infra.step import AnyloomError
 from mmcore.encoder_config import TimmImage
+from mmcore.stores.shards import ShardSet
 
 SPEC = TimmImage(arch="test_efficientnet", width=4, grid=1)
 
@@ -34,8 +36,8 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def stamps(root: Path, count: int = 6, transparent: bool = False) -> Path:
-    """Held-out stamps; two of them share a caption."""
+def stamps(root: Path, count: int = 6, transparent: bool = False) -> ShardSet:
+    """Shards of held-out stamps; two of them share a caption."""
     lines = []
     for n in range(count):
         image = Image.new("RGBA" if transparent else "RGB", (20, 14), (40 * n, 10, 20, 0)[: 4 if transparent else 3])
@@ -46,17 +48,17 @@ def stamps(root: Path, count: int = 6, transparent: bool = False) -> Path:
         lines.append(f"{'A fox' if n < 2 else f'animal number{n}'}.\t{uri}\n")
     (root / "cc3m").mkdir(exist_ok=True)
     (root / "cc3m" / "stamps_heldout.tsv").write_text("".join(lines))
-    return root
+    return ShardSet(sharded(root / "data", root, {"stamps_heldout": "heldout"}, group="cc3m"), root / "data" / "stores")
 
 
 @pytest.mark.parametrize("task", sorted(COLUMNS))
 def test_a_stand_in_has_the_official_columns_and_the_same_bytes_every_time(tmp_path: Path, task: str) -> None:
-    lists = stamps(tmp_path)
+    shards = stamps(tmp_path)
     for name in ("a", "b"):
-        write_stand_in(task, lists, tmp_path / f"{name}.parquet", seed=1)
+        write_stand_in(task, shards, tmp_path / f"{name}.parquet", seed=1)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert pq.read_schema(tmp_path / "a.parquet").names == list(COLUMNS[task])
-    write_stand_in(task, lists, tmp_path / "c.parquet", seed=2)
+    write_stand_in(task, shards, tmp_path / "c.parquet", seed=2)
     assert (tmp_path / "a.parquet").read_bytes() != (tmp_path / "c.parquet").read_bytes()
     assert set(suite_task(task).columns) <= set(COLUMNS[task])
 
@@ -90,6 +92,19 @@ def test_a_written_word_is_not_in_the_caption_and_can_be_seen(tmp_path: Path) ->
 def test_too_few_captions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AnyloomError, match="2 different captions"):
         write_stand_in("stamps_as_mmbench", stamps(tmp_path, 3), tmp_path / "x.parquet", seed=0)
+
+
+def test_stamps_of_which_no_question_can_be_made_are_left_out(tmp_path: Path) -> None:
+    shards = stamps(tmp_path)
+    made = write_stand_in("stamps_as_mmbench", shards, tmp_path / "x.parquet", seed=0, without={"stamps_heldout-000001"})
+    rows = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    assert made.rows == len(rows) == 20 and "media/stamps/animals/1.png" not in {row["image"]["path"] for row in rows}
+    one = tmp_path / "one"
+    stamps(one)
+    (one / "cc3m" / "stamps_heldout.tsv").write_text("".join(f"{'猫' * (n + 1)}\tmedia/stamps/animals/{n}.png\n" for n in range(5)))
+    chinese = ShardSet(sharded(one / "again", one, {"stamps_heldout": "heldout"}, group="cc3m"), one / "again" / "stores")
+    assert write_stand_in("stamps_as_mmbench", chinese, tmp_path / "y.parquet", seed=0).rows == 20
+    assert write_stand_in("words_as_textvqa", chinese, tmp_path / "z.parquet", seed=0).rows == 0  # there is no word that could be written
 
 
 def doc(row: int, group: int, image: str) -> Doc:

@@ -6,14 +6,14 @@ import torch
 from toy_any import emitting
 from toy_model import build, save_export, uncached, watched
 
-from flows.cli.ask import Speaker, chat
+from flows.cli.ask import Speaker, chat, shown
 from flows.cli.main import build_parser, main
 from infra.step import AnyloomError
 from infra.storage import digest_tree
 from mmcore.inference.conversation import Conversation
 from mmcore.inference.generator import DESCRIPTION, Generator
 from mmcore.inference.next_token import LIKELIEST, Sampling
-from mmcore.types import Medium, TextPiece
+from mmcore.types import BrokenBlock, Medium, TextPiece
 
 IMAGE, AUDIO = tuple(f"<image_0{i}>" for i in range(4)), ("<audio_00>", "<audio_01>")
 
@@ -60,11 +60,11 @@ def test_options_of_sampling_reach_the_model(export, run, monkeypatch):
         assert all(isinstance(event, TextPiece) for event in events)
         text = "".join(event.text for event in events)
         options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
-        assert run("generate", "--model", export, "--max-new-tokens", 8, *options, "what is it?").out == f"{text}\n"
+        assert run("generate", "--model", export, "--max-new-tokens", 8, *options, "what is it?").out == f"{shown(text)}\n"
         said.append(text)
         typed(monkeypatch, "what is it?", "/quit")
         talked = "".join(event.text for event in Conversation(made, sampling).say("what is it?", max_new_tokens=8))
-        assert run("chat", "--model", export, "--max-new-tokens", 8, *options).out == f"{talked}\n"
+        assert run("chat", "--model", export, "--max-new-tokens", 8, *options).out == f"{shown(talked)}\n"
     assert len(set(said[:4])) == 4 and said[4] == said[0]  # drawn among one: the likeliest
 
 
@@ -156,3 +156,52 @@ def test_a_message_that_is_too_long_is_refused_and_the_chat_goes_on(monkeypatch,
     chat(Speaker(made, tmp_path, tmp_path, 0, 9), [])
     said = capsys.readouterr()
     assert said.out == "a\nb\n" and len(said.err.splitlines()) == 2 and "tokens, the language model takes at most 2048" in said.err
+
+
+HOSTILE = [
+    ("\x1b[2J\x1b[31mred", r"\x1b[2J\x1b[31mred"),
+    ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+    ("\x9b2J", r"\x9b2J"),
+    ("over\rwritten\x08", r"over\rwritten\x08"),
+    ("\u202eturned", r"\u202eturned"),
+    ("a\u2028b", r"a\u2028b"),
+    ("one\ntwo", "one\ntwo"),
+    ("Grüße, 猫 🐈", "Grüße, 猫 🐈"),
+]
+
+
+@pytest.mark.parametrize(("raw", "told"), HOSTILE)
+def test_nothing_that_a_model_says_is_obeyed_by_the_terminal(export, tmp_path, capsys, raw, told):
+    speaker = Speaker(Generator.load(export), export, tmp_path, 0, 8)
+    capsys.readouterr()
+    speaker.say(iter([TextPiece(raw[:1]), TextPiece(raw[1:]), BrokenBlock(raw)]))
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"{told}\n", f"{told}\n")
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_escape_sequences_in_answers_and_licences_are_shown_as_text(run, monkeypatch, tmp_path, command):
+    class Says:
+        """A generator of an export whose texts are hostile."""
+
+        def __init__(self):
+            self.description = {"commercial_use": "no", "licences": {"lm": {"name": "lm\x1b[31m", "licence": "x", "commercial_use": "no"}}}
+
+        def stream(self, *_):
+            yield TextPiece("\x1b[2Jhi\nthere")
+
+    class Talk:
+        def __init__(self, *_):
+            pass
+
+        def say(self, *_):
+            yield from Says().stream()
+            raise ValueError("the context is full\x1b[0m")
+
+    (tmp_path / DESCRIPTION).write_text("{}")
+    monkeypatch.setattr("flows.cli.ask.load", lambda directory, base=None: Says())
+    monkeypatch.setattr("mmcore.inference.conversation.Conversation", Talk)
+    typed(monkeypatch, "hello", "/x\x1b[31m", "/quit")
+    said = run(command, "--model", tmp_path, *(["hello"] if command == "generate" else []))
+    assert said.out.startswith("\\x1b[2Jhi\nthere\n") and "\x1b" not in said.out + said.err
+    assert "lm\\x1b[31m: x" in said.err and (command == "generate" or "the context is full\\x1b[0m" in said.err)
