@@ -29,8 +29,8 @@ sys.path.append(str(PROJECT / "tests" / "helpers"))
 from hostile_results import HOSTILE, LINES, RESULTS, SAMPLES, TASK, WHOLE, WRONG, fields, sound_folder
 
 TAKEN, REFUSED, EITHER = "taken", "refused", "taken or refused"
-LONGEST = 900
-"""Characters of the line, beside those of the folder's own path."""
+LONGEST = 5000
+"""Characters of the line; a path in it may have 4096."""
 NAMES = ("a\nb", "\x1b[31mred", "\u202egnp", "$(id)", "-rf", "'\"", "猫🐸", "%s{0}", "\udcff\udc80", "a\x85b", "  ")
 Harm = Callable[[Path, random.Random], object]
 

@@ -18,6 +18,8 @@ from types import FrameType
 
 LIMIT_S = 60.0
 """Longest time of one input."""
+MEMORY = Path("/dev/shm")
+"""Where inputs are made, if it is there: nothing here is about disks, and what is tested waits for them."""
 SHOWN = 400
 """Characters of an outcome that are printed."""
 
@@ -48,7 +50,7 @@ def fuzz(name: str, mutations: Mapping[str, Mutation], options: argparse.Namespa
         bad = 0
         for number in range(options.inputs):
             rng = random.Random(f"{options.seed}/{title}/{number}")
-            with tempfile.TemporaryDirectory(prefix="anyloom-fuzz-") as box:
+            with tempfile.TemporaryDirectory(prefix="anyloom-fuzz-", dir=MEMORY if MEMORY.is_dir() else None) as box:
                 what, said = _tried(mutation, rng, Path(box))
             if what:
                 found[what] += 1

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile_results import HOSTILE, LINES, RESULTS, SAMPLES, WHOLE, WRONG, changed, fields, line, sound_folder
+from hostile_results import HOSTILE, LINES, RESULTS, SAMPLES, TASK, WHOLE, WRONG, changed, fields, line, sound_folder
 from toy_history import append
 
 from evals.history.database import query
