@@ -77,8 +77,8 @@ def run(options: argparse.Namespace) -> list[dict]:
     else:
         shutil.rmtree(box)
     note = (
-        f"{options.recipe}, Ray and Prefect; {dict(found.ways)}; {found.finished} roots run to the end and compared; steps at work {dict(found.steps)}; interrupts "
-        f"end within {found.slowest_s:.1f} s, nothing is left after {found.gone_s:.1f} s; {time.monotonic() - began:.0f} s in all"
+        f"{options.recipe}, Ray and Prefect; {dict(found.ways)}; {found.finished} roots run to the end and compared; steps at work {dict(found.steps)}; "
+        f"interrupts end within {found.slowest_s:.1f} s, nothing is left after {found.gone_s:.1f} s; {time.monotonic() - began:.0f} s in all"
     )
     counts = {name: len(what) for name, what in found.wrong.items()}
     return [{"name": "demo", "kills": found.ways.total(), **counts, "seed": options.seed, "note": note}]

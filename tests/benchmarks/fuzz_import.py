@@ -32,6 +32,7 @@ TAKEN, REFUSED, EITHER = "taken", "refused", "taken or refused"
 LONGEST = 5000
 """Characters of the line; a path in it may have 4096."""
 NAMES = ("a\nb", "\x1b[31mred", "\u202egnp", "$(id)", "-rf", "'\"", "猫🐸", "%s{0}", "\udcff\udc80", "a\x85b", "  ")
+ENCODINGS = ("utf-16", "utf-16-le", "utf-32", "utf-7")
 Harm = Callable[[Path, random.Random], object]
 
 

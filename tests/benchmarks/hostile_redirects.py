@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 from http_case import START, Case, Made, head, some_bytes, whole
 from loopback import HOST, Answer
 
 CODES = (b"301 Moved", b"302 Found", b"303 See", b"307 Temporary", b"308 Permanent")
 PRIVATE = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.0.0.1 0177.0.0.1 0 0.0.0.0 10.0.0.1 172.16.3.4 192.168.0.1 169.254.169.254 100.64.0.1 192.0.0.1
-198.18.0.1 224.0.0.1 255.255.255.255 [::1] [::] [::ffff:127.0.0.1] [::ffff:7f00:1] [0:0:0:0:0:ffff:10.0.0.1] [64:ff9b::7f00:1] [2002:7f00:1::] [fe80::1] [fd00::1]
-[ff02::1] [2001:db8::1] localhost LOCALHOST localhost. inside.example mixed.example INSIDE.example""".split()
+198.18.0.1 224.0.0.1 255.255.255.255 [::1] [::] [::ffff:127.0.0.1] [::ffff:7f00:1] [0:0:0:0:0:ffff:10.0.0.1] [64:ff9b::7f00:1] [2002:7f00:1::]
+[fe80::1] [fd00::1] [ff02::1] [2001:db8::1] localhost LOCALHOST localhost. inside.example mixed.example INSIDE.example""".split()
 SCHEMES = (
     "file:///etc/hostname",
     "ftp://media.example/x",
@@ -92,7 +93,7 @@ def chain(steps: int, last: bytes | None = None) -> Callable[[random.Random], Ma
     def make(rng: random.Random) -> Made:
         body = some_bytes(rng)
         places = [START, *(f"/{n}" for n in range(steps))]
-        answers: dict[str, Answer] = {here: redirect(there.encode(), rng) for here, there in zip(places, places[1:], strict=False)}
+        answers: dict[str, Answer] = {here: redirect(there.encode(), rng) for here, there in pairwise(places)}
         answers[places[-1]] = whole(body).answers[START] if last is None else redirect(last, rng)
         return Made(answers, body)
 

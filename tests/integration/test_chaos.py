@@ -1,4 +1,4 @@
-"""The kill tests on the tiny recipe: four ways to end it, embedding builds, evaluations; real signals, equal bytes. On smol: `make chaos ONLY=demo` (embed, eval)."""
+"""The kill tests on the tiny recipe: four ways to end it, embedding builds, evaluations; real signals, equal bytes."""
 
 from __future__ import annotations
 
