@@ -110,21 +110,6 @@ def _request(uri: str, policy: FetchPolicy, deadline: float) -> bytes | str:
         connection.close()
 
 
-def _check_framing(response: http.client.HTTPResponse) -> None:
-    """Raises FetchError where http.client would take other bytes for the body than the server means: headers that it did not read to their end, codings
-    beside `chunked`, lengths that differ (RFC 9112, section 6.3)."""
-    headers = response.headers
-    codings = [name.strip().lower() for value in headers.get_all("Transfer-Encoding", []) for name in value.split(",")]
-    lengths = {length.strip() for value in headers.get_all("Content-Length", []) for length in value.split(",")}
-    rest = headers.get_payload()
-    if isinstance(rest, str) and rest.strip():
-        raise FetchError("bad_uri", "the server's answer has a header line that is none")
-    if codings and not (response.chunked and codings == ["chunked"]):
-        raise FetchError("bad_uri", "the server's answer has a Transfer-Encoding other than chunked")
-    if len(lengths) > 1:
-        raise FetchError("bad_uri", "the server's answer has several lengths")
-
-
 def _body(response: http.client.HTTPResponse, policy: FetchPolicy, deadline: float) -> bytes:
     if (response.length or 0) > policy.max_bytes:
         raise FetchError("too_large", f"{response.length} bytes, the limit is {policy.max_bytes}")
@@ -138,6 +123,21 @@ def _body(response: http.client.HTTPResponse, policy: FetchPolicy, deadline: flo
     if promised is not None and len(body) < promised:
         raise FetchError("truncated", f"{len(body)} of {promised} bytes")
     return bytes(body)
+
+
+def _check_framing(response: http.client.HTTPResponse) -> None:
+    """Raises FetchError where http.client would take other bytes for the body than the server means: headers that it did not read to their end, codings
+    beside `chunked`, lengths that differ (RFC 9112, section 6.3)."""
+    headers = response.headers
+    codings = [name.strip().lower() for value in headers.get_all("Transfer-Encoding", []) for name in value.split(",")]
+    lengths = {length.strip() for value in headers.get_all("Content-Length", []) for length in value.split(",")}
+    rest = headers.get_payload()
+    if isinstance(rest, str) and rest.strip():
+        raise FetchError("bad_uri", "the server's answer has a header line that is none")
+    if codings and not (response.chunked and codings == ["chunked"]):
+        raise FetchError("bad_uri", "the server's answer has a Transfer-Encoding other than chunked")
+    if len(lengths) > 1:
+        raise FetchError("bad_uri", "the server's answer has several lengths")
 
 
 def _decoded(body: bytes, encodings: str, max_bytes: int) -> bytes:
