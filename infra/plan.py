@@ -53,15 +53,10 @@ def topological(steps: Iterable[Step]) -> list[Step]:
 def identity(step: Step, input_digests: Mapping[str, str], source_hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The identity payload of a step whose inputs have these digests; its fingerprint is the hash of this.
 
-    Raises AnyloomError when a source file is missing.
+    Raises AnyloomError when a source is missing or no file that can be read.
     """
     if source_hashes is None:
-        source_hashes = {}
-        for name, path in step.sources.items():
-            if not path.is_file():
-                problem = "no file" if path.exists() else "missing"
-                raise AnyloomError(f"step {step.name}: the source file {path} ({name}) is {problem}; check its path in the recipe, --list or --weights")
-            source_hashes[name] = sha256_file(path)
+        source_hashes = {name: _source_sha256(step, name, path) for name, path in step.sources.items()}
     return {
         "name": step.name,
         "revision": step.revision,
@@ -69,6 +64,16 @@ def identity(step: Step, input_digests: Mapping[str, str], source_hashes: Mappin
         "inputs": dict(input_digests),
         "sources": dict(source_hashes),
     }
+
+
+def _source_sha256(step: Step, name: str, path: Path) -> str:
+    try:
+        if path.is_file():
+            return sha256_file(path)
+        problem = "no file" if path.exists() else "missing"
+    except OSError as error:  # also a name that no file system takes
+        problem = f"not readable ({error.strerror})"
+    raise AnyloomError(f"step {step.name}: the source file {path} ({name}) is {problem}; check its path in the recipe, --list or --weights")
 
 
 def plan(steps: Iterable[Step], root: Path) -> list[PlanRow]:

@@ -28,7 +28,7 @@ from mmcore.media.decode import MediaError, Probe, probe
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA, content_sha256
 from pipelines.shards.address_book import whole_address
 from pipelines.shards.download import FetchPolicy
-from pipelines.shards.errors import FetchError
+from pipelines.shards.errors import FetchError, as_detail
 from pipelines.shards.fetch import fetch_counted
 from pipelines.shards.manifest import refusal
 from pipelines.shards.tries import EarlierTry
@@ -155,7 +155,9 @@ def _write_shard(task: ShardTask) -> dict[str, int]:
             elif sample.bad is not None:
                 (task.staging / "quarantine").mkdir(exist_ok=True)
                 (task.staging / "quarantine" / row["key"]).write_bytes(sample.bad)
-            ledger.append({"key": row["key"], "status": sample.status, "reason": sample.reason, "detail": sample.detail, "attempts": sample.attempts})
+            ledger.append(
+                {"key": row["key"], "status": sample.status, "reason": sample.reason, "detail": as_detail(sample.detail), "attempts": sample.attempts}
+            )
         tar.finish()
     finally:
         tar.close()

@@ -103,6 +103,7 @@ def _request(uri: str, policy: FetchPolicy, deadline: float) -> bytes | str:
             raise FetchError("http_4xx" if response.status < 500 else "http_5xx", f"HTTP {response.status}", wait_s=wait_s)
         if response.status != 200:
             raise FetchError("http_4xx", f"unexpected HTTP {response.status}")
+        _check_framing(response)
         data = _decoded(_body(response, policy, deadline), str(response.headers.get("Content-Encoding", "")), policy.max_bytes)
         if not data:
             raise FetchError("empty_file", "the server sent 0 bytes")
@@ -136,6 +137,21 @@ def _body(response: http.client.HTTPResponse, policy: FetchPolicy, deadline: flo
     if promised is not None and len(body) < promised:
         raise FetchError("truncated", f"{len(body)} of {promised} bytes")
     return bytes(body)
+
+
+def _check_framing(response: http.client.HTTPResponse) -> None:
+    """Raises FetchError where http.client would take other bytes for the body than the server means: headers that it did not read to their end, codings
+    beside `chunked`, lengths that differ (RFC 9112, section 6.3)."""
+    headers = response.headers
+    codings = [name.strip().lower() for value in headers.get_all("Transfer-Encoding", []) for name in value.split(",")]
+    lengths = {length.strip() for value in headers.get_all("Content-Length", []) for length in value.split(",")}
+    rest = headers.get_payload()
+    if isinstance(rest, str) and rest.strip():
+        raise FetchError("bad_uri", "the server's answer has a header line that is none")
+    if codings and not (response.chunked and codings == ["chunked"]):
+        raise FetchError("bad_uri", "the server's answer has a Transfer-Encoding other than chunked")
+    if len(lengths) > 1:
+        raise FetchError("bad_uri", "the server's answer has several lengths")
 
 
 def _decoded(body: bytes, encodings: str, max_bytes: int) -> bytes:

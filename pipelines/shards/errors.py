@@ -1,6 +1,9 @@
-"""Errors: why the bytes behind a media uri could not be had. Owns FetchError."""
+"""Errors: why the bytes behind a media uri could not be had, and the one line about a row that is left out. Owns FetchError and as_detail."""
 
 from __future__ import annotations
+
+BEGINNING, ENDING = 350, 150
+"""Characters of a long detail that are kept."""
 
 
 class FetchError(Exception):
@@ -16,3 +19,9 @@ class FetchError(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+def as_detail(text: str) -> str:
+    """A detail as the ledger keeps it, whatever names a list holds: one line, what is no visible character escaped, a long one without its middle."""
+    shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return shown if len(shown) <= BEGINNING + ENDING else f"{shown[:BEGINNING]}…{shown[-ENDING:]}"

@@ -51,7 +51,7 @@ BATCH_ROWS = 10_000
 
 def run(ctx: StepContext[ManifestConfig]) -> dict[str, Any]:
     """Read every list. Returns rows per dataset, how many rows have no text, and how many records do not fit. Raises AnyloomError when a list of the user's own
-    (a source of the step) is an empty file."""
+    (a source of the step) has no rows."""
     config = ctx.config
     specs = sorted(config.datasets, key=lambda spec: spec.name)
     for spec in specs:
@@ -67,8 +67,8 @@ def run(ctx: StepContext[ManifestConfig]) -> dict[str, Any]:
                 without_text += sum(not row["texts"] and row["conversations"] == "[]" for row in batch)
                 refused += sum(refusal(row["conversations"]) is not None for row in batch)
                 ctx.progress(done, len(specs), f"{spec.name}: {count} rows")
-            if not count and spec.name in ctx.sources and not ctx.sources[spec.name].read_bytes().strip():
-                raise AnyloomError(f"{ctx.sources[spec.name]}: the list of dataset '{spec.name}' is an empty file; give a list with rows")
+            if not count and spec.name in ctx.sources:
+                raise AnyloomError(f"{ctx.sources[spec.name]}: the list of dataset '{spec.name}' has no rows; give a list with rows")
             keep_addresses(ctx.stores, addresses)
             rows[spec.name] = count
     ctx.progress(len(specs), len(specs), "done")
@@ -124,7 +124,7 @@ def _as_record(spec: DatasetSpec, number: int, row: Row) -> dict[str, Any]:
         "media": [{"role": m.role, "modality": m.modality, "uri": shown_address(m.uri), "start_s": m.start_s, "end_s": m.end_s} for m in row.media],
         "texts": list(row.texts),
         "licence": spec.licence,
-        "conversations": json.dumps(_said(row), ensure_ascii=False),
+        "conversations": json.dumps(_said(row), ensure_ascii=False).encode(errors="backslashreplace").decode(),  # the name of a list may be no text
     }
 
 

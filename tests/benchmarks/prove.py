@@ -23,7 +23,7 @@ FIELDS = {
     "chaos": ("name", "kills", "differences", "lost", "doubled", "seed", "note"),
     "fuzz": ("name", "inputs", "crashes", "wrong_reason", "per_class", "seed"),
 }
-FAILS = {"chaos": ("differences", "lost", "doubled"), "fuzz": ("crashes", "wrong_reason"), "bench": ()}
+FAILS = {"chaos": ("differences", "lost", "doubled", "unclean", "left_running"), "fuzz": ("crashes", "wrong_reason"), "bench": ()}
 
 
 def main() -> int:
@@ -33,8 +33,9 @@ def main() -> int:
     parser.add_argument("only", nargs="?", default="", help="entries by name, separated by commas (default: all)")
     parser.add_argument("--recipe", default="smol")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, help="chaos: kills (demo: per phase); default: KILLS of the entry")
-    parser.add_argument("--reference", type=Path, help="a root that already holds an undisturbed run of this commit on this machine")
+    parser.add_argument("--kills", type=int, help="chaos: kills; default: KILLS of the entry")
+    parser.add_argument("--moments", default="5,40", help="chaos demo: seconds after its start between which a run is ended")
+    parser.add_argument("--reference", type=Path, help="chaos demo: a root that already holds an undisturbed run of this commit on this machine")
     parser.add_argument("--seeds", type=int, default=3, help="bench seeds: how many")
     parser.add_argument("--recipes", default="smol,smol_plain,smol_frozen", help="bench seeds: which, separated by commas")
     parser.add_argument(
@@ -71,9 +72,9 @@ def main() -> int:
         missing = [field for field in fields if field not in entry]
         if missing:
             raise KeyError(f"{entry.get('name')} lacks {missing}")
-        print("\n".join(f"{field:>12}  {entry[field]}" for field in fields), end="\n\n")
+        print("\n".join(f"{field:>12}  {value}" for field, value in entry.items()), end="\n\n")
     write(options.out / f"{options.kind}.json", results)
-    return int(any(entry[field] for entry in results for field in FAILS[options.kind]))
+    return int(any(entry.get(field) for entry in results for field in FAILS[options.kind]))
 
 
 def chosen(kind: str, only: str) -> list[str]:

@@ -120,6 +120,19 @@ def test_interrupted_step_is_partial_and_missing_source_is_named(tmp_path):
         plan([step("a", sources={"list": tmp_path / "gone.tsv"})], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("x" * 300, "not readable"), ("folder", "no file"), ("pipe", "no file"), ("loop", "missing"), ("file/x", "missing"), ("a\0b", "missing")],
+)
+def test_a_source_that_is_no_plain_file_is_one_line(tmp_path, name, problem):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(AnyloomError, match=f"the source file .* is {problem}"):
+        plan([step("a", sources={"list": tmp_path / name})], tmp_path)
+
+
 def _child(root, run, text="a", log=""):
     code = f"""
 import sys; sys.path.insert(0, {str(HERE)!r})

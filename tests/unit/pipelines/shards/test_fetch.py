@@ -146,6 +146,23 @@ def test_mutated_answers_are_bytes_or_a_fetch_error(canned, tmp_path):
             assert error.reason in REASONS and "\n" not in error.detail
 
 
+FRAMES = {
+    b"Transfer-Encoding: gzip, chunked": b"5\r\nbytes\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked ": b"5\r\nbytes\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked": b"5\r\nbytes\r\n0\r\n\r\n",
+    b"no header\r\nTransfer-Encoding: chunked": b"5\r\nbytes\r\n0\r\n\r\n",
+    b"Content-Length: 3\r\nContent-Length: 5": b"bytes",
+    b"Content-Length: 3, 5": b"bytes",
+}
+
+
+@pytest.mark.parametrize("lines", FRAMES, ids=range(len(FRAMES)))
+def test_other_bytes_than_the_server_means_are_never_taken_for_the_body(canned, tmp_path, lines):
+    canned.answer = b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n\r\n" + FRAMES[lines]
+    with pytest.raises(FetchError, match="bad_uri: the server's answer has"):
+        fetch(f"http://127.0.0.1:{canned.port}/x", tmp_path, ONCE)
+
+
 class Odd(http.server.BaseHTTPRequestHandler):
     """Answers that real servers give; `asked` counts the paths."""
 

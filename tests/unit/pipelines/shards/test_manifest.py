@@ -182,9 +182,13 @@ def test_counts_do_not_depend_on_how_much_is_compared_at_once(tmp_path, monkeypa
     assert np.bincount([row["heldout_key"] == "held-000020" for row in whole[1]])[1] == 2
 
 
-def test_an_empty_list_of_the_users_own_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("cc3m", ""), ("cc3m", "\n \n"), ("cc3m", "\ufeff\n"), ("cc3m", "caption\turl\n"), ("webvid", "videoid,contentUrl,name\n"), ("instruct", "[]")],
+)
+def test_a_list_of_the_users_own_without_rows_is_refused(tmp_path, kind, text):
     own = tmp_path / "own.tsv"
-    own.write_text("")
-    spec = DatasetSpec(name="own", format="cc3m", path="own.tsv", split="train", licence="own")
-    with pytest.raises(AnyloomError, match=r"own\.tsv: the list of dataset 'own' is an empty file"):
+    own.write_text(text)
+    spec = DatasetSpec(name="own", format=kind, path="own.tsv", split="train", licence="own")
+    with pytest.raises(AnyloomError, match=r"own\.tsv: the list of dataset 'own' has no rows"):
         run(tmp_path / "out", ManifestConfig(datasets=(spec,)), sources={"own": own})

@@ -386,3 +386,13 @@ def test_the_name_cannot_be_rebound(server, tmp_path, monkeypatch):
     with pytest.raises(FetchError):
         fetch("http://rebind.example/x", tmp_path, FetchPolicy(attempts=1))
     assert reached == ["93.184.216.34"]
+
+
+@pytest.mark.parametrize("name", ["media/a\nb.png", "a\x1b[2Jb.png", "a\u202eb.png", "../" * 20_000 + "x.png", "\u2028.png", "a\x00b"])
+def test_a_row_that_is_left_out_is_one_line_whatever_its_address_holds(tmp_path, name):
+    rows = pictures(tmp_path, 2)
+    rows[1]["media"][0]["uri"] = name
+    write_manifest(tmp_path, rows)
+    assert build(tmp_path)["written"] == 1
+    detail = pq.read_table(tmp_path / "shards" / "ledger.parquet").to_pylist()[1]["detail"]
+    assert detail.isprintable() and 10 < len(detail) <= 501
