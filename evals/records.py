@@ -18,6 +18,7 @@ from evals.left_out import LeftOut, unwritten
 from mmcore.chat.places import Misfit, asked_texts
 from mmcore.chat.records import SYSTEM, talk_of
 from mmcore.media.decode import MediaError
+from mmcore.runtime.devices import is_of_one_medium, out_of_memory
 from mmcore.stores.shards import ShardSet
 
 NO_MEDIUM, SEVERAL_MEDIA, GIVES_MEDIUM, NO_QUESTION, TOO_MANY = "no_medium", "several_media", "gives_medium", "no_question", "too_many_questions"
@@ -68,6 +69,8 @@ def taken(records: Sequence[Record], take: Callable[[Record], object]) -> tuple[
             except MediaError as error:
                 refused[record.uri] = error
             except RuntimeError as error:  # it decodes, but is too short for the encoder, say
+                if out_of_memory(error) or not is_of_one_medium(error):
+                    raise
                 refused[record.uri] = MediaError("not_encodable", f"the encoder cannot take it ({' '.join(str(error).split())[:160]})")
         problem = refused[record.uri]
         if problem is None:

@@ -54,7 +54,7 @@ def start(num_cpus: int, num_gpus: int = 0) -> None:
     quiet_environment()
     ray_login()
     import ray
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without types
 
     if not ray.is_initialized():
         Config.initialize("")  # it may have been loaded before there was a token, and would remember that

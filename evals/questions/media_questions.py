@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def run(ctx: StepContext[MediaQuestionsEvalConfig]) -> Mapping[str, Any]:
     features = _Features(ctx, Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus)))
     for modality, name in config.datasets:
         records, left = asked_records(shards, ctx.stores, name, modality)
-        records, refused = taken(records, lambda record, modality=modality: features.of(modality, record.uri, record.key))
+        records, refused = taken(records, partial(features.try_out, modality))
         left += refused
         total, what = len(records) + len(left), f"records of {name} are not asked"
         check_left_out(left, total, config.max_lost, what)
@@ -132,6 +133,10 @@ class _Features:
             data = blank_medium(modality, self._work) if uri == BLANK else self._shards.media(key)
             self._kept[modality, uri] = self.generator.encode(modality, data)
         return self._kept[modality, uri]
+
+    def try_out(self, modality: str, record: Record) -> None:
+        """Encode a record's medium, as `of` does."""
+        self.of(modality, record.uri, record.key)
 
 
 def shown_media(questions: Sequence[MediaQuestion], what: str, seed: int) -> list[str]:

@@ -137,7 +137,7 @@ def parse_yes_no(text: str) -> tuple[str, str]:
         return ("yes" if alone <= set(_YES) else "no", "a line of its own") if len(alone) == 1 else ("", "")
     if spoken:
         return spoken[0][1], "as written" if len(words) == 1 else "first word" if spoken[0][0] == len(said) - len(said.lstrip("\"'([ ")) else "only yes or no"
-    if said == echoed and (_STATEMENT.match(said) or _NEGATED.match(said) and len(_TWICE_NEGATED.findall(said)) == 1):
+    if said == echoed and (_STATEMENT.match(said) or (_NEGATED.match(said) and len(_TWICE_NEGATED.findall(said)) == 1)):
         return "no", "statement"
     return next(((word, "stock phrase") for word, phrases in _PHRASES.items() if said.strip(" .!,") in phrases), ("", ""))
 

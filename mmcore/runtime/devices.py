@@ -34,3 +34,15 @@ def arithmetic(dtype: str, device: str) -> str:
         return "float32"
     native = {"bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported, "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported}
     return dtype if native[dtype]() else "float32"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for what torch and Python raise when a device or the host has no memory left."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def is_of_one_medium(error: BaseException) -> bool:
+    """False for what the device itself raises: nothing it says later is about the medium."""
+    return out_of_memory(error) or not (type(error).__name__ == "AcceleratorError" or "CUDA" in str(error) or "cuDNN" in str(error))

@@ -41,7 +41,7 @@ def pack(features_TE: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         bits = np.ascontiguousarray(features_TE, np.float32).view(np.uint32)
         return {VALUES: ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)}  # to nearest, ties to even
     if dtype == "int8":
-        values = features_TE.astype(np.float32)
+        values: np.ndarray = features_TE.astype(np.float32)
         channels_1E = _channel_scales(values)
         values = values / np.where(channels_1E > 0, channels_1E, 1)
         scales_T = np.abs(values).max(axis=1, initial=0.0) / np.float32(127)

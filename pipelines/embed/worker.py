@@ -33,6 +33,7 @@ from infra.storage import disk_errors, write_atomic, write_parquet
 from mmcore.encoder_config import EncoderConfig
 from mmcore.encoders import load_encoder
 from mmcore.media.decode import MediaError
+from mmcore.runtime.devices import is_of_one_medium, out_of_memory
 from mmcore.stores.embeddings import PART_SCHEMA
 from mmcore.stores.features import computed_dtype, pack, relative_error, worst_channel_error
 from mmcore.stores.shards import ShardSet
@@ -240,18 +241,6 @@ class PartBuilder:
 def library_versions() -> dict[str, str]:
     """Versions of what decides the features."""
     return {name: importlib.metadata.version(name) for name in RECORDED}
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """True for what torch and Python raise when a device or the host has no memory left."""
-    import torch
-
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def is_of_one_medium(error: BaseException) -> bool:
-    """False for what the device itself raises: nothing it says later is about the medium."""
-    return out_of_memory(error) or not (type(error).__name__ == "AcceleratorError" or "CUDA" in str(error) or "cuDNN" in str(error))
 
 
 def why_left_out(error: BaseException, spec: EncoderConfig, where: str) -> tuple[str, str]:

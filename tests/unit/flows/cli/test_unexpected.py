@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from failing_step import fails_at
 
-from flows.cli.main import unexpected
+from flows.cli.unexpected import unexpected
 from infra.step import AnyloomError, about
 from infra.step_pool import StepPool
 
