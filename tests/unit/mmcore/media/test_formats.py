@@ -55,3 +55,8 @@ def test_floating_point_grey_is_refused():
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(buffer, "TIFF")
     with pytest.raises(MediaError, match="floating-point"):
         decode_image(buffer.getvalue())
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+def test_the_page_of_lists_names_what_is_read(modality: str) -> None:
+    assert f"| {modality} | {listed(modality)} |" in (Path(__file__).parents[4] / "docs" / "lists.md").read_text()
