@@ -212,6 +212,8 @@ class CaptioningEvalConfig:
     """Draws the media and the captions of other media."""
     bootstrap_draws: int = 2000
     bootstrap_seed: int = 0
+    max_lost: float = 0.5
+    """Share of the media that may be left out; a step that lost more fails, with the reasons."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,3 +234,5 @@ class PopeEvalConfig:
     """Draws the images and the random negatives."""
     bootstrap_draws: int = 2000
     bootstrap_seed: int = 0
+    max_lost: float = 0.5
+    """Share of the media that may be left out; a step that lost more fails, with the reasons."""

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,30 @@ def asked_records(generation: Path, stores: Path, source: str, modality: str) ->
 
 
 def taken(records: Sequence[Record], take: Callable[[Record], object]) -> tuple[list[Record], list[LeftOut]]:
-    """(the records whose medium an encoder takes, the others). take: raises MediaError or RuntimeError for a medium that it cannot take; each medium is
-    tried once."""
+    """(the records whose medium an encoder takes, the others). take: as for `attempt`; each medium is tried once."""
     kept, left = [], []
     refused: dict[str, MediaError | None] = {}
     for record in records:
         if record.uri not in refused:
-            try:
-                take(record)
-                refused[record.uri] = None
-            except MediaError as error:
-                refused[record.uri] = error
-            except RuntimeError as error:  # it decodes, but is too short for the encoder, say
-                if out_of_memory(error) or not is_of_one_medium(error):
-                    raise
-                refused[record.uri] = MediaError("not_encodable", f"the encoder cannot take it ({' '.join(str(error).split())[:160]})")
+            refused[record.uri] = attempt(partial(take, record))[1]
         problem = refused[record.uri]
         if problem is None:
             kept.append(record)
         else:
             left.append(LeftOut(key=record.key, reason=problem.reason, detail=problem.detail))
     return kept, left
+
+
+def attempt(encode: Callable[[], Any]) -> tuple[Any, MediaError | None]:
+    """(what `encode` gives, None), or (None, why the encoder cannot take the medium). Raises what says nothing about the medium, as too little memory."""
+    try:
+        return encode(), None
+    except MediaError as error:
+        return None, error
+    except (RuntimeError, ValueError) as error:  # it decodes, but is too short for the encoder, say
+        if out_of_memory(error) or not is_of_one_medium(error):
+            raise
+        return None, MediaError("not_encodable", f"the encoder cannot take it ({' '.join(str(error).split())[:160]})")
 
 
 def _record(meta: Mapping[str, Any], modality: str) -> Record:

@@ -18,6 +18,7 @@ Pinned are:
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import time
@@ -25,6 +26,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import psutil
@@ -145,7 +147,7 @@ def garbage(root: Path, keep: Iterable[Path], unfinished: bool = True) -> list[t
     """
     stays, stores = pinned(root, keep, unfinished), root / "stores"
     doomed = [path for path in (root / "artifacts").glob("*/*") if path.is_dir() and path not in stays.artifacts and not _belongs(path, stays.running)]
-    committed = [path.parent for path in stores.glob(f"**/{RECORD}")]
+    committed = [path.parent for path in _below(stores, RECORD)]
     doomed += [path for path in committed if path not in stays.entries and path.relative_to(stores).parts[0] != HISTORY]
     doomed += [path for place in (stores, root / "work", root / "artifacts") for path in _left_behind(place)]
     all_of_them = set(doomed)
@@ -166,15 +168,25 @@ def remove(root: Path, chosen: Iterable[Path], keep: Iterable[Path], unfinished:
 
 def _left_behind(place: Path) -> Iterator[Path]:
     """Staging directories and temporary files below `place` whose process is gone, and what a removal that was killed has put aside."""
-    yield from (path for path in place.glob("**/.removed-*") if path.is_dir() and time.time() - path.stat().st_ctime > SLOW_REMOVAL_S)
-    for path in place.glob("**/.staging-*"):
-        match = _STAGING.fullmatch(path.name)
-        if match and path.is_dir() and _dead(path, int(match["pid"]), match["host"] or socket.gethostname()):
+    for path in _below(place, ".removed-*", ".staging-*", ".*.tmp"):
+        staging, temporary = _STAGING.fullmatch(path.name), _TEMPORARY.fullmatch(path.name)
+        try:
+            if path.name.startswith(".removed-"):
+                left = path.is_dir() and time.time() - path.stat().st_ctime > SLOW_REMOVAL_S
+            elif staging:
+                left = path.is_dir() and _dead(path, int(staging["pid"]), staging["host"] or socket.gethostname())
+            else:
+                left = temporary is not None and path.is_file() and _dead(path, int(temporary["pid"]), socket.gethostname())
+        except FileNotFoundError:  # its process has finished with it meanwhile
+            continue
+        if left:
             yield path
-    for path in place.glob("**/.*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and path.is_file() and _dead(path, int(match["pid"]), socket.gethostname()):
-            yield path
+
+
+def _below(place: Path, *patterns: str) -> Iterator[Path]:
+    """Files and directories at any depth whose names match; what goes away meanwhile is passed over."""
+    for folder, folders, files in os.walk(place):
+        yield from (Path(folder, name) for name in (*folders, *files) if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def _dead(path: Path, pid: int, host: str) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from evals.captions.objects import EASYVQA_WORDS, named, vocabulary_of
 from evals.config import CaptioningEvalConfig
 from evals.heldout import SHARDS, distinct_media
 from evals.journal import Journal
-from evals.left_out import LeftOut, told
+from evals.left_out import LeftOut, check_left_out, told
+from evals.records import attempt
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.statistics.jackknife import MIN_GROUPS, jackknife_interval
 from evals.tables import CAPTIONED, CLUSTERED, DETAILS, JACKKNIFE, METRICS, detail, metric_row, set_digest, shown_values, write_table
@@ -30,7 +32,6 @@ from infra.fingerprint import fingerprint, to_plain
 from infra.step import AnyloomError, StepContext, about
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
 from mmcore.inference.generator import Generator
-from mmcore.media.decode import MediaError
 from mmcore.runtime.devices import device_for
 from mmcore.stores.shards import ShardSet
 
@@ -57,6 +58,7 @@ def run(ctx: StepContext[CaptioningEvalConfig]) -> Mapping[str, Any]:
     captions = _captions(ctx, asked)
     items = [item for item, row in zip(asked, captions, strict=True) if "generated" in row]
     lost = [LeftOut(key=item.key, **row["left_out"]) for item, row in zip(asked, captions, strict=True) if "left_out" in row]
+    check_left_out(lost, len(asked), config.max_lost, "media are not captioned")
     samples, not_scored = _samples(ctx, items, [row["generated"] for row in captions if "generated" in row])
     metrics, details = caption_metrics(config, samples, not_scored)
     found = _chair(config, samples)
@@ -65,7 +67,13 @@ def run(ctx: StepContext[CaptioningEvalConfig]) -> Mapping[str, Any]:
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     write_table(ctx.output / "details.parquet", details, DETAILS)
     counts = {source: sum(item.source == source for item in items) for source in dict.fromkeys(item.source for item in items)}
-    identity = {"revision": REVISION, "library": library(), "tokenizer": config.tokenizer, "config": to_plain(config), "media": _digest(samples)}
+    identity = {
+        "revision": REVISION,
+        "library": library(),
+        "tokenizer": config.tokenizer,
+        "config": {name: value for name, value in to_plain(config).items() if name != "max_lost"},
+        "media": _digest(samples),
+    }
     return {
         "captions": counts,
         "tokenizer": config.tokenizer,
@@ -124,12 +132,12 @@ def _captions(ctx: StepContext[CaptioningEvalConfig], items: Sequence[Item]) -> 
         for item in batch:
             name = "shards_instruct" if item.source == config.asked_source else SHARDS[item.modality]
             shards[name] = shards.get(name) or ShardSet(ctx.inputs[name].path, ctx.stores)
-            try:
-                with about(item.key):
-                    features.append((item.modality, generator.encode(item.modality, shards[name].media(item.key))))
-                rows.append({})
-            except MediaError as error:
-                rows.append({"left_out": {"reason": error.reason, "detail": error.detail}})
+            with about(item.key):
+                data = shards[name].media(item.key)
+                found, refusal = attempt(partial(generator.encode, item.modality, data))
+            if refusal is None:
+                features.append((item.modality, found))
+            rows.append({"left_out": {"reason": refusal.reason, "detail": refusal.detail}} if refusal else {})
         texts = iter(generator.captions(features))
         journal.add([row or {"generated": next(texts)} for row in rows])
         ctx.progress(len(journal.rows), len(items), "media captioned")

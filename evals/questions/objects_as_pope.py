@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from evals.captions.objects import head_word
 from evals.config import PopeEvalConfig
 from evals.heldout import distinct_media
 from evals.journal import Journal
-from evals.left_out import LeftOut, told
+from evals.left_out import LeftOut, check_left_out, told
 from evals.questions.pope_questions import PRESENT, SETTINGS, PopeQuestion, Shown, pope_questions
+from evals.records import attempt
 from evals.statistics.intervals import Interval, mean_interval, paired_interval, ratio_interval
 from evals.suites.reading import parse_yes_no
 from evals.tables import CLUSTERED, DETAILS, METRICS, VQA_SAMPLES, detail, metric_row, set_digest, shown_values, write_table
@@ -51,6 +53,8 @@ def run(ctx: StepContext[PopeEvalConfig]) -> Mapping[str, Any]:
     every = questions_of(ctx)
     right = _answered(ctx, every, RIGHT)
     lost = {q.key: LeftOut(key=q.key, **row["left_out"]) for q, row in zip(every, right, strict=True) if "left_out" in row}
+    num_images = len({question.key for question in every})
+    check_left_out(list(lost.values()), num_images, config.max_lost, "images are not asked about")
     questions = [question for question in every if question.key not in lost]
     said = {RIGHT: [row for row in right if "left_out" not in row], BLANK: _answered(ctx, questions, BLANK)}
     answers = {condition: [row["text"] for row in rows] for condition, rows in said.items()}
@@ -62,8 +66,12 @@ def run(ctx: StepContext[PopeEvalConfig]) -> Mapping[str, Any]:
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     write_table(ctx.output / "details.parquet", details, DETAILS)
     asked = {task: sum(question.task == task for question in questions) for task in dict.fromkeys(question.task for question in questions)}
-    left = told(list(lost.values()), len({question.key for question in every}), "images are not asked about")
-    identity = {"revision": REVISION, "config": to_plain(config), "questions": _digest(questions)}
+    left = told(list(lost.values()), num_images, "images are not asked about")
+    identity = {
+        "revision": REVISION,
+        "config": {name: value for name, value in to_plain(config).items() if name != "max_lost"},
+        "questions": _digest(questions),
+    }
     return {"questions": asked, "history_fingerprint": fingerprint(identity), "unread": unread, "left_out": left, **shown_values(metrics)}
 
 
@@ -136,12 +144,10 @@ def _items(
         key = BLANK if condition == BLANK else question.sha256
         if key not in features:
             name = "shards_instruct" if config.asked_source and question.task.startswith(config.asked_source.split("_")[0]) else "shards_cc3m"
-            try:
-                with about(question.key):
-                    data = blank_medium("image", ctx.work) if condition == BLANK else shards[name].media(question.key)
-                    features[key] = generator.encode("image", data)
-            except MediaError as error:
-                features[key] = error
+            with about(question.key):
+                data = blank_medium("image", ctx.work) if condition == BLANK else shards[name].media(question.key)
+                encoded, refusal = attempt(partial(generator.encode, "image", data))
+            features[key] = refusal or encoded
         found = features[key]
         items.append(found if isinstance(found, MediaError) else Question(text=question.text, media_key=key, modality="image", features_NE=found))
     return items

@@ -34,11 +34,12 @@ def run_vqa(ctx: StepContext[EvalConfig]) -> Mapping[str, Any]:
     generation, model = ctx.inputs["shards_instruct"].path, _model(ctx)
     shards = ShardSet(generation, ctx.stores)
     records, left = asked_records(generation, ctx.stores, TEST, "image")
-    records, refused = taken(records, lambda record: model.take(shards.media(record.key)))
-    left += refused
     total, what = len(records) + len(left), f"records of {TEST} are not asked"
+    drawn = {question.key for question in draw_questions(questions_of(records), config.num_questions, config.seed)}
+    records, refused = taken([record for record in records if record.key in drawn], lambda record: model.take(shards.media(record.key)))
+    left += refused
     check_left_out(left, total, config.max_lost, what)
-    questions = draw_questions(questions_of(records), config.num_questions, config.seed)
+    questions = questions_of(records)
     if not questions:
         raise AnyloomError(f"{TEST} has no questions: give a list with some")
     parquet = ctx.output / "task" / f"{config.lmms_task}.parquet"

@@ -40,9 +40,11 @@ def out_of_memory(error: BaseException) -> bool:
     """True for what torch and Python raise when a device or the host has no memory left."""
     import torch
 
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(said in str(error) for said in ("can't allocate memory", "bad_alloc"))
 
 
 def is_of_one_medium(error: BaseException) -> bool:
     """False for what the device itself raises: nothing it says later is about the medium."""
-    return out_of_memory(error) or not (type(error).__name__ == "AcceleratorError" or "CUDA" in str(error) or "cuDNN" in str(error))
+    return out_of_memory(error) or not (
+        type(error).__name__ == "AcceleratorError" or any(said in str(error) for said in ("CUDA", "cuDNN", "CUBLAS", "NCCL", "new thread"))
+    )

@@ -89,9 +89,10 @@ class Space:
         return self
 
     def without_damage(self) -> Space:
-        """Look at every byte of every part, remove the parts that are damaged, and read what is left. Their media are located nowhere then."""
+        """Look at every byte of every part, remove the parts that are damaged or hold nothing but what was left out, and read what is left. Their media are
+        located nowhere then."""
         for name in [*self.records, *self.damaged]:
-            if damage(self.part(name)):
+            if self.records.get(name, {}).get("items") == 0 or damage(self.part(name)):
                 set_aside(self.part(name))
         return Space(self.directory, self.description).refreshed()
 

@@ -120,9 +120,7 @@ class PartBuilder:
         self._left, self._failure = {}, None
         features = self._encode(task)
         if self._failure is not None and not features and len(task.items) > 1:  # not one medium, but the encoder or the machine
-            if not out_of_memory(self._failure):
-                raise self._failure
-            raise AnyloomError(f"one item of {self._spec.kind} {self._spec.arch} needs more memory than {self._device} has") from self._failure
+            raise self._failure
         shutil.rmtree(task.staging, ignore_errors=True)
         try:
             with disk_errors(task.entry):
@@ -180,8 +178,7 @@ class PartBuilder:
                 if not is_of_one_medium(error):
                     raise
                 if len(some) == 1:
-                    self._failure = error
-                    self._left[some[0][0].address] = why_left_out(error, self._spec, self._device)
+                    self._leave_out(some[0][0], error, self._device)
                     at, self._batch = at + 1, whole
                 elif out_of_memory(error):
                     self._batch = max(1, min(self._batch, len(some)) // 2)
@@ -208,9 +205,19 @@ class PartBuilder:
         except (MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
             if not is_of_one_medium(error):
                 raise
-            self._failure = error
-            self._left[item.address] = why_left_out(error, self._spec, "this machine")
+            self._leave_out(item, error, "this machine")
         return None
+
+    def _leave_out(self, item: Item, error: Exception, where: str) -> None:
+        """Note that the encoder cannot take an item. Raises AnyloomError when it is the memory that does not suffice: elsewhere, or later, it may."""
+        encoder = f"the encoder {self._spec.kind} {self._spec.arch}"
+        if out_of_memory(error):
+            raise AnyloomError(
+                f"{item.value}: {encoder} needs more memory for it alone than {where} has free: free some, or take it out of its list, and run the same "
+                "command again"
+            ) from error
+        self._failure = error
+        self._left[item.address] = NOT_ENCODABLE, f"{encoder} cannot take it ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
 
     def _write(self, task: PartTask, features: list[np.ndarray]) -> dict[str, float]:
         """The feature files [all tokens, E] and rows.parquet. Returns what the stored type costs: relative_error of all, and of the worst
@@ -241,14 +248,6 @@ class PartBuilder:
 def library_versions() -> dict[str, str]:
     """Versions of what decides the features."""
     return {name: importlib.metadata.version(name) for name in RECORDED}
-
-
-def why_left_out(error: BaseException, spec: EncoderConfig, where: str) -> tuple[str, str]:
-    """(reason, one line) of a medium that an encoder cannot take."""
-    encoder = f"the encoder {spec.kind} {spec.arch}"
-    if out_of_memory(error):
-        return "too_large", f"{encoder} needs more memory for it than {where} has"
-    return NOT_ENCODABLE, f"{encoder} cannot take it ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
 
 
 def free_device_memory() -> None:

@@ -41,8 +41,8 @@ from pipelines.shards.errors import FetchError
 from pipelines.shards.fetch import is_remote, read_local
 from pipelines.shards.tries import latest_try, may_be_had, next_try
 
-FORMAT = 1
-"""Bumped when the bytes of a shard change for the same rows."""
+FORMAT = 2
+"""Bumped when the bytes of a shard change for the same rows. 2: what a medium is (turned videos, covers, AVIF, TIFF, JPEG 2000, 16-bit grey) is told anew."""
 COLUMNS = ("key", "source", "split", "modality", "media", "texts", "conversations", "licence")
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 

@@ -46,7 +46,8 @@ class RanksBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray's cl
         import ray
 
         where = Path(backend_config.meet) / f"group-{secrets.token_hex(8)}"  # a file of its own: torch counts ranks in it
-        common = len(workers), str(where), backend_config.backend, backend_config.timeout_s
+        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+        common = len(workers), str(where), backend_config.backend or ("nccl" if gpus else "gloo"), backend_config.timeout_s
         ray.get([worker_group.execute_single_async(rank, join, rank, *common) for rank in range(len(workers))])
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from test_embed import SPEC, weights  # noqa: F401  # a fixture
 
 from flows.running.run import rows_left_out
+from infra.step import AnyloomError
 from mmcore.encoders import load_encoder
 from mmcore.encoders.squares import padded_square, refuse_thin
 from mmcore.encoders.timm_image import TimmImageEncoder
@@ -35,10 +36,8 @@ def shards_of(root: Path, weights_dir: Path, count: int) -> Path:
 
 
 ERRORS = [
-    (lambda: MemoryError(), "too_large"),
     (lambda: RuntimeError("Calculated padded input size per channel: (1)"), "not_encodable"),
     (lambda: ValueError("cannot reshape"), "not_encodable"),
-    (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too_large"),
 ]
 
 
@@ -77,3 +76,41 @@ def test_strips_are_refused_before_they_are_scaled():
         with pytest.raises(MediaError, match="too_large"):
             refused()
     assert refuse_thin(Image.new("RGB", (1, 400))).size == (1, 400) and padded_square(Image.new("RGB", (2, 4000)), (0, 0, 0)).size == (4000, 4000)
+
+
+@pytest.mark.parametrize("where", ["prepare", "forward"])
+@pytest.mark.parametrize("make", [MemoryError, lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory"), lambda: RuntimeError("std::bad_alloc")])
+def test_too_little_memory_for_one_medium_is_one_line_and_is_kept_nowhere(tmp_path, weights, monkeypatch, where, make):  # noqa: F811
+    root = shards_of(tmp_path, weights, 3)
+    original = getattr(TimmImageEncoder, where)
+
+    def failing(self, given, *more):
+        if len(given) == 1 or (where == "prepare" and given == png(1)):
+            raise make()
+        if where == "forward" and len(given) > 1:
+            raise make()
+        return original(self, given, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TimmImageEncoder, where, failing)
+        with pytest.raises(AnyloomError, match=r"pets-00000\d: the encoder timm_image .* needs more memory"):
+            run_step(root, "embed", "pipelines.embed.media:run", EmbedConfig(spec=SPEC), INPUTS)
+    result = run_step(root, "again", "pipelines.embed.media:run", EmbedConfig(spec=SPEC), INPUTS)
+    assert result["samples"] == 3 and "failed" not in result
+
+
+def test_what_was_left_out_alone_is_tried_again_when_that_is_forced(tmp_path, weights, monkeypatch):  # noqa: F811
+    root = shards_of(tmp_path, weights, 3)
+    original = TimmImageEncoder.prepare
+
+    def failing(self, given, *more):
+        if given == png(1):
+            raise ValueError("cannot reshape")
+        return original(self, given, *more)
+
+    for name, force in (("embed", False), ("forced", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(TimmImageEncoder, "prepare", failing)
+            assert run_step(root, name, "pipelines.embed.media:run", EmbedConfig(spec=SPEC), INPUTS, force=force)["failed"] == 1
+    mended = run_step(root, "mended", "pipelines.embed.media:run", EmbedConfig(spec=SPEC), INPUTS, force=True)
+    assert mended["samples"] == 3 and "failed" not in mended
