@@ -9,7 +9,7 @@ WORKERS ?= 3
 PORT     ?= 4200
 RAY_PORT ?= 6379
 
-.PHONY: help demo demo-assets test test-slow test-stack check bench chaos fuzz golden lock screenshot stack stack-down clean install
+.PHONY: help demo demo-assets test test-slow test-long test-stack check bench chaos fuzz golden lock screenshot stack stack-down clean install
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -34,10 +34,13 @@ demo: $(VENV)/.demo-assets  ## recipe smol, from lists to report, into $(ROOT)
 	@$(BIN)/anyloom run --recipe smol --root $(ROOT)
 
 test: $(VENV)/.installed  ## every test that takes seconds, and the tiny recipe end to end, in WORKERS processes
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not slow and not stack"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not slow and not long and not stack"
 
 test-slow: $(VENV)/.demo-assets  ## the tests that take minutes or need the demo's models
 	$(BIN)/python -m pytest -m "slow and not stack"
+
+test-long: $(VENV)/.demo-assets  ## hundred runs of the mirror, every kind of rot, interrupts at every place (about an hour)
+	$(BIN)/python -m pytest -m long
 
 test-stack: $(VENV)/.installed  ## the deployments on a real server, worker and Ray cluster (about 20 minutes)
 	$(BIN)/python -m pytest -m stack

@@ -110,7 +110,10 @@ def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any
 
 
 def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> Any:
-    """As _with_threads, at the lowest priority. There is no way back from it: the worker process serves background tasks only (BACKGROUND)."""
+    """As _with_threads, at the lowest priority. There is no way back from it: the worker process serves background tasks only (BACKGROUND). On a machine that
+    others keep busy this can mean no time at all; ANYLOOM_BACKGROUND_PRIORITY=normal makes such tasks tasks like any other."""
+    if os.environ.get("ANYLOOM_BACKGROUND_PRIORITY") == "normal":
+        return _with_threads(function, threads, *args)
     os.setpriority(os.PRIO_PROCESS, 0, 19)
     if hasattr(os, "SCHED_IDLE"):  # Linux: gives way at once when another thread wakes up; a merely nice one makes it wait
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -1,13 +1,15 @@
-"""Which tests run in one process when several processes share the work (`make test`)."""
+"""Which tests run in one process when several processes share the work (`make test`), and what all of them say to the runs they start."""
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("ANYLOOM_BACKGROUND_PRIORITY", "normal")  # the other tests leave nothing over that a background step could live on
 
 
 @cache

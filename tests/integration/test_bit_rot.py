@@ -102,6 +102,8 @@ READ = {
     "samples": ("history", ""),
 }
 """Kind -> (step that reads it, setting that makes it run again; without one its artifact is removed)."""
+SAMPLE = (("shard tar", "flip"), ("features", "flip"), ("states", "cut"), ("export", "flip"))
+"""What `make test-slow` takes of them; `make test-long` takes the others."""
 
 
 @pytest.fixture
@@ -166,9 +168,9 @@ def test_one_damaged_record_stops_neither_plan_nor_list_nor_what_does_not_need_i
     assert re.search(r"\b0 of 37 steps executed", here("run", *PLAIN, "--root", copy).stdout)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", HARMS)
-@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize(
+    ("kind", "how"), [pytest.param(kind, how, marks=pytest.mark.slow if (kind, how) in SAMPLE else pytest.mark.long) for kind in READ for how in HARMS]
+)
 def test_rot_is_never_used_and_the_command_that_is_named_mends_it(copy, here, kind, how):
     reader, setting = READ[kind]
     before = {record.name: record.digest for _, record in all_records(copy)}

@@ -57,7 +57,9 @@ def test_killed_evaluations_end_like_an_undisturbed_one(tmp_path):
     assert (entry["differences"], entry["lost"], entry["doubled"]) == (0, 0, 0) and entry["kills"] >= 4
 
 
-@pytest.mark.parametrize(("name", "inputs", "least"), [("kernel", 5, 90), ("lists", 1, 100), ("http", 2, 100), ("import", 1, 100)])
+@pytest.mark.parametrize(
+    ("name", "inputs", "least"), [("kernel", 5, 90), ("http", 2, 100), *(pytest.param(name, 1, 100, marks=pytest.mark.slow) for name in ("lists", "import"))]
+)
 def test_fuzz_finds_no_crash_and_no_wrong_reason(tmp_path, name, inputs, least):
     done = subprocess.run(
         [sys.executable, "tests/benchmarks/prove.py", "fuzz", name, "--inputs", str(inputs), "--out", str(tmp_path)],

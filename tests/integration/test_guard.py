@@ -27,7 +27,7 @@ from infra.settings import private_directory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser import Browser, chromium
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 PROJECT = Path(__file__).resolve().parents[2]
 ANYLOOM = str(Path(sys.executable).with_name("anyloom"))
 NOBODY = 65534
@@ -222,7 +222,7 @@ Promise.all([
     assert ask(live, "work_pools/mine", **with_login(live)) == 404
 
 
-@pytest.mark.parametrize("wait", ["lists", *(pytest.param(one, marks=pytest.mark.slow) for one in ("starting", "embed_image"))])
+@pytest.mark.parametrize("wait", ["lists", *(pytest.param(one, marks=pytest.mark.long) for one in ("starting", "embed_image"))])
 def test_ctrl_c_in_a_terminal_ends_the_run_within_ten_seconds(wait: str, tmp_path: Path) -> None:
     """The key reaches the whole foreground group of the terminal, as it does in a shell."""
     pid, terminal = pty.fork()

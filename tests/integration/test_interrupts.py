@@ -14,7 +14,7 @@ import pytest
 
 from flows.running.prefect_server import APP
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PROJECT = Path(__file__).resolve().parents[2]
 ANYLOOM = str(Path(sys.executable).with_name("anyloom"))
 

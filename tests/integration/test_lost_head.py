@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 PROJECT = Path(__file__).resolve().parents[2]
 ANYLOOM = str(Path(sys.executable).with_name("anyloom"))
 SOON_S = 90
@@ -53,7 +53,7 @@ def test_a_task_whose_head_is_killed_ends_with_one_line():
     assert process.returncode == 0 and len(told) == 1 and told[0].startswith("told: Ray's head at 127.0.0.1:") and "run the same command" in told[0], err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", [(), ("--no-prefect",)], ids=["prefect", "plain"])
 def test_a_run_whose_head_is_killed_fails_within_a_minute_and_a_half(tmp_path, how):
     command = [ANYLOOM, "run", "--recipe", "tiny", "--root", str(tmp_path / "runs"), "--set", "stage1.steps=1000000", *how]

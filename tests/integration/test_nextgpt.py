@@ -11,6 +11,7 @@ from infra.artifact import all_records, find
 from mmcore.decoders import FAMILIES, load_decoder
 from mmcore.decoders.sampling import SamplingOptions, generate
 
+pytestmark = pytest.mark.slow
 QUIET = ("--no-ray", "--no-prefect")
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import transformers
 from PIL import Image
 
@@ -53,6 +54,7 @@ def given(folder):
     return [part for option, name, file in pairs for part in (option, f"{name}={folder / file}")]
 
 
+@pytest.mark.slow
 def test_llava_at_toy_size_from_own_files_to_an_answer(here, tmp_path):
     (tmp_path / "given").mkdir()
     files = given(tmp_path / "given")

@@ -130,12 +130,13 @@ def rounds(tmp_path: Path, reference: Path, s3, share: float, count: int, seed: 
     return machines
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_over_a_bad_network_with_kills(tmp_path, reference, s3):
     machines = rounds(tmp_path, reference, s3, share=0.05, count=3, seed=1)
     assert len(machines.errors) < 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_nothing_is_lost_in_a_hundred_runs(tmp_path, reference, s3):
     started = time.monotonic()

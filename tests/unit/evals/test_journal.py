@@ -62,5 +62,5 @@ def test_the_format_of_answers_is_what_it_was(tmp_path):
     answers.add({"k": Reply(text="x", caption="", num_input_tokens=1, num_tokens=2)})
     begun, reply = (line.partition("\t")[0] for line in path.read_text().splitlines())
     assert begun.startswith('{"begun": "') and begun.endswith('", "answers": 1}')
-    assert reply == '{"caption": "", "key": "k", "num_input_tokens": 1, "num_tokens": 2, "text": "x"}'
+    assert reply == '{"caption": "", "key": "k", "num_input_tokens": 1, "num_tokens": 2, "text": "x", "unread": false}'
     assert AnswerFile(path).replies == answers.replies and AnswerFile(path).begun == answers.begun

@@ -25,7 +25,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, vocabulary: int, counts: SpecialTokens, width: int = 24):
         super().__init__()
-        self.table, self.width, self.dtype = TokenTable(vocabulary, counts), width, torch.float32
+        self.table, self.width, self.dtype, self.longest = TokenTable(vocabulary, counts), width, torch.float32, 0
         with seeded(0):
             parts = {"rows": nn.Embedding(vocabulary, width), "over": nn.GRU(width, width, batch_first=True), "head": nn.Linear(width, vocabulary)}
             parts["over"].bias_ih_l0.data[width : 2 * width] = 4.0  # of the update gate: what was read far back is remembered

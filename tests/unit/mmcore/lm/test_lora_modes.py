@@ -345,11 +345,10 @@ def test_a_refused_message_leaves_the_conversation_as_it_was(mode, monkeypatch):
 def test_an_answer_that_comes_to_the_models_limit_is_kept_as_far_as_it_was_read(mode):
     made = emitting(*"a" * 40, mode=mode)
     talk, frame = Conversation(made), len(made.model.chat.question_prompt("", opened=False))
-    pieces = talk.say("x" * (2048 - frame - 2), max_new_tokens=40)
-    assert [next(pieces).text for _ in range(3)] == ["a"] * 3
-    for wrong in (pieces, talk.say("more?")):
+    assert [piece.text for piece in talk.say("x" * (2048 - frame - 2), max_new_tokens=40)] == ["a"] * 3
+    for _ in range(2):
         with pytest.raises(ValueError, match=r"a row has \d+ tokens, the language model takes at most 2048"):
-            next(wrong)
+            next(talk.say("more?"))
         assert talk.cache.lengths[0] == talk.cache.segments_BL.shape[1] == talk.cache.cache.get_seq_length() == 2048
 
 

@@ -44,6 +44,7 @@ trainer.fit()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ranks_of_one_host_listen_on_loopback_only(tmp_path, ranks):
