@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from infra.settings import cluster_is_given, private_directory, quiet_environment, ray_login, thread_environment
+from infra.settings import background_is_normal, cluster_is_given, private_directory, quiet_environment, ray_login, thread_environment
 from infra.step import AnyloomError, StepDied
 
 BACKGROUND = {"env_vars": {"ANYLOOM_BACKGROUND": "1"}}
@@ -112,7 +112,7 @@ def _with_threads(function: Callable[..., Any], threads: int, *args: Any) -> Any
 def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> Any:
     """As _with_threads, at the lowest priority. There is no way back from it: the worker process serves background tasks only (BACKGROUND). On a machine that
     others keep busy this can mean no time at all; ANYLOOM_BACKGROUND_PRIORITY=normal makes such tasks tasks like any other."""
-    if os.environ.get("ANYLOOM_BACKGROUND_PRIORITY") == "normal":
+    if background_is_normal():
         return _with_threads(function, threads, *args)
     os.setpriority(os.PRIO_PROCESS, 0, 19)
     if hasattr(os, "SCHED_IDLE"):  # Linux: gives way at once when another thread wakes up; a merely nice one makes it wait

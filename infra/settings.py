@@ -155,6 +155,11 @@ def private_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="anyloom-"))
 
 
+def background_is_normal() -> bool:
+    """Whether background tasks have the priority of any other (ANYLOOM_BACKGROUND_PRIORITY=normal)."""
+    return os.environ.get("ANYLOOM_BACKGROUND_PRIORITY") == "normal"
+
+
 def cluster_is_given() -> bool:
     """True when RAY_ADDRESS names an existing Ray cluster."""
     return "RAY_ADDRESS" in os.environ
