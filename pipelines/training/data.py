@@ -99,7 +99,11 @@ def dataset_samples(shards: Mapping[str, ShardSet], names: Iterable[str], lost: 
                 raise AnyloomError(f"the mixture names {name}, whose split is {', '.join(splits)}: only train splits may be trained on")
             samples[name], groups[name] = found, group
         if name not in samples:
-            raise AnyloomError(f"the mixture names {name}, which is in none of this step's shards ({', '.join(sorted(shards)) or 'none'})")
+            where = ", ".join(f"shards_{group}" for group in sorted(shards)) or "none"
+            raise AnyloomError(
+                f"the mixture names {name}, of which this step's shards ({where}) hold nothing; if all its rows were left out, the ledger.parquet of those "
+                "shards says why"
+            )
     return samples, groups
 
 

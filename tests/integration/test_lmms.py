@@ -192,6 +192,7 @@ def test_wrong_arguments_are_one_clear_line(tmp_path: Path) -> None:
         run_lmms(tmp_path, "nothing", AnyloomLmms(generator=AlwaysYes()))
 
 
+@pytest.mark.slow
 def test_the_entry_point_is_found_by_the_harness() -> None:
     code = (
         "from infra.settings import offline_environment; offline_environment(); from lmms_eval.models import get_model; print(get_model('anyloom').__module__)"

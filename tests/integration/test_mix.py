@@ -15,7 +15,7 @@ from infra.step import Artifact, StepContext
 from pipelines.dag.build import build
 from pipelines.recipes import get_recipe
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ORDER = ("--recipe", "tiny_mix", "--no-ray", "--no-prefect", "--set", 'stages=["stage1","stage2","stage3","stage2"]')
 
 

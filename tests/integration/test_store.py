@@ -52,7 +52,7 @@ def test_the_second_build_does_nothing_and_a_forced_one_encodes_nothing(root, he
     [
         ("image.dtype=float32", r"config\.spec\.dtype: \"?float16\"? -> \"?float32", True),
         ("image.image_size=32", r"config\.spec\.image_size: 64 -> 32", True),
-        ("image.revision=2", r"config\.spec\.revision: 1 -> 2", True),
+        ("image.revision=3", r"config\.spec\.revision: 2 -> 3", True),
         ("image.part_rows=7", r"config\.spec\.part_rows: 16 -> 7", False),
     ],
 )

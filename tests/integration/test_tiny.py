@@ -124,6 +124,7 @@ def test_generate_answers_from_the_exported_directory_alone(tiny, cli, here, tmp
     assert len(wrong.stderr.splitlines()) == 1 and "Traceback" not in wrong.stderr
 
 
+@pytest.mark.slow
 def test_lmms_eval_from_the_shell(tiny, cli, tmp_path):
     export, _ = find(tiny.root, "export")
     cli("eval-task", tmp_path / "task", "--root", tiny.root)
@@ -149,6 +150,7 @@ def test_lmms_eval_from_the_shell(tiny, cli, tmp_path):
     assert shell == pytest.approx(ours["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_plain_lmms_eval_command_answers_prepared_official_data(tiny, cli, tmp_path):
     sys.path.insert(0, str(Path(__file__).parent))
     import official_data
@@ -195,9 +197,9 @@ def own_list(tmp_path, text):
     return ("run", "--recipe", "tiny", "--no-ray", "--no-prefect", "--list", f"stamps_train={path}")
 
 
-def test_a_list_with_a_missing_column_stops_with_one_line(copy, cli, tmp_path):
+def test_a_list_of_which_nothing_is_left_stops_with_one_line(copy, cli, tmp_path):
     done = cli(*own_list(tmp_path, "a cat\tcat.png\nonly a caption\n"), "--root", copy, expect=1)
-    assert re.search(r"mine\.tsv.*2", done.stderr) and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+    assert "stamps_train" in done.stderr and "ledger.parquet" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_an_unreadable_picture_becomes_a_ledger_row(copy, here, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,7 @@ def test_the_fields_of_all_kinds_are_read_where_all_kinds_pass():
     spy, read = recorded(USED[0][0])
     cut(["a"], 1, spy)
     assert {name for name, _ in read} == {"batch", "part_rows"}
-    assert space_fields(BertText(arch="bert", width=32)) != space_fields(BertText(arch="bert", width=32, revision=2))
+    assert space_fields(BertText(arch="bert", width=32)) != space_fields(BertText(arch="bert", width=32, revision=1))
     assert set(names(EncoderConfig)) == READ_BY_ALL | {"arch", "part_rows", "revision"}
 
 
@@ -131,8 +132,9 @@ def test_the_fields_of_all_kinds_are_read_where_all_kinds_pass():
     ids=lambda value: value.kind if isinstance(value, EncoderConfig) else value,
 )
 def test_identities_and_addresses_are_those_of_the_one_class_that_all_kinds_once_had(config, space, identity):
-    assert fingerprint({"spec": to_plain(space_fields(config)), "weights": "w"})[:12] == space
-    assert fingerprint(config)[:12] == identity
+    then = replace(config, revision=1)
+    assert fingerprint({"spec": to_plain(space_fields(then)), "weights": "w"})[:12] == space
+    assert fingerprint(then)[:12] == identity
 
 
 @pytest.mark.parametrize(("config", "_"), USED, ids=[config.kind for config, _ in USED])

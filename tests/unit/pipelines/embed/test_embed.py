@@ -330,7 +330,7 @@ def test_running_out_of_memory_halves_the_batch_and_says_so(tmp_path, weights, m
         features, np.stack([forward(load_encoder(SPEC, weights), [load_encoder(SPEC, weights).prepare(png(i))])[0] for i in range(19)]), atol=2e-3
     )
     most[0] = 0
-    with pytest.raises(AnyloomError, match="one item of timm_image test_efficientnet needs more memory than cpu has"):
+    with pytest.raises(AnyloomError, match="the encoder timm_image test_efficientnet needs more memory for it alone than cpu has"):
         run_step(root, "none", "pipelines.embed.media:run", EmbedConfig(spec=replace(SPEC, image_size=64)), {"weights": "weights", "shards_pets": "shards_20"})
 
 
