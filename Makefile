@@ -36,8 +36,8 @@ demo: $(VENV)/.demo-assets  ## recipe smol, from lists to report, into $(ROOT)
 test: $(VENV)/.installed  ## every test that takes seconds, and the tiny recipe end to end, in WORKERS processes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not slow and not long and not stack"
 
-test-slow: $(VENV)/.demo-assets  ## the tests that take minutes or need the demo's models
-	$(BIN)/python -m pytest -m "slow and not stack"
+test-slow: $(VENV)/.demo-assets  ## the tests that take more than half a minute or need the demo's models, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "slow and not stack"
 
 test-long: $(VENV)/.demo-assets  ## hundred runs of the mirror, every kind of rot, interrupts at every place (about an hour)
 	$(BIN)/python -m pytest -m long
