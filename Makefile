@@ -37,7 +37,7 @@ test: $(VENV)/.installed  ## every test that takes seconds, and the tiny recipe 
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not slow and not long and not stack"
 
 test-slow: $(VENV)/.demo-assets  ## the tests that take more than half a minute or need the demo's models, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "slow and not stack"
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "slow and not long and not stack"
 
 test-long: $(VENV)/.demo-assets  ## hundred runs of the mirror, every kind of rot, interrupts at every place (about an hour)
 	$(BIN)/python -m pytest -m long
