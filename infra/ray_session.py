@@ -7,6 +7,7 @@ at once, on a cluster that goes on as well.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -132,6 +133,8 @@ class _Head:
 
     def check(self) -> None:
         """Ask it, at most every ASK_S. Raises AnyloomError when it has not answered for LOST_S."""
+        import ray
+
         if time.monotonic() - self._asked < ASK_S:
             return
         try:
@@ -139,6 +142,7 @@ class _Head:
         except OSError:
             silent = time.monotonic() - self._heard
             if silent >= LOST_S:
+                atexit.unregister(ray.shutdown)  # it would wait for the head, until Ray ends this process
                 again = "start that cluster again, then run the same command" if cluster_is_given() else "run the same command"
                 raise AnyloomError(f"Ray's head at {':'.join(map(str, self._place))} is lost: no answer for {silent:.0f} s; {again} to continue") from None
         else:
