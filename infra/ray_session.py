@@ -11,6 +11,7 @@ import atexit
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -121,6 +122,13 @@ def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> An
     return _with_threads(function, threads, *args)
 
 
+def _end_at_once() -> None:
+    """In the place of Ray's own end, which would wait for a lost head until it ends the process with a message of its own, or in a fault."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
 class _Head:
     """Whether the head of the cluster answers. Ray itself waits for a lost one, for a minute or for ever, depending on what it is asked for meanwhile."""
 
@@ -132,9 +140,7 @@ class _Head:
         self._asked = self._heard = time.monotonic()
 
     def check(self) -> None:
-        """Ask it, at most every ASK_S. Raises AnyloomError when it has not answered for LOST_S."""
-        import ray
-
+        """Ask it, at most every ASK_S. Raises AnyloomError when it has not answered for LOST_S; this process ends with 1 then, whatever follows."""
         if time.monotonic() - self._asked < ASK_S:
             return
         try:
@@ -142,7 +148,7 @@ class _Head:
         except OSError:
             silent = time.monotonic() - self._heard
             if silent >= LOST_S:
-                atexit.unregister(ray.shutdown)  # it would wait for the head, until Ray ends this process
+                atexit.register(_end_at_once)
                 again = "start that cluster again, then run the same command" if cluster_is_given() else "run the same command"
                 raise AnyloomError(f"Ray's head at {':'.join(map(str, self._place))} is lost: no answer for {silent:.0f} s; {again} to continue") from None
         else:

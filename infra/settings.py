@@ -107,7 +107,7 @@ def quiet_environment() -> None:
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_COLOR_PREFIX": "0",
         "RAY_worker_niceness": "0",
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "30",  # a lost head is an error after half a minute, not after one or more
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "45",  # a lost head is an error after that, not after one minute or more
         "PYTHONWARNINGS": "ignore",
         "PYTHONSAFEPATH": "1",  # no process started from here imports what lies in the directory the user happens to be in
         "WANDB_MODE": "disabled",

@@ -50,7 +50,7 @@ def test_a_task_whose_head_is_killed_ends_with_one_line():
     assert process.stdout is not None and process.stdout.readline() == "polled\n"
     out, err = ended(process, kill_head(process.pid))
     told = [line for line in out.splitlines() if line != "polled"]
-    assert process.returncode == 0 and len(told) == 1 and told[0].startswith("told: Ray's head at 127.0.0.1:") and "run the same command" in told[0], err
+    assert process.returncode == 1 and len(told) == 1 and told[0].startswith("told: Ray's head at 127.0.0.1:") and "run the same command" in told[0], err
 
 
 @pytest.mark.long
