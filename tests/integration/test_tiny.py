@@ -47,6 +47,7 @@ def test_second_run_executes_nothing(tiny, cli):
     assert set(statuses(output).values()) == {"done"} and re.search(r"\b0 of 37 steps executed", output)
 
 
+@pytest.mark.slow
 def test_without_ray_and_prefect_the_bytes_are_the_same(tiny, here, tmp_path):
     here("run", "--recipe", "tiny", "--root", tmp_path / "plain", "--no-ray", "--no-prefect")
     assert digests(tmp_path / "plain") == digests(tiny.root)
