@@ -180,7 +180,7 @@ CLASSES: dict[str, tuple[Callable[[random.Random, Path], None], type[Exception] 
     "identity: same meaning, other order": (same_meaning, None, VALID),
     "identity: no stable form": (unstable, TypeError, r"no stable form|finite numbers|keys must be text"),
     "override: right": (good_override, None, VALID),
-    "override: unknown key": (unknown_override, AnyloomError, r"no such key; close ones: "),
+    "override: unknown key": (unknown_override, AnyloomError, r"no such key; close ones: |[a-z_]+ has no \w+; it has "),
     "override: wrong type": (mistyped_override, AnyloomError, r"expected (float|int|bool)"),
 }
 
