@@ -1,30 +1,16 @@
-"""Left out: what an evaluation cannot ask or score of its data sets, each with its reason.
+"""Left out: what an evaluation cannot ask or score of its data sets, as the ledgers of shards and of features say.
 
-Owns how it is told and how much of it there may be. Input: the ledgers of shards and of features, and what an evaluation finds itself. Output: lines for
-`left_out` in a step's result. Raises AnyloomError where more is left out than a step allows.
+Input: the artifacts that an evaluation reads. Output: what they left out, as mmcore.stores.left_out sums it up. Raises AnyloomError where more is left out than
+a step allows.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from infra.step import AnyloomError, Artifact
-
-NO_FEATURES = "no_features"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeftOut:
-    """One record, medium or caption that is left out."""
-
-    key: str
-    """Sample key, or the caption itself."""
-    reason: str
-    """One word."""
-    detail: str
+from mmcore.stores.left_out import NO_FEATURES, LeftOut, too_many
 
 
 def unwritten(shards: Path, source: str) -> list[LeftOut]:
@@ -64,17 +50,8 @@ def _ledger(artifact: Path) -> list[dict[str, str]]:
     return [{name: row[name] for name in ("key", "reason", "detail")} for row in rows if row["status"] != "written"]
 
 
-def told(left: Sequence[LeftOut], total: int, what: str) -> list[str]:
-    """A line that says how many of `total` are left out, why, and which is the first; none where nothing is. what: `records of easyvqa_test are not asked`."""
-    if not left:
-        return []
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(one.reason for one in left).items()))
-    return [f"{len(left)} of {total} {what} ({reasons}), the first is {left[0].key}: {left[0].detail}"]
-
-
 def check_left_out(left: Sequence[LeftOut], total: int, allowed: float, what: str) -> None:
-    """Raises AnyloomError when a larger share than `allowed` is left out, or `allowed` is no share."""
-    if not 0 <= allowed <= 1:
-        raise AnyloomError(f"max_lost is {allowed}: it is a share, from 0 to 1")
-    if len(left) > allowed * total:
-        raise AnyloomError(f"{told(left, total, what)[0]}; these are more than max_lost {allowed:g} of them: mend the list, or set max_lost")
+    """Raises AnyloomError when a larger share than `allowed` is left out."""
+    problem = too_many(left, total, allowed, what)
+    if problem:
+        raise AnyloomError(problem)

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evals.left_out import LeftOut, unwritten
+from evals.left_out import unwritten
 from mmcore.chat.places import Misfit, asked_texts
 from mmcore.chat.records import SYSTEM, talk_of
 from mmcore.media.decode import MediaError
 from mmcore.runtime.devices import is_of_one_medium, out_of_memory
+from mmcore.stores.left_out import LeftOut
 from mmcore.stores.shards import ShardSet
 
 NO_MEDIUM, SEVERAL_MEDIA, GIVES_MEDIUM, NO_QUESTION, TOO_MANY = "no_medium", "several_media", "gives_medium", "no_question", "too_many_questions"

@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from evals.config import AlignmentEvalConfig
-from evals.left_out import NO_FEATURES, LeftOut, told
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import ALIGNMENT_SAMPLES, METRICS, metric_row, rounded, write_table
 from infra.step import StepContext
 from mmcore.config import output_spec
 from mmcore.model.any_model import TENSORS, load_tensors
 from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.left_out import NO_FEATURES, LeftOut, summarize
 from mmcore.stores.shards import ShardSet
 from mmcore.training.fitting import TOO_LONG
 from mmcore.training.losses import alignment
@@ -63,7 +63,7 @@ def scored_captions(
     too_long = "it has no states: it is longer than the language model's context"
     lost += [LeftOut(key=caption, reason=TOO_LONG, detail=too_long) for caption in there if caption_key(config.modality, caption) not in states]
     captions = [caption for caption in there if caption_key(config.modality, caption) in states]
-    return [caption for caption in sorted(train) if target_key(caption) in targets], captions, told(lost, len(every), "held-out captions are not scored")
+    return [caption for caption in sorted(train) if target_key(caption) in targets], captions, summarize(lost, len(every), "held-out captions are not scored")
 
 
 def caption_texts(ctx: StepContext[object], datasets: Sequence[str]) -> set[str]:

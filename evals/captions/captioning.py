@@ -23,7 +23,7 @@ from evals.captions.objects import EASYVQA_WORDS, named, vocabulary_of
 from evals.config import CaptioningEvalConfig
 from evals.heldout import SHARDS, distinct_media
 from evals.journal import Journal
-from evals.left_out import LeftOut, check_left_out, told
+from evals.left_out import check_left_out
 from evals.records import attempt
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.statistics.jackknife import MIN_GROUPS, jackknife_interval
@@ -33,6 +33,7 @@ from infra.step import AnyloomError, StepContext, about
 from mmcore.concepts.shapes import CONCEPTS, asked_concepts
 from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
+from mmcore.stores.left_out import LeftOut, summarize
 from mmcore.stores.shards import ShardSet
 
 REVISION = 1
@@ -80,7 +81,7 @@ def run(ctx: StepContext[CaptioningEvalConfig]) -> Mapping[str, Any]:
         "harness": library(),
         "history_fingerprint": fingerprint(identity),
         "not_scored": not_scored,
-        "left_out": told(lost, len(asked), "media are not captioned"),
+        "left_out": summarize(lost, len(asked), "media are not captioned"),
         **shown_values(metrics),
     }
 

@@ -15,7 +15,7 @@ from evals.blank import BLANK, blank_medium
 from evals.config import CaptionEvalConfig
 from evals.heldout import SHARDS
 from evals.journal import Journal
-from evals.left_out import told, without_features
+from evals.left_out import without_features
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import CAPTION_SAMPLES, METRICS, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
@@ -23,6 +23,7 @@ from mmcore.encoders import load_encoder
 from mmcore.model.any_model import load_model
 from mmcore.runtime.devices import device_for
 from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.left_out import summarize
 from mmcore.stores.shards import ShardSet
 from mmcore.training.scoring import caption_nll
 
@@ -74,7 +75,7 @@ def pair_up(ctx: StepContext[CaptionEvalConfig], modality: str, dataset: str) ->
         return [], []
     embedded = ctx.inputs[f"embed_{modality}"].path
     keys, lost = without_features(embedded, every, EmbeddingSet(embedded, ctx.stores))
-    lines = told(lost, len(every), f"captions of {dataset} are not scored")
+    lines = summarize(lost, len(every), f"captions of {dataset} are not scored")
     if config.limit and config.limit < len(keys):
         picks = np.random.default_rng(config.seed).choice(len(keys), size=config.limit, replace=False)
         keys = [keys[i] for i in sorted(int(p) for p in picks)]

@@ -19,11 +19,12 @@ import numpy as np
 
 from evals.config import RetrievalEvalConfig
 from evals.heldout import SHARDS, Media, distinct_media, where
-from evals.left_out import told, without_features
+from evals.left_out import without_features
 from evals.statistics.intervals import known_interval, mean_interval, paired_interval
 from evals.tables import METRICS, RETRIEVAL_SAMPLES, metric_row, rounded, write_table
 from infra.step import AnyloomError, StepContext
 from mmcore.stores.embeddings import EmbeddingSet
+from mmcore.stores.left_out import summarize
 from mmcore.stores.shards import ShardSet
 from mmcore.training.signals import target_key
 from mmcore.two_tower.model import load_two_tower
@@ -87,7 +88,7 @@ def _featured(ctx: StepContext[RetrievalEvalConfig], modality: str, datasets: Se
     embedded = ctx.inputs[f"embed_{modality}"].path
     features = EmbeddingSet(embedded, ctx.stores)
     kept, lost = without_features(embedded, media.keys, features)
-    lines += told(lost, len(media.keys), f"media of {', '.join(datasets)} are {what}")
+    lines += summarize(lost, len(media.keys), f"media of {', '.join(datasets)} are {what}")
     return (where(media, set(kept)) if lost else media), features
 
 
@@ -95,7 +96,7 @@ def _captioned(ctx: StepContext[RetrievalEvalConfig], media: Media, texts: Embed
     """The media with the captions that have vectors. Captions that have none are told in `lines`."""
     every = sorted({caption for captions in media.captions for caption in captions})
     _, lost = without_features(ctx.inputs["embed_text"].path, [target_key(caption) for caption in every], texts)
-    lines += told(lost, len(every), "captions are no candidates")
+    lines += summarize(lost, len(every), "captions are no candidates")
     if not lost:
         return media
     known = replace(media, captions=[[caption for caption in captions if target_key(caption) in texts] for captions in media.captions])

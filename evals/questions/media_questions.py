@@ -23,7 +23,7 @@ import numpy as np
 from evals.blank import BLANK, blank_medium
 from evals.config import MediaQuestionsEvalConfig
 from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of, without_shuffled
-from evals.left_out import check_left_out, told
+from evals.left_out import check_left_out
 from evals.records import MOST, Record, asked_records, taken
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
 from evals.tables import METRICS, VQA_SAMPLES, metric_row, rounded, write_table
@@ -31,6 +31,7 @@ from infra.step import AnyloomError, StepContext
 from mmcore.chat.wordings import kind_of
 from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
+from mmcore.stores.left_out import summarize
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
 
@@ -76,7 +77,7 @@ def run(ctx: StepContext[MediaQuestionsEvalConfig]) -> Mapping[str, Any]:
         left += refused
         total, what = len(records) + len(left), f"records of {name} are not asked"
         check_left_out(left, total, config.max_lost, what)
-        lines += told(left, total, what)
+        lines += summarize(left, total, what)
         heldout += media_questions(records, modality)
         train += media_questions(asked_records(shards, ctx.stores, name.replace("heldout", "train"), modality)[0], modality)
     if not heldout:

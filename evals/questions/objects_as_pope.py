@@ -23,7 +23,7 @@ from evals.captions.objects import head_word
 from evals.config import PopeEvalConfig
 from evals.heldout import distinct_media
 from evals.journal import Journal
-from evals.left_out import LeftOut, check_left_out, told
+from evals.left_out import check_left_out
 from evals.questions.pope_questions import PRESENT, SETTINGS, PopeQuestion, Shown, pope_questions
 from evals.records import attempt
 from evals.statistics.intervals import Interval, mean_interval, paired_interval, ratio_interval
@@ -35,6 +35,7 @@ from mmcore.concepts.shapes import CONCEPTS, asked_concepts
 from mmcore.inference.generator import Generator
 from mmcore.media.decode import MediaError
 from mmcore.runtime.devices import device_for
+from mmcore.stores.left_out import LeftOut, summarize
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
 
@@ -66,7 +67,7 @@ def run(ctx: StepContext[PopeEvalConfig]) -> Mapping[str, Any]:
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     write_table(ctx.output / "details.parquet", details, DETAILS)
     asked = {task: sum(question.task == task for question in questions) for task in dict.fromkeys(question.task for question in questions)}
-    left = told(list(lost.values()), num_images, "images are not asked about")
+    left = summarize(list(lost.values()), num_images, "images are not asked about")
     identity = {
         "revision": REVISION,
         "config": {name: value for name, value in to_plain(config).items() if name != "max_lost"},

@@ -15,7 +15,7 @@ from typing import Any
 
 from evals.config import TEST, TRAIN, EvalConfig
 from evals.harness.conditions import CAPTION_TURN, SHOWN, conditions_of, without_shuffled
-from evals.left_out import check_left_out, told
+from evals.left_out import check_left_out
 from evals.questions.lists import QuestionRow, answer_group, draw_questions, questions_of, write_vqav2_parquet
 from evals.records import asked_records, taken
 from evals.suites.task_files import write_task_dir
@@ -25,6 +25,7 @@ from infra.settings import offline_environment
 from infra.step import AnyloomError, StepContext
 from infra.storage import sha256_file, write_atomic
 from mmcore.runtime.devices import device_for
+from mmcore.stores.left_out import summarize
 from mmcore.stores.shards import ShardSet
 
 
@@ -47,7 +48,7 @@ def run_vqa(ctx: StepContext[EvalConfig]) -> Mapping[str, Any]:
     yaml_path = write_task_dir(parquet.parent, parquet, config.lmms_task)
     # the harness unpacks the file beside its scratch copy, never in the artifact or the user's cache
     write_task_dir(ctx.work / "task", parquet, config.lmms_task, cache_dir=ctx.work / "datasets")
-    conditions, lines = conditions_of(ctx, config.conditions), told(left, total, what)
+    conditions, lines = conditions_of(ctx, config.conditions), summarize(left, total, what)
     if "shuffled" in conditions and len({shards.media_sha(question.key) for question in questions}) < 2:
         conditions, alone = without_shuffled(conditions, "the questions are about one image only")
         lines += alone

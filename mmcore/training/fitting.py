@@ -7,38 +7,25 @@ and a LeftOut for every other. Raises ValueError when too many are lost, with th
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from mmcore.chat.chat import Chat, independent
 from mmcore.chat.places import counted, rest_of, shown
 from mmcore.chat.special_tokens import MEDIA
 from mmcore.config import InputProjectorSpec, RowsStage
 from mmcore.projectors.inputs import num_projected
+from mmcore.stores.left_out import CUT, LEFT_OUT, NO_FEATURES, LeftOut, summarize, too_many
 from mmcore.training.drawn import FeatureSource
 from mmcore.types import Said, Sample
 
-TOO_LONG, NO_FEATURES, NO_SIGNAL_TOKENS, NOTHING = "too_long", "no_features", "no_signal_tokens", "nothing_to_learn"
+TOO_LONG, NO_SIGNAL_TOKENS, NOTHING = "too_long", "no_signal_tokens", "nothing_to_learn"
 SEVERAL_MEDIA = "several_media"
 REASONS = (TOO_LONG, NO_FEATURES, NO_SIGNAL_TOKENS, NOTHING, SEVERAL_MEDIA)
 """Why a stage leaves samples out or cuts them, beside the reasons of mmcore.stores.shards."""
-CUT, LEFT_OUT = "cut", "left_out"
+_NOT_TRAINED = "records are not trained on"
 _SPARE = 8
 """Tokens that a text may have beyond one per ASCII character, on the safe side."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeftOut:
-    """What became of a sample that a row cannot hold as it is."""
-
-    key: str
-    source: str
-    """Dataset."""
-    status: str
-    """`cut`: some of it is trained on; `left_out`: nothing is."""
-    reason: str
-    detail: str
 
 
 class Fitting:
@@ -145,27 +132,19 @@ class Fitting:
         return found
 
 
-def told(lost: Sequence[LeftOut], total: int) -> list[str]:
-    """One line for the samples that are left out, one for those that are cut: how many, why, and the first of them."""
-    lines = []
-    for status, means in ((LEFT_OUT, "are not trained on"), (CUT, "are cut")):
-        mine = [one for one in lost if one.status == status]
-        if mine:
-            lines.append(f"{len(mine)} of {total} records {means} ({_reasons(mine)}), the first is {mine[0].key}: {mine[0].detail}")
-    return lines
+def ledger_lines(lost: Sequence[LeftOut], total: int) -> list[str]:
+    """One line for the records that are left out, one for those that are cut: how many, why, and the first of them."""
+    left, cut = ([one for one in lost if one.status == status] for status in (LEFT_OUT, CUT))
+    return summarize(left, total, _NOT_TRAINED) + summarize(cut, total, "records are cut")
 
 
 def check_lost(lost: Sequence[LeftOut], kept: Mapping[str, Sequence[Sample]], allowed: float) -> None:
     """Raises ValueError when a larger share than `allowed` of all samples is left out, or all of a dataset."""
     gone = [one for one in lost if one.status == LEFT_OUT]
-    total = len(gone) + sum(map(len, kept.values()))
-    if len(gone) > allowed * total:
-        raise ValueError(f"{told(gone, total)[0]}: more than max_lost {allowed:g} of them; mend the list, or set max_lost")
+    problem = too_many(gone, len(gone) + sum(map(len, kept.values())), allowed, _NOT_TRAINED)
+    if problem:
+        raise ValueError(problem)
     for name, samples in kept.items():
         mine = [one for one in gone if one.source == name]
         if mine and not samples:
-            raise ValueError(f"the mixture names {name}: {told(mine, len(mine))[0]}; mend its list, or leave it out of the mixture")
-
-
-def _reasons(lost: Iterable[LeftOut]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(one.reason for one in lost).items()))
+            raise ValueError(f"the mixture names {name}: {summarize(mine, len(mine), _NOT_TRAINED)[0]}; mend its list, or leave it out of the mixture")

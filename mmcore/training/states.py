@@ -14,9 +14,10 @@ import torch
 
 from mmcore.config import StatesStage
 from mmcore.model.any_model import signal_rows
+from mmcore.stores.left_out import CUT, LEFT_OUT, LeftOut
 from mmcore.training.batching import Schedule, deal, share
 from mmcore.training.drawn import FeatureSource
-from mmcore.training.fitting import CUT, LEFT_OUT, TOO_LONG, LeftOut
+from mmcore.training.fitting import TOO_LONG
 from mmcore.training.generation_loss import GenerationLoss, Places
 from mmcore.training.losses import StepLoss, alignment, modality_sums, parts_by_modality, signal_nll
 from mmcore.training.signals import SignalSide, StateSet, caption_key

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from mmcore.stores.left_out import CUT, LEFT_OUT, NO_FEATURES, LeftOut
 from mmcore.training.drawn import FeatureSource
-from mmcore.training.fitting import CUT, LEFT_OUT, NO_FEATURES, LeftOut
 from mmcore.training.losses import alignment
 from mmcore.training.signals import target_key
 from mmcore.types import Sample

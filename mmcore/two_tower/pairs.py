@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from mmcore.config import PairsStage
+from mmcore.stores.left_out import CUT, LEFT_OUT, NO_FEATURES, LeftOut
 from mmcore.training.batching import Schedule, deal, share
 from mmcore.training.drawn import FeatureSource
-from mmcore.training.fitting import CUT, LEFT_OUT, NO_FEATURES, NOTHING, LeftOut
+from mmcore.training.fitting import NOTHING
 from mmcore.training.losses import StepLoss, group_sums
 from mmcore.training.signals import target_key
 from mmcore.two_tower.model import Sum, TwoTower, gather_rows, info_nce, same_pairs

@@ -22,8 +22,9 @@ from mmcore.decoders import load_decoder
 from mmcore.encoder_config import EncoderConfig
 from mmcore.stores.embeddings import EmbeddingSet
 from mmcore.stores.latents import LatentSet
+from mmcore.stores.left_out import LEFT_OUT, LeftOut
 from mmcore.stores.shards import ShardSet
-from mmcore.training.fitting import LEFT_OUT, SEVERAL_MEDIA, LeftOut
+from mmcore.training.fitting import SEVERAL_MEDIA
 from mmcore.training.generation_loss import GenerationLoss
 from mmcore.types import Sample
 from pipelines.embed.config import LATENTS, TARGETS

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from infra.storage import write_parquet
-from mmcore.training.fitting import LEFT_OUT, LeftOut, told
+from mmcore.stores.left_out import LEFT_OUT, LeftOut
+from mmcore.training.fitting import ledger_lines
 
 if TYPE_CHECKING:
     from mmcore.chat.chat import Chat
@@ -32,7 +33,7 @@ def write_ledger(lost: Sequence[LeftOut], output: Path) -> None:
 def left_out(lost: Sequence[LeftOut], samples: Mapping[str, Sequence[Any]], chat: Chat | None) -> dict[str, list[str]]:
     """{"left_out": lines} for the end of the run; nothing where every record is read whole. samples: those that fit, by dataset."""
     total = sum(map(len, samples.values())) + sum(one.status == LEFT_OUT for one in lost)
-    lines = told(lost, total)
+    lines = ledger_lines(lost, total)
     unread = sum(bool(sample.system) for rows in samples.values() for sample in rows) if chat is not None and not chat.template.system else 0
     if chat is not None and unread:
         lines.append(f"the turn of the system of {unread} of {total} records: the chat template {chat.template_name} has none")

@@ -28,8 +28,9 @@ from mmcore.config import ModelSpec, RowsStage, StatesStage
 from mmcore.lm.lora import save_lora
 from mmcore.model.any_model import LORA, TENSORS, load_model, load_tensors
 from mmcore.runtime.devices import device_for
+from mmcore.stores.left_out import LeftOut
 from mmcore.training.caption_generation import CaptionGeneration
-from mmcore.training.fitting import Fitting, LeftOut, check_lost
+from mmcore.training.fitting import Fitting, check_lost
 from mmcore.training.rows import ChatData
 from mmcore.training.signals import SignalSide, StateSet
 from mmcore.training.stages import saved_tensors, stage_spec

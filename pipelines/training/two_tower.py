@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from infra.step import StepContext
 from mmcore.config import PairsStage, TwoTowerSpec
 from mmcore.stores.embeddings import EmbeddingSet
-from mmcore.training.fitting import LeftOut, check_lost
+from mmcore.stores.left_out import LeftOut
+from mmcore.training.fitting import check_lost
 from mmcore.two_tower.model import TwoTower
 from mmcore.two_tower.pairs import TwoTowerData, with_vectors
 from pipelines.training.config import TrainConfig

@@ -8,7 +8,8 @@ from toy_any import STAGES, any_model
 from toy_model import Features
 
 from mmcore.chat.special_tokens import MEDIA
-from mmcore.training.fitting import CUT, LEFT_OUT, Fitting, check_lost, told
+from mmcore.stores.left_out import CUT, LEFT_OUT
+from mmcore.training.fitting import Fitting, check_lost, ledger_lines
 from mmcore.training.rows import ChatData
 from mmcore.types import Sample, Shown
 
@@ -126,4 +127,4 @@ def test_the_share_that_may_be_lost():
     check_lost(lost, kept, 0.5)
     with pytest.raises(ValueError, match=r"^2 of 4 records are not trained on \(too_long 2\), the first is k0: .* more than max_lost 0\.4 of them"):
         check_lost(lost, kept, 0.4)
-    assert told(lost, 4) == [told(lost, 4)[0]] and told([], 4) == []
+    assert len(ledger_lines(lost, 4)) == 1 and ledger_lines([], 4) == []
