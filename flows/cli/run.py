@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from flows.running.display import Display
+from flows.running.interrupts import ending_begins, never_missed
 from flows.running.run import closing_table, make_place, recipe_steps, run_targets, select
 from infra.lock import exclusive
 from infra.logs import quiet
@@ -41,7 +42,7 @@ def run_recipe(
     servers = [name for name, used in (("Prefect", settings.use_prefect), ("Ray", settings.use_ray)) if used]
     if servers:
         say(f"starting {' and '.join(servers)}")
-    with exclusive(place.root / "locks" / "run.lock", lambda who: say(f"another run uses {place.root}; waiting for {who}")):
+    with never_missed(), exclusive(place.root / "locks" / "run.lock", lambda who: say(f"another run uses {place.root}; waiting for {who}")):
         if settings.use_prefect:
             _run_in_prefect(recipe, settings, overrides, targets, force, lists, weights)
         else:
@@ -66,7 +67,7 @@ def _run_in_prefect(
     end_orphaned_servers(root / "prefect")
     watch()
     quiet(root / "logs" / "run.log")
-    with nullcontext(check_given) if prefect_url() else own_server(root) as answers:
+    with nullcontext(check_given) if prefect_url() else own_server(root) as answers, ending_begins():
         from flows.deployments.stages import END_TO_END, build_flow  # loads Prefect, while the server starts
 
         answers()

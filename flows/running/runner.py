@@ -6,10 +6,12 @@ Input: steps, where they live, settings. Output: the GraphRun with an outcome of
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 from flows.running.display import Display
 from flows.running.graph import RUNS, GraphRun, NotRun
+from flows.running.interrupts import ending_begins, is_run, never_missed
 from infra.garbage import live_run
 from infra.materialize import Place
 from infra.plan import topological
@@ -37,7 +39,7 @@ def run_graph(steps: list[Step], place: Place, settings: Settings, display: Disp
         gpus, threads = ray_session.num_gpus(gpus), min(threads, ray_session.cpus_of_a_node(threads))
     run = GraphRun(steps=ordered, place=place, settings=settings, display=display, force=force, threads=threads, gpus=gpus)
     try:
-        with live_run(place.root) as run.used:
+        with never_missed() if is_run() else nullcontext(), ending_begins(), live_run(place.root) as run.used:
             (_submit_prefect if settings.use_prefect else _submit_threads)(run)
     except BaseException as error:  # SIGTERM, Ctrl-C; what a step raises is in run.errors
         run.interrupt(error)
