@@ -128,5 +128,7 @@ class Run:
 
 
 def _take_terminal() -> None:
-    """Make the terminal on stdin that of the new session, whose keys then reach its foreground group."""
+    """Make the terminal on stdin that of the new session, whose keys then reach its foreground group; and take Ctrl-C as from an interactive shell, also where
+    this process was started in the background, for which shells switch it off."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
