@@ -191,7 +191,8 @@ def _anchor(before: list[str]) -> str:
             verb = any(one in vocabulary.VERB for one in passed)
             if word in ("answer", "answers") and place and before[place - 1].lower() == "final":
                 return "final"
-            if word not in vocabulary.WEAK or verb or (word == "it" and "is" in passed):
+            meant = word == "say" and place > 0 and before[place - 1].lower() in ("i'd", "would")
+            if word not in vocabulary.WEAK or verb or meant or (word == "it" and "is" in passed):
                 return word
         if word in vocabulary.CJK_NAMES and word:
             return "答"
