@@ -61,7 +61,7 @@ class SuiteConfig:
     """Questions answered and persisted together; part of the identity because batches fix the rounding."""
     judge: str = ""
     """Language model that scores the tasks which need one, at the endpoint of the settings; "": these tasks are skipped, never scored."""
-    scorer: str = "anyloom-3"
+    scorer: str = "anyloom-4"
     """Version of our own reading of answers (evals.suites.reading)."""
     bootstrap_draws: int = 2000
     bootstrap_seed: int = 0

@@ -296,6 +296,7 @@ EVALUATIONS: tuple[Evaluation, ...] = (
         config=lambda facts: facts.settings.get("eval_objects_as_pope") if facts.generation else None,
         inputs=("export=export_early", "shards_cc3m", "shards_instruct"),
         section="evals.pages.run.generation:pope_section",
+        revision=3,  # yes and no are read as by the scorer anyloom-4, which the fingerprint names
     ),
     Evaluation(
         step="eval_retrieval",

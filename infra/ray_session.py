@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from infra.settings import background_is_normal, cluster_is_given, private_directory, quiet_environment, ray_login, thread_environment
+from infra.settings import background_is_normal, cluster_address, cluster_is_given, private_directory, quiet_environment, ray_login, thread_environment
 from infra.step import AnyloomError, StepDied
 
 BACKGROUND = {"env_vars": {"ANYLOOM_BACKGROUND": "1"}}
 """Environment of the workers of background tasks: Ray gives a task only a worker of its own environment."""
+
+KNOCK_S = 10.0
+"""How long a cluster that RAY_ADDRESS names may be on its way up; Ray itself would try for two minutes."""
 
 ASK_S, LOST_S = 2.0, 15.0
 """How often a cluster's head is asked for a sign of life while a task runs, and how long it may be silent."""
@@ -63,6 +66,7 @@ def start(num_cpus: int, num_gpus: int = 0) -> None:
         AuthenticationTokenLoader.instance().reset_cache()
         scratch = private_directory() / "ray"
         local = {} if cluster_is_given() else {"num_cpus": num_cpus, "num_gpus": num_gpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
+        _knock(cluster_address())
         try:
             with _sigterm_stays_ours():
                 ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]
@@ -70,6 +74,24 @@ def start(num_cpus: int, num_gpus: int = 0) -> None:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             where = "RAY_ADDRESS does not answer" if cluster_is_given() else "Ray did not start"
             raise AnyloomError(f"{where} ({reason}); on a busy machine try again, or run without it: --no-ray") from error
+
+
+def _knock(address: str) -> None:
+    """Raises AnyloomError when nothing listens where RAY_ADDRESS says HOST:PORT. What `auto` and its like mean, Ray says itself."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in address:
+        return
+    patience = time.monotonic() + KNOCK_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+            return
+        except (OSError, OverflowError, ValueError) as error:
+            if time.monotonic() < patience:
+                time.sleep(min(0.5, KNOCK_S))
+                continue
+            remedy = "start that cluster, unset the variable so that the run starts its own, or run without Ray: --no-ray"
+            raise AnyloomError(f"RAY_ADDRESS does not answer ({address}: {error}); {remedy}") from None
 
 
 def num_gpus(local: int) -> int:

@@ -165,6 +165,11 @@ def cluster_is_given() -> bool:
     return "RAY_ADDRESS" in os.environ
 
 
+def cluster_address() -> str:
+    """The existing Ray cluster that RAY_ADDRESS names, "" without one."""
+    return os.environ.get("RAY_ADDRESS", "")
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment of a process that is started from here: this one's with `changes`."""
     return {**os.environ, **changes}

@@ -27,7 +27,7 @@ from evals.left_out import check_left_out
 from evals.questions.pope_questions import PRESENT, SETTINGS, PopeQuestion, Shown, pope_questions
 from evals.records import attempt
 from evals.statistics.intervals import Interval, mean_interval, paired_interval, ratio_interval
-from evals.suites.reading import parse_yes_no
+from evals.suites.reading import SCORER, parse_yes_no
 from evals.tables import CLUSTERED, DETAILS, METRICS, VQA_SAMPLES, detail, metric_row, set_digest, shown_values, write_table
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import StepContext, about
@@ -70,6 +70,7 @@ def run(ctx: StepContext[PopeEvalConfig]) -> Mapping[str, Any]:
     left = summarize(list(lost.values()), num_images, "images are not asked about")
     identity = {
         "revision": REVISION,
+        "scorer": SCORER,
         "config": {name: value for name, value in to_plain(config).items() if name != "max_lost"},
         "questions": _digest(questions),
     }

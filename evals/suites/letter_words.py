@@ -15,10 +15,10 @@ FOLLOWS = frozenset(
 VERBS_OF_I = frozenset("am can can't cannot could do don't had has if may might must see should think was will won't would".split())
 """Before them `I` is a pronoun."""
 BEFORE = frozenset(
-    """and answer answered answers are as be believe between both but certainly choice choose choosing chose clearly correct definitely either eliminate
-    except exclude for go guess hence i'd is isn't it's just letter likely maybe neither nor not obviously of only option options or out over perhaps
-    pick picked picking possibly prefer probably reject right say select selected selecting so surely than that that's then therefore think thus to
-    unlike was wasn't were with would""".split()
+    """and answer answered answers are as be believe between both but certainly choice choose choosing chose clearly correct c'est definitely either eliminate
+    es est except exclude for go guess hence i'd is isn't ist it's just leaves leaving letter likely maybe mean meant neither nor not obviously of only option
+    options or out over perhaps pick picked picking possibly prefer probably rather reject right say select selected selecting so surely than that that's
+    then therefore think thus to unlike was wasn't were with would""".split()
 )
 """Words before a letter that stands for an option; a noun before one (`vitamin C`, `point B`) makes it a name."""
 FILLERS = frozenset(
@@ -51,7 +51,14 @@ CJK_NAMES = "选择案答"
 CJK_FILLERS = "是为应该项选确正："
 CJK_GOOD = "正对"
 CJK_BAD = "错误不"
-JOINS = frozenset("and nor or".split()) | frozenset("&+,/、和或")
+JOINS = frozenset("and nor or plus".split()) | frozenset("&+,/;|-、和或")
+"""What stands between letters that are named together."""
+PAUSES = frozenset(",;|-")
+"""Those of JOINS behind which something else may begin as well."""
+BESIDE_JOINS = frozenset("also both either even maybe option perhaps possibly".split())
+"""What may stand beside one of JOINS."""
+ALL = frozenset("all any anything everything none".split())
+"""`all but B` denies B."""
 CONCLUDES = frozenset("conclusion consequently hence so therefore thus".split())
 """Words before the letter that the answer ends with."""
 TITLES = frozenset("dr fig mr mrs ms no prof st vs".split())

@@ -19,9 +19,9 @@ from evals.suites.short_answers import normal, parse_yes_no, without_lead_in
 
 _TOKEN = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*|\d+(?:[.,]\d+)*|[\u3400-\u9fff]|\n|[^\sA-Za-z0-9]")
 _TAKEN_BACK = re.compile(
-    r"\b(?:wait|actually|sorry|correction|scratch that|on second thoughts?|my mistake|oops|i mean|hold on|looking (?:again|closer)"
+    r"\b(?:wait|actually|or rather|sorry|correction|scratch that|on second thoughts?|my mistake|oops|i mean|hold on|looking (?:again|closer)"
     r"|let me (?:re\w+|check|look)|hmm+|i change)\b"
-    r"|(?<=[.,;-])\s*no\s*[,.]",
+    r"|(?<=[.,;(?!-])\s*no\s*[,.]",
     re.I,
 )
 _ALL_TAKEN_BACK = re.compile(r"\b(?:that|this|it)(?:'s| is| was) (?:wrong|incorrect|not (?:right|correct))\b", re.I)
@@ -53,6 +53,10 @@ def parse_choice(text: str, options: Mapping[str, str]) -> tuple[str, str]:
     same = [letter for letter, option in options.items() if normal(option) == normal(without_lead_in(said)[0]) != ""]
     if len(same) == 1:
         return same[0], "option text"
+    words = {token.upper() for token in _TOKEN.findall(said) if token.isalnum() and token.lower() not in vocabulary.JOINS}
+    copied = any(normal(said) == normal(f"{letter}. {option}") for letter, option in options.items())
+    if len(words) > 1 and words <= set(options) and not copied:
+        return "", ""  # nothing but letters
     parts = _parts(said)
     for place, part in reversed(list(enumerate(parts))):
         letter, how = _read(part, options)
@@ -138,6 +142,8 @@ def _is_letter(tokens: list[str], place: int, options: Mapping[str, str]) -> boo
         return False
     if after == "-" and place + 2 < len(tokens) and tokens[place + 2].isalnum() and before.isalpha():
         return False
+    if after == ">" and before == "<":
+        return True
     return after in vocabulary.ENDS or word in vocabulary.FOLLOWS or not after.isascii() or after in "([{<" or _predicate(tokens[place + 1 :])
 
 
@@ -151,25 +157,26 @@ def _predicate(after: list[str]) -> bool:
 
 
 def _joined(tokens: list[str], place: int, options: Mapping[str, str]) -> int | None:
-    """Place of the letter that is joined to this one: `A and B`, `A/B`, `A, B`, `A) and B)`."""
+    """Place of the letter that is joined to this one: `A and B`, `A/B`, `A, B`, `A) and B)`, `'A' or 'B'`, `A as well as B`."""
     following = place + 1
-    while following < len(tokens) and tokens[following] in ")]}":
+    while following < len(tokens) and tokens[following] in vocabulary.CLOSE:
         following += 1
     joins = following
-    while joins < len(tokens) and (
-        tokens[joins].lower() in vocabulary.JOINS or tokens[joins] in "([{" or tokens[joins].lower() in ("option", "either", "also", "possibly")
-    ):
+    while joins < len(tokens) and (tokens[joins].lower() in (vocabulary.JOINS | vocabulary.BESIDE_JOINS) or tokens[joins] in vocabulary.OPEN):
         joins += 1
+    if [token.lower() for token in tokens[joins : joins + 3]] == ["as", "well", "as"]:
+        joins += 3
     if joins == following or joins >= len(tokens) or len(tokens[joins]) != 1 or tokens[joins].upper() not in options or not tokens[joins].isalpha():
         return None
     after = tokens[joins + 1].lower() if joins + 1 < len(tokens) else "\n"
     if tokens[joins].islower() and not (tokens[place].islower() and after in vocabulary.ENDS):
         return None
-    comma = all(token == "," for token in tokens[following:joins])
-    if comma and (
+    between = tokens[following:joins]
+    if all(token in vocabulary.PAUSES for token in between) and (
         after in vocabulary.COPULA - {"are", "were"}
         or after in vocabulary.DENY_AFTER
         or (after in (".", ":") and joins + 2 < len(tokens) and tokens[joins + 2] not in "\n")
+        or (_denied(tokens[:place], []) and ("," not in between or tokens[place - 1].lower() == "of"))
     ):
         return None
     return joins if after in vocabulary.ENDS or after in vocabulary.FOLLOWS or after in vocabulary.COPULA or not after.isascii() or after in ")]}" else None
@@ -184,7 +191,8 @@ def _anchor(before: list[str]) -> str:
             verb = any(one in vocabulary.VERB for one in passed)
             if word in ("answer", "answers") and place and before[place - 1].lower() == "final":
                 return "final"
-            if word not in vocabulary.WEAK or verb or (word == "it" and "is" in passed):
+            meant = word == "say" and place > 0 and before[place - 1].lower() in ("i'd", "would")
+            if word not in vocabulary.WEAK or verb or meant or (word == "it" and "is" in passed):
                 return word
         if word in vocabulary.CJK_NAMES and word:
             return "答"
@@ -253,11 +261,12 @@ def _denied(before: list[str], after: list[str]) -> bool:
     elif words and words[0] in ("does", "do") and "not" in words[1:2]:
         return True
     for word in reversed([one.lower() for one in before[-6:]]):
-        if word in vocabulary.DENY_BEFORE or (word in "不非" and word):
+        if word in vocabulary.DENY_BEFORE or (word in "不非" and word) or (word == "but" and vocabulary.ALL & {one.lower() for one in before[-6:]}):
             return True
-        if (word == "out" and "rul" in " ".join(before[-6:]).lower()) or (word == "of" and "instead" in before[-6:]):
+        if (word == "out" and "rul" in " ".join(before[-6:]).lower()) or (word == "of" and "instead" in " ".join(before[-6:]).lower()):
             return True
-        if word not in vocabulary.FILLERS - {":", "\n", "-", "="} and word not in ("option", "choice", "answer", "either", "both", "of"):
+        passed = word in vocabulary.FILLERS - {":", "\n", "-", "="} or word in vocabulary.CJK_FILLERS
+        if not passed and word not in ("option", "choice", "answer", "either", "both", "of"):
             return False
     return False
 

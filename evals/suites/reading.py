@@ -13,7 +13,7 @@ from evals.suites.letters import parse_choice as _letter
 from evals.suites.short_answers import ARTICLES, as_precise_as, normal, without_lead_in
 from evals.suites.short_answers import parse_yes_no as _yes_no
 
-SCORER = "anyloom-3"
+SCORER = "anyloom-4"
 """Version of everything here; bumped when any answer would be read or scored differently."""
 UNPARSED = "unparsed"
 
@@ -56,6 +56,9 @@ RULES: Mapping[str, Rule] = {
     "only yes or no": Rule(reading="yes_no", says="the only yes or no that is said; the `no` of `no dog` is none", source=OWN),
     "statement": Rule(reading="yes_no", says="a sentence that denies (`there is no`, `I don't see`, `the man isn't wearing a hat`) is a no", source=POPE),
     "stock phrase": Rule(reading="yes_no", says="`definitely`, `of course`, `not really` and the like as a whole answer", source=OWN),
+    "another language": Rule(
+        reading="yes_no", says="a yes or no of another language as the whole answer (`Sí`, `oui`, `是的`), of the table below", source=OWN
+    ),
     UNPARSED: Rule(reading="choice yes_no short", says="nothing, or more than one thing, is said: wrong, never drawn at random", source=MMBENCH),
 }
 """Rule -> what it reads. Letters that are denied (`not B`, `B is wrong`) are named by no rule; two letters together (`A and B`) are not read."""

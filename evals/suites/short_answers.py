@@ -12,6 +12,7 @@ import re
 from decimal import Decimal
 
 from evals.suites.plain import plain, unicode_plain
+from evals.suites.yes_no_words import MEANING
 
 NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split(), strict=True))
 ARTICLES = ("a", "an", "the")
@@ -24,17 +25,23 @@ you'll you're you've""".split()
 _CONTRACTIONS = {word.replace("'", ""): word for word in _CONTRACTED}
 """Written without its apostrophe -> with it: the official table, but for forms that are words of their own."""
 _NUMBER = re.compile(r"([+-]?)([$€£¥]?)([+-]?)(\d{1,3}(?:,\d{3})+|\d*)(\.\d+)?(%?)")
+_UNIT = re.compile(r"(?<=\d)\s+(?=%)|(?<=[$€£¥])\s+(?=[\d.])")
+"""What stands between a number and its sign of percent or currency."""
 _PUNCTUATION = re.compile(r"[;\[\]\"{}()=+\\_\-><@`,?!]|(?<!\d)/|/(?!\d)|\.(?!\d)")
 _EDGES = ";:[]\"'{}()=\\_><@`,?!*"
+_AROUND = f"{_EDGES} .。、…¡¿؟"
+"""What may stand around a word that is the whole answer."""
 _LEAD_IN = re.compile(
     r"^(?:(?:so|well|ok|okay|sure)\s*[,.!]\s*)?"
     r"(?:(?:(?:the|my)\s+)?(?:(?:short|correct|right|best|final)\s+)*answer(?:\s+is(?:\s*:)?|\s*[:=])\s*|(?:it|that|this)(?:\s+is|'s)\s+|there\s+(?:is|are)\s+|there's\s+"
     r"|i\s+(?:can\s+)?see\s+|i\s+(?:think|believe)\s+(?:that\s+)?(?:it\s+is|it's|this\s+is)\s+)",
     re.I,
 )
-_ECHO = re.compile(r"[\(\[]?\b(?:yes\s*(?:/|or|and)\s*no|no\s*(?:/|or|and)\s*yes)\b[\)\]]?\s*[?:.]?")
+_ECHO = re.compile(r"[\(\[]?\b(?:(?:yes|s[iíì])\s*(?:/|or|and|[oye])\s*no|no\s*(?:/|or|and|[oye])\s*(?:yes|s[iíì]))\b[\)\]]?\s*[?:.]?")
 _SAID = re.compile(r"\b(yes|yeah|yep|yup|no|nope|nah)\b")
 _YES = ("yes", "yeah", "yep", "yup")
+_FOREIGN_YES = re.compile(r"\b(?:sí|sì)\b")
+"""Beside a `no`, which is English as well, it is both."""
 _TAKEN_BACK = re.compile(r"\b(?:wait|actually|sorry|correction|i mean|scratch that|on second thought|my mistake|rather|oops|final answer)\b")
 _PARTICLE = r"(?!\s+(?!(?:there|it|i|the|this|that|these|those|he|she|they|we|you|not|because|since|as|sir|and|but|or|is|isn't)\b)[a-z])"
 """What follows a `no` that answers: not a noun, as in `no dog`."""
@@ -72,7 +79,7 @@ _PHRASES = {
 
 def normal(text: str) -> str:
     """The form in which two short answers are compared. Never empty but for an answer without a visible character: what has only articles or signs stays."""
-    said = unicode_plain(text).casefold()
+    said = _UNIT.sub("", unicode_plain(text).casefold())
     words = [part for word in said.split() for part in _word(word).split()]
     kept = [_CONTRACTIONS.get(word, word) for word in (NUMBERS.get(word, word) for word in words) if word not in ARTICLES]
     return " ".join(kept) or " ".join(words) or " ".join(said.split())
@@ -129,6 +136,8 @@ def parse_yes_no(text: str) -> tuple[str, str]:
     said = _NO_IDEA.sub(" ", _DENIED.sub(" ", echoed))
     spoken = [(found.start(), "yes" if found[0] in _YES else "no") for found in _SAID.finditer(said) if _answers(said, found)]
     words = re.findall(r"[a-z']+", said)
+    if _FOREIGN_YES.search(said) and any(word == "no" for _, word in spoken):
+        return "", ""
     if len({word for _, word in spoken}) == 2:
         last = max(place for place, word in spoken if word != spoken[-1][1])
         if _TAKEN_BACK.search(said, last, spoken[-1][0]):
@@ -139,7 +148,11 @@ def parse_yes_no(text: str) -> tuple[str, str]:
         return spoken[0][1], "as written" if len(words) == 1 else "first word" if spoken[0][0] == len(said) - len(said.lstrip("\"'([ ")) else "only yes or no"
     if said == echoed and (_STATEMENT.match(said) or (_NEGATED.match(said) and len(_TWICE_NEGATED.findall(said)) == 1)):
         return "no", "statement"
-    return next(((word, "stock phrase") for word, phrases in _PHRASES.items() if said.strip(" .!,") in phrases), ("", ""))
+    for word, phrases in _PHRASES.items():
+        if said.strip(" .!,") in phrases:
+            return word, "stock phrase"
+    word = MEANING.get(plain(without_lead_in(text)[0]).casefold().strip(_AROUND), "")
+    return word, "another language" if word else ""
 
 
 def _answers(said: str, found: re.Match[str]) -> bool:

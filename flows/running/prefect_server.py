@@ -7,6 +7,7 @@ this process's environment names. Raises AnyloomError when one does not start, o
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,18 +40,34 @@ def new_login() -> str:
 
 
 def check_given() -> None:
-    """Raises AnyloomError when the server of PREFECT_API_URL does not answer."""
-    url = prefect_url()
+    """Raises AnyloomError when PREFECT_API_URL is no address, or no server answers there."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10):
+        url, shown = _address(prefect_url())
+        with urllib.request.urlopen(f"{url}/health", timeout=10):
             return
-    except urllib.error.HTTPError:
-        return  # it answers; what it wants from us, its client says
-    except (OSError, ValueError) as error:
-        shown = f"{urlsplit(url).scheme}://{urlsplit(url).hostname}:{urlsplit(url).port}"
-        reason = getattr(error, "reason", error)
-        remedy = "start that server, unset the variable so that the run starts its own, or run without Prefect: --no-prefect"
-        raise AnyloomError(f"PREFECT_API_URL names {shown}, which does not answer ({reason}): {remedy}") from None
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            return  # it answers; what it wants from us, its client says
+        problem = f"{shown}, which answers HTTP {error.code}"
+    except OSError as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+        problem = f"{shown}, which does not answer ({reason})"
+    except HTTPException as error:
+        problem = f"{shown}, which does not answer as a web server does ({type(error).__name__})"
+    except ValueError:
+        problem = "no address of a server (one is http://HOST:4200/api)"
+    remedy = "start that server, unset the variable so that the run starts its own, or run without Prefect: --no-prefect"
+    raise AnyloomError(f"PREFECT_API_URL names {problem}: {remedy}") from None
+
+
+def _address(url: str) -> tuple[str, str]:
+    """(the address without its user and password, its scheme, host and port). Raises ValueError for what is none."""
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s\x00-\x1f]", parts.netloc + parts.path):
+        raise ValueError("no address")
+    _ = parts.port  # which is looked at only when it is asked for
+    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return f"{place}{parts.path.rstrip('/')}", place
 
 
 @contextmanager

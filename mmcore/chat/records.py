@@ -6,6 +6,7 @@ Input: turns (speaker, text), and how many media the record has. Output: a Talk.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ from mmcore.types import Said
 HUMAN, GPT, SYSTEM = "human", "gpt", "system"
 TURN_ORDER, BEGINS, ENDS, EMPTY_TEXT = "turn_order", "begins_with_answer", "ends_with_question", "empty_text"
 """Reasons of a Misfit, beside that of mmcore.chat.places."""
+_UNSEEN = ("Cc", "Cf")
+"""Unicode categories of characters without ink: control and format characters, such as the zero-width space."""
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | frozenset(map(chr, range(0xFE00, 0xFE10)))
+"""Letters and signs that are blank, and variation selectors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +43,16 @@ def talk_of(turns: Sequence[tuple[str, str]], inputs: Mapping[str, int], outputs
     _check_order([speaker for speaker, _ in turns], first)
     questions, answers = ([text for _, text in turns[start::2]] for start in (first, first + 1))
     for number, answer in enumerate(answers):
-        if not answer.strip():
+        if says_nothing(answer):
             raise Misfit(EMPTY_TEXT, f"field 'conversations', turn {first + 2 * number + 1}: the answer is empty; write one, or remove the question")
     asked = placed(questions, inputs, "{named} {name} in the human turns but {given} input {modality} files; make them agree")
     said = placed(answers, outputs, "{named} {name} in the gpt turns but {given} output {modality} files; make them agree")
     return Talk(system=turns[0][1].strip() if first else "", exchanges=tuple(zip(asked, said, strict=True)))
+
+
+def says_nothing(text: str) -> bool:
+    """Whether no character of a text can be seen."""
+    return all(one.isspace() or one in _FILLERS or unicodedata.category(one) in _UNSEEN for one in text)
 
 
 def _check_order(speakers: Sequence[str], first: int) -> None:

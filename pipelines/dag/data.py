@@ -65,7 +65,7 @@ def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mappin
         name=f"manifest_{group}",
         run="pipelines.shards.manifest:run",
         config=ManifestConfig(datasets=datasets),
-        revision=3 if group == "instruct" else 2,  # the last of both: addresses without credentials; instruct, 2: records that do not fit are rows
+        revision=4 if group == "instruct" else 3,  # the last of both: texts of characters that cannot be seen are none
         inputs=lists,
         sources=own,
     )

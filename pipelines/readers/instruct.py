@@ -18,7 +18,7 @@ from typing import Any
 
 from infra.step import AnyloomError
 from mmcore.chat.places import Misfit
-from mmcore.chat.records import GPT, HUMAN, SYSTEM, talk_of
+from mmcore.chat.records import GPT, HUMAN, SYSTEM, says_nothing, talk_of
 from pipelines.readers.rows import BAD_RECORD, DEFAULTS, NOT_UTF8, BadLine, Media, ReadOptions, Row, check_characters, place, read_text, refused, some_readable
 
 MODALITIES = ("image", "video", "audio")
@@ -80,7 +80,7 @@ def _row(record: Any, options: ReadOptions, where: str) -> Row:
     media = _media(record, options, where)
     inputs, outputs = (Counter(medium.modality for medium in media if medium.role == role) for role in ("input", "output"))
     talk_of(turns, inputs, outputs)
-    captions = [text for m in MODALITIES for text in _strings(record, f"{m}_captions") if text.strip()]
+    captions = [text for m in MODALITIES for text in _strings(record, f"{m}_captions") if not says_nothing(text)]
     return Row(media=media, texts=tuple(captions), conversations=turns)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from infra.secrets import shown_template
 from infra.step import AnyloomError
+from mmcore.chat.records import says_nothing
 
 BAD_RECORD = "bad_record"
 """Reason of a record or line whose fields are not what they should be."""
@@ -193,7 +194,7 @@ def place(options: ReadOptions, record: Mapping[str, str], default: str, where: 
 
 def texts(caption: str) -> tuple[str, ...]:
     """A caption as the texts of a row; blank: none."""
-    return (caption.strip(),) if caption.strip() else ()
+    return () if says_nothing(caption) else (caption.strip(),)
 
 
 def number(text: str, column: str) -> float:

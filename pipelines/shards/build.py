@@ -24,6 +24,7 @@ from infra.fingerprint import canonical_json
 from infra.secrets import shown_address, without_secrets
 from infra.step import AnyloomError, about
 from infra.storage import write_parquet
+from mmcore.chat.records import says_nothing
 from mmcore.media.decode import MediaError, Probe, probe
 from mmcore.stores.shards import INDEX_SCHEMA, LEDGER_SCHEMA, content_sha256
 from pipelines.shards.address_book import whole_address
@@ -200,7 +201,7 @@ def _prepare(row: dict[str, Any], marks: list[str], task: ShardTask, kept: list[
         except MediaError as error:
             sample.status, sample.reason, sample.detail, sample.bad = "quarantined", error.reason, error.detail, data
             return sample
-    if not any(text.strip() for text in row["texts"]) and row["conversations"] == "[]":
+    if all(says_nothing(text) for text in row["texts"]) and row["conversations"] == "[]":
         sample.status, sample.reason, sample.detail = "quarantined", "empty_text", "neither a text nor a conversation"
         sample.bad = sample.media[0].data if sample.media else None
     return sample

@@ -1,8 +1,8 @@
 """Tries: what a forced shards step downloads again, and what it keeps of the try before.
 
 Owns the names of a shard's tries and the reading of an earlier one. A failed download is no lasting truth: when the step is forced, a shard with rows whose
-download failed is built anew under the name `<shard id>-<try>`, from the bytes it has and from new downloads of the rows that failed. The earlier shard stays
-as it is, for whoever pins it. Input: store entries; output: entries and bytes. Raises AnyloomError for a damaged ledger.
+download failed, or brought something that is no medium, is built anew under the name `<shard id>-<try>`, from the bytes it has and from new downloads of these
+rows. The earlier shard stays as it is, for whoever pins it. Input: store entries; output: entries and bytes. Raises AnyloomError for a damaged ledger.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import pyarrow.parquet as pq
 from infra.entries import intact, read_entry
 from mmcore.stores.shards import LEDGER_SCHEMA
 from pipelines.shards.fetch import is_remote
+
+DAMAGED = ("empty_file", "not_media", "truncated", "decode")
+"""Reasons of a medium that may come whole another time: a server that is busy may answer 200 with a page that says so, or with half a file."""
 
 
 def latest_try(entry: Path) -> Path:
@@ -43,11 +46,11 @@ def ledger_of(entry: Path) -> list[dict[str, Any]]:
 
 
 def may_be_had(entry: Path, rows: Iterable[Mapping[str, Any]]) -> bool:
-    """True for a committed shard with a row that failed and whose media lie elsewhere."""
+    """True for a committed shard with a row whose media lie elsewhere and did not come, or came as something that is no medium."""
     if read_entry(entry) is None:
         return False
-    failed = {line["key"] for line in ledger_of(entry) if line["status"] == "failed"}
-    return any(row["key"] in failed and any(medium["role"] == "input" and is_remote(medium["uri"]) for medium in row["media"]) for row in rows)
+    lost = {line["key"] for line in ledger_of(entry) if line["status"] == "failed" or line["reason"] in DAMAGED}
+    return any(row["key"] in lost and any(medium["role"] == "input" and is_remote(medium["uri"]) for medium in row["media"]) for row in rows)
 
 
 class EarlierTry:

@@ -232,7 +232,7 @@ def test_trap_8_versions_are_recorded_by_us(tmp_path, data, monkeypatch) -> None
     installed = importlib.metadata.version("lmms-eval")
     # the trap: "unknown", or branch and commit of whichever repository is the working directory
     assert told["versions"]["vqav2_val"] == "Yaml" and installed not in told["lmms_eval_version"]
-    assert result["harness"] == f"lmms-eval {installed}" and result["scorer"] == "anyloom-3"
+    assert result["harness"] == f"lmms-eval {installed}" and result["scorer"] == "anyloom-4"
     assert len(result["task_sha256"]) == len(result["dataset_sha256"]) == 64
 
 
@@ -384,6 +384,27 @@ def test_mmbench_groups_are_drawn_whole_and_both_scores_are_told(tmp_path, data,
     docs = read_docs(suite_task("mmbench_en_dev_static"), sorted((data / "mmbench_en_dev_static").glob("*.parquet")))
     with pytest.raises(AnyloomError, match="needs its base row"):
         whole_groups(suite_task("mmbench_en_dev_static"), [doc for doc in docs if doc.question_id != 0])
+
+
+RIGHT = (
+    "{}",
+    "{} is the correct answer because of its color.",
+    "The answer is **{}**.",
+    "\\boxed{{}}",
+    "{}\n\nThe image shows that color.",
+    'The answer is "{}".',
+)
+
+
+def test_a_model_that_is_always_right_scores_1_however_it_says_so(tmp_path, data, monkeypatch) -> None:
+    def letter(prompt: str, seen: tuple[int, ...] | None) -> str:
+        return next(line[0] for line in prompt.splitlines() if line[1:] == f". {nearest(seen)}")
+
+    for number, wording in enumerate(RIGHT):
+        says = Says(lambda prompt, seen, wording=wording: wording.replace("{}", letter(prompt, seen)))
+        result, _ = ask(tmp_path / str(number), data, "mmbench_en_dev_static", monkeypatch, says)
+        scores = result["scores"]["plain_prompt"]
+        assert (scores["ours_vanilla"], scores["ours_circular"]) == (1.0, 1.0), wording
 
 
 def test_gqa_needs_no_network_and_keeps_its_scorer(tmp_path, data, monkeypatch) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from evals.suites.reading import RULES, UNPARSED, parse_yes_no, score_exact, score_vqa, score_yes_no
+from evals.suites.plain import unicode_plain
+from evals.suites.reading import RULES, UNPARSED, parse_choice, parse_yes_no, score_exact, score_vqa, score_yes_no
 from evals.suites.short_answers import normal
+from evals.suites.yes_no_words import MEANING, WORDS
 
 CASES = Path(__file__).parents[3] / "cases"
 THEMSELVES = [
@@ -48,6 +50,10 @@ def test_numbers_count_by_value_and_sign(case: dict) -> None:
         ("5", "5.00", 1),
         ("50%", "50", 0),
         ("1,000 people", "1000 people", 1),
+        ("50 %", "50%", 1),
+        ("$ 1,000", "$1000", 1),
+        ("5%", "5", 0),
+        ("5 cats", "5cats", 0),
         ("1,234,567", "1234567", 1),
         ("it's 5", "5", 1),
         ("−5", "-5", 1),
@@ -127,6 +133,41 @@ def test_yes_and_no_together_are_neither(case: dict) -> None:
 )
 def test_yes_and_no(text: str, word: str) -> None:
     assert parse_yes_no(text)[0] == word
+
+
+BOTH = (
+    *("Yes & No", "no/yes", "YES | NO", "Yes or No?", "[Yes/No]", "(yes, no)", "Yes\nNo", "no yes", "yes no", "yes-no", "Answer: Yes/No"),
+    *("Sí/No", "sí o no", "Sì e no", "Sí, no", "No, sí.", "si/no", "oui/non", "oui ou non", "ja/nein", "是/不是", "да или нет"),
+)
+
+
+@pytest.mark.parametrize("text", BOTH)
+def test_both_words_are_neither_in_whatever_form_the_hint_is_repeated(text: str) -> None:
+    assert parse_yes_no(text) == ("", UNPARSED)
+
+
+DRESSES = ("{}", " {}.", "{}!", "{}。", "**{}**", "“{}”", "¡{}!", "({})", "<answer>{}</answer>", "\\boxed{{}}", "<think>no</think>{}", "The answer is {}.")
+
+
+@pytest.mark.parametrize("language", list(WORDS))
+def test_yes_and_no_of_another_language_are_read_as_whole_answers_only(language: str) -> None:
+    for said, words in zip(("yes", "no"), WORDS[language], strict=True):
+        for word in words.split():
+            assert unicode_plain(word).casefold() == word and MEANING[word] == said
+            for dress in DRESSES:
+                for form in (word, word.capitalize(), word.upper()):
+                    assert parse_yes_no(dress.replace("{}", form))[0] == said, (dress, form)
+            assert score_yes_no(word, said).score == 1.0 == score_vqa(word, [said] * 10).score == score_exact(word, word).score
+            assert parse_choice(word, {"A": "Yes", "B": "No"})[0] == {"yes": "A", "no": "B"}[said]
+            if word != "no":  # which is English, too
+                assert parse_yes_no(word)[1] == "another language"
+                assert parse_yes_no(f"{word} 7 {word}")[0] == parse_yes_no(f"x {word}")[0] == parse_yes_no(f"{word} x")[0] == ""
+
+
+def test_the_page_has_the_words_of_other_languages() -> None:
+    page = (CASES.parents[1] / "docs" / "suites.md").read_text()
+    for language, (yes, no) in WORDS.items():
+        assert f"| {language} | {yes} | {no} |" in page
 
 
 def test_a_dissenting_annotator_does_not_turn_the_reading_off() -> None:

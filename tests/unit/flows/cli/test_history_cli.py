@@ -122,6 +122,12 @@ def test_answers_are_shown_as_they_are(anyloom):
     assert "\x1b" not in shown and "6 rows" in shown
 
 
+def test_markup_in_a_query_is_text(anyloom):
+    shown = anyloom("sql", "select '[/INST] a cat' as p union all select '[bold]x' union all select '[link=http://x]y[/link] :smile: \\\\[red]'")
+    for text in ("[/INST] a cat", "[bold]x", "[link=http://x]y[/link] :smile: \\\\[red]"):
+        assert f"│ {text} " in shown, text
+
+
 def test_a_column_s_name_is_no_markup(anyloom):
     assert "[red]x\\x1b" in anyloom("sql", 'select 1 as "[red]x\x1b"')
 

@@ -98,6 +98,15 @@ def test_frames_are_turned_as_a_player_shows_them(matrix):
     assert sample_frames(turned(matrix), 1, "scenes")[0].tobytes() == image.tobytes()
 
 
+@pytest.mark.parametrize(("name", "turn"), [("phone_90.mp4", Image.Transpose.ROTATE_270), ("phone_180.mp4", Image.Transpose.ROTATE_180)])
+def test_videos_of_phones_stand_upright(name, turn):
+    flat = decode_video_frames((CASES / "rotated" / "clip.mp4").read_bytes(), 2)
+    data = (CASES / "rotated" / name).read_bytes()
+    frames = decode_video_frames(data, 2)
+    assert [frame.tobytes() for frame in frames] == [frame.transpose(turn).tobytes() for frame in flat]
+    assert frames[0].size == (probe(data, "video").width, probe(data, "video").height) == ((48, 64) if "90" in name else (64, 48))
+
+
 def test_a_cover_is_no_video():
     data = (CASES / "cover" / "song.mp4").read_bytes()
     with pytest.raises(NoTrackError, match="not_media"):
@@ -105,3 +114,24 @@ def test_a_cover_is_no_video():
     with pytest.raises(MediaError, match="not_media"):
         decode_video_frames(data, 2)
     assert probe(data, "audio").duration_s > 0
+
+
+@pytest.mark.parametrize("form", ["mp4", "mov"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_video_with_a_cover_is_its_moving_images(form, first):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=form) as out:
+        for codec in ("mjpeg", "libx264") if first else ("libx264", "mjpeg"):
+            stream = out.add_stream(codec, rate=10)
+            stream.width, stream.height, stream.pix_fmt = (300, 300, "yuvj420p") if codec == "mjpeg" else (64, 48, "yuv420p")
+            if codec == "mjpeg":
+                stream.disposition = av.stream.Disposition.attached_pic.value
+        for stream in out.streams:
+            image = Image.new("RGB", (stream.width, stream.height), "red" if stream.name == "mjpeg" else "blue")
+            for packet in [
+                packet for _ in range(1 if stream.name == "mjpeg" else 5) for packet in stream.encode(av.VideoFrame.from_image(image))
+            ] + stream.encode():
+                out.mux(packet)
+    (image,) = decode_video_frames(buffer.getvalue(), 1)
+    found = probe(buffer.getvalue(), "video")
+    assert (found.width, found.height) == image.size == (64, 48) and found.duration_s == pytest.approx(0.5) and np.asarray(image).mean((0, 1))[2] > 200

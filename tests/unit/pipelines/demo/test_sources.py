@@ -189,6 +189,21 @@ def test_an_empty_answer_is_refused_as_an_empty_caption_is(name):
     assert row.refused is not None and row.refused[0] == "empty_text"
 
 
+UNSEEN = ["", " ", "\n\t", "\u00a0", "\u3000", "\u200b", "\ufeff", "\u200d\u2060 ", "\u00ad", "\x00", "\u2800", "\u3164", "\ufe0f", "\u200e\u202c"]
+
+
+@pytest.mark.parametrize("text", UNSEEN, ids=ascii)
+def test_a_text_of_which_nothing_can_be_seen_is_none(tmp_path, text):
+    """An answer is refused, a caption is not there; whatever can be seen beside it makes it one."""
+    (row,) = instruct.read(write(tmp_path / "i.json", json.dumps([{"conversations": turns("what?", text)}])))
+    assert row.refused is not None and row.refused[0] == "empty_text"
+    (row,) = instruct.read(write(tmp_path / "i.json", json.dumps([{"image_captions": [text, "a"], "conversations": turns("what?", f"{text}👍")}])))
+    assert row.refused is None and row.texts == ("a",)
+    if "\x00" not in text and "\n" not in text:
+        assert [row.texts for row in cc3m.read(write(tmp_path / "a.tsv", f"{text}\tu.png\na{text}b\tv.png\n"))] == [(), (f"a{text}b",)]
+        assert [row.texts for row in webvid.read(write(tmp_path / "v.csv", f"videoid,contentUrl,name\n7,u,{text}\n8,u,x\n"))] == [(), ("x",)]
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
