@@ -15,7 +15,8 @@ from pathlib import Path
 import hostile_answers
 import hostile_redirects
 from http_case import HOST_URI, Case
-from loopback import Server, network
+from http_servers import CannedServer
+from loopback import network
 from mutations import Mutation, Wrong, fuzz
 
 from pipelines.shards.download import FetchPolicy
@@ -31,20 +32,16 @@ LATE_S = 1.5
 def act(case: Case, rng: random.Random, box: Path) -> None:
     """Serve one answer, fetch it, and raise Wrong unless the outcome is the fixed one."""
     made = case.make(rng)
-    server = Server()
-    server.answers = made.answers
     policy = FetchPolicy(max_bytes=MOST_BYTES, timeout_s=case.timeout_s, attempts=case.attempts, backoff_s=0.01)
     began = time.monotonic()
     try:
-        with network(server):
+        with CannedServer(made.answers) as server, network(server) as reached:
             outcome: bytes | FetchError = fetch(HOST_URI, box, policy)
     except FetchError as error:
         outcome = error
-    finally:
-        server.close()
     took = time.monotonic() - began
-    if server.reached:
-        raise Wrong(f"reached {server.reached}")
+    if reached:
+        raise Wrong(f"reached {reached}")
     if took > case.timeout_s * case.attempts + LATE_S:
         raise Wrong(f"took {took:.1f} s of {case.timeout_s:g}")
     if isinstance(outcome, bytes):

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 
 from http_case import CHUNKED, Case, Made, chunked, head, some_bytes, start, whole
-from loopback import RESET
+from http_servers import RESET
 
 from mmcore.stores.shards import REASONS
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from http_case import START, Case, Made, head, some_bytes, whole
-from loopback import HOST, Answer
+from http_servers import Pieces
+from loopback import HOST
 
 CODES = (b"301 Moved", b"302 Found", b"303 See", b"307 Temporary", b"308 Permanent")
 PRIVATE = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.0.0.1 0177.0.0.1 0 0.0.0.0 10.0.0.1 172.16.3.4 192.168.0.1 169.254.169.254 100.64.0.1 192.0.0.1
@@ -93,7 +94,7 @@ def chain(steps: int, last: bytes | None = None) -> Callable[[random.Random], Ma
     def make(rng: random.Random) -> Made:
         body = some_bytes(rng)
         places = [START, *(f"/{n}" for n in range(steps))]
-        answers: dict[str, Answer] = {here: redirect(there.encode(), rng) for here, there in pairwise(places)}
+        answers: dict[str, Pieces] = {here: redirect(there.encode(), rng) for here, there in pairwise(places)}
         answers[places[-1]] = whole(body).answers[START] if last is None else redirect(last, rng)
         return Made(answers, body)
 

@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loopback import HOST, Answer
+from http_servers import Pieces
+from loopback import HOST
 
 START = "/start"
 HOST_URI = f"http://{HOST}{START}"
@@ -17,7 +18,7 @@ HOST_URI = f"http://{HOST}{START}"
 class Made:
     """One answer."""
 
-    answers: dict[str, Answer]
+    answers: dict[str, Pieces]
     """Path -> what the server sends."""
     body: bytes | None = None
     """What it means; None: that is not known."""
