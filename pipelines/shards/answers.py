@@ -22,7 +22,7 @@ MAX_INTERIM = 100
 _PIECE_BYTES = 1 << 16
 NO_HTTP = "what the server sends is no answer of HTTP/1"
 _BEGINNING = b"HTTP/1."
-_STATUS = re.compile(rb"HTTP/1\.[0-9][ \t]+([0-9]{1,6})(?:[ \t].*)?", re.DOTALL)
+_STATUS = re.compile(rb"HTTP/1\.[0-9][ \t]+([0-9]{3})(?:[ \t].*)?", re.DOTALL)
 _HEADER = re.compile(rb"([\x21-\x39\x3b-\x7e]+):(.*)", re.DOTALL)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;.*)?", re.DOTALL)
 

@@ -101,13 +101,10 @@ OTHERS = {
     "404 without a body": ((b"HTTP/1.1 404 None\r\n\r\n",), "http_4xx", ONCE, "HTTP 404"),
     "429": ((b"HTTP/1.1 429 Slow\r\nRetry-After: 0\r\n\r\n",), "http_4xx", AGAIN, "HTTP 429"),
     "599": ((b"HTTP/1.1 599 X\r\n\r\n",), "http_5xx", AGAIN, "HTTP 599"),
-    **{
-        f"status {n}": ((b"HTTP/1.1 %s X\r\n" % n.encode() + LENGTH + b"\r\nbytes",), "http_5xx", AGAIN, f"HTTP {int(n)}")
-        for n in "000 099 600 999 1000".split()
-    },
+    **{f"status {n}": ((b"HTTP/1.1 %s X\r\n" % n.encode() + LENGTH + b"\r\nbytes",), "http_5xx", AGAIN, f"HTTP {int(n)}") for n in "000 099 600 999".split()},
     **{
         f"status {word[:9] or 'nothing'}": ((b"HTTP/1.1 %s\r\n" % word.encode() + LENGTH + b"\r\nbytes",), "bad_uri", ONCE, "no answer of HTTP/1")
-        for word in ("", "OK", "2OO OK", "-200 X", "200.5 X", "+200 X", "1e2", "9" * 5000)
+        for word in ("", "OK", "2OO OK", "-200 X", "200.5 X", "+200 X", "1e2", "7 X", "99 X", "0200 OK", "1000 X", "9" * 5000)
     },
     "HTTP/0.9": ((b"<html>not found</html>",), "bad_uri", ONCE, "no answer of HTTP/1"),
     "HTTP/0.9, in lines": ((b"<html>\nnot found\n</html>\n",), "bad_uri", ONCE, "no answer of HTTP/1"),
