@@ -1,7 +1,7 @@
 """Mutated and hostile HTTP answers to the fetcher of pipelines.shards, from a server on this machine: each class fixes its outcome beforehand.
 
-The outcomes: the bytes that the server means, or a FetchError with the one reason that the answer was made for and one line about it. Never is another place reached than a public
-address, and never does a fetch take much longer than its time.
+The outcomes: the bytes that the server means, or a FetchError with the one reason that the answer was made for and one line about it. Never is another place
+reached than a public address, and never does a fetch take much longer than its time.
 """
 
 from __future__ import annotations
