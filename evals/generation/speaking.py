@@ -39,6 +39,7 @@ from mmcore.decoders.texts import encode_texts
 from mmcore.inference.drawer import Drawer
 from mmcore.inference.generator import Generator
 from mmcore.runtime.devices import device_for
+from mmcore.types import SignalBlock
 
 if TYPE_CHECKING:
     from mmcore.types import Answer, Medium
@@ -108,14 +109,19 @@ def _audio(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], answ
     file can hold."""
 
     config = ctx.config
-    drawer = Drawer(ctx.inputs["export"].path)
-    made: dict[Place, bytes] = {}
+    drawer, blocks = Drawer(ctx.inputs["export"].path), dict[int, SignalBlock]()
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        blocks = [block for block in answer.blocks if block.modality == MODALITY]
-        if prompt.condition in JUDGED and blocks:
-            (medium,) = drawn(lambda numbers, first=blocks[:1]: drawer.draw(first, [config.seed + n for n in numbers]), [number])
-            made[prompt.condition, number] = wav_bytes(medium)
-        ctx.progress(number + 1, len(prompts), "requests spoken")
+        mine = [block for block in answer.blocks if block.modality == MODALITY]
+        if prompt.condition in JUDGED and mine:
+            blocks[number] = mine[0]
+
+    def answers_of(numbers: list[int]) -> list[Medium]:
+        return drawer.draw([blocks[number] for number in numbers], [config.seed + number for number in numbers])
+
+    made: dict[Place, bytes] = {}
+    for number in blocks:
+        made[prompts[number].condition, number] = wav_bytes(drawn(answers_of, [number])[0])
+        ctx.progress(len(made), len(blocks), "requests spoken")
     directory = ctx.inputs["voice"].path / "pipeline"
     voice = load_decoder(directory)
     streams, _ = encode_texts(directory, [concept.caption for concept in CONCEPTS], contract=voice.contract)
