@@ -141,7 +141,8 @@ def other_words(name: str) -> Harm:
     words = (
         (b": ", b" :\t"),
         (b", ", b"  ,  "),
-        (b"{", b'{"more": [null], '),
+        (b'{"results"', b'{"more": [null], "results"'),
+        (b'{"doc_id"', b'{"more": {}, "doc_id"'),
         (b"cat", b"\\u732b"),
         (b'"cpu"', b'"cuda:1"'),
         (b"0.5", b"5e-1"),
