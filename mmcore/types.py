@@ -1,8 +1,8 @@
 """Types that the model, the training data and the generator pass to each other.
 
-Owns plain containers only. Shape letters: B rows of a batch, T tokens of a row, N feature tokens, E encoder width, S signal tokens, D LM width, Q queries, C
-conditioning width. A row is one packed sequence: a prefix (segment 0) and segments 1, 2, ... that each see the prefix and themselves only. Segment -1 is
-padding.
+Owns plain containers only, and the error of a made medium that no file can hold. Shape letters: B rows of a batch, T tokens of a row, N feature tokens,
+E encoder width, S signal tokens, D LM width, Q queries, C conditioning width. A row is one packed sequence: a prefix (segment 0) and segments 1, 2, ... that
+each see the prefix and themselves only. Segment -1 is padding.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from infra.step import AnyloomError
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,10 @@ class Medium:
     """image: uint8 [height, width, 3]; video: uint8 [frames, height, width, 3]; audio: float32 [samples] in -1..1."""
     rate_hz: float = 0.0
     """video: images per second; audio: samples per second."""
+
+
+class NotFinite(AnyloomError):
+    """A made medium with values that are no finite numbers; no file can hold it."""
 
 
 IGNORE = -100

@@ -6,8 +6,9 @@ block), samples.parquet (every image that was drawn, judged), metrics.parquet an
 Prompts: `asked_new_wording` (shapes and colours in requests that no training list has), `asked_trained_wording`, `asked_other` (held-out stamps, in new
 wordings), `asked_after_question` (shapes and colours in new wordings, after a question about a test image in the same conversation); `talk` and
 `picture_question` ask for no image. A block counts when the model writes all of it by itself. Images come from the model's own
-signal tokens through the output projector and the decoder; a request that got no image counts as wrong. Floor `shuffled`: the same images judged
-against another request's concept. Intervals are over whole concepts. The decoder's world is 24 concepts: of `asked_other` only the block is judged.
+signal tokens through the output projector and the decoder; a request that got no image, or one that cannot be read, counts as wrong. Floor `shuffled`: the
+same images judged against another request's concept. Intervals are over whole concepts. The decoder's world is 24 concepts: of `asked_other` only the block
+is judged. Test images that the encoder cannot take are left out, and told.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from evals.generation.config import DrawingEvalConfig
 from evals.generation.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
 from evals.generation.image_grid import grid_png
+from evals.generation.made import drawn, unreadable
 from evals.generation.picture_judge import right
 from evals.generation.requests import (
     AFTER,
@@ -55,14 +57,16 @@ MODALITY = "image"
 
 
 def run(ctx: StepContext[DrawingEvalConfig]) -> Mapping[str, Any]:
-    """Step entry: see the module docstring. Returns recall, precision and the judged shares with their intervals."""
+    """Step entry: see the module docstring. Returns recall, precision and the judged shares with their intervals, what is left out, and how many images
+    cannot be read."""
     import torch
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
     generator = Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
-    prompts = prompts_of(ctx)
-    answers = answered(ctx, generator, prompts)
+    questions = image_questions(ctx, generator.encode)
+    prompts = prompts_of(ctx, questions.prompts)
+    answers = answered(ctx, generator, prompts, questions.features)
     replies = [reply(prompt, answer, MODALITY) for prompt, answer in zip(prompts, answers, strict=True)]
     samples, pixels = _drawn(ctx, prompts, answers)
     metrics = block_metrics(config, replies) + image_metrics(config, samples)
@@ -72,14 +76,17 @@ def run(ctx: StepContext[DrawingEvalConfig]) -> Mapping[str, Any]:
     for name in dict.fromkeys(row["made_as"] for row in samples):
         write_atomic(ctx.output / f"{name}.png", _grid(name, samples, pixels))
     shown = {f"{row['condition']} {row['metric']} {row['subgroup']}": rounded(row) for row in metrics}
-    return {"prompts": {name: sum(prompt.condition == name for prompt in prompts) for name in (*ASKED, *QUIET)}, **shown}
+    made = (row["condition"] for row in replies if row["emitted"] and row["condition"] in JUDGED)
+    lost = unreadable(made, (row["made_as"] for row in samples if row["drawn"]))
+    counts = {name: sum(prompt.condition == name for prompt in prompts) for name in (*ASKED, *QUIET)}
+    return {"prompts": counts, "unreadable": lost, "left_out": questions.left_out, **shown}
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
 
-def prompts_of(ctx: StepContext[DrawingEvalConfig]) -> list[Prompt]:
-    """Every prompt, in order."""
+def prompts_of(ctx: StepContext[DrawingEvalConfig], questions: Sequence[Prompt]) -> list[Prompt]:
+    """Every prompt, in order. questions: about images."""
 
     config = ctx.config
     found: list[Prompt] = []
@@ -87,8 +94,7 @@ def prompts_of(ctx: StepContext[DrawingEvalConfig]) -> list[Prompt]:
         found += concept_requests(name, wordings, config.draws, config.seed)
     found += [Prompt(condition="asked_other", text=NEW_REQUESTS_OF[i % len(NEW_REQUESTS_OF)].format(caption)) for i, caption in enumerate(_other_captions(ctx))]
     found += [Prompt(condition="talk", text=text) for text in TALK]
-    questions = image_questions(ctx)
-    return found + questions + after_questions(concept_requests(AFTER, NEW_REQUESTS, 1, config.seed), questions)
+    return [*found, *questions, *after_questions(concept_requests(AFTER, NEW_REQUESTS, 1, config.seed), questions)]
 
 
 def _other_captions(ctx: StepContext[DrawingEvalConfig]) -> list[str]:
@@ -107,7 +113,8 @@ def _other_captions(ctx: StepContext[DrawingEvalConfig]) -> list[str]:
 
 
 def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """(rows of DRAWING_SAMPLES, uint8 images [N, 3, H, W] in the same order; a request without an image has a white one)."""
+    """(rows of DRAWING_SAMPLES, uint8 images [N, 3, H, W] in the same order; a request without an image that can be read has
+    a white one)."""
     import torch
 
     config = ctx.config
@@ -118,8 +125,8 @@ def _drawn(ctx: StepContext[DrawingEvalConfig], prompts: Sequence[Prompt], answe
     ready = [i for i in chosen if blocks[i]]
     for start in range(0, len(ready), config.batch):
         chunk = ready[start : start + config.batch]
-        media = drawer.draw([blocks[i][0] for i in chunk], [config.seed + i for i in chunk])
-        made |= {i: medium.data for i, medium in zip(chunk, media, strict=True)}
+        media = drawn(lambda numbers: drawer.draw([blocks[i][0] for i in numbers], [config.seed + i for i in numbers]), chunk)
+        made |= {i: medium.data for i, medium in zip(chunk, media, strict=True) if medium is not None}
         ctx.progress(start + len(chunk), len(ready), "images drawn")
     side = next(iter(made.values())).shape[0] if made else 32
     pixels = np.stack([made.get(i, np.full((side, side, 3), 255, np.uint8)) for i in chosen]).transpose(0, 3, 1, 2)

@@ -5,20 +5,25 @@ was made), index.tsv, samples.parquet (every request), metrics.parquet, details.
 run continues after the last batch.
 
 Suites: `held_out` (captions of held-out media) and `concepts` (24 of mmcore.concepts.shapes), in wordings that no training list has. How: `asked` (greedy; a
-block counts when the model writes all of it by itself) and, where the config names it, `forced` (the block stands behind the request).
+block counts when the model writes all of it by itself) and, where the config names it, `forced` (the block stands behind the request). A medium that no file
+can hold, or no reader takes, is as none: a judge counts it as wrong, distances are of the others, and the result says how many there are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.generation.config import ASKED, FORCED, GenerationEvalConfig
+from evals.generation.made import drawn, unreadable
 from evals.generation.prompts import Request, requests_of
 from evals.generation.scores import Scored, scored
 from evals.journal import Journal
+from evals.records import attempt
 from evals.tables import DETAILS, GENERATED, METRICS, set_digest, shown_values, write_table
 from infra.fingerprint import fingerprint, to_plain
 from infra.step import AnyloomError, StepContext
@@ -26,15 +31,17 @@ from infra.storage import sha256_file, write_atomic
 from mmcore.inference.drawer import Drawer
 from mmcore.inference.forced import forced_blocks
 from mmcore.inference.generator import Generator
+from mmcore.media.decode import probe
 from mmcore.media.encode import write_media
 from mmcore.runtime.devices import device_for
-from mmcore.types import Question
+from mmcore.types import Medium, NotFinite, Question
 
 if TYPE_CHECKING:
     from mmcore.inference.drawer import Drawer
     from mmcore.inference.generator import Generator
     from mmcore.types import SignalBlock
 
+NOT_FINITE = "the medium has values that are not finite"
 REVISION = 1
 """Of what the scores mean; goes into the history's fingerprint."""
 
@@ -65,7 +72,7 @@ def run(ctx: StepContext[GenerationEvalConfig]) -> Mapping[str, Any]:
     samples = [_sample(job, row, config) for job, row in zip(jobs, _made(ctx, jobs), strict=True)]
     for sample in samples:
         if sample["file"]:
-            write_atomic(ctx.output / sample["file"], (ctx.work / sample["file"]).read_bytes())
+            _publish(ctx, sample)
     found: Scored = scored(ctx, [job.request for job in jobs], samples)
     write_table(ctx.output / "samples.parquet", found.samples, GENERATED)
     write_table(ctx.output / "metrics.parquet", found.metrics, METRICS)
@@ -78,9 +85,29 @@ def run(ctx: StepContext[GenerationEvalConfig]) -> Mapping[str, Any]:
         "media": sum(bool(sample["file"]) for sample in samples),
         "harness": library(),
         "history_fingerprint": fingerprint(identity),
+        "unreadable": unreadable((_made_as(sample) for sample in samples if _has_block(sample)), (_made_as(sample) for sample in samples if sample["file"])),
         "not_scored": found.not_scored,
         **shown_values(found.metrics),
     }
+
+
+def _publish(ctx: StepContext[GenerationEvalConfig], sample: dict[str, Any]) -> None:
+    """Put a made medium into the artifact. One that no reader takes is left out of it, and is no medium for any score."""
+    data = (ctx.work / sample["file"]).read_bytes()
+    refusal = attempt(partial(probe, data, sample["modality"]))[1]
+    if refusal is None:
+        write_atomic(ctx.output / sample["file"], data)
+    else:
+        sample |= {"file": "", "media_sha256": "", "broken": "; ".join(filter(None, (sample["broken"], f"the file cannot be read: {refusal}")))}
+
+
+def _has_block(sample: Mapping[str, Any]) -> bool:
+    """True where a medium was made, or should have been."""
+    return bool(sample["emitted"]) or sample["how"] == FORCED
+
+
+def _made_as(sample: Mapping[str, Any]) -> str:
+    return f"{sample['suite']}, {sample['how']}, {sample['modality']}"
 
 
 def library() -> str:
@@ -111,8 +138,11 @@ def _made(ctx: StepContext[GenerationEvalConfig], jobs: Sequence[Job]) -> list[d
             tools = Generator.load(path, device=device), Drawer(path, device)
         rows = _replies(tools[0], batch, config)
         for place, medium in _drawn(tools[1], batch, [row.pop("block") for row in rows], config.seed):
-            path = write_media(medium, ctx.work / batch[place].file)
-            rows[place] |= {"file": path.relative_to(ctx.work).as_posix(), "media_sha256": sha256_file(path)}
+            file = _written(medium, ctx.work / batch[place].file)
+            if file is None:
+                rows[place]["broken"] = "; ".join(filter(None, (rows[place]["broken"], NOT_FINITE)))
+            else:
+                rows[place] |= {"file": file.relative_to(ctx.work).as_posix(), "media_sha256": sha256_file(file)}
         journal.add(rows)
         ctx.progress(len(journal.rows), len(jobs), "requests answered and drawn")
     return journal.rows
@@ -135,11 +165,22 @@ def _replies(generator: Generator, batch: Sequence[Job], config: GenerationEvalC
     return rows
 
 
-def _drawn(drawer: Drawer, batch: Sequence[Job], blocks: Sequence[SignalBlock | None], seed: int) -> Iterator[tuple[int, Any]]:
-    """(place in the batch, Medium) of every block."""
+def _drawn(drawer: Drawer, batch: Sequence[Job], blocks: Sequence[SignalBlock | None], seed: int) -> Iterator[tuple[int, Medium | None]]:
+    """(place in the batch, Medium) of every block; None for one whose values are not finite."""
+
+    def media_of(places: list[int]) -> list[Medium]:
+        return drawer.draw([block for place in places if (block := blocks[place])], [seed + batch[place].number for place in places])
+
     for _, places in _by_modality(batch, [place for place, block in enumerate(blocks) if block is not None]):
-        media = drawer.draw([block for place in places if (block := blocks[place])], [seed + batch[place].number for place in places])
-        yield from zip(places, media, strict=True)
+        yield from zip(places, drawn(media_of, places), strict=True)
+
+
+def _written(medium: Medium | None, path: Path) -> Path | None:
+    """Where the file of a medium is; None for one that no file can hold."""
+    try:
+        return None if medium is None else write_media(medium, path)
+    except NotFinite:
+        return None
 
 
 def _by_modality(batch: Sequence[Job], places: Sequence[int]) -> Iterator[tuple[str, list[int]]]:

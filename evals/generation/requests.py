@@ -6,17 +6,19 @@ metrics of their signal blocks. A block counts when the model writes all of it b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from evals.generation.config import DrawingEvalConfig, SpeakingEvalConfig
-from evals.records import asked_records
+from evals.left_out import LeftOut, told
+from evals.records import asked_records, attempt
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
-from infra.step import StepContext
+from infra.step import StepContext, about
 from mmcore.concepts.shapes import CONCEPTS
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
@@ -62,16 +64,39 @@ def concept_requests(condition: str, wordings: Sequence[str], draws: int, seed: 
     return [Prompt(condition=condition, text=CONCEPTS[number].worded(wordings[which]), concept=int(number)) for number, which in pairs]
 
 
-def image_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig]) -> list[Prompt]:
-    """The first question of each of a seeded draw (config.questions, seed) of the test images of config.questions_source. Records that ask nothing about an
-    image are not drawn."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageQuestions:
+    """A draw of questions about images."""
+
+    prompts: list[Prompt]
+    features: dict[str, np.ndarray]
+    """Of their images [N, E], by sample key."""
+    left_out: list[str]
+    """What cannot be asked, told in lines."""
+
+
+def image_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig], encode: Callable[[str, bytes], np.ndarray]) -> ImageQuestions:
+    """The first question of each of a seeded draw (config.questions, seed) of the test images of config.questions_source, which `encode` of the export takes.
+
+    Records that ask nothing about an image are not drawn; one whose image the encoder cannot take is drawn and left out. Both are told.
+    """
     generation, source = ctx.inputs["shards_instruct"].path, ctx.config.questions_source
-    own = set(ShardSet(generation, ctx.stores).keys(source=source))
-    found, _ = asked_records(generation, ctx.stores, source, "image")
+    shards = ShardSet(generation, ctx.stores)
+    own = set(shards.keys(source=source))
+    found, unasked = asked_records(generation, ctx.stores, source, "image")
     records = sorted((record for record in found if record.key in own), key=lambda record: record.key)
     picks = np.random.default_rng(ctx.config.seed).permutation(len(records))[: ctx.config.questions]
-    drawn = [records[i] for i in sorted(picks.tolist())]
-    return [Prompt(condition="picture_question", text=record.pairs[0][0], media_key=record.key) for record in drawn]
+    prompts, features, refused = [], {}, []
+    for record in (records[i] for i in sorted(picks.tolist())):
+        with about(record.key):
+            array, refusal = attempt(partial(encode, "image", shards.media(record.key)))
+        if refusal is not None:
+            refused.append(LeftOut(key=record.key, reason=refusal.reason, detail=refusal.detail))
+            continue
+        features[record.key] = array
+        prompts.append(Prompt(condition="picture_question", text=record.pairs[0][0], media_key=record.key))
+    lines = told(unasked, len(found) + len(unasked), f"records of {source} are not drawn")
+    return ImageQuestions(prompts=prompts, features=features, left_out=lines + told(refused, len(picks), f"drawn records of {source} are not asked"))
 
 
 def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> list[Prompt]:
@@ -80,19 +105,21 @@ def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> 
     return [replace(asked, condition=AFTER, media_key=question.media_key, before=question.text) for asked, question in pairs]
 
 
-def answered(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig], generator: Any, prompts: Sequence[Prompt]) -> list[Answer]:
-    """Greedy answers in the order of the prompts; images are encoded by the export's own encoder.
+def answered(
+    ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig], generator: Any, prompts: Sequence[Prompt], features: Mapping[str, np.ndarray]
+) -> list[Answer]:
+    """Greedy answers in the order of the prompts. features: of the images that they are about, by sample key.
 
     Blocks are not completed. Texts that begin a conversation, and those after a question, config.chunk together.
     """
 
-    shards, limit = ShardSet(ctx.inputs["shards_instruct"].path, ctx.stores), ctx.config.max_new_tokens
+    limit = ctx.config.max_new_tokens
     items: list[Question] = []
     answers: dict[int, Answer] = {}
     for prompt in prompts:
         shown: dict[str, Any] = {}
         if prompt.media_key:
-            shown = {"media_key": prompt.media_key, "modality": "image", "features_NE": generator.encode("image", shards.media(prompt.media_key))}
+            shown = {"media_key": prompt.media_key, "modality": "image", "features_NE": features[prompt.media_key]}
         items.append(Question(text=prompt.before or prompt.text, **shown))
     for later in (False, True):
         numbers = [number for number, prompt in enumerate(prompts) if bool(prompt.before) == later]

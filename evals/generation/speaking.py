@@ -6,9 +6,10 @@ what it was answered with), samples.parquet (every audio clip, with what the jud
 Prompts: `asked_new_wording` (the 24 concepts, in requests that no training list has), `asked_trained_wording` and `asked_after_question` (new wordings, after
 a question about a test image in the same conversation); `talk`, `picture_question` and `asked_for_a_picture` ask for no audio clip. Audio clips come from the
 model's own signal tokens through the output projector and the frozen half of the voice; a judge that was trained on nothing of this (Whisper) writes them down,
-and a word is right when it stands there. A request that got no audio clip counts as wrong. `voice`: the same words as the voice itself says them, the upper
-limit. Floor `shuffled`: the same audio clips against another request's words. Intervals are over whole concepts. The model's spoken world are these 24
-concepts, all of them in training: only the wording of the request is new.
+and a word is right when it stands there. A request that got no audio clip, or one that cannot be read, counts as wrong; test images that the encoder cannot
+take are left out, and told. `voice`: the same words as the voice itself says them, the upper limit. Floor `shuffled`: the same audio clips against another
+request's words. Intervals are over whole concepts. The model's spoken world are these 24 concepts, all of them in training: only the wording of the request is
+new.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from evals.generation.config import SpeakingEvalConfig
 from evals.generation.drawing_prompts import NEW_REQUESTS as NEW_DRAWINGS
 from evals.generation.drawing_prompts import TALK
+from evals.generation.made import drawn, texts_heard, unreadable, wav_bytes
 from evals.generation.requests import AFTER, JUDGED, WORDED, Prompt, after_questions, answered, block_metrics, concept_requests, image_questions, reply
 from evals.generation.speaking_prompts import NEW_REQUESTS
 from evals.statistics.intervals import derangement, mean_interval, paired_interval
@@ -36,11 +38,11 @@ from mmcore.decoders.sampling import generate
 from mmcore.decoders.texts import encode_texts
 from mmcore.inference.drawer import Drawer
 from mmcore.inference.generator import Generator
-from mmcore.media.encode import wav
 from mmcore.runtime.devices import device_for
+from mmcore.types import SignalBlock
 
 if TYPE_CHECKING:
-    from mmcore.types import Answer
+    from mmcore.types import Answer, Medium
 
 QUIET = ("talk", "picture_question", "asked_for_a_picture")
 VOICE = "voice"
@@ -51,32 +53,38 @@ SPELLINGS = {"grey": "gray"}
 
 
 def run(ctx: StepContext[SpeakingEvalConfig]) -> Mapping[str, Any]:
-    """Step entry: see the module docstring. Returns recall, precision and the shares of words that were heard, with their intervals."""
+    """Step entry: see the module docstring. Returns recall, precision and the shares of words that were heard, with their intervals, what is left out, and how
+    many audio clips cannot be read."""
     import torch
 
     torch.set_num_threads(max(1, ctx.resources.threads))
     config = ctx.config
-    prompts = prompts_of(ctx)
-    answers = answered(ctx, Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus)), prompts)
+    generator = Generator.load(ctx.inputs["export"].path, device=device_for(ctx.resources.gpus))
+    questions = image_questions(ctx, generator.encode)
+    prompts = prompts_of(ctx, questions.prompts)
+    answers = answered(ctx, generator, prompts, questions.features)
     replies = [
         reply(prompt, answer, MODALITY) | {"pictures": sum(block.modality == "image" for block in answer.blocks)}
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     audio = _audio(ctx, prompts, answers)
-    samples = rows_of(config, prompts, _heard(ctx, audio), _kept(ctx, audio))
+    heard = _heard(ctx, audio)
+    samples = rows_of(config, prompts, heard, _kept(ctx, audio))
     metrics = block_metrics(config, replies, JUDGED, QUIET, MODALITY) + image_blocks(config, replies) + word_metrics(config, samples)
     write_table(ctx.output / "replies.parquet", replies, SPEAKING_REPLIES)
     write_table(ctx.output / "samples.parquet", samples, SPEAKING_SAMPLES)
     write_table(ctx.output / "metrics.parquet", metrics, METRICS)
     shown = {f"{row['condition']} {row['metric']} {row['subgroup']}": rounded(row) for row in metrics}
-    return {"prompts": {name: sum(prompt.condition == name for prompt in prompts) for name in (*JUDGED, *QUIET)}, **shown}
+    counts = {name: sum(prompt.condition == name for prompt in prompts) for name in (*JUDGED, *QUIET)}
+    lost = unreadable((name for name, _ in audio), (name for name, _ in heard))
+    return {"prompts": counts, "unreadable": lost, "left_out": questions.left_out, **shown}
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
 
-def prompts_of(ctx: StepContext[SpeakingEvalConfig]) -> list[Prompt]:
-    """Every prompt, in order."""
+def prompts_of(ctx: StepContext[SpeakingEvalConfig], questions: Sequence[Prompt]) -> list[Prompt]:
+    """Every prompt, in order. questions: about images."""
 
     config = ctx.config
     trained = tuple(wording.format('the words "a {c} {s}"') for wording in REQUESTS[MODALITY])
@@ -86,8 +94,7 @@ def prompts_of(ctx: StepContext[SpeakingEvalConfig]) -> list[Prompt]:
     others = concept_requests("asked_for_a_picture", NEW_DRAWINGS, 1, config.seed)
     picks = np.random.default_rng(config.seed).permutation(len(others))[: config.questions]
     found += [Prompt(condition="talk", text=text) for text in TALK]
-    questions = image_questions(ctx)
-    found += [others[i] for i in sorted(picks.tolist())] + questions
+    found += [others[i] for i in sorted(picks.tolist())] + [*questions]
     return found + after_questions(concept_requests(AFTER, NEW_REQUESTS, 1, config.seed), questions)
 
 
@@ -98,42 +105,52 @@ Place = tuple[str, int]
 
 
 def _audio(ctx: StepContext[SpeakingEvalConfig], prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[Place, bytes]:
-    """The .wav of every request that got an audio clip, then of every concept as the voice itself says it."""
+    """The .wav of every request that got an audio clip, then of every concept as the voice itself says it; b"" for one that no
+    file can hold."""
 
     config = ctx.config
-    drawer = Drawer(ctx.inputs["export"].path)
-    made: dict[Place, bytes] = {}
+    drawer, blocks = Drawer(ctx.inputs["export"].path), dict[int, SignalBlock]()
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        blocks = [block for block in answer.blocks if block.modality == MODALITY]
-        if prompt.condition in JUDGED and blocks:
-            (medium,) = drawer.draw(blocks[:1], [config.seed + number])
-            made[prompt.condition, number] = wav(medium.data, medium.rate_hz)
-        ctx.progress(number + 1, len(prompts), "requests spoken")
+        mine = [block for block in answer.blocks if block.modality == MODALITY]
+        if prompt.condition in JUDGED and mine:
+            blocks[number] = mine[0]
+
+    def answers_of(numbers: list[int]) -> list[Medium]:
+        return drawer.draw([blocks[number] for number in numbers], [config.seed + number for number in numbers])
+
+    made: dict[Place, bytes] = {}
+    for number in blocks:
+        made[prompts[number].condition, number] = wav_bytes(drawn(answers_of, [number])[0])
+        ctx.progress(len(made), len(blocks), "requests spoken")
     directory = ctx.inputs["voice"].path / "pipeline"
     voice = load_decoder(directory)
     streams, _ = encode_texts(directory, [concept.caption for concept in CONCEPTS], contract=voice.contract)
-    for number, medium in enumerate(generate(voice, voice.condition(*streams), [config.seed] * len(CONCEPTS))):
-        made[VOICE, number] = wav(medium.data, medium.rate_hz)
+
+    def said(numbers: list[int]) -> list[Medium]:
+        return generate(voice, voice.condition(*(stream[numbers] for stream in streams)), [config.seed] * len(numbers))
+
+    made |= {(VOICE, number): wav_bytes(medium) for number, medium in enumerate(drawn(said, range(len(CONCEPTS))))}
     return made
 
 
 def _heard(ctx: StepContext[SpeakingEvalConfig], audio: Mapping[Place, bytes]) -> dict[Place, str]:
-    """What the judge writes down of each audio clip."""
+    """What the judge writes down of each audio clip that it can read."""
 
     config = ctx.config
     judge, places = SpeechJudge(ctx.inputs["speech_judge"].path, config.heard_s), list(audio)
-    heard: dict[Place, str] = {}
+    found: dict[Place, str] = {}
     for start in range(0, len(places), config.batch):
         rows = places[start : start + config.batch]
-        heard |= dict(zip(rows, judge.hear([audio[place] for place in rows]), strict=True))
+        texts = texts_heard(judge, [audio[place] for place in rows])
+        found |= {place: text for place, text in zip(rows, texts, strict=True) if text is not None}
         ctx.progress(start + len(rows), len(places), "audio clips heard")
-    return heard
+    return found
 
 
 def _kept(ctx: StepContext[SpeakingEvalConfig], audio: Mapping[Place, bytes]) -> dict[Place, str]:
     """Write a seeded draw of the audio clips asked for in new wordings -> their file names."""
     config = ctx.config
-    places = sorted(place for place in audio if place[0] == JUDGED[0])
+    places = sorted(place for place, data in audio.items() if place[0] == JUDGED[0] and data)
     picks = np.random.default_rng(config.seed).permutation(len(places))[: config.shown]
     kept = {places[i]: f"sounds/{places[i][1]:03d}.wav" for i in sorted(picks.tolist())}
     for place, name in kept.items():

@@ -26,6 +26,9 @@ _NO_NUMBER = ("N/A", "")
 _SAMPLE = ("doc_id", "input", "target", "filtered_resps")
 """Fields that every sample has."""
 
+MAX_TASK_BYTES = 150
+"""Longest name of a task; a file of the history is called by it, with more before and behind."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -63,6 +66,8 @@ def read_task(path: Path, results: Mapping[str, Any], task: str, digests: dict[s
     place = Place(path, f"task {task}")
     if not as_text(task, place) or "/" in task or "\0" in task:
         raise place.wrong("this is no name of a task")
+    if len(task.encode()) > MAX_TASK_BYTES:
+        raise place.wrong(f"its name has {len(task.encode())} bytes; that of a task may have {MAX_TASK_BYTES}")
     values, config = (mapping(results[group], task, Place(path, group)) for group in ("results", "configs"))
     counted = mapping(mapping(results, "n-samples", Place(path)), task, Place(path, "n-samples"))
     effective = whole(counted, "effective", place.at("n-samples"))

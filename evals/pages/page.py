@@ -135,6 +135,12 @@ def unread_note(artifact: Artifact) -> str:
     return f"<p class='small'>Unread, and scored 0: {counts}. The question was longer than the model's context, or the limit came before an answer began.</p>"
 
 
+def unreadable_note(artifact: Artifact) -> str:
+    """How many made media no reader takes, by condition; nothing where that is none."""
+    counts = ", ".join(f"{escape(str(name))} {int(count):,}" for name, count in dict(artifact.result.get("unreadable") or {}).items())
+    return f"<p class='small'>Made but not readable, and counted as wrong: {counts}.</p>" if counts else ""
+
+
 def left_out_note(artifact: Artifact) -> str:
     """What an evaluation could not ask or score; nothing where that is nothing."""
     return "".join(paragraph(f"Left out: {line}", "small") for line in artifact.result.get("left_out") or ())

@@ -57,12 +57,18 @@ class SpeechJudge:
             raise AnyloomError(f"the judge's {TOKENIZER} has no {name}: it is not that of an English Whisper; run speech_judge again")
         return int(found)
 
-    @torch.inference_mode()
     def hear(self, files: Sequence[bytes]) -> list[str]:
         """What each audio file says, stripped. Raises MediaError for bytes that are no audio clip."""
-        states = self._model.encoder(torch.from_numpy(np.stack([self._mel(data) for data in files]))).last_hidden_state
-        ids_BT = torch.tensor([self._begin] * len(files))
-        ended_B = torch.zeros(len(files), dtype=torch.bool)
+        return self.transcribed([self.mel(data) for data in files])
+
+    @torch.inference_mode()
+    def transcribed(self, mels: Sequence[np.ndarray]) -> list[str]:
+        """What each audio clip says, stripped, of what `mel` gives."""
+        if not mels:
+            return []
+        states = self._model.encoder(torch.from_numpy(np.stack(mels))).last_hidden_state
+        ids_BT = torch.tensor([self._begin] * len(mels))
+        ended_B = torch.zeros(len(mels), dtype=torch.bool)
         for number in range(LONGEST):
             hidden_BTD = self._model.decoder(input_ids=ids_BT, encoder_hidden_states=states, use_cache=False).last_hidden_state
             logits_BV = hidden_BTD[:, -1] @ self._model.decoder.embed_tokens.weight.T
@@ -75,7 +81,8 @@ class SpeechJudge:
                 break
         return [self._tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids_BT.tolist()]
 
-    def _mel(self, data: bytes) -> np.ndarray:
+    def mel(self, data: bytes) -> np.ndarray:
+        """The judge's view of an audio file, float32 [mel bins, frames]. Raises MediaError for bytes that are no audio clip."""
         rate = self._front.sampling_rate
         samples = decode_audio(data, rate, self._window_s)
         mel = self._front(samples, sampling_rate=rate, return_tensors="np", padding="max_length", max_length=round(self._window_s * rate))

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from infra.step import AnyloomError
 from mmcore.decoders.base import Conditioning, Decoder
-from mmcore.types import Medium
+from mmcore.types import Medium, NotFinite
 
 
 class AudioLDMDecoder(Decoder):
@@ -42,7 +41,7 @@ class AudioLDMDecoder(Decoder):
         mel_BTM = self.vae.decode(self.unscaled(latents), return_dict=False)[0].squeeze(1)
         audio_BS = self.vocoder(mel_BTM).float()
         if not torch.isfinite(audio_BS).all():
-            raise AnyloomError("the decoder gave values that are not finite; use float32, or bfloat16 instead of float16")
+            raise NotFinite("the decoder gave values that are not finite; use float32, or bfloat16 instead of float16")
         return [Medium("audio", samples_S.cpu().numpy(), self.contract.rate_hz) for samples_S in audio_BS]
 
 

@@ -22,7 +22,7 @@ from infra.step import AnyloomError
 from mmcore.decoders import texts
 from mmcore.decoders.contract import DecoderContract, Stream
 from mmcore.decoders.opening import open_weights
-from mmcore.types import Medium
+from mmcore.types import Medium, NotFinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Decoder:
 
 
 def pixels(values: torch.Tensor) -> np.ndarray:
-    """VAE output in -1..1, channels last -> uint8. Raises AnyloomError when a value is not finite."""
+    """VAE output in -1..1, channels last -> uint8. Raises NotFinite when a value is none."""
     if not torch.isfinite(values).all():
-        raise AnyloomError("the decoder gave values that are not finite; use float32, or bfloat16 instead of float16")
+        raise NotFinite("the decoder gave values that are not finite; use float32, or bfloat16 instead of float16")
     return (values.float() / 2 + 0.5).clamp(0, 1).mul(255).round().byte().cpu().numpy()

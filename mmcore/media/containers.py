@@ -19,23 +19,23 @@ def ends_early(data: bytes, ext: str) -> bool:
         size = int.from_bytes(data[4:8], "little")
         return 0 < size < 0xFFFFFF00 and size + 8 > len(data) + 1
     if ext in ("mp4", "m4a", "avif"):
-        return _boxes_end_early(data)
+        return _boxes_end_early(data, frozenset((b"meta",)) if ext == "avif" else frozenset((b"moov", b"mdat")))
     return ext == "ogg" and _last_ogg_page_ends_early(data)
 
 
-def _boxes_end_early(data: bytes) -> bool:
-    """Walk the top-level boxes of an ISO base media file (ISO/IEC 14496-12)."""
-    at = 0
+def _boxes_end_early(data: bytes, needed: frozenset[bytes]) -> bool:
+    """Walk the top-level boxes of an ISO base media file (ISO/IEC 14496-12): the last one is cut short, or one without which nothing can be shown has not
+    come."""
+    at, seen = 0, set[bytes]()
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
+        seen.add(data[at + 4 : at + 8])
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size == 0:  # to the end of the file
-            return False
         if size < 8:
-            return False  # damaged, not short
+            return False  # 0: to the end of the file; else damaged, not short
         at += size
-    return at > len(data)
+    return at > len(data) or not needed <= seen
 
 
 def _last_ogg_page_ends_early(data: bytes) -> bool:

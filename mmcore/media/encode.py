@@ -16,6 +16,7 @@ import numpy as np
 
 from infra.step import AnyloomError
 from infra.storage import write_atomic
+from mmcore.types import NotFinite
 
 if TYPE_CHECKING:
     from mmcore.types import Medium
@@ -28,7 +29,7 @@ X264 = {"threads": "1", "crf": "18", "preset": "veryfast", "x264-params": "cpu-i
 def write_media(medium: Medium, path: Path) -> Path:
     """Write `medium` to `path`, whose suffix must be its modality's (none: it is added); returns the path written.
 
-    Raises AnyloomError for another suffix, an odd image size of a video, or samples that are not finite.
+    Raises AnyloomError for another suffix or an odd image size of a video, NotFinite for samples that are not.
     """
     path, suffix = Path(path), SUFFIXES[medium.modality]
     if not path.suffix:
@@ -70,9 +71,9 @@ def _wav(medium: Medium) -> bytes:
 
 
 def wav(audio: np.ndarray, rate_hz: float) -> bytes:
-    """Mono samples in -1..1 (those beyond are clipped) -> a .wav of 16-bit PCM. Raises AnyloomError for samples that are not finite."""
+    """Mono samples in -1..1 (those beyond are clipped) -> a .wav of 16-bit PCM. Raises NotFinite for samples that are not."""
     if not np.isfinite(audio).all():
-        raise AnyloomError("an audio clip with samples that are not finite cannot be written; generate it again in float32")
+        raise NotFinite("an audio clip with samples that are not finite cannot be written; generate it again in float32")
     samples = np.round(np.clip(audio, -1, 1) * 32767).astype("<i2")
     out = io.BytesIO()
     with wave.open(out, "wb") as container:

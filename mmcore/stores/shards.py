@@ -61,6 +61,7 @@ REASONS = (
     "empty_text",
     "http_4xx",
     "http_5xx",
+    "http_other",
     "timeout",
     "dns",
     "forbidden_address",

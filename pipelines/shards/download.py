@@ -1,7 +1,7 @@
 """Download: one try to get the bytes behind an http(s) uri.
 
-Owns what may be reached (no private network), how much (size limit) and how long (total time limit). Input: uri, FetchPolicy; output: bytes; every
-failure is a FetchError with a reason of the closed set, whatever the server answers.
+Owns what may be reached (no private network), how much (size limit) and how long (total time limit); pipelines.shards.answers reads what comes. Input: uri,
+FetchPolicy; output: bytes; every failure is a FetchError with a reason of the closed set, whatever the server answers.
 
 A manifest is untrusted input: a host is resolved once, every address it has must be public, and the connection goes to exactly
 the address that was checked (so a second DNS answer cannot redirect it); redirects are checked the same way.
@@ -17,15 +17,17 @@ import ssl
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from pipelines.shards.addresses import is_public, resolve
+from pipelines.shards.answers import read_answer, read_body
 from pipelines.shards.errors import FetchError
 
-_CHUNK_BYTES = 1 << 16
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _KEPT = "%/:?#[]@!$&'()*+,;=~"
 """Characters that mean something in an address, or are part of an escape; every other one beyond letters and digits is escaped."""
@@ -40,7 +42,7 @@ class FetchPolicy:
     timeout_s: float = 30.0
     """Seconds for one attempt in all: name, connection, headers, body and redirects."""
     attempts: int = 3
-    """Tries for a failure that may pass (timeout, dns, http_5xx, HTTP 429, a body cut short)."""
+    """Tries for a failure that may pass (timeout, dns, http_5xx, HTTP 429, an answer cut short)."""
     backoff_s: float = 0.5
     """Wait before the second try, doubled each time, in seconds."""
     max_redirects: int = 5
@@ -60,19 +62,25 @@ def download(uri: str, policy: FetchPolicy) -> bytes:
             if isinstance(answer, bytes):
                 return answer
             uri = _redirected(uri, answer)
-    except (http.client.HTTPException, OSError) as error:  # OSError: also TimeoutError, ssl.SSLError
+    except FetchError as error:
+        if error.reason == "truncated" and time.monotonic() >= deadline:  # it was ended here
+            raise _late(policy) from error
+        raise
+    except OSError as error:  # also TimeoutError, ssl.SSLError
         if time.monotonic() >= deadline or isinstance(error, TimeoutError):
-            raise FetchError("timeout", f"not finished within {policy.timeout_s:g} s") from error
-        if isinstance(error, http.client.IncompleteRead):
-            raise FetchError("truncated", "the body is shorter than its Content-Length") from error
+            raise _late(policy) from error
         raise FetchError("timeout", f"unreachable: {type(error).__name__}") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # what the parsers of http, of headers and of host names raise for odd bytes
-        raise FetchError("bad_uri", f"the address or the server's answer cannot be understood ({type(error).__name__})") from error
+    except (http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:  # for odd bytes in a host or an address
+        raise FetchError("bad_uri", f"the address cannot be understood ({type(error).__name__})") from error
     raise FetchError("bad_uri", f"more than {policy.max_redirects} redirects")
 
 
+def _late(policy: FetchPolicy) -> FetchError:
+    return FetchError("timeout", f"not finished within {policy.timeout_s:g} s")
+
+
 def _redirected(uri: str, location: str) -> str:
-    """The address a redirect leads to; its characters beyond ASCII, which http.client reads as Latin-1, are escaped byte by byte."""
+    """The address a redirect leads to; its characters beyond ASCII, which are read as Latin-1, are escaped byte by byte."""
     if _CONTROL.search(location):
         raise FetchError("bad_uri", "the redirect has control characters")
     try:
@@ -94,24 +102,35 @@ def _request(uri: str, policy: FetchPolicy, deadline: float) -> bytes | str:
     try:
         target = quote(parts.path or "/", safe=_KEPT) + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
         connection.request("GET", target, headers={"User-Agent": "anyloom", "Accept-Encoding": "identity", "Connection": "close"})
-        response = connection.getresponse()
-        location = response.headers.get("Location")
-        if response.status in (301, 302, 303, 307, 308) and location:
-            return str(location)
-        if response.status >= 400:
-            wait_s = _wait_s(str(response.headers.get("Retry-After", "")).strip())
-            raise FetchError("http_4xx" if response.status < 500 else "http_5xx", f"HTTP {response.status}", wait_s=wait_s)
-        if response.status != 200:
-            raise FetchError("http_4xx", f"unexpected HTTP {response.status}")
-        _check_framing(response)
-        data = _decoded(_body(response, policy, deadline), str(response.headers.get("Content-Encoding", "")), policy.max_bytes)
-        if not data:
-            raise FetchError("empty_file", "the server sent 0 bytes")
-        return data
+        with connection.sock.makefile("rb") as reader:
+            return _answered(reader, policy, deadline)
+    except ConnectionError as error:
+        raise FetchError("truncated", f"the connection was lost before the end of the answer ({type(error).__name__})") from error
     finally:
         alarm.cancel()
         twin.close()
         connection.close()
+
+
+def _answered(reader: BinaryIO, policy: FetchPolicy, deadline: float) -> bytes | str:
+    """What a server's answer holds: the body, or where it redirects to. Raises FetchError, OSError."""
+    answer = read_answer(reader)
+    (location, *_), (wait, *_) = (answer.headers.get(name, ("",)) for name in ("location", "retry-after"))
+    if answer.status in (301, 302, 303, 307, 308) and location:
+        return location
+    if 400 <= answer.status < 500:
+        raise FetchError("http_4xx", f"HTTP {answer.status}", wait_s=_wait_s(wait))
+    if not 100 <= answer.status < 500:  # a number that is no status is an error of the server (RFC 9110, section 15)
+        raise FetchError("http_5xx", f"HTTP {answer.status}", wait_s=_wait_s(wait))
+    if answer.status != 200:
+        raise FetchError("http_other", f"HTTP {answer.status}, which is neither the file nor an error")
+    body = read_body(reader, answer, policy.max_bytes)
+    if time.monotonic() >= deadline:  # a body without a length ends with the connection, which was ended here
+        raise TimeoutError
+    data = _decoded(body, answer.values("content-encoding"), policy.max_bytes)
+    if not data:
+        raise FetchError("empty_file", "the server sent 0 bytes")
+    return data
 
 
 def _wait_s(asked: str) -> float | None:
@@ -124,39 +143,9 @@ def _wait_s(asked: str) -> float | None:
         return None
 
 
-def _body(response: http.client.HTTPResponse, policy: FetchPolicy, deadline: float) -> bytes:
-    if (response.length or 0) > policy.max_bytes:
-        raise FetchError("too_large", f"{response.length} bytes, the limit is {policy.max_bytes}")
-    promised, body = response.length, bytearray()
-    while chunk := response.read(_CHUNK_BYTES):
-        body += chunk
-        if len(body) > policy.max_bytes:
-            raise FetchError("too_large", f"more than {policy.max_bytes} bytes")
-    if time.monotonic() >= deadline:
-        raise TimeoutError
-    if promised is not None and len(body) < promised:
-        raise FetchError("truncated", f"{len(body)} of {promised} bytes")
-    return bytes(body)
-
-
-def _check_framing(response: http.client.HTTPResponse) -> None:
-    """Raises FetchError where http.client would take other bytes for the body than the server means: headers that it did not read to their end, codings
-    beside `chunked`, lengths that differ (RFC 9112, section 6.3)."""
-    headers = response.headers
-    codings = [name.strip().lower() for value in headers.get_all("Transfer-Encoding", []) for name in value.split(",")]
-    lengths = {length.strip() for value in headers.get_all("Content-Length", []) for length in value.split(",")}
-    rest = headers.get_payload()
-    if isinstance(rest, str) and rest.strip():
-        raise FetchError("bad_uri", "the server's answer has a header line that is none")
-    if codings and not (response.chunked and codings == ["chunked"]):
-        raise FetchError("bad_uri", "the server's answer has a Transfer-Encoding other than chunked")
-    if len(lengths) > 1:
-        raise FetchError("bad_uri", "the server's answer has several lengths")
-
-
-def _decoded(body: bytes, encodings: str, max_bytes: int) -> bytes:
+def _decoded(body: bytes, encodings: Sequence[str], max_bytes: int) -> bytes:
     """The body without its Content-Encoding (some servers compress though they were asked not to)."""
-    names = [name.strip().lower() for name in encodings.split(",") if name.strip().lower() not in ("", "identity")]
+    names = [name.strip().lower() for name in encodings if name.strip().lower() not in ("", "identity")]
     for name in reversed(names[:3]):
         if name not in ("gzip", "x-gzip", "deflate") or len(names) > 2:
             raise FetchError("not_media", "the server's Content-Encoding is neither gzip nor deflate")
@@ -197,6 +186,8 @@ def _split(uri: str) -> tuple[SplitResult, int]:
         raise FetchError("bad_uri", "the address has no valid host or port") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise FetchError("bad_uri", f"scheme '{parts.scheme}' or host is not allowed")
+    if not re.fullmatch(r"[^\[\]]*|\[[^\[\]]*\](:[0-9]*)?", parts.netloc.rpartition("@")[2]):
+        raise FetchError("bad_uri", "the address has brackets around no host")
     if parts.username is not None or parts.password is not None or _CONTROL.search(uri) or re.search(r"\s", parts.netloc):
         raise FetchError("bad_uri", "user names, and control characters or spaces in the host, are not allowed")
     return parts, port

@@ -9,8 +9,9 @@ BEGINNING, ENDING = 350, 150
 class FetchError(Exception):
     """Bytes that could not be had.
 
-    reason: missing_file, empty_file, not_media, truncated, decode, too_large, http_4xx, http_5xx, timeout (also: unreachable), dns, forbidden_address, bad_uri;
-    detail: one line; attempts: how often it was tried; wait_s: how long the server asks to wait before the next try.
+    reason: missing_file, empty_file, not_media, truncated, decode, too_large, http_4xx, http_5xx, http_other (another status
+    than 200), timeout (also: unreachable), dns, forbidden_address, bad_uri; detail: one line; attempts: how often it was tried; wait_s: how long the server
+    asks to wait before the next try.
     """
 
     def __init__(self, reason: str, detail: str, attempts: int = 1, wait_s: float | None = None):

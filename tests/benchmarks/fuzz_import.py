@@ -1,7 +1,7 @@
 """Hostile result folders of lmms-eval to `history import`: a folder is taken whole, or refused in one line, and then the history is byte for byte as before.
 
-The command runs in this process as a user types it. The classes of tests/helpers/hostile_results fix words that must stand in the line; others fix whether a
-folder is taken, refused, or may be either.
+The command runs in this process as a user types it. The classes of tests/helpers/hostile_results fix words that must stand in the line; others, or the harm
+that is done, fix whether a folder is taken or refused.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from flows.cli.main import main
 from infra.storage import sha256_file
 
 sys.path.append(str(PROJECT / "tests" / "helpers"))
-from hostile_results import HOSTILE, LINES, RESULTS, SAMPLES, TASK, WHOLE, WRONG, fields, sound_folder
+from hostile_results import HOSTILE, LINES, NEEDED, RESULTS, SAMPLES, TAKES, TAKES_OF_SAMPLE, TASK, WHOLE, WRONG, fields, sound_folder
 
-TAKEN, REFUSED, EITHER = "taken", "refused", "taken or refused"
+TAKEN, REFUSED, ITS_OWN = "taken", "refused", "as the harm says"
 LONGEST = 5000
 """Characters of the line; a path in it may have 4096."""
+NO_NAMES = ("a/b", "", "x" * 151, "x" * 300, "é" * 76, "a\0b", "\udcff\udc80")
+"""What no task can be called."""
 NAMES = ("a\nb", "\x1b[31mred", "\u202egnp", "$(id)", "-rf", "'\"", "猫🐸", "%s{0}", "\udcff\udc80", "a\x85b", "  ")
 ENCODINGS = ("utf-16", "utf-16-le", "utf-32", "utf-7")
 Harm = Callable[[Path, random.Random], object]
@@ -63,12 +65,13 @@ def act(harm: Harm, expected: str, words: list[str], rng: random.Random, box: Pa
     if rng.random() < 0.5:
         sound_folder(out / "elder", f"2025{rng.randint(1, 12):02d}01", rng.randint(1, 4))
     folder = sound_folder(out / "b")
-    harm(folder, rng)
+    made = harm(folder, rng)
+    right = made if made in (TAKEN, REFUSED) else expected
     found = history_of(root) if root.exists() else {}
     code, said = imported(root, out)
     now = history_of(root) if root.exists() else {}
     if code == 0:
-        if expected == REFUSED or len(now) <= len(found):
+        if right == REFUSED or len(now) <= len(found):
             raise Wrong(f"taken: {len(now) - len(found)} more files")
         problems = check(root / "stores", root / "history.duckdb").problems
         if problems:
@@ -77,51 +80,75 @@ def act(harm: Harm, expected: str, words: list[str], rng: random.Random, box: Pa
     if "traceback" in said.lower():
         raise RuntimeError(said)
     line = said.rstrip("\n")
-    if expected == TAKEN or code != 1 or not line.isprintable() or len(line) > LONGEST or not all(word in line for word in words):
+    if right == TAKEN or code != 1 or not line.isprintable() or len(line) > LONGEST or not all(word in line for word in words):
         raise Wrong(f"exit {code}: {said}")
     if now != found:
         raise Wrong(f"refused, but the history changed: {sorted(set(now.items()) ^ set(found.items()))}")
 
 
-def wrong_value(folder: Path, rng: random.Random) -> None:
+def wrong_value(folder: Path, rng: random.Random) -> str:
     """Another value in any field of either file."""
-    name, whole = rng.choice(((RESULTS, WHOLE), (SAMPLES, LINES)))
+    name, whole, takes = rng.choice(((RESULTS, WHOLE, TAKES), (SAMPLES, LINES, TAKES_OF_SAMPLE)))
     made = json.loads(json.dumps(whole))
-    *above, last = rng.choice(fields(whole))
+    path, which = rng.choice(fields(whole)), rng.randrange(len(WRONG))
+    *above, last = path
     inside = made
     for key in above:
         inside = inside[key]
-    inside[last] = rng.choice(WRONG)
+    inside[last] = WRONG[which]
     (folder / name).write_text(json.dumps(made) if name == RESULTS else "".join(json.dumps(one) + "\n" for one in made))
+    is_double = path == (1, "doc_id") and WRONG[which] == 0
+    return TAKEN if which in takes[path if name == RESULTS else path[1:]] and not is_double else REFUSED
 
 
-def missing_value(folder: Path, rng: random.Random) -> None:
+def missing_value(folder: Path, rng: random.Random) -> str:
     """Any field of the results is gone."""
     made = json.loads(json.dumps(WHOLE))
-    *above, last = rng.choice(fields(WHOLE))
+    path = rng.choice(fields(WHOLE))
+    *above, last = path
     inside = made
     for key in above:
         inside = inside[key]
     inside.pop(last)
     (folder / RESULTS).write_text(json.dumps(made))
+    return REFUSED if path in NEEDED else TAKEN
 
 
-def changed_bytes(name: str) -> Harm:
-    """A file with some bytes changed, taken away or put in."""
+def bad_byte(name: str) -> Harm:
+    """A file with a byte that no JSON has anywhere."""
 
     def harm(folder: Path, rng: random.Random) -> None:
-        data = bytearray((folder / name).read_bytes())
-        for _ in range(rng.randint(1, 5)):
-            at = rng.randrange(len(data))
-            if rng.random() < 0.5:
-                data[at] ^= 1 << rng.randrange(8)
-            elif rng.random() < 0.5:
-                del data[at : at + rng.randint(1, 30)]
-            else:
-                data[at:at] = rng.choice((b"\0", b"\n", b'"', b"{", b"9" * 50, b"\xff", b"NaN", b"\\ud800", b"1e999"))
-        (folder / name).write_bytes(data)
+        data = (folder / name).read_bytes().rstrip()
+        at = rng.randrange(1, len(data))
+        (folder / name).write_bytes(data[:at] + rng.choice((b"\0", b"\xff", b"\x1b", b"\xed\xa0\x80")) + data[at:])
 
     return harm
+
+
+def lost_mark(name: str) -> Harm:
+    """A file without one of the marks that JSON is built of."""
+
+    def harm(folder: Path, rng: random.Random) -> None:
+        data = (folder / name).read_bytes()
+        at = rng.choice([place for place, byte in enumerate(data) if byte in b'{}[]":'])
+        (folder / name).write_bytes(data[:at] + data[at + 1 :])
+
+    return harm
+
+
+def other_words(name: str) -> Harm:
+    """A file with more spaces, or another word where any may stand."""
+    words = (
+        (b": ", b" :\t"),
+        (b", ", b"  ,  "),
+        (b'{"results"', b'{"more": [null], "results"'),
+        (b'{"doc_id"', b'{"more": {}, "doc_id"'),
+        (b"cat", b"\\u732b"),
+        (b'"cpu"', b'"cuda:1"'),
+        (b"0.5", b"5e-1"),
+        (b"1.0", b"0.75"),
+    )
+    return rewritten(name, lambda data, rng: data.replace(*rng.choice([pair for pair in words if pair[0] in data])))
 
 
 def rewritten(name: str, change: Callable[[bytes, random.Random], bytes]) -> Harm:
@@ -129,13 +156,14 @@ def rewritten(name: str, change: Callable[[bytes, random.Random], bytes]) -> Har
     return lambda folder, rng: (folder / name).write_bytes(change((folder / name).read_bytes(), rng))
 
 
-def task_called(folder: Path, rng: random.Random) -> None:
+def task_called(folder: Path, rng: random.Random) -> str:
     """A task of an odd name, in both files."""
-    name = rng.choice((*NAMES, "a/b", "..", "", "x" * 300, "a\0b"))
+    name = rng.choice((*NAMES, "..", "x" * 150, *NO_NAMES))
     text = json.dumps(WHOLE)
     (folder / RESULTS).write_text(text.replace(json.dumps(TASK), json.dumps(name)))
     if name and "/" not in name and "\0" not in name and len(name) < 100:
         (folder / SAMPLES).rename(folder / SAMPLES.replace(TASK, name))
+    return REFUSED if name in NO_NAMES else TAKEN
 
 
 def folder_called(folder: Path, rng: random.Random) -> None:
@@ -149,15 +177,16 @@ def both(folder: Path, rng: random.Random) -> None:
     folder_called(folder, rng)
 
 
-def deep(folder: Path, rng: random.Random) -> None:
-    """Folders in folders, deeper than a path may be long."""
-    handle = os.open(folder, os.O_RDONLY)
-    for _ in range(rng.randint(30, 60)):
+def deep(folder: Path, rng: random.Random) -> str:
+    """Folders in folders, some of them deeper than a path may be long."""
+    handle, depth = os.open(folder, os.O_RDONLY), rng.choice((rng.randint(1, 30), rng.randint(35, 60)))
+    for _ in range(depth):
         os.mkdir("d" * 120, dir_fd=handle)
         inside = os.open("d" * 120, os.O_RDONLY, dir_fd=handle)
         os.close(handle)
         handle = inside
     os.close(handle)
+    return TAKEN if depth <= 30 else REFUSED
 
 
 def many(folder: Path, rng: random.Random) -> None:
@@ -193,7 +222,7 @@ OTHERS: dict[str, tuple[Harm, str]] = {
     "sound, called oddly": (folder_called, TAKEN),
     "sound, many": (many, TAKEN),
     "sound, twice": (copied, TAKEN),
-    "sound, in folders that are too deep": (deep, EITHER),
+    "sound, in folders that are too deep": (deep, ITS_OWN),
     "without samples": (lambda folder, rng: (folder / SAMPLES).unlink(), TAKEN),
     "results: a byte-order mark": (rewritten(RESULTS, lambda data, rng: b"\xef\xbb\xbf" + data), TAKEN),
     "results: CR LF": (rewritten(RESULTS, lambda data, rng: json.dumps(json.loads(data), indent=1).replace("\n", "\r\n").encode()), TAKEN),
@@ -205,17 +234,21 @@ OTHERS: dict[str, tuple[Harm, str]] = {
     ),
     "results: cut short": (rewritten(RESULTS, lambda data, rng: data[: rng.randrange(len(data) - 1)]), REFUSED),
     "results: something after it": (rewritten(RESULTS, lambda data, rng: data + rng.choice((b"x", b"{}", b"\0", b"]"))), REFUSED),
-    "results: some bytes changed": (changed_bytes(RESULTS), EITHER),
+    "results: a byte that no JSON has": (bad_byte(RESULTS), REFUSED),
+    "results: without one of its marks": (lost_mark(RESULTS), REFUSED),
+    "results: in other words": (other_words(RESULTS), TAKEN),
     "samples: a byte-order mark": (rewritten(SAMPLES, lambda data, rng: b"\xef\xbb\xbf" + data), TAKEN),
     "samples: blank lines": (rewritten(SAMPLES, lambda data, rng: data.replace(b"\n", b"\r\n \n\n")), TAKEN),
     "samples: a key twice": (rewritten(SAMPLES, lambda data, rng: data.replace(b"{", b'{"doc_id": 99, ')), TAKEN),
     "samples: another encoding": (rewritten(SAMPLES, lambda data, rng: data.decode().encode(rng.choice(("utf-16", "utf-16-le", "utf-32")))), REFUSED),
     "samples: cut short": (rewritten(SAMPLES, lambda data, rng: data[: rng.randrange(1, len(data) - 2)]), REFUSED),
-    "samples: some bytes changed": (changed_bytes(SAMPLES), EITHER),
+    "samples: a byte that no JSON has": (bad_byte(SAMPLES), REFUSED),
+    "samples: without one of its marks": (lost_mark(SAMPLES), REFUSED),
+    "samples: in other words": (other_words(SAMPLES), TAKEN),
     "samples: empty": (rewritten(SAMPLES, lambda data, rng: rng.choice((b"", b"\n", b" \n\n"))), REFUSED),
-    "any field: a wrong value": (wrong_value, EITHER),
-    "any field: gone": (missing_value, EITHER),
-    "a task of an odd name": (task_called, EITHER),
+    "any field: a wrong value": (wrong_value, ITS_OWN),
+    "any field: gone": (missing_value, ITS_OWN),
+    "a task of an odd name": (task_called, ITS_OWN),
     "a harm, called oddly": (both, REFUSED),
     "no results": (nothing, REFUSED),
     "no folder": (no_folder, REFUSED),

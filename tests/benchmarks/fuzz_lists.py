@@ -1,7 +1,7 @@
 """Damaged and hostile lists of every format, and damaged media, through the steps manifest and shards: each class fixes its outcome beforehand.
 
-The outcomes: the list is refused in one line that names its file; exactly the changed record is left out, with a reason of a fixed set and one line about it;
-all are taken. Everything else is a crash or a wrong reason. A malformed line of a table may be refused with its list or be left out alone.
+The outcomes: the list is refused in one line that names its file; exactly the changed records are left out, with the one reason that is right and one line
+about each; all are taken. Which one it is follows from what was changed. Everything else is a crash or a wrong reason.
 """
 
 from __future__ import annotations
@@ -55,23 +55,24 @@ def ledger_of(given: Given, root: Path) -> list[dict[str, Any]]:
 def act(make: Callable[[random.Random, Path], Given], fixed: Fixed, rng: random.Random, box: Path) -> None:
     """Make a list, read it, and raise Wrong unless the outcome is the fixed one."""
     given = make(rng, box)
+    right = given.fixed or fixed
     try:
         ledger = ledger_of(given, box / "root")
     except AnyloomError as error:
         said = visible(one_line(error))
-        if not fixed.refused:
-            raise Wrong(f"{given.kind}: refused: {said}") from error
+        if not right.refused:
+            raise Wrong(f"{given.kind}: not {right}, but refused: {said}") from error
         if visible(given.path.name)[:60] not in said or len(said) > LONGEST + len(str(given.path)):
             raise Wrong(f"{given.kind}: {len(said)} characters, or no name of the file: {said}") from error
         return
     lost = {int(line["key"].rpartition("-")[2]): line for line in ledger if line["status"] != "written"}
+    if right.refused or set(lost) != (given.changed if right.left_out else set()):
+        raise Wrong(f"{given.kind}: not {right}, but taken but for {lost}")
     for number, line in lost.items():
-        if number not in given.changed or line["reason"] not in fixed.left_out:
-            raise Wrong(f"{given.kind}: row {number} left out: {line}")
+        if line["reason"] != right.left_out:
+            raise Wrong(f"{given.kind}: row {number} is not {right}: {line}")
         if not line["detail"].isprintable() or len(line["detail"]) > LONGEST:
             raise Wrong(f"{given.kind}: row {number}: {len(line['detail'])} characters, or more than a line: {line}")
-    if not fixed.taken and (not fixed.left_out or set(lost) != given.changed):
-        raise Wrong(f"{given.kind}: taken but for {sorted(lost)}")
     if given.rows is not None and len(ledger) != given.rows:
         raise Wrong(f"{given.kind}: {len(ledger)} rows of {given.rows}")
 

@@ -101,6 +101,7 @@ def latin_1(rng: random.Random, box: Path) -> Given:
     given.write(plain=True)
     given.path.write_bytes(given.path.read_bytes().decode().encode("latin-1", "replace"))
     given.changed = set(range(len(given.records)))
+    given.fixed = REFUSED if given.kind in TABLES else MALFORMED  # a table of which no line is a record is none
     return given
 
 
@@ -123,7 +124,6 @@ def page(rng: random.Random, box: Path) -> Given:
     """A page of HTML where captions and addresses should be."""
     given = sound(rng, box, ("cc3m",))
     given.path.write_text(PAGE)
-    given.changed, given.rows = set(range(PAGE.count("\n"))), None
     return given
 
 
@@ -133,6 +133,41 @@ def lines(rng: random.Random, box: Path) -> Given:
     given.path = given.path.with_suffix(".jsonl")
     given.path.write_text("".join(json.dumps(record) + "\n" for record in given.records))
     return given
+
+
+Line = Callable[[bytes, random.Random], bytes]
+
+
+def of_line(change: Line) -> Make:
+    """A record a line, one of them changed."""
+
+    def make(rng: random.Random, box: Path) -> Given:
+        given = lines(rng, box)
+        said, number = given.path.read_bytes().splitlines(), rng.randrange(len(given.records))
+        said[number] = change(said[number], rng)
+        given.path.write_bytes(b"\n".join(said) + b"\n")
+        given.changed = {number}
+        return given
+
+    return make
+
+
+def all_lines(change: Line) -> Make:
+    """A record a line, all of them changed."""
+
+    def make(rng: random.Random, box: Path) -> Given:
+        given = lines(rng, box)
+        given.path.write_bytes(b"\n".join(change(line, rng) for line in given.path.read_bytes().splitlines()) + b"\n")
+        given.changed = set(range(len(given.records)))
+        return given
+
+    return make
+
+
+def no_record(line: bytes, rng: random.Random) -> bytes:
+    """Something else than a record."""
+    others = (b"7", b"null", b"[]", b'"text"', b"{}", b"x", line + b",", line + b"]", line + line, b"[" * 100_000, line[:-1] + b', "n": ' + b"9" * 5000 + b"}")
+    return rng.choice(others)
 
 
 def header_cut(text: str, rng: random.Random) -> str:
@@ -199,11 +234,16 @@ CLASSES: dict[str, tuple[Make, Fixed]] = {
     "table: semicolons": (of_text(lambda text, rng: text.replace(",", ";"), CSV), REFUSED),
     "table: no header": (of_text(lambda text, rng: text.partition("\n")[2], CSV), REFUSED),
     "table: HTML": (of_text(lambda text, rng: PAGE, CSV), REFUSED),
-    "table: HTML for captions": (page, MALFORMED),
+    "table: HTML for captions": (page, REFUSED),
     "table: nothing but its header": (of_text(lambda text, rng: text.partition("\n")[0] + "\n", CSV), REFUSED),
     "json: cut short": (of_bytes(cut, JSON), REFUSED),
     "json: a record a line": (of_text(lambda text, rng: "".join(json.dumps(one) + "\n" for one in json.loads(text)), JSON), REFUSED),
-    "json: a record a line, and the name says so": (lines, Fixed(refused=True, taken=True)),
+    "json: a record a line, and the name says so": (lines, TAKEN),
+    "lines: one that is no record": (of_line(no_record), MALFORMED),
+    "lines: one that is no text": (of_line(lambda line, rng: line.replace(b"a", rng.choice((b"\0", b"\xff", b"\xe9", b"\xed\xa0\x80")), 1)), MALFORMED),
+    "lines: one that is cut short": (of_line(lambda line, rng: line[: rng.randrange(1, len(line) - 1)]), MALFORMED),
+    "lines: all of them cut short": (all_lines(lambda line, rng: line[: rng.randrange(1, len(line) - 1)]), REFUSED),
+    "lines: blank ones between": (all_lines(lambda line, rng: line + rng.choice((b"\n", b"\r\n", b"\n \n", b"\n\n\t"))), TAKEN),
     "json: something after it": (of_text(lambda text, rng: text + rng.choice(("x", "[]", "{}", "]", "\0", "//")), JSON), REFUSED),
     "json: a comma too many": (of_text(lambda text, rng: text.rstrip()[:-1] + ",]", JSON), REFUSED),
     "json: comments": (of_text(lambda text, rng: text.replace("[", "[ // records\n", 1), JSON), REFUSED),

@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loopback import HOST, Answer
+from http_servers import Pieces
+from loopback import HOST
 
 START = "/start"
 HOST_URI = f"http://{HOST}{START}"
@@ -17,24 +18,26 @@ HOST_URI = f"http://{HOST}{START}"
 class Made:
     """One answer."""
 
-    answers: dict[str, Answer]
+    answers: dict[str, Pieces]
     """Path -> what the server sends."""
-    body: bytes | None = None
-    """What it means; None: that is not known."""
+    body: bytes = b""
+    """What it means, where it means anything."""
+    reason: str | None = None
+    """Why nothing can be had of it; "": it can; None: as its class says."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """How answers of a class are made, and their right outcome: one of the reasons, or the bytes, where they may be taken."""
+    """How answers of a class are made, and their right outcome."""
 
     make: Callable[[random.Random], Made]
-    reasons: tuple[str, ...] = ()
-    whole: bool = False
+    reason: str = ""
+    """The one reason; "": the bytes that the answer means. An answer that says so itself has its own."""
     timeout_s: float = 4.0
     attempts: int = 1
 
     def __str__(self) -> str:
-        return " or ".join((*(("the bytes",) if self.whole else ()), *self.reasons))
+        return self.reason or "the bytes, unless the answer has a reason of its own"
 
 
 def some_bytes(rng: random.Random) -> bytes:
@@ -47,9 +50,9 @@ def head(*lines: bytes, status: bytes = b"200 OK", version: bytes = b"HTTP/1.1")
     return b"\r\n".join((version + b" " + status, *lines, b"", b""))
 
 
-def start(*pieces: bytes | float | str, body: bytes | None = None) -> Made:
+def start(*pieces: bytes | float | str, body: bytes = b"", reason: str | None = None) -> Made:
     """An answer to the first request."""
-    return Made({START: pieces}, body)
+    return Made({START: pieces}, body, reason)
 
 
 def whole(body: bytes, *lines: bytes, status: bytes = b"200 OK") -> Made:

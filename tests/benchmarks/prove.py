@@ -16,7 +16,7 @@ from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
-sys.path.insert(0, str(PROJECT))
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests" / "helpers")]
 
 FIELDS = {
     "bench": ("name", "ours", "peer", "limit", "unit", "ratio_peer", "ratio_limit", "runs", "spread", "seed", "note"),

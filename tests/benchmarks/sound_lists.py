@@ -41,27 +41,26 @@ TEXTS = (
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """The right outcome of a class of damaged lists; with several parts any of them."""
+    """The right outcome of a damaged list: it is refused in one line that names it, or the changed records are left out and no others, or all are taken."""
 
     refused: bool = False
-    """One line that names the list."""
-    left_out: tuple[str, ...] = ()
-    """The changed records, and no others, are left out with one of these reasons."""
-    taken: bool = False
-    """No record is left out."""
+    left_out: str = ""
+    """The reason of the changed records."""
 
     def __str__(self) -> str:
-        parts = (self.refused and "refused", self.left_out and f"left out: {', '.join(self.left_out)}", self.taken and "taken")
-        return " or ".join(part for part in parts if part)
+        return "refused" if self.refused else f"left out: {self.left_out}" if self.left_out else "taken"
 
 
-TAKEN, REFUSED, MALFORMED = Fixed(taken=True), Fixed(refused=True), Fixed(refused=True, left_out=("bad_record",))
-"""MALFORMED: a line of a table that does not fit."""
+TAKEN, REFUSED = Fixed(), Fixed(refused=True)
 
 
-def left_out(*reasons: str) -> Fixed:
+def left_out(reason: str) -> Fixed:
     """The outcome of records that are left out."""
-    return Fixed(left_out=reasons)
+    return Fixed(left_out=reason)
+
+
+MALFORMED = left_out("bad_record")
+"""A line or record that is none."""
 
 
 @dataclass(slots=True)
@@ -74,9 +73,11 @@ class Given:
     records: list[Any]
     """Columns of a line, or an object of JSON."""
     changed: set[int] = field(default_factory=set)
-    """Numbers of the records that may be left out."""
+    """Numbers of the records that are not sound."""
     rows: int | None = None
     """How many rows the list has; None: it is not known."""
+    fixed: Fixed | None = None
+    """Its right outcome; None: that of its class."""
 
     @property
     def folder(self) -> Path:

@@ -155,6 +155,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         lambda folder: (folder / RESULTS).write_text(json.dumps(WHOLE | {"results": {"../x": {"a,none": 1}}, "configs": {"../x": {}}})),
         [RESULTS, "../x", "no name of a task"],
     ),
+    "a task of a long name": (
+        lambda folder: (folder / RESULTS).write_text(json.dumps(WHOLE).replace(json.dumps(TASK), json.dumps("x" * 151))),
+        [RESULTS, "151 bytes", "may have 150"],
+    ),
     "doc_id missing": (line("doc_id", GONE), [SAMPLES, "line 2", "doc_id"]),
     "doc_id twice": (line("doc_id", 0), [SAMPLES, "line 2", "doc_id 0", "line 1"]),
     "doc_id twice as a text": (line("doc_id", "0"), [SAMPLES, "line 2", "doc_id 0", "line 1"]),
@@ -178,6 +182,54 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "tokens too many": (line("token_counts", [{"output_tokens": 1 << 64}]), [SAMPLES, "line 2", "output_tokens", "count"]),
 }
 WRONG: list[Any] = [None, True, 0, -1, 1.5, float("nan"), float("inf"), HUGE, "", "x", "\ud800", "\x1b[31m\n", [], [[]], {}, {"a": 1}]
+
+NULL, TRUE, BLANK, TEXTS, LISTS, OBJECTS, HALF_TEXT = {0}, {1}, {8}, {9, 11}, {12, 13}, {14, 15}, {10}
+WHOLE_NUMBERS, FINITE, ODD_NUMBERS = {2, 3}, {2, 3, 4}, {5, 6}
+"""Places in WRONG."""
+ALL = set(range(len(WRONG)))
+TEXT, OBJECT = NULL | BLANK | TEXTS, NULL | OBJECTS
+TAKES: dict[tuple[Any, ...], set[int]] = {
+    ("results",): set(),
+    ("results", TASK): OBJECT,
+    ("results", TASK, "alias"): ALL,
+    ("results", TASK, "exact_match,none"): NULL | TRUE | FINITE | ODD_NUMBERS | BLANK,
+    ("results", TASK, "exact_match_stderr,none"): NULL | (FINITE - {3}) | ODD_NUMBERS | BLANK,
+    ("configs",): set(),
+    ("configs", TASK): OBJECT,
+    ("configs", TASK, "task"): ALL,
+    ("configs", TASK, "test_split"): TEXT,
+    ("configs", TASK, "doc_to_target"): ALL,
+    ("configs", TASK, "metric_list"): ALL,
+    ("n-samples",): OBJECT,
+    ("n-samples", TASK): OBJECT,
+    ("n-samples", TASK, "original"): ALL,
+    ("n-samples", TASK, "effective"): NULL,
+    ("higher_is_better",): OBJECT,
+    ("higher_is_better", TASK): OBJECT,
+    ("higher_is_better", TASK, "exact_match"): OBJECT | TRUE,
+    ("config",): OBJECT,
+    ("config", "model"): ALL,
+    ("config", "model_args"): ALL - HALF_TEXT,
+    ("config", "random_seed"): NULL | WHOLE_NUMBERS,
+    ("config", "device"): TEXT,
+    ("model_name",): TEXT,
+}
+"""Field of the results file -> the places in WRONG of what it may hold."""
+TAKES_OF_SAMPLE: dict[tuple[Any, ...], set[int]] = {
+    (): set(),
+    ("doc_id",): WHOLE_NUMBERS | BLANK | TEXTS,
+    ("target",): ALL - HALF_TEXT,
+    ("filtered_resps",): ALL - HALF_TEXT,
+    ("filtered_resps", 0): ALL - HALF_TEXT,
+    ("exact_match",): NULL | TRUE | FINITE | ODD_NUMBERS | OBJECTS,
+    ("input",): BLANK | TEXTS,
+    ("token_counts",): NULL | {12},
+    ("token_counts", 0): OBJECT,
+    ("token_counts", 0, "output_tokens"): NULL | {2},
+}
+"""The same of a line of the samples file; the second line may not have the doc_id of the first, which is 0."""
+NEEDED = (("results",), ("results", TASK), ("configs",), ("configs", TASK))
+"""Fields of the results file that must be there."""
 
 
 def fields(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -9,17 +9,22 @@ import http.client
 import random
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from http_servers import Loopback
 
 FAULTS = ("reset before", "reset after", "500", "503", "cut", "slow")
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 NOT_PASSED_ON = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
 
-class FaultyProxy:
+class FaultyProxy(Loopback):
     """Listens on a free port of loopback while the context is open."""
 
     def __init__(self, host: str, port: int, share: float, seed: int):
@@ -38,21 +43,7 @@ class FaultyProxy:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads, self._server.handle_error = True, lambda *_: None  # type: ignore[method-assign]
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> FaultyProxy:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
     def _fault(self) -> str:
         with self._lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import ipaddress
 import json
 import os
@@ -11,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from dataclasses import dataclass, field
@@ -26,6 +24,9 @@ from infra.artifact import find
 from infra.settings import LOOPBACK_RAY
 from infra.storage import read_json
 from tests.integration.conftest import PATIENT_RAY
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from http_servers import Asked, HttpServer, Said
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.stack]
 PROJECT = Path(__file__).resolve().parents[2]
@@ -106,19 +107,12 @@ def hook():
     """A webhook: (address, texts it was told)."""
     told: list[str] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
-            self.send_response(200)
-            self.end_headers()
+    def heard(asked: Asked) -> Said:
+        told.append(json.loads(asked.body)["text"])
+        return Said()
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/{SECRET}", told
-    server.shutdown()
+    with HttpServer(heard) as server:
+        yield f"{server.url}/{SECRET}", told
 
 
 @pytest.fixture(scope="module")

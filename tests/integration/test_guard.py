@@ -15,17 +15,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import psutil
 import pytest
 
 from infra.settings import private_directory
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser import Browser, chromium
+from http_servers import HttpServer, Said
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 PROJECT = Path(__file__).resolve().parents[2]
@@ -199,25 +199,13 @@ Promise.all([
 ]).then(() => {{ window.tried = tried; }});
 """
 
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = f"<!doctype html><script>{script}</script>".encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Page) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+    page = Said(f"<!doctype html><script>{script}</script>".encode(), headers={"Content-Type": "text/html"})
+    with HttpServer(lambda asked: page) as server:
         with Browser() as browser:
-            browser.call("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
+            browser.call("Page.navigate", url=f"{server.url}/")
             patience = time.monotonic() + 60
             while not (tried := browser.run("window.tried || null")) and time.monotonic() < patience:
                 time.sleep(0.3)
-        server.shutdown()
     assert tried and len(tried) == 4 and all(one.endswith(": refused") or one.endswith(": 0 ") for one in tried), tried
     assert ask(live, "work_pools/mine", **with_login(live)) == 404
 

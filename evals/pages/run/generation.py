@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from evals.pages.gallery import STYLE, Shown, preview
-from evals.pages.page import metrics_of, paragraph, section, signed, source_note, table, unread_note
+from evals.pages.page import metrics_of, paragraph, section, signed, source_note, table, unread_note, unreadable_note
 from evals.pages.run.context import RunPage
 from evals.pages.run.images import interval_cell
 from infra.step import Artifact
@@ -81,6 +81,7 @@ def media_section(page: RunPage, artifact: Artifact) -> str:
         ),
         *parts,
         table(["extractor", "weights", "reference", "its bytes", "media"], known, numeric=(4,)) if known else "",
+        unreadable_note(artifact),
         _not_scored(artifact),
         gallery(artifact),
         source_note(artifact),

@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from evals.pages.page import bracketed, metrics_of, paragraph, section, source_note, table
+from evals.pages.page import bracketed, left_out_note, metrics_of, paragraph, section, source_note, table, unreadable_note
 from evals.pages.run.context import RunPage
 from infra.step import Artifact
 
@@ -86,7 +86,9 @@ def drawing_section(page: RunPage, artifact: Artifact) -> str:
         ),
         table(["prompts", "replies with an image", "prompts"], blocks, numeric=(1, 2)),
         table(["images", "shape", "colour", "both", "requests"], judged, numeric=(1, 2, 3, 4)),
-        _figure(artifact, "asked_new_wording", "Every request in new wordings; green: shape and colour are right; white: nothing was drawn"),
+        _figure(artifact, "asked_new_wording", "Every request in new wordings; green: shape and colour are right; white: no image that can be read"),
+        left_out_note(artifact),
+        unreadable_note(artifact),
         source_note(artifact),
     )
 

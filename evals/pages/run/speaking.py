@@ -10,7 +10,7 @@ from html import escape
 
 import pyarrow.parquet as pq
 
-from evals.pages.page import metrics_of, paragraph, section, source_note, table
+from evals.pages.page import left_out_note, metrics_of, paragraph, section, source_note, table, unreadable_note
 from evals.pages.run.context import RunPage
 from evals.pages.run.images import interval_cell
 from infra.step import Artifact
@@ -62,6 +62,8 @@ def speaking_section(page: RunPage, artifact: Artifact) -> str:
         table(["prompts", "share of the replies", "prompts"], blocks, numeric=(1, 2)),
         table(["audio clips", "shape heard", "colour heard", "both", "requests"], words, numeric=(1, 2, 3, 4)),
         _players(artifact),
+        left_out_note(artifact),
+        unreadable_note(artifact),
         source_note(artifact),
     )
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from infra.step import AnyloomError
 from mmcore.decoders.base import Conditioning, Decoder
 from mmcore.decoders.speech.text import GRAPH, LATENTS, open_graph
-from mmcore.types import Medium
+from mmcore.types import Medium, NotFinite
 
 
 class VoiceDecoder(Decoder):
@@ -36,6 +35,6 @@ class VoiceDecoder(Decoder):
         for latents_CN in latents.cpu().numpy():
             (samples,) = self._session.run(None, {LATENTS: latents_CN[None].astype(np.float32)})
             if not np.isfinite(samples).all():
-                raise AnyloomError(f"{self.directory}: the voice gave samples that are not finite; is its conditioning?")
+                raise NotFinite(f"{self.directory}: the voice gave samples that are not finite; is its conditioning?")
             media.append(Medium("audio", np.clip(samples.reshape(-1), -1, 1), self.contract.rate_hz))
         return media

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_steps import png
+from listed import sharded
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional
 from toy_any import emitting
 from toy_decoders import directory, streams
 from toy_model import Features, build
 
 from evals.generation.config import DrawingEvalConfig
-from evals.generation.drawing import image_metrics
+from evals.generation.drawing import PARTS, _drawn, image_metrics, run
 from evals.generation.drawing_prompts import NEW_REQUESTS, NEW_REQUESTS_OF, TALK
-from evals.generation.requests import AFTER, Prompt, after_questions, answered, block_metrics, reply
+from evals.generation.made import drawn, unreadable
+from evals.generation.requests import AFTER, JUDGED, Prompt, after_questions, answered, block_metrics, image_questions, reply
 from flows.cli.ask import Speaker, chat
 from infra.step import AnyloomError, Artifact, StepContext
 from mmcore.chat.asking import request
 from mmcore.chat.wordings import REQUESTS
+from mmcore.concepts.shape_judge import TENSORS, ShapeJudge
 from mmcore.concepts.shapes import CONCEPTS, PHRASES
+from mmcore.encoders.squares import refuse_thin
 from mmcore.inference.conversation import Conversation
 from mmcore.inference.drawer import DECODERS, Drawer
 from mmcore.inference.generator import DESCRIPTION, Generator
+from mmcore.media.decode import decode_image
 from mmcore.training.signals import caption_key
-from mmcore.types import Question, SignalBlock, TextPiece
+from mmcore.types import Answer, Question, SignalBlock, TextPiece
 from pipelines.demo.talk import TALK as TRAINED_TALK
 
 CONFIG = DrawingEvalConfig(bootstrap_draws=100)
@@ -70,16 +80,6 @@ def test_what_is_judged_was_never_trained_on():
     assert len(set(TALK)) == len(TALK) and not any(text.lower().startswith(("draw", "paint", "show", "make", "create", "sketch")) for text in TALK)
 
 
-class Shards:
-    """Stands where a ShardSet does: media by key."""
-
-    def __init__(self, *_):
-        pass
-
-    def media(self, key):
-        return key.encode()
-
-
 class Seeing(Generator):
     """A generator whose encoder is a lookup."""
 
@@ -106,12 +106,20 @@ def test_what_is_said_later_in_many_conversations_is_answered_as_in_each_alone(c
 
 
 @pytest.fixture
-def ctx(monkeypatch, tmp_path):
-    """Of eval_drawing, with Shards for shards."""
-    monkeypatch.setattr("evals.generation.requests.ShardSet", Shards)
-    inputs = {"shards_instruct": Artifact(name="s", path=tmp_path, fingerprint="f", digest="d", result={})}
-    config = DrawingEvalConfig(max_new_tokens=6, chunk=2)
-    return StepContext(name="eval_drawing", config=config, inputs=inputs, sources={}, output=tmp_path, work=tmp_path, stores=tmp_path)
+def ctx(tmp_path):
+    """Of eval_drawing."""
+    return context(tmp_path, DrawingEvalConfig(max_new_tokens=6, chunk=2))
+
+
+def context(root, config, **inputs) -> StepContext:
+    """inputs: name -> directory."""
+    given = {name: Artifact(name=name, path=path, fingerprint="f", digest="d", result={}) for name, path in inputs.items()}
+    (root / "out").mkdir(exist_ok=True)
+    return StepContext(name="eval_drawing", config=config, inputs=given, sources={}, output=root / "out", work=root, stores=root / "stores")
+
+
+SEEN = {"a": Features().gather(["a"])[0][0]}
+"""Features of an image by its key."""
 
 
 def test_a_request_after_a_question_is_answered_as_a_conversation_answers_it(ctx):
@@ -119,9 +127,9 @@ def test_a_request_after_a_question_is_answered_as_a_conversation_answers_it(ctx
     first = [Prompt(condition="talk", text="hello"), Prompt(condition="picture_question", text="what?", media_key="a")]
     (after,) = after_questions([Prompt(condition="asked_new_wording", text="draw it", concept=3)], first[1:])
     assert after == Prompt(condition=AFTER, text="draw it", concept=3, media_key="a", before="what?") and after_questions(first, []) == []
-    answers = answered(ctx, generator, [first[0], after, first[1]])
+    answers = answered(ctx, generator, [first[0], after, first[1]], SEEN)
     assert answers[1].text == said_then(generator, "what?", b"a", "draw it", complete_blocks=False)
-    assert [answers[0].text, answers[2].text] == [answer.text for answer in answered(ctx, generator, first)]
+    assert [answers[0].text, answers[2].text] == [answer.text for answer in answered(ctx, generator, first, SEEN)]
 
 
 @pytest.mark.parametrize("before", ("", "what?"))
@@ -129,10 +137,87 @@ def test_a_block_counts_when_the_model_writes_all_of_it_by_itself(before, ctx):
     asked = Prompt(condition=AFTER, text="draw it", concept=3, media_key="a" if before else "", before=before)
     first, whole = ("x", "<|im_end|>") * bool(before), tuple(f"<image_0{i}>" for i in range(4))
     for names, emitted, broken in ((whole, 1.0, ""), (whole[:2], 0.0, "the image block broke off after 2 of 4 signal tokens")):
-        generator = emitting(*first, *names)
-        generator.encode = lambda modality, data: Features().gather([data.decode()])[0][0]
-        row = reply(asked, answered(ctx, generator, [asked])[0], "image")
+        row = reply(asked, answered(ctx, emitting(*first, *names), [asked], SEEN)[0], "image")
         assert (row["emitted"], row["blocks"], row["broken"]) == (emitted, int(emitted), broken)
+
+
+# ---- what cannot be read --------------------------------------------------------------------------------------------
+
+CASES = Path(__file__).parents[3] / "cases"
+
+
+def encode(modality: str, data: bytes) -> np.ndarray:
+    """The mean colour of an image, from an encoder that takes no strips."""
+    return np.asarray(refuse_thin(decode_image(data)).resize((1, 1)), np.float32).reshape(1, 3)
+
+
+def asked_images(root: Path) -> Path:
+    """Shards of records about images: four sound ones, a strip that no encoder takes, a file that is cut short, and a record without an image."""
+    media = root / "lists" / "media"
+    media.mkdir(parents=True)
+    for name, data in {**{str(n): png(n) for n in range(4)}, "4": (CASES / "unencodable" / "strip.png").read_bytes(), "5": png(5)[:300]}.items():
+        (media / f"{name}.png").write_bytes(data)
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "noise"}]
+    records = [{"image": f"media/{n}.png", "conversations": turns} for n in range(6)]
+    records.append({"conversations": [{"from": "human", "value": "What is it?"}, turns[1]]})
+    (root / "lists" / "instruct").mkdir()
+    (root / "lists" / "instruct" / "easyvqa_test.json").write_text(json.dumps(records))
+    return sharded(root, root / "lists", {"easyvqa_test": "test"})
+
+
+TOLD = [
+    "2 of 7 records of easyvqa_test are not drawn (no_medium 1, truncated 1), the first is easyvqa_test-000005: ",
+    "1 of 5 drawn records of easyvqa_test are not asked (too_large 1), the first is easyvqa_test-000004: a strip of 1 x 1000000",
+]
+
+
+def test_an_image_that_the_encoder_cannot_take_is_left_out_and_the_others_are_asked_about(tmp_path):
+    found = image_questions(context(tmp_path, CONFIG, shards_instruct=asked_images(tmp_path)), encode)
+    keys = [f"easyvqa_test-{n:06d}" for n in range(4)]
+    assert [prompt.media_key for prompt in found.prompts] == list(found.features) == keys
+    assert all(line.startswith(told) for line, told in zip(found.left_out, TOLD, strict=True))
+    after = after_questions([Prompt(condition=AFTER, text=f"draw {n}", concept=n) for n in range(6)], found.prompts)
+    assert {prompt.media_key for prompt in after} == set(keys)
+
+
+def test_the_step_goes_on_without_what_it_cannot_read(tmp_path, export, monkeypatch):
+    """All of eval_drawing but for the words of the model, which gives no image."""
+    (tmp_path / "lists" / "cc3m").mkdir(parents=True)
+    (tmp_path / "lists" / "cc3m" / "stamps_heldout.tsv").write_text("".join(f"A thing {n}\tmedia/{n}.png\n" for n in range(4)))
+    (tmp_path / "lists" / "media").mkdir()
+    for n in range(4):
+        (tmp_path / "lists" / "media" / f"{n}.png").write_bytes(png(n))
+    inputs = {"shards_cc3m": sharded(tmp_path, tmp_path / "lists", {"stamps_heldout": "heldout"}, group="cc3m")}
+    shutil.rmtree(tmp_path / "lists")
+    inputs |= {"shards_instruct": asked_images(tmp_path), "export": export, "picture_judge": judge_at(tmp_path / "judge")}
+    generator = Generator(build(lora=True), caption_turn=False)
+    monkeypatch.setattr(generator, "encode", lambda modality, data: np.resize(encode(modality, data), SEEN["a"].shape))
+    monkeypatch.setattr(Generator, "load", lambda *_, **__: generator)
+    result = run(context(tmp_path, replace(CONFIG, draws=1, questions=5, max_new_tokens=2), **inputs))
+    assert result["prompts"]["picture_question"] == 4 and result["prompts"][AFTER] == len(CONCEPTS) and result["unreadable"] == {}
+    assert all(line.startswith(told) for line, told in zip(result["left_out"], TOLD, strict=True))
+
+
+def judge_at(folder: Path) -> Path:
+    """An untrained judge of images."""
+    folder.mkdir()
+    save_file(dict(ShapeJudge().state_dict()), folder / TENSORS)
+    return folder
+
+
+def test_an_image_that_cannot_be_read_counts_as_wrong_and_is_counted(tmp_path, export):
+    (good, _), bad = blocks("tiny-sd15", "image"), SignalBlock("image", torch.full_like(blocks("tiny-sd15", "image")[0].conditioning_QC, torch.nan))
+    drawer, given = Drawer(export), [good, bad, good]
+    media = drawn(lambda numbers: drawer.draw([given[n] for n in numbers], numbers), range(3))
+    assert media[1] is None and [(medium.data == drawer.draw([good], [n])[0].data).all() for n, medium in enumerate(media) if medium] == [True, True]
+    prompts = [Prompt(condition=JUDGED[0], text=f"draw {n}", concept=n) for n in range(3)]
+    said = {"caption": None, "token_ids": (), "num_input_tokens": 1}
+    answers = [Answer(text="", **said, blocks=(block,)) for block in given]
+    rows, pixels = _drawn(context(tmp_path, CONFIG, export=export, picture_judge=judge_at(tmp_path / "judge")), prompts, answers)
+    assert [row["drawn"] for row in rows] == [1.0, 0.0, 1.0] and (pixels[1] == 255).all() and rows[1]["seen_shape"] == ""
+    assert not any(rows[1][part] for part in (*PARTS, *(f"{part}_of_other" for part in PARTS)))
+    replies = [reply(prompt, answer, "image") for prompt, answer in zip(prompts, answers, strict=True)]
+    assert unreadable((row["condition"] for row in replies), (row["made_as"] for row in rows if row["drawn"])) == {JUDGED[0]: 1}
 
 
 # ---- blocks into media ----------------------------------------------------------------------------------------------

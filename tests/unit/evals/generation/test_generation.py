@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from toy_decoders import directory
 from toy_generation import spec_for
 
 import evals.generation.generation
+import evals.generation.scores
 from evals.config import ReportConfig
 from evals.generation.config import ASKED, FORCED, GenerationEvalConfig
 from evals.generation.extractors import scrambled, shares_space
@@ -32,6 +34,7 @@ from infra.storage import sha256_file
 from mmcore.chat.asking import request
 from mmcore.chat.chat import Chat
 from mmcore.chat.wordings import REQUESTS
+from mmcore.concepts.shape_judge import TENSORS, ShapeJudge
 from mmcore.encoder_config import ImageBindImage, ImageBindText, TimmImage
 from mmcore.inference.drawer import DECODERS
 from mmcore.inference.forced import forced_blocks
@@ -123,6 +126,40 @@ def test_a_killed_run_goes_on_with_the_next_batch_and_gives_the_same_media(expor
     ]
     monkeypatch.setattr(Generator, "load", None)
     assert _made(ctx, jobs) == whole  # finished: no model is loaded
+
+
+def test_a_medium_that_cannot_be_read_is_as_none_and_is_counted(export, tmp_path, monkeypatch):
+    """A block whose image is not finite, a file that is cut short after it was written, and sound ones beside them."""
+    asked = [Request(suite="concepts", modality="image", text=f"draw thing {i}", caption=f"thing {i}", concept=i) for i in range(4)]
+    real = forced_blocks
+
+    def second_is_nan(model, modality, texts):
+        return [
+            replace(block, conditioning_QC=block.conditioning_QC * torch.nan) if text == "draw thing 1" else block
+            for block, text in zip(real(model, modality, texts), texts, strict=True)
+        ]
+
+    monkeypatch.setattr(evals.generation.generation, "forced_blocks", second_is_nan)
+    monkeypatch.setattr(evals.generation.generation, "requests_of", lambda ctx: asked)
+    judge = tmp_path / "judge"
+    judge.mkdir()
+    save_file(dict(ShapeJudge().state_dict()), judge / TENSORS)
+    ctx = context(export, tmp_path)
+    ctx.output.mkdir()
+    ctx.inputs["picture_judge"] = Artifact(name="picture_judge", path=judge, fingerprint="f", digest="d", result={})
+    monkeypatch.setattr(evals.generation.scores, "_compared", lambda *_: None)  # distances want more media and an encoder
+    jobs = [Job(request=request, how=how, number=number) for how in CONFIG.how for number, request in enumerate(asked)]
+    damaged = ctx.work / next(row["file"] for job, row in zip(jobs, _made(ctx, jobs), strict=True) if (job.how, job.number) == (FORCED, 2))
+    damaged.write_bytes(damaged.read_bytes()[:-90])
+    result = evals.generation.generation.run(ctx)
+    assert result["unreadable"] == {"concepts, forced, image": 2} and result["media"] == 2
+    rows = {(row["how"], row["prompt"]): row for row in pq.read_table(ctx.output / "samples.parquet").to_pylist()}
+    nan, cut, good = (rows[FORCED, f"draw thing {n}"] for n in (1, 2, 3))
+    assert nan["broken"] == "the medium has values that are not finite" and cut["broken"].startswith("the file cannot be read: truncated: png of")
+    assert [(row["file"], row["seen"], row["right"], row["right_of_other"]) for row in (nan, cut)] == [("", "", 0.0, 0.0)] * 2 and good["file"] and good["seen"]
+    metric = next(row for row in pq.read_table(ctx.output / "metrics.parquet").to_pylist() if row["condition"] == "concepts, forced")
+    assert metric["n"] == 4
+    assert sorted(path.name for path in (ctx.output / "media").iterdir()) == [rows[FORCED, f"draw thing {n}"]["file"][6:] for n in (0, 3)]
 
 
 def test_no_wording_is_trained_on():

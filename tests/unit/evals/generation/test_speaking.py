@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from data_steps import run_step, wav
 from test_report import _artifact
@@ -14,6 +15,7 @@ from toy_voice import decoder_variables
 
 from evals.config import ReportConfig
 from evals.generation.config import SpeakingEvalConfig
+from evals.generation.made import unreadable, wav_bytes
 from evals.generation.requests import AFTER, JUDGED, Prompt, block_metrics
 from evals.generation.speaking import QUIET, VOICE, _audio, _heard, _kept, image_blocks, right_words, rows_of, word_metrics
 from evals.generation.speaking_prompts import NEW_REQUESTS
@@ -27,7 +29,7 @@ from mmcore.concepts.speech_judge import BEGIN, END, LONGEST, SpeechJudge
 from mmcore.decoders.texts import encode_texts
 from mmcore.inference.drawer import DECODERS
 from mmcore.inference.generator import DESCRIPTION
-from mmcore.types import Answer, SignalBlock
+from mmcore.types import Answer, Medium, SignalBlock
 from pipelines.weights.config import WeightsConfig
 from pipelines.weights.ct2 import whisper_decoder
 
@@ -138,6 +140,28 @@ def test_answers_become_sounds_that_are_heard_and_some_are_kept(tmp_path):
     assert [row["spoken"] for row in rows[:4]] == [1.0, 0.0, 1.0, 1.0] and rows[0]["sound"] == "sounds/000.wav" and len(rows) == 6 + len(CONCEPTS)
 
 
+def test_an_audio_clip_that_cannot_be_read_is_wrong_and_counted_and_the_others_are_heard(tmp_path):
+    """A clip whose values are not finite, a file that is cut short, one without samples, and one that is none; beside a sound one."""
+    toy_whisper(tmp_path)
+    run_step(tmp_path, "judge", RUN, WeightsConfig(kind="pretrained", arch="whisper-tiny.en"), {"assets": "assets"})
+    nothing = wav_bytes(Medium("audio", np.array([0.0, np.nan, 0.5], np.float32), 16000))
+    assert nothing == wav_bytes(None) == b"" and wav_bytes(Medium("audio", np.zeros(9, np.float32), 16000))[:4] == b"RIFF"
+    files = [wav(0), nothing, wav(1)[:2000], wav(2, 0.0), b"not an audio clip", wav(3)]
+    prompts = [Prompt(condition=JUDGED[0], text=f"say {n}", concept=n) for n in range(len(files))]
+    audio = {(JUDGED[0], n): data for n, data in enumerate(files)}
+    inputs = {"speech_judge": Artifact(name="judge", path=tmp_path / "judge", fingerprint="f", digest="d", result={})}
+    places = {"output": tmp_path / "out", "work": tmp_path / "w", "stores": tmp_path}
+    ctx = StepContext(name="eval_speaking", config=replace(CONFIG, heard_s=2.0, batch=4), inputs=inputs, sources={}, resources=Resources(), **places)
+    heard = _heard(ctx, audio)
+    assert set(heard) == {(JUDGED[0], 0), (JUDGED[0], 5)}
+    judge = SpeechJudge(tmp_path / "judge", 2.0)
+    assert list(heard.values()) == judge.hear([wav(0)]) + judge.hear([wav(3)])
+    assert unreadable((name for name, _ in audio), (name for name, _ in heard)) == {JUDGED[0]: 4}
+    assert not set(_kept(ctx, audio)) & {(JUDGED[0], 1)}  # there is no file to keep
+    rows = [row for row in rows_of(CONFIG, prompts, heard, {}) if row["made_as"] == JUDGED[0]]
+    assert [row["spoken"] for row in rows] == [1.0, 0.0, 0.0, 0.0, 0.0, 1.0] and not any(row["both"] for row in rows[1:5])
+
+
 def replies():
     def some(condition, sounds, pictures):
         return [
@@ -165,6 +189,8 @@ def test_the_report_plays_what_was_kept_and_says_what_was_heard(tmp_path):
     write_table(artifact.path / "samples.parquet", samples, SPEAKING_SAMPLES)
     (artifact.path / "sounds").mkdir()
     (artifact.path / "sounds" / "005.wav").write_bytes(wav(0))
+    artifact = replace(artifact, result={"unreadable": {JUDGED[0]: 3}, "left_out": ["1 of 9 <records>"]})
     html = speaking_section(RunPage(config=ReportConfig(recipe="tiny"), inputs={}), artifact)
+    assert f"counted as wrong: {JUDGED[0]} 3." in html and "Left out: 1 of 9 &lt;records&gt;" in html
     assert html.count("<audio controls") == 1 and "data:audio/wav;base64," in html and samples[5]["heard"] in html and "<td >wrong</td>" in html
     assert "say &lt;b&gt;" in html and "0.875" in html

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import http.server
 import json
 import logging
-import threading
 
 import pyarrow.parquet as pq
 import pytest
 from data_steps import png, run_step
+from http_servers import Asked, HttpServer, Said
 
 from infra.fingerprint import canonical_json, to_plain
 from infra.logs import quiet
@@ -23,27 +22,16 @@ from pipelines.recipes import get_recipe
 from pipelines.shards.config import DatasetSpec, ManifestConfig, ShardsConfig
 
 
-class Signed(http.server.BaseHTTPRequestHandler):
-    """Gives an image to whoever has the signature."""
-
-    def do_GET(self):
-        body = png(1) if self.path == "/a.png?X-Amz-Signature=s3cret" else png(2) if self.path == "/a.png?X-Amz-Signature=s3cret2" else b"none"
-        self.send_response(404 if body == b"none" else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+def to_the_signed(asked: Asked) -> Said:
+    """An image for whoever has the signature."""
+    number = {"/a.png?X-Amz-Signature=s3cret": 1, "/a.png?X-Amz-Signature=s3cret2": 2}.get(asked.path)
+    return Said(png(number)) if number else Said(b"none", 404)
 
 
 @pytest.fixture
 def signed():
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Signed)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    httpd.server_close()
+    with HttpServer(to_the_signed) as server:
+        yield f"127.0.0.1:{server.port}"
 
 
 def contents(root):

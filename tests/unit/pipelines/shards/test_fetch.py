@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import http.server
 import os
 import random
 import socket
-import threading
 import zlib
 
 import pytest
+from http_servers import ANY, Asked, CannedServer, HttpServer, Said
 
 import pipelines.shards.fetch
 from mmcore.stores.shards import REASONS
@@ -59,36 +58,10 @@ def test_a_row_that_names_no_regular_file_has_a_reason(tmp_path):
             assert caught.value.reason in ("missing_file", "bad_uri") and len(caught.value.detail) < 400 + len(uri) and "\n" not in caught.value.detail, uri
 
 
-class Canned:
-    """A server on a plain socket that answers every connection with the bytes it is given."""
-
-    def __init__(self):
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port, self.answer = self._socket.getsockname()[1], b""
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self):
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            with connection:
-                try:
-                    connection.recv(65536)
-                    connection.sendall(self.answer)
-                except OSError:
-                    continue
-
-    def close(self):
-        self._socket.close()
-
-
 @pytest.fixture
 def canned():
-    server = Canned()
-    yield server
-    server.close()
+    with CannedServer() as server:
+        yield server
 
 
 ONCE = FetchPolicy(allow_private=True, attempts=1, timeout_s=1.0, max_bytes=100_000)
@@ -111,9 +84,9 @@ LOCATIONS = [
 
 @pytest.mark.parametrize("location", LOCATIONS, ids=range(len(LOCATIONS)))
 def test_a_redirect_to_nowhere_is_a_fetch_error(canned, tmp_path, location):
-    canned.answer = b"HTTP/1.1 302 Found\r\nLocation: " + location.encode("latin-1", "replace") + b"\r\nContent-Length: 0\r\n\r\n"
+    canned.answers = {ANY: (b"HTTP/1.1 302 Found\r\nLocation: " + location.encode("latin-1", "replace") + b"\r\nContent-Length: 0\r\n\r\n",)}
     with pytest.raises(FetchError) as caught:
-        fetch(f"http://127.0.0.1:{canned.port}/x", tmp_path, ONCE)
+        fetch(f"{canned.url}/x", tmp_path, ONCE)
     assert caught.value.reason in REASONS
 
 
@@ -139,16 +112,15 @@ def test_mutated_answers_are_bytes_or_a_fetch_error(canned, tmp_path):
             else:
                 answer[at:at] = rng.choice([b"\xe9", b"\r\n", b"[", b"=?utf-8?b?//8=?=", b"9" * 30, b"\x00", b";", b"-1"])
             answer = answer or bytearray(b"x")
-        canned.answer = bytes(answer)
+        canned.answers = {ANY: (bytes(answer),)}
         try:
-            assert fetch(f"http://127.0.0.1:{canned.port}/x", tmp_path, ONCE)
+            assert fetch(f"{canned.url}/x", tmp_path, ONCE)
         except FetchError as error:
             assert error.reason in REASONS and "\n" not in error.detail
 
 
 FRAMES = {
     b"Transfer-Encoding: gzip, chunked": b"5\r\nbytes\r\n0\r\n\r\n",
-    b"Transfer-Encoding: chunked ": b"5\r\nbytes\r\n0\r\n\r\n",
     b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked": b"5\r\nbytes\r\n0\r\n\r\n",
     b"no header\r\nTransfer-Encoding: chunked": b"5\r\nbytes\r\n0\r\n\r\n",
     b"Content-Length: 3\r\nContent-Length: 5": b"bytes",
@@ -158,60 +130,52 @@ FRAMES = {
 
 @pytest.mark.parametrize("lines", FRAMES, ids=range(len(FRAMES)))
 def test_other_bytes_than_the_server_means_are_never_taken_for_the_body(canned, tmp_path, lines):
-    canned.answer = b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n\r\n" + FRAMES[lines]
+    canned.answers = {ANY: (b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n\r\n" + FRAMES[lines],)}
     with pytest.raises(FetchError, match="bad_uri: the server's answer has"):
-        fetch(f"http://127.0.0.1:{canned.port}/x", tmp_path, ONCE)
+        fetch(f"{canned.url}/x", tmp_path, ONCE)
 
 
-class Odd(http.server.BaseHTTPRequestHandler):
-    """Answers that real servers give; `asked` counts the paths."""
+def odd_answer(asked: Asked) -> Said:
+    """What real servers answer."""
+    path = asked.path
+    zipped = {"/gzip": gzip.compress(b"bytes"), "/two": gzip.compress(b"by") + gzip.compress(b"tes"), "/bomb": gzip.compress(bytes(10**6))}
+    zipped |= {"/cut": gzip.compress(b"bytes")[:-9], "/plain": b"bytes"}
+    flat = {"/zlib": zlib.compress(b"bytes"), "/raw": zlib.compress(b"bytes")[2:-4]}
+    if path in zipped or path in flat:
+        return Said((zipped | flat)[path], headers={"Content-Encoding": "gzip" if path in zipped else "deflate"})
+    if path == "/redirect":
+        return Said(status=302, headers={"Location": "/sp ace/caf\u00e9.png".encode().decode("latin-1")})
+    if path == "/br":
+        return Said(b"x", headers={"Content-Encoding": "br"})
+    whole = path in ("/sp%20ace/caf%C3%A9.png", "/a%20b.png?q=%C3%BC%20x&y=%41")
+    return Said(b"bytes") if whole else Said(b"none", 404)
 
-    def do_GET(self):
-        path, asked = self.path, self.server.asked
-        asked[path] = asked.get(path, 0) + 1
-        zipped = {"/gzip": gzip.compress(b"bytes"), "/two": gzip.compress(b"by") + gzip.compress(b"tes"), "/bomb": gzip.compress(bytes(10**6))}
-        zipped |= {"/cut": gzip.compress(b"bytes")[:-9], "/plain": b"bytes"}
-        flat = {"/zlib": zlib.compress(b"bytes"), "/raw": zlib.compress(b"bytes")[2:-4]}
-        if path.startswith("/once-") and asked[path] == 1:
-            return self.answer(int(path[-3:]), b"later", {"Retry-After": "0"})
-        if path == "/redirect":
-            return self.answer(302, b"", {"Location": "/sp ace/caf\u00e9.png".encode().decode("latin-1")})
-        if path in zipped or path in flat:
-            return self.answer(200, (zipped | flat)[path], {"Content-Encoding": "gzip" if path in zipped else "deflate"})
-        if path == "/br":
-            return self.answer(200, b"x", {"Content-Encoding": "br"})
-        if path in ("/sp%20ace/caf%C3%A9.png", "/a%20b.png?q=%C3%BC%20x&y=%41") or path.startswith("/once-"):
-            return self.answer(200, b"bytes", {})
-        return self.answer(404, b"none", {})
 
-    def answer(self, status, body, headers):
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+class Odd(HttpServer):
+    """The same, and /once-NNN, which is there from the second time on."""
 
-    def log_message(self, *_):
-        pass
+    def __init__(self):
+        super().__init__(self.answer)
+
+    def answer(self, asked: Asked) -> Said:
+        if not asked.path.startswith("/once-"):
+            return odd_answer(asked)
+        return Said(b"later", int(asked.path[-3:]), {"Retry-After": "0"}) if self.paths.count(asked.path) == 1 else Said(b"bytes")
 
 
 @pytest.fixture
 def odd():
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
-    httpd.asked = {}
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
+    with Odd() as server:
+        yield server
 
 
 def test_what_may_pass_is_tried_again(odd, tmp_path):
     policy = FetchPolicy(allow_private=True, attempts=2, backoff_s=0.01)
     for status in (408, 425, 429, 500, 502, 503, 504):
-        assert fetch_counted(f"http://127.0.0.1:{odd.server_port}/once-{status}", tmp_path, policy) == (b"bytes", 2)
+        assert fetch_counted(f"{odd.url}/once-{status}", tmp_path, policy) == (b"bytes", 2)
     for status in (400, 401, 403, 404, 410):
         with pytest.raises(FetchError) as caught:
-            fetch(f"http://127.0.0.1:{odd.server_port}/once-{status}", tmp_path, policy)
+            fetch(f"{odd.url}/once-{status}", tmp_path, policy)
         assert caught.value.attempts == 1
 
 
@@ -219,15 +183,15 @@ def test_the_wait_a_server_asks_for_is_kept_within_limits(canned, tmp_path, monk
     waits = []
     monkeypatch.setattr(pipelines.shards.fetch.time, "sleep", waits.append)
     for asked in ("3", "999999", "-1", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 9015 07:28:00 GMT", "Wed, 99 Oct", "\xe9"):
-        canned.answer = f"HTTP/1.1 429 Slow\r\nRetry-After: {asked}\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
+        canned.answers = {ANY: (f"HTTP/1.1 429 Slow\r\nRetry-After: {asked}\r\nContent-Length: 0\r\n\r\n".encode("latin-1"),)}
         with pytest.raises(FetchError, match="HTTP 429"):
-            fetch(f"http://127.0.0.1:{canned.port}/x", tmp_path, FetchPolicy(allow_private=True, attempts=2))
+            fetch(f"{canned.url}/x", tmp_path, FetchPolicy(allow_private=True, attempts=2))
     assert waits == [3.0, 20.0, 0.5, 0.5, 20.0, 0.5, 0.5]
 
 
 def test_content_encodings_are_undone_below_the_size_limit(odd, tmp_path):
     policy = FetchPolicy(allow_private=True, attempts=1, max_bytes=1000)
-    root = f"http://127.0.0.1:{odd.server_port}"
+    root = odd.url
     assert {fetch(f"{root}/{path}", tmp_path, policy) for path in ("gzip", "two", "zlib", "raw")} == {b"bytes"}
     for path, reason in (("bomb", "too_large"), ("cut", "truncated"), ("plain", "decode"), ("br", "not_media")):
         with pytest.raises(FetchError, match=reason):
@@ -236,7 +200,7 @@ def test_content_encodings_are_undone_below_the_size_limit(odd, tmp_path):
 
 def test_spaces_and_letters_beyond_ascii_are_escaped(odd, tmp_path):
     policy = FetchPolicy(allow_private=True, attempts=1)
-    root = f"http://127.0.0.1:{odd.server_port}"
+    root = odd.url
     for path in ("sp ace/café.png", "sp%20ace/caf%C3%A9.png", "redirect", "a b.png?q=ü x&y=%41", "sp ace/café.png#part"):
         assert fetch(f"{root}/{path}", tmp_path, policy) == b"bytes", path
 
@@ -250,7 +214,12 @@ def test_a_host_beyond_ascii_is_looked_up_like_any_other(tmp_path, host):
 
 def test_a_host_beyond_ascii_is_asked_for_by_its_ascii_name(odd, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.shards.download.resolve", lambda host, port, deadline: ["127.0.0.1"])
-    seen = []
-    monkeypatch.setattr(Odd, "parse_request", lambda self, real=Odd.parse_request: real(self) and (seen.append(self.headers["Host"]) or True))
-    assert fetch(f"http://bücher.invalid:{odd.server_port}/sp ace/café.png", tmp_path, FetchPolicy(allow_private=True, attempts=1)) == b"bytes"
-    assert seen == [f"xn--bcher-kva.invalid:{odd.server_port}"]
+    assert fetch(f"http://bücher.invalid:{odd.port}/sp ace/café.png", tmp_path, FetchPolicy(allow_private=True, attempts=1)) == b"bytes"
+    assert [asked.headers["Host"] for asked in odd.asked] == [f"xn--bcher-kva.invalid:{odd.port}"]
+
+
+@pytest.mark.parametrize("uri", ["http://[::1]x/", "http://x[::1]/", "http://[::1]:80x/", "http://[::1]]/", "http://[::1]@a/", "http://a]/"])
+def test_brackets_around_no_host_are_no_address(tmp_path, uri):
+    with pytest.raises(FetchError) as caught:
+        fetch(uri, tmp_path, ONCE)
+    assert caught.value.reason == "bad_uri"

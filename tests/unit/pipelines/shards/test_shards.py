@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import errno
-import http.server
 import json
 import random
 import tarfile
-import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 from data_steps import flip, pictures, pinned, png, row, run_step, tree, wav, write_manifest
+from http_servers import CannedServer
 
 import pipelines.shards.build
 from flows.running.run import rows_left_out
@@ -295,57 +293,34 @@ def test_span_beyond_the_end_is_quarantined(tmp_path):
 
 # ---- fetching
 
-PAGES = {"/ok": (200, b"bytes"), "/empty": (200, b""), "/404": (404, b"x"), "/500": (500, b"x")}
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self):
-        self.asked.append(self.path)
-        if self.path.startswith("/go"):
-            self.send_response(302)
-            self.send_header("Location", {"/go": "/ok", "/go-file": "file:///etc/passwd"}.get(self.path, self.path))
-            self.end_headers()
-            return
-        if self.path in ("/slow", "/short"):
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            for _ in range(20 if self.path == "/slow" else 0):
-                self.wfile.write(b"x")
-                if self.server.stopping.wait(0.1):
-                    return
-            return
-        status, body = PAGES[self.path]
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+HEAD = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n"
+PAGES = {
+    "/ok": (HEAD % (b"200 OK", 5), b"bytes"),
+    "/empty": (HEAD % (b"200 OK", 0),),
+    "/404": (HEAD % (b"404 None", 1), b"x"),
+    "/500": (HEAD % (b"500 Broken", 1), b"x"),
+    "/short": (HEAD % (b"200 OK", 1000),),
+    "/slow": (HEAD % (b"200 OK", 1000), *(b"x", 0.1) * 20),
+    **{
+        page: (b"HTTP/1.1 302 Found\r\nLocation: %s\r\n\r\n" % place,)
+        for page, place in {"/go": b"/ok", "/go-file": b"file:///etc/passwd", "/go-loop": b"/go-loop"}.items()
+    },
+}
 
 
 @pytest.fixture
 def server():
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.stopping, httpd.handle_error = threading.Event(), lambda *_: None
-    Handler.asked = []
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.stopping.set()
-    httpd.shutdown()
-    httpd.server_close()
+    with CannedServer(PAGES) as made:
+        yield made
 
 
 def test_http_reasons(server, tmp_path):
     policy = FetchPolicy(allow_private=True, timeout_s=0.5, attempts=2, backoff_s=0.01, max_bytes=1000)
-    assert fetch(f"{server}/ok", tmp_path, policy) == fetch(f"{server}/go", tmp_path, policy) == b"bytes"
+    assert fetch(f"{server.url}/ok", tmp_path, policy) == fetch(f"{server.url}/go", tmp_path, policy) == b"bytes"
     reasons = {}
     for page in ("/empty", "/404", "/500", "/slow", "/short", "/go-loop", "/go-file"):
         with pytest.raises(FetchError) as caught:
-            fetch(server + page, tmp_path, policy)
+            fetch(server.url + page, tmp_path, policy)
         reasons[page] = (caught.value.reason, caught.value.attempts)
     assert reasons == {
         "/empty": ("empty_file", 1),
@@ -357,14 +332,14 @@ def test_http_reasons(server, tmp_path):
         "/go-file": ("bad_uri", 1),
     }
     with pytest.raises(FetchError, match="too_large"):
-        fetch(f"{server}/ok", tmp_path, FetchPolicy(allow_private=True, max_bytes=3))
+        fetch(f"{server.url}/ok", tmp_path, FetchPolicy(allow_private=True, max_bytes=3))
 
 
 def test_private_addresses_are_not_reached(server, tmp_path):
-    for uri in (f"{server}/ok", server.replace("127.0.0.1", "localhost") + "/ok", "http://[::ffff:127.0.0.1]/", "http://2130706433/"):
+    for uri in (f"{server.url}/ok", server.url.replace("127.0.0.1", "localhost") + "/ok", "http://[::ffff:127.0.0.1]/", "http://2130706433/"):
         with pytest.raises(FetchError, match=r"forbidden_address|dns"):
             fetch(uri, tmp_path, FetchPolicy(attempts=1))
-    assert Handler.asked == []
+    assert server.paths == []
     for address in ("10.0.0.1", "169.254.169.254", "100.64.0.1", "::1", "fe80::1", "fd00::1", "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1", "0.0.0.0"):
         assert not is_public(address), address
     assert is_public("93.184.216.34") and is_public("2606:4700::1111")
