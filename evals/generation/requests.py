@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from evals.generation.config import DrawingEvalConfig, SpeakingEvalConfig
-from evals.left_out import LeftOut, told
 from evals.records import asked_records, attempt
 from evals.statistics.intervals import mean_interval
 from evals.tables import metric_row
 from infra.step import StepContext, about
 from mmcore.concepts.shapes import CONCEPTS
+from mmcore.stores.left_out import LeftOut, summarize
 from mmcore.stores.shards import ShardSet
 from mmcore.types import Question
 
@@ -95,8 +95,8 @@ def image_questions(ctx: StepContext[DrawingEvalConfig | SpeakingEvalConfig], en
             continue
         features[record.key] = array
         prompts.append(Prompt(condition="picture_question", text=record.pairs[0][0], media_key=record.key))
-    lines = told(unasked, len(found) + len(unasked), f"records of {source} are not drawn")
-    return ImageQuestions(prompts=prompts, features=features, left_out=lines + told(refused, len(picks), f"drawn records of {source} are not asked"))
+    lines = summarize(unasked, len(found) + len(unasked), f"records of {source} are not drawn")
+    return ImageQuestions(prompts=prompts, features=features, left_out=lines + summarize(refused, len(picks), f"drawn records of {source} are not asked"))
 
 
 def after_questions(requests: Sequence[Prompt], questions: Sequence[Prompt]) -> list[Prompt]:
