@@ -17,6 +17,7 @@ from mmcore.decoders.catalogue import known as known_decoder
 from mmcore.lm.catalogue import known_lm
 from pipelines.dag.decoders import decoder_names
 from pipelines.dag.parts import Given
+from pipelines.recipes.own_data import files_of, halves, is_idle, wanted_kind, with_heldout, with_mixtures
 from pipelines.recipes.recipe import OWN, Recipe
 
 FORMATS = {
@@ -32,17 +33,16 @@ OWN_WEIGHTS = ("imagebind", "image", "audio", "text", "lm")
 
 def plan_given(recipe: Recipe, lists: Mapping[str, Path], weights: Mapping[str, Path]) -> tuple[Recipe, Given]:
     """The recipe as far as it can be planned, and the files. Raises AnyloomError naming what is unknown or missing."""
-    given = Given(
-        lists={name: path for name, path in lists.items() if name not in SUITES},
-        weights=dict(weights),
-        prepared={name: path for name, path in lists.items() if name in SUITES},
-    )
+    recipe = with_heldout(with_mixtures(recipe))
+    own = halves(recipe, files_of(recipe) | {name: path for name, path in lists.items() if name not in SUITES})
+    given = Given(lists=own, weights=dict(weights), prepared={name: path for name, path in lists.items() if name in SUITES})
     takes = (*OWN_WEIGHTS, *takes_files(recipe), *(("query",) if recipe.query is not None else ()))
     for name in sorted(set(weights) - set(takes)):
         raise AnyloomError(f"--weights {name}: no such model; files are taken for: {', '.join(takes)}")
     unknown = sorted(set(given.lists) - {d.name for d in recipe.datasets})
     if unknown:
-        raise AnyloomError(f"--list {unknown[0]}: no such dataset; the recipe has: {', '.join(d.name for d in recipe.datasets)}")
+        there = ", ".join(d.name for d in recipe.datasets) or "none"
+        raise AnyloomError(f"--list {unknown[0]}: no such dataset; the recipe has: {there}; --data {unknown[0]}=FORMAT:FILE adds one")
     return planned(recipe, given.lists, given.weights), given
 
 
@@ -72,7 +72,7 @@ def takes_files(recipe: Recipe) -> tuple[str, ...]:
 
 def needs_files(recipe: Recipe) -> bool:
     """True for a recipe that cannot be planned without files of the user's."""
-    return bool(wanted_weights(recipe)) or (recipe.lists == OWN and bool(wanted_lists(recipe)))
+    return recipe.lists == OWN or bool(wanted_weights(recipe))
 
 
 def stages(recipe: Recipe) -> tuple[StageConfig, ...]:
@@ -85,7 +85,10 @@ def stages(recipe: Recipe) -> tuple[StageConfig, ...]:
 def left_out(recipe: Recipe) -> list[str]:
     """Which of the recipe's stages are not planned, and why."""
     kept = stages(recipe)
-    return [f"{name}, until the recipe names the decoders whose conditioning it learns (decoders)" for name, c in recipe.entries.items() if c not in kept]
+    idle = [f"{name}, until a list of {wanted_kind(config)} is given (--data)" for name, config in recipe.entries.items() if is_idle(recipe, config)]
+    return idle + [
+        f"{name}, until the recipe names the decoders whose conditioning it learns (decoders)" for name, c in recipe.entries.items() if c not in kept
+    ]
 
 
 def wanted_weights(recipe: Recipe) -> dict[str, str]:
@@ -109,7 +112,7 @@ def wanted_weights(recipe: Recipe) -> dict[str, str]:
 
 def wanted_lists(recipe: Recipe) -> dict[str, str]:
     """Dataset -> format of its list, for every dataset that a stage trains on. Raises AnyloomError for a mixture of unknown datasets."""
-    groups = {dataset.name: dataset.group for dataset in recipe.datasets}
+    groups = {dataset.name: dataset.format for dataset in recipe.datasets}
     wanted: dict[str, str] = {}
     for stage, config in recipe.entries.items():
         for name, weight in config.mixture:

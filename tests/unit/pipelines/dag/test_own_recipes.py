@@ -23,7 +23,8 @@ from pipelines.dag import given
 from pipelines.dag.build import build
 from pipelines.embed.config import LATENTS, TARGETS
 from pipelines.recipes import RECIPES, get_recipe
-from pipelines.recipes.nextgpt import LEGACY_DECODERS, NEXTGPT_DECODERS
+from pipelines.recipes.nextgpt import NEXTGPT_DECODERS
+from pipelines.recipes.nextgpt_legacy import LEGACY_DECODERS
 from pipelines.recipes.overrides import with_overrides
 from pipelines.recipes.recipe import Dataset, model_spec
 
@@ -243,7 +244,7 @@ def test_a_prepared_suite_is_planned_with_its_history_and_report(name, tmp_path)
 def test_a_held_out_list_of_captions_brings_its_evaluations(tmp_path):
     """What a recipe is asked comes from its datasets' splits, not from where the lists come from."""
     recipe = get_recipe("nextgpt_7b")
-    heldout = Dataset(name="my_photos", group="cc3m", split="heldout", licence="mine")
+    heldout = Dataset(name="my_photos", format="cc3m", split="heldout", licence="mine")
     lists, weights = files(tmp_path / "given", recipe)
     (tmp_path / "mine.tsv").write_text("")
     steps = build(replace(recipe, datasets=(*recipe.datasets, heldout)), {**lists, "my_photos": tmp_path / "mine.tsv"}, weights)
