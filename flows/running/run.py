@@ -13,7 +13,7 @@ from flows.running.graph import GraphRun
 from flows.running.runner import run_graph
 from infra.logs import quiet
 from infra.materialize import REUSED, Place
-from infra.plan import PlanRow, plan, topological
+from infra.plan import PlanRow, check_files, plan, topological
 from infra.remote import Remote
 from infra.settings import Settings, offline_environment
 from infra.step import AnyloomError, Step
@@ -51,15 +51,18 @@ def made_recipe(recipe: str, overrides: Mapping[str, Any] | None = None, lists: 
 
 
 def select(steps: Mapping[str, Step], targets: Sequence[str] | None) -> list[Step]:
-    """The steps called `targets` (all when None). A trailing * matches by prefix. Raises AnyloomError listing the names."""
+    """The steps called `targets` (all when None). A trailing * matches by prefix. Raises AnyloomError for a name there is none of, listing the names, and for
+    files that they need and that are not given."""
     if targets is None:
+        check_files(steps.values())
         return list(steps.values())
-    chosen = []
+    chosen: list[Step] = []
     for target in targets:
         found = [step for name, step in steps.items() if name == target or (target.endswith("*") and name.startswith(target[:-1]))]
         if not found:
             raise AnyloomError(f"no step called {target}; the steps are: {', '.join(steps)}")
         chosen += found
+    check_files(chosen)
     return chosen
 
 

@@ -28,7 +28,7 @@ def plan_data(recipe: Recipe, given: Given) -> Data:
     groups = GROUPS if lists is not None else sorted({d.format for d in recipe.datasets}, key=GROUPS.index)
     made = {} if lists is None else {"lists": lists}
     own = {group: {d.name: given.lists[d.name] for d in recipe.datasets if d.format == group and d.name in given.lists} for group in groups}
-    manifests = {group: _manifest(recipe, group, made, own[group]) for group in groups}
+    manifests = {group: _manifest(recipe, group, made, own[group], given) for group in groups}
     shards = {group: _shards(recipe, group, manifests[group], made, own[group]) for group in groups}
     images = {f"shards_{group}": shards[group] for group in ("cc3m", "instruct") if group in shards}
     config = OverlapConfig(max_bits=recipe.near_duplicate_bits)
@@ -47,7 +47,7 @@ def _lists(recipe: Recipe, assets: Step | None) -> Step | None:
     return Step(name="lists", run=f"pipelines.demo.{recipe.lists}:run", config=config, inputs=inputs)
 
 
-def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mapping[str, Path]) -> Step:
+def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mapping[str, Path], given: Given) -> Step:
     datasets = tuple(
         DatasetSpec(
             name=d.name,
@@ -70,6 +70,7 @@ def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mappin
         revision=3 if group == "instruct" else 2,  # the last of both: addresses without credentials; instruct, 2: records that do not fit are rows
         inputs=lists,
         sources=own,
+        needs=", ".join(given.lacking[d.name] for d in datasets if d.name in given.lacking),
     )
 
 

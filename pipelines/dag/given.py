@@ -1,7 +1,7 @@
 """Files that the user gives with --list and --weights, checked while planning: nothing is ever downloaded in their place.
 
 Input: a Recipe and the files by name. Output: the recipe with the datasets and stages that can be planned, and the files sorted by what they are for.
-Raises AnyloomError for names that the recipe does not have and for files that it cannot do without. No file is opened here.
+Raises AnyloomError for names that the recipe does not have. Files that a step cannot do without are said by the step (Step.needs). No file is opened here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OWN_WEIGHTS = ("imagebind", "image", "audio", "text", "lm")
 
 
 def plan_given(recipe: Recipe, lists: Mapping[str, Path], weights: Mapping[str, Path]) -> tuple[Recipe, Given]:
-    """The recipe as far as it can be planned, and the files. Raises AnyloomError naming what is unknown or missing."""
+    """The recipe as far as it can be planned, and the files. Raises AnyloomError naming what is unknown."""
     recipe = with_heldout(with_mixtures(recipe))
     own = halves(recipe, files_of(recipe) | {name: path for name, path in lists.items() if name not in SUITES})
     given = Given(lists=own, weights=dict(weights), prepared={name: path for name, path in lists.items() if name in SUITES})
@@ -43,25 +43,26 @@ def plan_given(recipe: Recipe, lists: Mapping[str, Path], weights: Mapping[str, 
     if unknown:
         there = ", ".join(d.name for d in recipe.datasets) or "none"
         raise AnyloomError(f"--list {unknown[0]}: no such dataset; the recipe has: {there}; --data {unknown[0]}=FORMAT:FILE adds one")
-    return planned(recipe, given.lists, given.weights), given
+    recipe, lacking = planned(recipe, given.lists, given.weights)
+    return recipe, replace(given, lacking=lacking)
 
 
-def planned(recipe: Recipe, lists: Collection[str], weights: Collection[str]) -> Recipe:
-    """The recipe with the datasets and stages that can be planned; a recipe without own lists or weights comes back as it is.
+def planned(recipe: Recipe, lists: Collection[str], weights: Collection[str]) -> tuple[Recipe, dict[str, str]]:
+    """(the recipe with the datasets and stages that can be planned, the files that it lacks: name -> option). A recipe without own lists or weights comes back
+    as it is.
 
     lists, weights: names of the files given. Left out are datasets that no stage trains on and that are not given, and stages on states where nothing
-    gives their targets (see `stages`). Raises AnyloomError naming every file that is missing.
+    gives their targets (see `stages`).
     """
     if recipe.lists != OWN and recipe.weights.kind != OWN:
-        return recipe
+        return recipe, {}
     recipe = replace(recipe, stages=stages(recipe))
-    missing = [f"--weights {name}={what}" for name, what in wanted_weights(recipe).items() if name not in weights]
+    lacking = {name: f"--weights {name}={what}" for name, what in wanted_weights(recipe).items() if name not in weights}
     if recipe.lists == OWN:
-        missing += [f"--list {name}=FILE ({what})" for name, what in wanted_lists(recipe).items() if name not in lists]
-        recipe = replace(recipe, datasets=tuple(dataset for dataset in recipe.datasets if dataset.name in lists))
-    if missing:
-        raise AnyloomError(f"recipe {recipe.name} takes files of your own and downloads none; it lacks {', '.join(missing)}")
-    return recipe
+        lists_lacking = {name: f"--list {name}=FILE ({what})" for name, what in wanted_lists(recipe).items() if name not in lists}
+        recipe = replace(recipe, datasets=tuple(one for one in recipe.datasets if one.name in lists or one.name in lists_lacking))
+        lacking |= lists_lacking
+    return recipe, lacking
 
 
 def takes_files(recipe: Recipe) -> tuple[str, ...]:

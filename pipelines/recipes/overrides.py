@@ -19,7 +19,6 @@ from mmcore.config import StageConfig
 from mmcore.encoder_config import EncoderConfig, config_class, encoder_config, names, shared_values
 from pipelines.recipes.recipe import LIST_OPTIONS, Recipe, with_stage
 
-
 FIXED = ("name", "file")
 """What --set cannot change."""
 

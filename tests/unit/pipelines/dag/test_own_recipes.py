@@ -13,6 +13,8 @@ from data_steps import png, run_step
 from published_decoders import write_settings
 
 from flows.cli import catalogues
+from flows.running.run import select
+from infra.plan import WAITING, plan
 from infra.step import AnyloomError
 from mmcore.config import output_spec
 from mmcore.decoders.catalogue import CATALOGUE
@@ -55,11 +57,11 @@ def files(folder: Path, recipe) -> tuple[dict[str, Path], dict[str, Path]]:
 def test_without_files_one_line_names_every_one_of_them(name):
     recipe = get_recipe(name)
     wanted = {*given.wanted_weights(recipe), *given.wanted_lists(recipe)}
-    with pytest.raises(AnyloomError, match=f"recipe {name} takes files of your own and downloads none; it lacks --weights lm=DIR") as caught:
-        build(recipe)
+    with pytest.raises(AnyloomError, match="this takes files of your own and downloads none; it lacks --") as caught:
+        select(build(recipe), None)
     assert "\n" not in str(caught.value) and all(f" {one}=" in str(caught.value) for one in wanted)
     with pytest.raises(AnyloomError, match="it lacks --weights lm=DIR"):
-        build(get_recipe(name, {"lists": "tiny"}))
+        select(build(get_recipe(name, {"lists": "tiny"})), None)
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -80,7 +82,24 @@ def test_with_its_files_it_is_planned_and_nothing_is_fetched(name, tmp_path):
         assert steps["weights_image"].sources == {"imagebind": weights["imagebind"]} and steps["weights_image"].config.kind == "pretrained"
     missing = dict(list(lists.items())[1:])
     with pytest.raises(AnyloomError, match=f"it lacks --list {next(iter(lists))}=FILE [(][^()]*[)]$"):
-        build(recipe, missing, weights)
+        select(build(recipe, missing, weights), None)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_every_step_asks_only_for_the_files_that_it_needs(name, tmp_path):
+    recipe = get_recipe(name)
+    lists, weights = files(tmp_path, recipe)
+    assert [step.name for step in select(build(recipe, lists), ("manifest_*", "shards_*", "overlap"))]
+    with pytest.raises(AnyloomError, match=r"it lacks --weights (image|imagebind)=[^=]*$"):
+        select(build(recipe, lists), ("embed_image",))
+    steps = build(recipe, {}, weights)
+    assert select(steps, ("weights_*",))
+    group = next(iter({dataset.format for dataset in recipe.datasets if dataset.name in lists}))
+    with pytest.raises(AnyloomError, match="it lacks --list") as caught:
+        select(steps, (f"shards_{group}",))
+    assert {f" {dataset.name}=" in str(caught.value) for dataset in recipe.datasets if dataset.format == group} == {True}
+    rows = {row.step.name: row for row in plan(build(recipe).values(), tmp_path / "root")}
+    assert rows["weights_lm"].reason.startswith("needs --weights lm=DIR") and rows["stage1"].status == rows["weights_lm"].status == WAITING
 
 
 def test_what_no_stage_trains_on_need_not_be_given(tmp_path):
@@ -143,7 +162,7 @@ def test_the_reference_is_planned_with_its_decoders_from_their_weights_to_the_de
     with pytest.raises(AnyloomError, match="of image makes 77 tokens of width 1024, but StableDiffusionPipeline takes 1 to 77 tokens of width 768"):
         build(recipe, lists, {**weights, "decoder_image": write_settings("runwayml/stable-diffusion-v1-5", tmp_path / "sd15")})
     with pytest.raises(AnyloomError, match=r"it lacks --weights decoder_video=DIR [(]cerspense/zeroscope_v2_576w, a diffusers directory[)]$"):
-        build(recipe, lists, {name: path for name, path in weights.items() if name != "decoder_video"})
+        select(build(recipe, lists, {name: path for name, path in weights.items() if name != "decoder_video"}), None)
 
 
 def test_the_legacy_recipe_aligns_and_denoises_nothing_as_the_old_code(tmp_path):
@@ -180,6 +199,8 @@ def test_the_legacy_recipe_is_the_layout_of_the_public_checkpoint():
 def test_the_command_names_what_is_missing_and_plans_what_is_given(tmp_path):
     command = [sys.executable, "-m", "flows.cli.main", "plan", "--recipe", "llava15_7b", "--root", str(tmp_path / "root")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "needs --weights lm=DIR" in done.stdout and "mix_665k=FILE" in done.stdout, "what is missing stands beside its step"
+    done = subprocess.run([*command[:3], "run", *command[4:]], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1 and "--list mix_665k=FILE" in done.stderr
     lists, weights = files(tmp_path / "given", get_recipe("llava15_7b"))
     given = [part for option, pairs in (("--list", lists), ("--weights", weights)) for name, path in pairs.items() for part in (option, f"{name}={path}")]
