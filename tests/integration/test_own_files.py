@@ -130,4 +130,4 @@ def test_a_recipe_file_on_own_lists_from_nothing_to_the_history(here, tmp_path):
     (tmp_path / "more.tsv").write_text(f"one more photo\t{tmp_path}/photos/3.png\n")
     more = ["--data", f"more=cc3m:{tmp_path / 'more.tsv'}", "--set", f"datasets.more.media_roots={tmp_path / 'photos'}"]
     told = here("plan", *common[:-2], *more).stdout
-    assert "stage1" in told and "missing" in told
+    assert "stale" in told and "waiting" in told
