@@ -16,7 +16,7 @@ from pipelines.recipes import RECIPES
 FILE = r"^/.*\.py(:\w+)?$"
 """A recipe's file, as a flow takes it."""
 
-RecipeName = Annotated[str, Field(json_schema_extra={"anyOf": [{"enum": list(RECIPES)}, {"pattern": FILE}]})]
+RecipeName = Annotated[str, Field(json_schema_extra={"anyOf": [{"title": "of anyloom", "enum": list(RECIPES)}, {"title": "a file", "pattern": FILE}]})]
 """The server refuses what is neither a name of the table nor a file."""
 Overrides = dict[str, Any] | None
 Files = dict[str, str] | None
