@@ -50,6 +50,13 @@ def topological(steps: Iterable[Step]) -> list[Step]:
     return list(order.values())
 
 
+def check_files(steps: Iterable[Step]) -> None:
+    """Raises AnyloomError when a step below `steps` needs files that are not given, naming all of them."""
+    lacking = list(dict.fromkeys(step.needs for step in topological(steps) if step.needs))
+    if lacking:
+        raise AnyloomError(f"this takes files of your own and downloads none; it lacks {', '.join(lacking)}")
+
+
 def identity(step: Step, input_digests: Mapping[str, str], source_hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The identity payload of a step whose inputs have these digests; its fingerprint is the hash of this.
 
@@ -98,6 +105,8 @@ def _row(step: Step, rows: Mapping[str, PlanRow], root: Path, older: list[tuple[
     if step.pinned:
         path, record = pinned_record(step, root)
         return PlanRow(step=step, status=DONE, reason="pinned", fingerprint=step.pinned, record=record, path=path)
+    if step.needs:
+        return PlanRow(step=step, status=WAITING, reason=f"needs {step.needs}")
     previous = [record for _, record in older if record.name == step.name]
     waiting = [rows[s.name] for s in step.inputs.values() if rows[s.name].record is None]
     if waiting:

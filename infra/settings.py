@@ -32,6 +32,7 @@ class Settings(BaseModel):
     use_prefect: bool = Field(default=True, description="schedule steps as Prefect tasks (ANYLOOM_PREFECT)")
     remote: str = Field(default="", description="fsspec URL that mirrors finished artifacts and stores, e.g. s3://bucket/run (ANYLOOM_REMOTE)")
     alert_url: SecretStr | None = Field(default=None, description="webhook told of failed flow runs and worse scores; a secret (ANYLOOM_ALERT_URL)")
+    recipe_dirs: str = Field(default="", description="directories, separated by :, that deployments take recipe files from (ANYLOOM_RECIPE_DIRS)")
     root_url: str = Field(default="", description="where a web server of yours shows the root; Prefect's links to reports lead there (ANYLOOM_ROOT_URL)")
 
     @property

@@ -112,6 +112,8 @@ class Step:
     background: bool = False
     """Work of one thread that nothing waits for soon: as an isolated Ray task it runs at the lowest priority, beside the thread budget, on what the
     other steps leave over. Without Ray, or when there are GPUs and it can use one, it takes its turn."""
+    needs: str = ""
+    """Files that the user has not given and that it cannot do without, as options; such a step is planned, but never runs."""
     pinned: str = ""
     """Fingerprint of a complete artifact of this name that stands for the step whatever else it says; such a step never runs."""
 

@@ -125,8 +125,9 @@ class StageConfig:
     seed: int = 0
     checkpoint_every: int = 50
     """Optimizer steps between checkpoints."""
-    mixture: tuple[tuple[str, float], ...]
-    """(dataset, weight): expected share of the samples of a step drawn from each dataset."""
+    mixture: tuple[tuple[str, float], ...] = ()
+    """(dataset, weight): expected share of the samples of a step drawn from each dataset. Empty in a recipe: every training list of the stage's kind,
+    captions or instructions, by the lists' weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

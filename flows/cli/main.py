@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.cli.options import parse_overrides, parse_pairs, settings_of, shared_options
+from flows.cli.options import given_lists, given_weights, parse_overrides, settings_of, shared_options
 from flows.cli.unexpected import unexpected
 from flows.running.cells import visible
 from flows.running.interrupts import MESSAGES, Terminated, sigterm_raises
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     from flows.cli import embed as store
     from flows.cli import history, report, suites
     from flows.cli.ask import add_ask, add_pack
+    from flows.cli.new import add_new
     from flows.cli.train_decoder import add_train_decoder
     from flows.deployments import stack
 
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?")
     recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
 
+    add_new(commands)
     commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
     commands.add_parser("decoders", help="the known decoder weights: family, licence, commercial use, what they predict, tiny twin")
 
@@ -104,8 +106,8 @@ def cmd_run(args: argparse.Namespace) -> int:
         overrides=parse_overrides(args.overrides),
         targets=args.targets or None,
         force=args.force,
-        lists=parse_pairs(args.lists, "--list", "DATASET=FILE"),
-        weights=parse_pairs(args.weights, "--weights", "MODEL=PATH"),
+        lists=given_lists(args),
+        weights=given_weights(args),
     )
 
 
@@ -142,17 +144,15 @@ def cmd_stack(args: argparse.Namespace) -> int:
 def cmd_plan(args: argparse.Namespace) -> int:
     """plan"""
     from flows.running.display import Display, table
-    from flows.running.run import recipe_steps
+    from flows.running.run import made_recipe, recipe_steps
     from infra.plan import plan
     from pipelines.dag.given import left_out
-    from pipelines.recipes import get_recipe
 
-    settings = settings_of(args)
-    own = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=PATH")
-    steps = recipe_steps(args.recipe, parse_overrides(args.overrides), *own)
+    settings, overrides, lists = settings_of(args), parse_overrides(args.overrides), given_lists(args)
+    steps = recipe_steps(args.recipe, overrides, lists, given_weights(args))
     rows = plan(steps.values(), settings.root.absolute())
     Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
-    for line in left_out(get_recipe(args.recipe, parse_overrides(args.overrides))):
+    for line in left_out(made_recipe(args.recipe, overrides, lists)):
         print(f"left out: {line}")
     print(f"{sum(r.status == 'done' for r in rows)} of {len(rows)} steps done below {settings.root.absolute()}")
     return 0
@@ -173,6 +173,13 @@ def cmd_recipes(args: argparse.Namespace) -> int:
         print(line)
     print(*catalogues.RECIPE_NOTES, sep="\n")
     return 0
+
+
+def cmd_new(args: argparse.Namespace) -> int:
+    """new"""
+    from flows.cli import new
+
+    return new.main(args)
 
 
 def cmd_encoders(args: argparse.Namespace) -> int:
@@ -269,6 +276,7 @@ COMMANDS = dict.fromkeys(STAGED, cmd_run) | {
     "stack": cmd_stack,
     "plan": cmd_plan,
     "recipes": cmd_recipes,
+    "new": cmd_new,
     "encoders": cmd_encoders,
     "decoders": cmd_decoders,
     "sql": cmd_sql,

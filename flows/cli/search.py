@@ -38,9 +38,9 @@ def add_search(subparsers: Any, parents: Sequence[argparse.ArgumentParser]) -> a
 
 def cmd_search(args: argparse.Namespace) -> int:
     """embed search"""
-    from flows.cli.options import parse_overrides, parse_pairs, settings_of
+    from flows.cli.options import given_lists, given_weights, parse_overrides, settings_of
 
-    given = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=FILE")
+    given = given_lists(args), given_weights(args)
     search(settings_of(args).root, args.recipe, args.query, args.top, args.out, parse_overrides(args.overrides), *given)
     return 0
 
@@ -63,12 +63,11 @@ def search(
     from evals.pages.gallery import sheet
     from flows.running.cells import visible
     from flows.running.display import Display, table
-    from flows.running.run import recipe_steps
+    from flows.running.run import made_recipe, recipe_steps
     from infra.settings import offline_environment
     from infra.storage import write_atomic
     from mmcore.media.decode import MediaError
     from pipelines.embed.search import nearest_media
-    from pipelines.recipes import get_recipe
 
     query = " ".join(query.split())
     if not query:
@@ -77,7 +76,7 @@ def search(
         raise AnyloomError(f"--top {top}: at least 1")
     if out.is_dir():
         raise AnyloomError(f"--out {out}: this is a directory; name a file, e.g. {out / SHEET}")
-    wanted = get_recipe(recipe, overrides)
+    wanted = made_recipe(recipe, overrides, lists)
     if wanted.two_tower is None and wanted.query is None:
         raise AnyloomError(f"search: recipe {recipe} has no text side to search with; use --recipe clip_two_tower, which shares smol's data and features")
     root = root.absolute()

@@ -41,17 +41,16 @@ def add_train_decoder(commands: Any, how: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the steps, then print the scores and where everything is. Raises AnyloomError for a recipe without an image decoder."""
-    from flows.cli.options import parse_overrides, parse_pairs, settings_of
+    from flows.cli.options import given_lists, given_weights, parse_overrides, settings_of
     from flows.cli.run import run_recipe
-    from flows.running.run import recipe_steps
+    from flows.running.run import made_recipe, recipe_steps
     from infra.plan import plan
-    from pipelines.recipes import get_recipe
 
     overrides, settings = parse_overrides(args.overrides), settings_of(args)
-    lists, weights = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=PATH")
+    lists, weights = given_lists(args), given_weights(args)
     steps = recipe_steps(args.recipe, overrides, lists=lists, weights=weights)
     if TARGET not in steps:
-        why = "is for retrieval only" if get_recipe(args.recipe, overrides).two_tower else "trains no image decoder"
+        why = "is for retrieval only" if made_recipe(args.recipe, overrides, lists).two_tower else "trains no image decoder"
         raise AnyloomError(f"train-decoder: recipe {args.recipe} {why}; use --recipe smol")
     code = run_recipe(args.recipe, settings=settings, overrides=overrides, targets=[TARGET], force=args.force, lists=lists, weights=weights)
     rows = {row.step.name: row for row in plan([steps[TARGET]], settings.root.absolute())}

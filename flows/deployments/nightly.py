@@ -19,12 +19,12 @@ from evals.history.database import database_path, rebuild
 from evals.history.records import append_change_points, append_comparisons, append_night
 from evals.nightly.review import review
 from flows.deployments.alerts import alert, hooks
-from flows.deployments.deployed import run_and_publish
+from flows.deployments.deployed import deployed_settings, run_and_publish
 from flows.deployments.parameters import Files, Overrides, RecipeName, described
-from flows.running.run import recipe_steps
+from flows.running.run import made_recipe, recipe_steps
 from infra.artifact import ArtifactRecord, find
 from infra.plan import DONE, plan
-from infra.settings import Settings, load_settings
+from infra.settings import Settings
 from infra.step import AnyloomError, Step
 from pipelines.dag.pinned import judged, newest_export, of_this_model
 
@@ -44,9 +44,9 @@ def nightly_eval(
     threads: int | None = None,
 ) -> dict[str, str]:
     """Evaluate the newest export and the baselines unless the history has them, compare, alert. Nothing is trained."""
-    settings = load_settings(root=root or None, threads=threads)
+    settings = deployed_settings(recipe, root=root or None, threads=threads)
     stores = settings.root.absolute() / "stores"
-    steps = recipe_steps(recipe, overrides or {}, lists, weights)
+    steps, recipe = recipe_steps(recipe, overrides or {}, lists, weights), made_recipe(recipe, overrides, lists).name
     night = exports_of_tonight(steps, settings.root.absolute(), baselines or [])
     runs, statuses = {}, {}
     for name, record in night.items():

@@ -29,7 +29,7 @@ _STYLE = (
 
 def publish(recipe: str, run: GraphRun, rows: Sequence[PlanRow]) -> None:
     """Everything that the run's steps allow. Call inside a flow."""
-    key, settings = recipe.replace("_", "-"), run.settings
+    key, settings = recipe.replace("_", "-").lower(), run.settings
     done = {row.step.name: row for row in rows if row.record is not None and row.step.name in run.outcomes}
     create_table_artifact([_line(name, run, row) for name, row in done.items()], key=f"steps-{key}", description=f"steps of {recipe}")
     history, report = done.get("history"), done.get("report")

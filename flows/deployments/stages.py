@@ -14,10 +14,10 @@ from typing import Any
 from prefect import Flow, flow
 
 from flows.deployments.alerts import hooks
-from flows.deployments.deployed import run_and_publish
+from flows.deployments.deployed import deployed_settings, run_and_publish
 from flows.deployments.parameters import Files, Overrides, RecipeName, described
-from flows.running.run import EMBED, EVALUATE, PREPARE_DATA, recipe_steps, select, stage_targets
-from infra.settings import Settings, load_settings
+from flows.running.run import EMBED, EVALUATE, PREPARE_DATA, made_recipe, recipe_steps, select, stage_targets
+from infra.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +69,10 @@ def build_flow(row: FlowRow, settings: Settings | None = None, whole: Mapping[st
         use_ray: bool | None = None,
     ) -> dict[str, str]:
         changes = (overrides or {}) if whole is None else whole
-        wanted = stage_targets(recipe, changes, row.stage) if row.stage else targets or row.targets
+        chosen = settings or deployed_settings(recipe, root=root or None, threads=threads, use_ray=use_ray)
+        wanted = stage_targets(recipe, changes, row.stage, lists) if row.stage else targets or row.targets
         steps = select(recipe_steps(recipe, changes, lists, weights), wanted)
-        return run_and_publish(recipe, steps, settings or load_settings(root=root or None, threads=threads, use_ray=use_ray), force or ())
+        return run_and_publish(made_recipe(recipe, changes, lists).name, steps, chosen, force or ())
 
     every = inspect.signature(body, eval_str=True)
     own = [one for name, one in every.parameters.items() if name in row.more or name not in END_TO_END.more]

@@ -6,17 +6,20 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.running.display import Display, human_bytes, table
 from flows.running.graph import GraphRun
 from flows.running.runner import run_graph
 from infra.logs import quiet
 from infra.materialize import REUSED, Place
-from infra.plan import PlanRow, plan, topological
+from infra.plan import PlanRow, check_files, plan, topological
 from infra.remote import Remote
 from infra.settings import Settings, offline_environment
 from infra.step import AnyloomError, Step
+
+if TYPE_CHECKING:
+    from pipelines.recipes.recipe import Recipe
 
 PREPARE_DATA = ("shards_*", "overlap")
 
@@ -28,36 +31,48 @@ EVALUATE = ("history", "report")
 def recipe_steps(
     recipe: str, overrides: Mapping[str, Any], lists: Mapping[str, str | Path] | None = None, weights: Mapping[str, str | Path] | None = None
 ) -> dict[str, Step]:
-    """Every step of a recipe by name; lists and weights: files of the user's own. Raises AnyloomError for an unknown recipe, override key or dataset."""
+    """Every step of a recipe by name; lists and weights: files of the user's own, a list as FILE or FORMAT:FILE. Raises AnyloomError for an unknown recipe,
+    override key or dataset."""
     from pipelines.dag.build import build
-    from pipelines.recipes import get_recipe
+    from pipelines.recipes.own_data import format_and_file
 
-    own_lists, own_weights = ({name: Path(path).absolute() for name, path in (given or {}).items()} for given in (lists, weights))
-    return build(get_recipe(recipe, overrides), own_lists, own_weights)
+    own_lists = {name: Path(format_and_file(str(given))[1]).absolute() for name, given in (lists or {}).items()}
+    own_weights = {name: Path(path).absolute() for name, path in (weights or {}).items()}
+    return build(made_recipe(recipe, overrides, lists), own_lists, own_weights)
+
+
+def made_recipe(recipe: str, overrides: Mapping[str, Any] | None = None, lists: Mapping[str, str | Path] | None = None) -> Recipe:
+    """The recipe itself, with the datasets that `lists` adds (FORMAT:FILE) and the overrides. Raises as recipe_steps does."""
+    from pipelines.recipes import get_recipe
+    from pipelines.recipes.own_data import format_and_file
+
+    formats = {name: found for name, given in (lists or {}).items() if (found := format_and_file(str(given))[0])}
+    return get_recipe(recipe, overrides, formats)
 
 
 def select(steps: Mapping[str, Step], targets: Sequence[str] | None) -> list[Step]:
-    """The steps called `targets` (all when None). A trailing * matches by prefix. Raises AnyloomError listing the names."""
+    """The steps called `targets` (all when None). A trailing * matches by prefix. Raises AnyloomError for a name there is none of, listing the names, and for
+    files that they need and that are not given."""
     if targets is None:
+        check_files(steps.values())
         return list(steps.values())
-    chosen = []
+    chosen: list[Step] = []
     for target in targets:
         found = [step for name, step in steps.items() if name == target or (target.endswith("*") and name.startswith(target[:-1]))]
         if not found:
             raise AnyloomError(f"no step called {target}; the steps are: {', '.join(steps)}")
         chosen += found
+    check_files(chosen)
     return chosen
 
 
-def stage_targets(recipe: str, overrides: Mapping[str, Any] | None, stage: str) -> list[str]:
+def stage_targets(recipe: str, overrides: Mapping[str, Any] | None, stage: str, lists: Mapping[str, str | Path] | None = None) -> list[str]:
     """The steps of a training stage, with the export when it is the recipe's last stage. Raises AnyloomError for a recipe without the stage."""
-    from pipelines.recipes import get_recipe
-
-    made = get_recipe(recipe, overrides)
+    made = made_recipe(recipe, overrides, lists)
     entries = {} if made.two_tower is not None else made.entries
     found = [name for name, config in entries.items() if config.stage == stage]
     if not found:
-        raise AnyloomError(f"recipe {recipe} has no {stage}; its stages are: {', '.join(entries) or 'two_tower'}")
+        raise AnyloomError(f"recipe {made.name} has no {stage}; its stages are: {', '.join(entries) or 'two_tower'}")
     return [*found, *(["export"] if found[-1] == list(entries)[-1] else [])]
 
 

@@ -33,7 +33,8 @@ def build(recipe: Recipe, own_lists: Mapping[str, Path] | None = None, own_weigh
     own_lists: dataset -> a list file that takes the place of the recipe's; it counts by its bytes, and its relative media paths start at its own directory;
     or suite -> the record of prepared data. own_weights: `imagebind` -> the released file, `lm` -> a transformers directory, another part (image, audio,
     text) -> what its encoder's kind opens, or `decoder_<modality>` -> the diffusers directory of a published decoder of the recipe.
-    Raises AnyloomError for a name the recipe does not have, weights that are not what they should be, or files that the recipe cannot do without.
+    Raises AnyloomError for a name the recipe does not have and weights that are not what they should be. A step whose files are not given says which
+    (Step.needs).
     """
     recipe, given = plan_given(recipe, own_lists or {}, own_weights or {})
     data = plan_data(recipe, given)

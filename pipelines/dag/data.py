@@ -25,10 +25,10 @@ def plan_data(recipe: Recipe, given: Given) -> Data:
         raise AnyloomError(f"recipe {recipe.name}: max_lost is {recipe.max_lost}: it is a share, from 0 to 1")
     assets = Step(name="assets", run="pipelines.demo.assets:run", config=AssetsConfig()) if recipe.weights.kind == "pretrained" else None
     lists = _lists(recipe, assets)
-    groups = GROUPS if lists is not None else sorted({d.group for d in recipe.datasets}, key=GROUPS.index)
+    groups = GROUPS if lists is not None else sorted({d.format for d in recipe.datasets}, key=GROUPS.index)
     made = {} if lists is None else {"lists": lists}
-    own = {group: {d.name: given.lists[d.name] for d in recipe.datasets if d.group == group and d.name in given.lists} for group in groups}
-    manifests = {group: _manifest(recipe, group, made, own[group]) for group in groups}
+    own = {group: {d.name: given.lists[d.name] for d in recipe.datasets if d.format == group and d.name in given.lists} for group in groups}
+    manifests = {group: _manifest(recipe, group, made, own[group], given) for group in groups}
     shards = {group: _shards(recipe, group, manifests[group], made, own[group]) for group in groups}
     images = {f"shards_{group}": shards[group] for group in ("cc3m", "instruct") if group in shards}
     config = OverlapConfig(max_bits=recipe.near_duplicate_bits)
@@ -47,7 +47,7 @@ def _lists(recipe: Recipe, assets: Step | None) -> Step | None:
     return Step(name="lists", run=f"pipelines.demo.{recipe.lists}:run", config=config, inputs=inputs)
 
 
-def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mapping[str, Path]) -> Step:
+def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mapping[str, Path], given: Given) -> Step:
     datasets = tuple(
         DatasetSpec(
             name=d.name,
@@ -57,9 +57,11 @@ def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mappin
             licence=d.licence,
             media_template=d.media_template or DATASET_TEMPLATES.get(d.name, ""),
             span_s=d.span_s,
+            part=d.part,
+            heldout=d.heldout if d.part else 0.0,
         )
         for d in recipe.datasets
-        if d.group == group
+        if d.format == group
     )
     return Step(
         name=f"manifest_{group}",
@@ -68,11 +70,12 @@ def _manifest(recipe: Recipe, group: str, lists: Mapping[str, Step], own: Mappin
         revision=4 if group == "instruct" else 3,  # the last of both: texts of characters that cannot be seen are none
         inputs=lists,
         sources=own,
+        needs=", ".join(given.lacking[d.name] for d in datasets if d.name in given.lacking),
     )
 
 
 def _shards(recipe: Recipe, group: str, manifest: Step, lists: Mapping[str, Step], own: Mapping[str, Path]) -> Step:
-    roots = tuple((d.name, d.media_roots) for d in recipe.datasets if d.group == group and d.media_roots)
+    roots = tuple((d.name, d.media_roots) for d in recipe.datasets if d.format == group and d.media_roots)
     return Step(
         name=f"shards_{group}",
         run="pipelines.shards.plan:run",

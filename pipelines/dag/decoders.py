@@ -77,7 +77,8 @@ def _weights(recipe: Recipe, modality: str, name: str, given: Given, data: Data)
     if files:
         check_projector(read_contract(files), projector.queries, projector.out)
     config = DecoderConfig(kind="given" if published else "random", name=name, modality=modality)
-    return Step(name=step, run="pipelines.weights.decoders:run", config=config, sources=sources)
+    needs = given.lacking.get(f"decoder_{modality}", "")
+    return Step(name=step, run="pipelines.weights.decoders:run", config=config, sources=sources, needs=needs)
 
 
 def _speech_judge(recipe: Recipe, data: Data) -> Step:

@@ -51,7 +51,9 @@ def facts_of(recipe: Recipe, given: Given) -> Facts:
     if recipe.image_decoder is not None:
         settings |= {"eval_pictures": recipe.eval_pictures}
     captions = {
-        split: {modality: tuple(d.name for d in recipe.datasets if d.split == split and GROUP_MODALITY.get(d.group) == modality) for modality in MODALITIES[1:]}
+        split: {
+            modality: tuple(d.name for d in recipe.datasets if d.split == split and GROUP_MODALITY.get(d.format) == modality) for modality in MODALITIES[1:]
+        }
         for split in SPLITS
     }
     return Facts(
@@ -75,7 +77,7 @@ def _check_suites(recipe: Recipe, given: Given) -> None:
     """Raises AnyloomError for a suite that does not exist, or is official data and not prepared."""
     for suite in recipe.suites:
         if suite not in given.prepared and not all(task.stand_in for task in suite_tasks(suite)):
-            how = f"anyloom eval prepare {suite} --data DIR, then --list {suite}=DIR/{suite}.json"
+            how = f"anyloom eval prepare {suite} --data DIR, then --suite {suite}=DIR/{suite}.json"
             raise AnyloomError(f"suite {suite} is official data: prepare it and give its record ({how})")
 
 

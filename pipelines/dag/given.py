@@ -1,7 +1,7 @@
 """Files that the user gives with --list and --weights, checked while planning: nothing is ever downloaded in their place.
 
 Input: a Recipe and the files by name. Output: the recipe with the datasets and stages that can be planned, and the files sorted by what they are for.
-Raises AnyloomError for names that the recipe does not have and for files that it cannot do without. No file is opened here.
+Raises AnyloomError for names that the recipe does not have. Files that a step cannot do without are said by the step (Step.needs). No file is opened here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mmcore.decoders.catalogue import known as known_decoder
 from mmcore.lm.catalogue import known_lm
 from pipelines.dag.decoders import decoder_names
 from pipelines.dag.parts import Given
+from pipelines.recipes.own_data import files_of, halves, is_idle, wanted_kind, with_heldout, with_mixtures
 from pipelines.recipes.recipe import OWN, Recipe
 
 FORMATS = {
@@ -31,37 +32,37 @@ OWN_WEIGHTS = ("imagebind", "image", "audio", "text", "lm")
 
 
 def plan_given(recipe: Recipe, lists: Mapping[str, Path], weights: Mapping[str, Path]) -> tuple[Recipe, Given]:
-    """The recipe as far as it can be planned, and the files. Raises AnyloomError naming what is unknown or missing."""
-    given = Given(
-        lists={name: path for name, path in lists.items() if name not in SUITES},
-        weights=dict(weights),
-        prepared={name: path for name, path in lists.items() if name in SUITES},
-    )
+    """The recipe as far as it can be planned, and the files. Raises AnyloomError naming what is unknown."""
+    recipe = with_heldout(with_mixtures(recipe))
+    own = halves(recipe, files_of(recipe) | {name: path for name, path in lists.items() if name not in SUITES})
+    given = Given(lists=own, weights=dict(weights), prepared={name: path for name, path in lists.items() if name in SUITES})
     takes = (*OWN_WEIGHTS, *takes_files(recipe), *(("query",) if recipe.query is not None else ()))
     for name in sorted(set(weights) - set(takes)):
         raise AnyloomError(f"--weights {name}: no such model; files are taken for: {', '.join(takes)}")
     unknown = sorted(set(given.lists) - {d.name for d in recipe.datasets})
     if unknown:
-        raise AnyloomError(f"--list {unknown[0]}: no such dataset; the recipe has: {', '.join(d.name for d in recipe.datasets)}")
-    return planned(recipe, given.lists, given.weights), given
+        there = ", ".join(d.name for d in recipe.datasets) or "none"
+        raise AnyloomError(f"--list {unknown[0]}: no such dataset; the recipe has: {there}; --data {unknown[0]}=FORMAT:FILE adds one")
+    recipe, lacking = planned(recipe, given.lists, given.weights)
+    return recipe, replace(given, lacking=lacking)
 
 
-def planned(recipe: Recipe, lists: Collection[str], weights: Collection[str]) -> Recipe:
-    """The recipe with the datasets and stages that can be planned; a recipe without own lists or weights comes back as it is.
+def planned(recipe: Recipe, lists: Collection[str], weights: Collection[str]) -> tuple[Recipe, dict[str, str]]:
+    """(the recipe with the datasets and stages that can be planned, the files that it lacks: name -> option). A recipe without own lists or weights comes back
+    as it is.
 
     lists, weights: names of the files given. Left out are datasets that no stage trains on and that are not given, and stages on states where nothing
-    gives their targets (see `stages`). Raises AnyloomError naming every file that is missing.
+    gives their targets (see `stages`).
     """
     if recipe.lists != OWN and recipe.weights.kind != OWN:
-        return recipe
+        return recipe, {}
     recipe = replace(recipe, stages=stages(recipe))
-    missing = [f"--weights {name}={what}" for name, what in wanted_weights(recipe).items() if name not in weights]
+    lacking = {name: f"--weights {name}={what}" for name, what in wanted_weights(recipe).items() if name not in weights}
     if recipe.lists == OWN:
-        missing += [f"--list {name}=FILE ({what})" for name, what in wanted_lists(recipe).items() if name not in lists]
-        recipe = replace(recipe, datasets=tuple(dataset for dataset in recipe.datasets if dataset.name in lists))
-    if missing:
-        raise AnyloomError(f"recipe {recipe.name} takes files of your own and downloads none; it lacks {', '.join(missing)}")
-    return recipe
+        lists_lacking = {name: f"--list {name}=FILE ({what})" for name, what in wanted_lists(recipe).items() if name not in lists}
+        recipe = replace(recipe, datasets=tuple(one for one in recipe.datasets if one.name in lists or one.name in lists_lacking))
+        lacking |= lists_lacking
+    return recipe, lacking
 
 
 def takes_files(recipe: Recipe) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ def takes_files(recipe: Recipe) -> tuple[str, ...]:
 
 def needs_files(recipe: Recipe) -> bool:
     """True for a recipe that cannot be planned without files of the user's."""
-    return bool(wanted_weights(recipe)) or (recipe.lists == OWN and bool(wanted_lists(recipe)))
+    return recipe.lists == OWN or bool(wanted_weights(recipe))
 
 
 def stages(recipe: Recipe) -> tuple[StageConfig, ...]:
@@ -85,7 +86,10 @@ def stages(recipe: Recipe) -> tuple[StageConfig, ...]:
 def left_out(recipe: Recipe) -> list[str]:
     """Which of the recipe's stages are not planned, and why."""
     kept = stages(recipe)
-    return [f"{name}, until the recipe names the decoders whose conditioning it learns (decoders)" for name, c in recipe.entries.items() if c not in kept]
+    idle = [f"{name}, until a list of {wanted_kind(config)} is given (--data)" for name, config in recipe.entries.items() if is_idle(recipe, config)]
+    return idle + [
+        f"{name}, until the recipe names the decoders whose conditioning it learns (decoders)" for name, c in recipe.entries.items() if c not in kept
+    ]
 
 
 def wanted_weights(recipe: Recipe) -> dict[str, str]:
@@ -109,7 +113,7 @@ def wanted_weights(recipe: Recipe) -> dict[str, str]:
 
 def wanted_lists(recipe: Recipe) -> dict[str, str]:
     """Dataset -> format of its list, for every dataset that a stage trains on. Raises AnyloomError for a mixture of unknown datasets."""
-    groups = {dataset.name: dataset.group for dataset in recipe.datasets}
+    groups = {dataset.name: dataset.format for dataset in recipe.datasets}
     wanted: dict[str, str] = {}
     for stage, config in recipe.entries.items():
         for name, weight in config.mixture:

@@ -6,7 +6,7 @@ Owns the names that the parts' fields have; each part is filled by the module th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from infra.step import AnyloomError, Step
@@ -22,6 +22,8 @@ class Given:
     """Name of --weights -> file or directory."""
     prepared: Mapping[str, Path]
     """Suite -> record of its prepared official data."""
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    """Name of --weights or dataset -> the option, with what it is, of the files that a step cannot do without and that are not given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,8 +124,8 @@ def steps_of(*parts: Data | Weights | Decoders | Features | Training | Evaluatio
     """Every step of the parts by its name. Raises AnyloomError when two steps have one name."""
     found: dict[str, Step] = {}
     for part in parts:
-        for field in fields(part):
-            value = getattr(part, field.name)
+        for one in fields(part):
+            value = getattr(part, one.name)
             for step in value.values() if isinstance(value, Mapping) else [value] if value is not None else []:
                 if found.setdefault(step.name, step) is not step:
                     raise AnyloomError(f"two steps are called {step.name} ({found[step.name].run} and {step.run}): leave one of them out of the recipe")

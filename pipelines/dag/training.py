@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from evals.evaluation import TRAINED
 from infra.step import ALL_BUT_ONE, ALL_GPUS, AnyloomError, Step
@@ -19,7 +20,7 @@ from pipelines.dag.parts import Data, Decoders, Features, Training, Weights
 from pipelines.embed.config import LATENTS, TARGETS
 from pipelines.recipes.recipe import Recipe, Retrieval, encoders, model_spec, spoken_datasets, states_of
 from pipelines.shards.config import GROUP_MODALITY
-from pipelines.training.config import NEEDS_OUTPUT_PROJECTORS, ExportConfig, StatesConfig, TrainConfig
+from pipelines.training.config import NEEDS_OUTPUT_PROJECTORS, RECIPE_FILE, ExportConfig, StatesConfig, TrainConfig
 
 
 def plan_training(recipe: Recipe, data: Data, weights: Weights, decoders: Decoders, features: Features) -> Training:
@@ -52,7 +53,7 @@ def plan_training(recipe: Recipe, data: Data, weights: Weights, decoders: Decode
 
 def captioned(recipe: Recipe, config: StageConfig) -> dict[str, str]:
     """Modality -> the last dataset of a stage's mixture whose captions describe it."""
-    groups = {dataset.name: dataset.group for dataset in recipe.datasets}
+    groups = {dataset.name: dataset.format for dataset in recipe.datasets}
     return {GROUP_MODALITY[groups[name]]: name for name, _ in config.mixture if groups.get(name) in GROUP_MODALITY}
 
 
@@ -90,7 +91,7 @@ def _stage(recipe: Recipe, name: str, config: StageConfig, inputs: Mapping[str, 
 
 def _asks(recipe: Recipe, config: StageConfig) -> bool:
     """Whether a stage on rows reads the instructions: for its mixture, or because LoRA is tuned on them."""
-    instructions = {d.name for d in recipe.datasets if d.group == "instruct"}
+    instructions = {d.name for d in recipe.datasets if d.format == "instruct"}
     return stage_spec(config.stage).lora or any(dataset in instructions for dataset, _ in config.mixture)
 
 
@@ -136,7 +137,7 @@ def _states(recipe: Recipe, name: str, config: StatesStage, inputs: dict[str, St
 def _state_sources(recipe: Recipe) -> tuple[str, ...]:
     """Datasets whose captions have states: all (empty), or with a voice, of the audio clips only those it can say."""
     spoken = spoken_datasets(recipe)
-    return tuple(d.name for d in recipe.datasets if d.name in spoken or GROUP_MODALITY.get(d.group, "audio") != "audio") if spoken else ()
+    return tuple(d.name for d in recipe.datasets if d.name in spoken or GROUP_MODALITY.get(d.format, "audio") != "audio") if spoken else ()
 
 
 def _denoised(config: RowsStage | StatesStage, modalities: list[str], decoders: Decoders, features: Features) -> dict[str, Step]:
@@ -192,7 +193,8 @@ def _export(name: str, recipe: Recipe, weights: Weights, stages: Mapping[str, St
         sampling=_sampling(recipe),
     )
     inputs = {**weights.of_model, **{f"decoder_{m}": step for m, step in decoders.items()}, **stages}
-    return Step(name=name, run="pipelines.training.export:run", config=config, inputs=inputs)
+    sources = {RECIPE_FILE: Path(recipe.file)} if recipe.file else {}
+    return Step(name=name, run="pipelines.training.export:run", config=config, inputs=inputs, sources=sources)
 
 
 def _sampling(recipe: Recipe) -> tuple[tuple[str, int, float], ...]:

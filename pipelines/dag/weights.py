@@ -1,7 +1,7 @@
 """Weights: the frozen parts that a recipe names.
 
 Input: a Recipe, the user's files and the data (the demo's packages carry weights too). Output: the steps weights_*.
-Raises AnyloomError for files that are not given or not what they should be.
+Raises AnyloomError for files that are not what they should be; a step whose files are not given says which (Step.needs).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def _part(recipe: Recipe, part: str, given: Given, data: Data) -> Step:
     if part in IMAGEBIND_TRUNKS and arch.startswith("imagebind"):
         return _imagebind(name, "pretrained" if recipe.weights.kind == OWN else recipe.weights.kind, arch, IMAGEBIND_TRUNKS[part], given)
     inputs = {"assets": data.assets} if data.assets is not None else {}
-    return Step(name=name, run=f"pipelines.weights.parts:run_{part}", inputs=inputs, config=WeightsConfig(kind=recipe.weights.kind, arch=arch))
+    config = WeightsConfig(kind=recipe.weights.kind, arch=arch)
+    return Step(name=name, run=f"pipelines.weights.parts:run_{part}", inputs=inputs, config=config, needs=given.lacking.get(part, ""))
 
 
 def _imported(name: str, part: str, specs: tuple[EncoderConfig, ...], given: Given) -> Step:
@@ -54,7 +55,8 @@ def _imported(name: str, part: str, specs: tuple[EncoderConfig, ...], given: Giv
 
 def _imagebind(name: str, kind: str, arch: str, trunks: tuple[str, ...], given: Given) -> Step:
     sources = {"imagebind": given.weights["imagebind"]} if "imagebind" in given.weights else {}
-    return Step(name=name, run="pipelines.weights.parts:run_imagebind", config=ImageBindConfig(kind=kind, arch=arch, trunks=trunks), sources=sources)
+    config, needs = ImageBindConfig(kind=kind, arch=arch, trunks=trunks), given.lacking.get("imagebind", "")
+    return Step(name=name, run="pipelines.weights.parts:run_imagebind", config=config, sources=sources, needs=needs)
 
 
 def _query(recipe: Recipe, query: EncoderConfig, given: Given, parts: dict[str, Step | None]) -> Step | None:

@@ -15,9 +15,9 @@ from pipelines.recipes.recipe import Dataset, Recipe, Weights
 
 DATASETS = (
     # [llava] blip_laion_cc_sbu_558k.json
-    Dataset(name="lcs_558k", group="instruct", split="train", licence="captions: BSD-3-Clause (BLIP); pictures: their owners'"),
+    Dataset(name="lcs_558k", format="instruct", split="train", licence="captions: BSD-3-Clause (BLIP); pictures: their owners'"),
     # [llava] llava_v1_5_mix665k.json; conversations that begin with the answer (some of ShareGPT's) have to be taken out of it
-    Dataset(name="mix_665k", group="instruct", split="train", licence="mixed, part of it CC-BY-NC-4.0: see publisher"),
+    Dataset(name="mix_665k", format="instruct", split="train", licence="mixed, part of it CC-BY-NC-4.0: see publisher"),
 )
 
 

@@ -19,6 +19,9 @@ from mmcore.config import StageConfig
 from mmcore.encoder_config import EncoderConfig, config_class, encoder_config, names, shared_values
 from pipelines.recipes.recipe import LIST_OPTIONS, Recipe, with_stage
 
+FIXED = ("name", "file")
+"""What --set cannot change."""
+
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """`recipe` with dotted keys replaced: {"stage3.lr": 1e-4}; a stage whole: {"stage3": {"steps": 100, ...}}; the order of the stages, by the names of their
@@ -153,7 +156,7 @@ def keys(config: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             yield from keys(value, f"{prefix}{name}.")
-        else:
+        elif prefix or name not in FIXED:
             yield prefix + name
 
 
@@ -166,8 +169,8 @@ def _replace(config: Any, parts: list[str], value: Any, key: str, whole: Recipe)
         known = list(keys(whole))
         close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known[:6]
         raise AnyloomError(f"--set {key}: no such key; close ones: {', '.join(close)} (all: anyloom recipes {whole.name})")
-    if key == "name":
-        raise AnyloomError("--set name: a recipe's name is fixed; choose one with --recipe")
+    if key in FIXED:
+        raise AnyloomError(f"--set {key}: a recipe's {key} is fixed; choose one with --recipe")
     old = getattr(config, parts[0])
     new = _replace(old, parts[1:], value, key, whole) if len(parts) > 1 else _coerce(old, value, key)
     return dataclasses.replace(config, **{parts[0]: new})

@@ -44,8 +44,8 @@ from pipelines.shards.config import GROUP_MODALITY
 
 OWN = "own"
 """Lists and weights that are the user's files."""
-LIST_OPTIONS = ("media_template", "span_s", "media_roots")
-"""What `--set datasets.<name>.<option>=` changes of a dataset: how its list names media."""
+LIST_OPTIONS = ("media_template", "span_s", "media_roots", "split", "heldout", "licence", "weight")
+"""What `--set datasets.<name>.<option>=` changes of a dataset."""
 Stage = TypeVar("Stage", bound=StageConfig)
 
 
@@ -55,12 +55,20 @@ class Dataset:
 
     name: str
     """Also the `source` in keys, shards and reports."""
-    group: str
-    """Format of the list: cc3m, webvid, audiocaps or instruct."""
-    split: str
+    format: str
+    """Of the list: cc3m, webvid, audiocaps or instruct."""
+    list: str = ""
+    """Path of the list file, relative to the recipe's file; "": given with --list or --data, or made by the recipe's own lists."""
+    split: str = "train"
     """train, heldout or test."""
-    licence: str
+    heldout: float = 0.0
+    """Share of a training list's media that are kept out of training, as the dataset `<name>_heldout`: by a hash of the medium, whatever the list's order."""
+    part: str = ""
+    """Which of the two halves this is, `train` or `heldout`; set by `heldout`."""
+    licence: str = "unknown: see publisher"
     """Of the media."""
+    weight: float = 1.0
+    """In stages that name no mixture, and for a list that --data adds to a recipe."""
     media_template: str = field(default="", repr=False)
     """Where a record's file lies, with the list's columns in braces, e.g. `{youtube_id}_{start_time}.wav`; "": as its format says (see ReadOptions)."""
     span_s: float = 0.0
@@ -69,9 +77,10 @@ class Dataset:
     """Further directories, absolute or relative to the list's, that the list's media may lie in."""
 
     def identity_fields(self) -> dict[str, Any]:
-        """What is said of the dataset: the options only where they are set, a template without its credentials."""
+        """What is said of the dataset: every field that is set, a template without its credentials."""
         named = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)} | {"media_template": shown_template(self.media_template)}
-        return {name: value for name, value in named.items() if value or name not in LIST_OPTIONS}
+        kept = ("name", "format", "split", "licence")
+        return {one.name: named[one.name] for one in dataclasses.fields(self) if one.name in kept or named[one.name] != one.default}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +112,8 @@ class Recipe:
     """Everything that decides the numbers of a run, from source lists to scores."""
 
     name: str
+    file: str = ""
+    """The user's file that the recipe is from; it counts by its bytes, and the export keeps a copy."""
     lists: str
     """`smol`: lists written from the demo's packages; `tiny`: generated; `own`: every list is a file of the user's, given with --list."""
     questions_are: str = "easy-vqa"
@@ -263,6 +274,6 @@ def spoken_datasets(recipe: Recipe) -> tuple[str, ...]:
     """The datasets of audio clips that the model is to say: those whose captions a voice can say. Empty for a recipe without a voice."""
     if dict(recipe.decoders).get("audio") != VOICE:
         return ()
-    groups = {dataset.name: dataset.group for dataset in recipe.datasets}
+    groups = {dataset.name: dataset.format for dataset in recipe.datasets}
     named = (name for config in recipe.entries_of(StatesStage).values() for name, _ in config.mixture)
     return tuple(dict.fromkeys(name for name in named if GROUP_MODALITY.get(groups.get(name, "")) == "audio"))

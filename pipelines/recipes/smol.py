@@ -18,23 +18,23 @@ from pipelines.recipes.recipe import Dataset, Recipe, change_stage
 STAMPS, VQA, VOICE, OURS = "GPL-2 (Tux Paint stamps)", "MIT (easy-vqa)", "CC0-1.0 (the Piper voice joe says them)", "Apache-2.0 (written for this demo)"
 
 DATASETS = (
-    Dataset(name="stamps_train", group="cc3m", split="train", licence=STAMPS),
-    Dataset(name="stamps_heldout", group="cc3m", split="heldout", licence=STAMPS),
-    Dataset(name="easyvqa_captions", group="cc3m", split="train", licence=VQA),
-    Dataset(name="clips_train", group="webvid", split="train", licence=STAMPS),
-    Dataset(name="clips_heldout", group="webvid", split="heldout", licence=STAMPS),
-    Dataset(name="sounds_train", group="audiocaps", split="train", licence=STAMPS),
-    Dataset(name="sounds_heldout", group="audiocaps", split="heldout", licence=STAMPS),
-    Dataset(name="spoken_train", group="audiocaps", split="train", licence=VOICE),
-    Dataset(name="easyvqa_train", group="instruct", split="train", licence=VQA),
-    Dataset(name="draw_train", group="instruct", split="train", licence=f"{VQA}; {STAMPS}"),
-    Dataset(name="speak_train", group="instruct", split="train", licence=VOICE),
-    Dataset(name="talk_train", group="instruct", split="train", licence=OURS),
-    Dataset(name="converse_train", group="instruct", split="train", licence=f"{VQA}; {VOICE}; {OURS}"),
-    Dataset(name="easyvqa_test", group="instruct", split="test", licence=VQA),
+    Dataset(name="stamps_train", format="cc3m", split="train", licence=STAMPS),
+    Dataset(name="stamps_heldout", format="cc3m", split="heldout", licence=STAMPS),
+    Dataset(name="easyvqa_captions", format="cc3m", split="train", licence=VQA),
+    Dataset(name="clips_train", format="webvid", split="train", licence=STAMPS),
+    Dataset(name="clips_heldout", format="webvid", split="heldout", licence=STAMPS),
+    Dataset(name="sounds_train", format="audiocaps", split="train", licence=STAMPS),
+    Dataset(name="sounds_heldout", format="audiocaps", split="heldout", licence=STAMPS),
+    Dataset(name="spoken_train", format="audiocaps", split="train", licence=VOICE),
+    Dataset(name="easyvqa_train", format="instruct", split="train", licence=VQA),
+    Dataset(name="draw_train", format="instruct", split="train", licence=f"{VQA}; {STAMPS}"),
+    Dataset(name="speak_train", format="instruct", split="train", licence=VOICE),
+    Dataset(name="talk_train", format="instruct", split="train", licence=OURS),
+    Dataset(name="converse_train", format="instruct", split="train", licence=f"{VQA}; {VOICE}; {OURS}"),
+    Dataset(name="easyvqa_test", format="instruct", split="test", licence=VQA),
 )
 
-MEDIA_QUESTIONS = tuple(Dataset(name=name, group="instruct", split=name.rsplit("_", 1)[-1], licence=STAMPS) for names in QUESTIONS.values() for name in names)
+MEDIA_QUESTIONS = tuple(Dataset(name=name, format="instruct", split=name.rsplit("_", 1)[-1], licence=STAMPS) for names in QUESTIONS.values() for name in names)
 """Questions about videos and audio clips, both sides."""
 
 

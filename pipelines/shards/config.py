@@ -65,10 +65,15 @@ class DatasetSpec:
     """See ReadOptions.media_template; "": DEFAULT_TEMPLATES of the format, else the list's own uri column."""
     span_s: float = 0.0
     """See ReadOptions.span_s."""
+    part: str = ""
+    """`train` or `heldout`: only the rows of this half of the list; "": all of them."""
+    heldout: float = 0.0
+    """Share of the list's media in its held-out half."""
 
     def identity_fields(self) -> dict[str, Any]:
-        """Every field; of a template that holds credentials only a digest says them."""
-        return {one.name: getattr(self, one.name) for one in fields(self)} | {"media_template": shown_template(self.media_template)}
+        """Every field, the half only where there is one; of a template that holds credentials only a digest says them."""
+        named = {one.name: getattr(self, one.name) for one in fields(self)} | {"media_template": shown_template(self.media_template)}
+        return named if self.part else {name: value for name, value in named.items() if name not in ("part", "heldout")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ Addresses stand in the manifest without their credentials; the whole ones are ke
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import re
@@ -68,11 +69,18 @@ def run(ctx: StepContext[ManifestConfig]) -> dict[str, Any]:
                 refused += sum(refusal(row["conversations"]) is not None for row in batch)
                 ctx.progress(done, len(specs), f"{spec.name}: {count} rows")
             if not count and spec.name in ctx.sources:
-                raise AnyloomError(f"{ctx.sources[spec.name]}: the list of dataset '{spec.name}' has no rows; give a list with rows")
+                raise AnyloomError(f"{ctx.sources[spec.name]}: {_empty(spec)}")
             keep_addresses(ctx.stores, addresses)
             rows[spec.name] = count
     ctx.progress(len(specs), len(specs), "done")
     return {"rows": rows, "total": sum(rows.values()), "without_text": without_text, "refused": refused}
+
+
+def _empty(spec: DatasetSpec) -> str:
+    if not spec.part:
+        return f"the list of dataset '{spec.name}' has no rows; give a list with rows"
+    name = spec.name.removesuffix("_heldout") if spec.part == "heldout" else spec.name
+    return f"the {spec.part} half of the list has no rows; change --set datasets.{name}.heldout={spec.heldout:g}, or give a longer list"
 
 
 def sample_key(source: str, row: int) -> str:
@@ -106,6 +114,8 @@ def _batches(spec: DatasetSpec, path: Path) -> Iterator[tuple[list[dict[str, Any
     batch: list[dict[str, Any]] = []
     whole: dict[str, str] = {}
     for number, row in enumerate(reader.read(path, options)):
+        if spec.part and is_heldout(row, spec.heldout) != (spec.part == "heldout"):
+            continue
         batch.append(_as_record(spec, number, row))
         whole |= {shown_address(m.uri): m.uri for m in row.media if m.role == "input" and shown_address(m.uri) != m.uri}
         if len(batch) == BATCH_ROWS:
@@ -113,6 +123,15 @@ def _batches(spec: DatasetSpec, path: Path) -> Iterator[tuple[list[dict[str, Any
             batch, whole = [], {}
     if batch:
         yield batch, whole
+
+
+def is_heldout(row: Row, share: float) -> bool:
+    """Which half of its list a row belongs to: by a hash of its input media, or of its text where it has none, so that all rows about a medium stay together
+    wherever they stand. Rows that do not fit belong to training."""
+    if row.refused is not None:
+        return False
+    named = [shown_address(medium.uri) for medium in row.media if medium.role == "input"] or [json.dumps([row.texts, row.conversations])]
+    return int.from_bytes(hashlib.sha256("\n".join(named).encode(errors="surrogateescape")).digest()[:8]) < share * 2**64
 
 
 def _as_record(spec: DatasetSpec, number: int, row: Row) -> dict[str, Any]:

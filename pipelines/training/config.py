@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from mmcore.config import ModelSpec, StageConfig, TwoTowerSpec
 
+RECIPE_FILE = "recipe"
+"""Name of the export's source that is the user's recipe."""
 NEEDS_OUTPUT_PROJECTORS = (
     "generation_loss goes through the output projectors that a stage on states trains: put stage2 before it in stages, or set generation_loss to 0"
 )

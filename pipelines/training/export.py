@@ -1,7 +1,7 @@
 """The export step: everything that is needed to load and generate, in one directory.
 
 Output: anyloom.json (model, stages, caption_turn, the licence of every part and what they permit together), lm/, lora/ (PEFT), tensors.safetensors
-(projectors, new rows), encoders/, decoders/ (one diffusers directory per modality that is answered in media).
+(projectors, new rows), encoders/, decoders/ (one diffusers directory per modality that is answered in media); info/recipe.py, the user's recipe as it was.
 Later stages win. Plain files only; nothing in it names a path of this machine.
 """
 
@@ -20,7 +20,7 @@ from mmcore.decoders.contract import read_contract
 from mmcore.decoders.projected import check_projector
 from mmcore.inference.drawer import DECODERS
 from mmcore.inference.generator import DESCRIPTION, ENCODERS
-from pipelines.training.config import ExportConfig
+from pipelines.training.config import RECIPE_FILE, ExportConfig
 
 DECODER = "decoder_"
 """Start of the names of inputs that are decoders; the modality follows."""
@@ -92,5 +92,7 @@ def run(ctx: StepContext[ExportConfig]) -> dict[str, Any]:
         "commercial_use": config.commercial_use,
     }
     write_atomic(ctx.output / DESCRIPTION, json.dumps(description, sort_keys=True, indent=1))
+    if RECIPE_FILE in ctx.sources:
+        write_atomic(ctx.output / "info" / f"{RECIPE_FILE}.py", ctx.sources[RECIPE_FILE].read_bytes())
     ctx.progress(3, 3, "done")
     return {"stages": list(config.stages), "tensors": tensors, "caption_turn": config.caption_turn}

@@ -124,6 +124,7 @@ def live(tiny, hook, tmp_path_factory):
     wanted = stacks.Stack(home=base / "home", root=base / "runs", port=port, ray_port=ray_port, cpus=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANYLOOM_ALERT_URL", hook[0])
+        patch.setenv("ANYLOOM_RECIPE_DIRS", str(base / "recipes"))
         for name, value in PATIENT_RAY.items():
             patch.setenv(name, value)
         try:
@@ -214,7 +215,8 @@ def test_every_deployment_is_there_with_described_parameters(live):
     for one in found.values():
         properties = one["parameter_openapi_schema"]["properties"]
         assert {"recipe", "root", "overrides"} <= set(properties) and all(len(p["description"]) > 20 for p in properties.values()), one["name"]
-        assert "tiny" in properties["recipe"]["enum"] and one["description"]
+        named, of_a_file = properties["recipe"]["anyOf"]
+        assert "tiny" in named["enum"] and "pattern" in of_a_file and one["description"]
     nightly = found["nightly-eval"]
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *" and nightly["schedules"][0]["active"]
     assert nightly["global_concurrency_limit"]["limit"] == 1 and nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
@@ -252,6 +254,42 @@ def test_the_bare_name_trains_stage_3_on_the_ray_cluster_and_the_scheduler_runs_
     query = f"select r.inputs, count(*) as rows from run r join metric m using (run_id) where run_id = '{row['run']}' group by all"
     (answer,) = [json.loads(line) for line in cli("sql", query, "--json", "--root", root).stdout.splitlines()]
     assert json.loads(answer["inputs"])["export"] == row["export"] and answer["rows"] > 0
+
+
+MINE = """
+from dataclasses import replace
+
+from pipelines.recipes import get_recipe
+from pipelines.recipes.recipe import Recipe
+
+
+def mine() -> Recipe:
+    return replace(get_recipe("tiny", {"stage3.lr": 2e-4}), name="mine")
+"""
+
+
+def test_a_recipe_s_file_is_trained_and_judged_at_night_and_only_where_the_worker_takes_it_from(live, cli):
+    recipes, elsewhere = live.stack.root.parent / "recipes", live.stack.root.parent / "elsewhere"
+    for directory in (recipes, elsewhere):
+        directory.mkdir()
+        (directory / "mine.py").write_text(MINE)
+    run = live.deployment("train-stage3", recipes / "mine.py")
+    assert run["state"]["type"] == "COMPLETED"
+    steps = {row["step"]: row["status"] for row in json.loads(live.artifacts(run)["steps-mine"]["data"])}
+    assert steps["stage3"] == steps["export"] == "executed" and steps["stage1"] == "reused"
+    export, record = find(live.stack.root, "export")
+    assert (export / "info" / "recipe.py").read_text() == MINE
+    night = live.deployment("nightly-eval", recipes / "mine.py")
+    assert night["state"]["type"] == "COMPLETED"
+    (row,) = json.loads(live.artifacts(night)["nightly-exports"]["data"])
+    assert row["status"] == "evaluated" and row["export"] == f"export/{record.fingerprint[:12]}"
+    (answer,) = [
+        json.loads(line)
+        for line in cli("sql", f"select recipe from run where run_id = '{row['run']}'", "--json", "--root", live.stack.root).stdout.splitlines()
+    ]
+    assert answer == {"recipe": "mine"}
+    refused = live.deployment("train-stage3", elsewhere / "mine.py", expect=None)
+    assert refused["state"]["type"] == "FAILED" and "ANYLOOM_RECIPE_DIRS" in refused["state"]["message"]
 
 
 def long_run(live):

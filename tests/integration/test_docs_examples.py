@@ -1,4 +1,4 @@
-"""The examples of docs/adding_*.md, executed: every page's files and edits are applied to a copy of the packages, then its last block runs there."""
+"""The examples of docs/adding_*.md, executed: every page's files and edits are applied to a copy of the packages, then its programs run there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def applied(page: Path, tree: Path) -> tuple[list[str], str]:
             assert not path.exists(), f"{path} is there already"
             path.write_text(body)
         elif first == "# run":
-            program = body
+            program += body
             continue
         else:
             name, where, mark = re.fullmatch(r"# in: (\S+) (after|before): (.+)", first).groups()

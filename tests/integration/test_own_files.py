@@ -75,3 +75,59 @@ def test_llava_at_toy_size_from_own_files_to_an_answer(here, tmp_path):
     assert scores == ["task", "mmbench_en_dev_static", "textvqa_val", "vqav2_val"]
     page = (find(tmp_path / "root", "report")[0] / "report.html").read_text()
     assert "Suites of benchmarks" in page and "mmbench_en_dev_static: official data" in page and "Training losses" in page
+
+
+MINE = """
+from dataclasses import replace
+
+from pipelines.recipes import get_recipe
+from pipelines.recipes.recipe import Dataset, Recipe, change_stage
+
+DATASETS = (
+    Dataset(name="photos", format="cc3m", list="lists/photos.tsv", media_roots=("/", ), heldout=0.25, licence="mine"),
+    Dataset(name="chats", format="instruct", list="lists/chats.json", licence="mine"),
+)
+
+
+def mine() -> Recipe:
+    recipe = get_recipe("tiny")
+    for stage in ("stage1", "stage3"):
+        recipe = change_stage(recipe, stage, mixture=())
+    stages = (recipe.entries["stage1"], recipe.entries["stage3"])
+    return replace(recipe, name="mine", lists="own", datasets=DATASETS, stages=stages, decoders=(), image_decoder=None, generation=False)
+"""
+
+
+def own_lists(folder, photos):
+    """photos.tsv about pictures that lie elsewhere, and chats.json about some of them; the recipe beside them."""
+    (folder / "lists").mkdir(parents=True)
+    photos.mkdir()
+    for number in range(24):
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(photos / f"{number}.png")
+    lines = [f"photo number {number}, take {take}\t{photos}/{number}.png\n" for take in range(2) for number in range(24)]
+    (folder / "lists" / "photos.tsv").write_text("".join(lines))
+    chats = [{"id": str(n), "conversations": [{"from": "human", "value": f"how are you, {n}?"}, {"from": "gpt", "value": f"fine, {n}"}]} for n in range(12)]
+    (folder / "lists" / "chats.json").write_text(json.dumps(chats))
+    (folder / "mine.py").write_text(MINE.replace('"/"', f'"{photos}"'))
+
+
+@pytest.mark.slow
+def test_a_recipe_file_on_own_lists_from_nothing_to_the_history(here, tmp_path):
+    own_lists(tmp_path / "own", tmp_path / "photos")
+    common = ["--recipe", tmp_path / "own" / "mine.py", "--root", tmp_path / "root", "--no-ray", "--no-prefect"]
+    told = here("run", *common).stdout
+    assert "steps executed" in told and "left out" not in told
+    manifest = find(tmp_path / "root", "manifest_cc3m")[1].result["rows"]
+    assert manifest["photos"] + manifest["photos_heldout"] == 48 and manifest["photos_heldout"] % 2 == 0 and 4 <= manifest["photos_heldout"] <= 24
+    query = "select recipe, task, condition, subgroup from metric join run using (run_id) where metric = 'right_wins'"
+    assert "mine,captions,right,image" in here("sql", query, "--root", tmp_path / "root", "--format", "csv").stdout
+    export = find(tmp_path / "root", "export")[0]
+    assert (export / "info" / "recipe.py").read_text() == (tmp_path / "own" / "mine.py").read_text()
+    assert "0 of" in here("run", *common).stdout
+    (tmp_path / "own" / "mine.py").write_text((tmp_path / "own" / "mine.py").read_text() + "# a remark\n")
+    assert "1 of" in here("run", *common).stdout, "only the export, whose bytes are the same"
+    assert "# a remark" in (find(tmp_path / "root", "export")[0] / "info" / "recipe.py").read_text()
+    (tmp_path / "more.tsv").write_text(f"one more photo\t{tmp_path}/photos/3.png\n")
+    more = ["--data", f"more=cc3m:{tmp_path / 'more.tsv'}", "--set", f"datasets.more.media_roots={tmp_path / 'photos'}"]
+    told = here("plan", *common[:-2], *more).stdout
+    assert "stale" in told and "waiting" in told

@@ -22,7 +22,7 @@ def test_a_list_of_the_user_s_reaches_every_evaluation_that_reads_it(dataset, tm
     own.write_text("[]")
     recipe = get_recipe("tiny_mix", {"suites": ["stand_in"]})
     plain, mine = build(recipe), build(recipe, {dataset: own})
-    group = next(found.group for found in recipe.datasets if found.name == dataset)
+    group = next(found.format for found in recipe.datasets if found.name == dataset)
     shards = mine[f"shards_{group}"]
     assert shards.sources == {dataset: own} and mine["lists"] == plain["lists"]
     readers = {name for name, step in mine.items() if shards in step.inputs.values() and name.startswith("eval_")}

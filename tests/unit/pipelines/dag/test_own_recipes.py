@@ -13,6 +13,8 @@ from data_steps import png, run_step
 from published_decoders import write_settings
 
 from flows.cli import catalogues
+from flows.running.run import select
+from infra.plan import WAITING, plan
 from infra.step import AnyloomError
 from mmcore.config import output_spec
 from mmcore.decoders.catalogue import CATALOGUE
@@ -23,7 +25,8 @@ from pipelines.dag import given
 from pipelines.dag.build import build
 from pipelines.embed.config import LATENTS, TARGETS
 from pipelines.recipes import RECIPES, get_recipe
-from pipelines.recipes.nextgpt import LEGACY_DECODERS, NEXTGPT_DECODERS
+from pipelines.recipes.nextgpt import NEXTGPT_DECODERS
+from pipelines.recipes.nextgpt_legacy import LEGACY_DECODERS
 from pipelines.recipes.overrides import with_overrides
 from pipelines.recipes.recipe import Dataset, model_spec
 
@@ -54,11 +57,11 @@ def files(folder: Path, recipe) -> tuple[dict[str, Path], dict[str, Path]]:
 def test_without_files_one_line_names_every_one_of_them(name):
     recipe = get_recipe(name)
     wanted = {*given.wanted_weights(recipe), *given.wanted_lists(recipe)}
-    with pytest.raises(AnyloomError, match=f"recipe {name} takes files of your own and downloads none; it lacks --weights lm=DIR") as caught:
-        build(recipe)
+    with pytest.raises(AnyloomError, match="this takes files of your own and downloads none; it lacks --") as caught:
+        select(build(recipe), None)
     assert "\n" not in str(caught.value) and all(f" {one}=" in str(caught.value) for one in wanted)
     with pytest.raises(AnyloomError, match="it lacks --weights lm=DIR"):
-        build(get_recipe(name, {"lists": "tiny"}))
+        select(build(get_recipe(name, {"lists": "tiny"})), None)
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -79,7 +82,24 @@ def test_with_its_files_it_is_planned_and_nothing_is_fetched(name, tmp_path):
         assert steps["weights_image"].sources == {"imagebind": weights["imagebind"]} and steps["weights_image"].config.kind == "pretrained"
     missing = dict(list(lists.items())[1:])
     with pytest.raises(AnyloomError, match=f"it lacks --list {next(iter(lists))}=FILE [(][^()]*[)]$"):
-        build(recipe, missing, weights)
+        select(build(recipe, missing, weights), None)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_every_step_asks_only_for_the_files_that_it_needs(name, tmp_path):
+    recipe = get_recipe(name)
+    lists, weights = files(tmp_path, recipe)
+    assert [step.name for step in select(build(recipe, lists), ("manifest_*", "shards_*", "overlap"))]
+    with pytest.raises(AnyloomError, match=r"it lacks --weights (image|imagebind)=[^=]*$"):
+        select(build(recipe, lists), ("embed_image",))
+    steps = build(recipe, {}, weights)
+    assert select(steps, ("weights_*",))
+    group = next(iter({dataset.format for dataset in recipe.datasets if dataset.name in lists}))
+    with pytest.raises(AnyloomError, match="it lacks --list") as caught:
+        select(steps, (f"shards_{group}",))
+    assert {f" {dataset.name}=" in str(caught.value) for dataset in recipe.datasets if dataset.format == group} == {True}
+    rows = {row.step.name: row for row in plan(build(recipe).values(), tmp_path / "root")}
+    assert rows["weights_lm"].reason.startswith("needs --weights lm=DIR") and rows["stage1"].status == rows["weights_lm"].status == WAITING
 
 
 def test_what_no_stage_trains_on_need_not_be_given(tmp_path):
@@ -142,7 +162,7 @@ def test_the_reference_is_planned_with_its_decoders_from_their_weights_to_the_de
     with pytest.raises(AnyloomError, match="of image makes 77 tokens of width 1024, but StableDiffusionPipeline takes 1 to 77 tokens of width 768"):
         build(recipe, lists, {**weights, "decoder_image": write_settings("runwayml/stable-diffusion-v1-5", tmp_path / "sd15")})
     with pytest.raises(AnyloomError, match=r"it lacks --weights decoder_video=DIR [(]cerspense/zeroscope_v2_576w, a diffusers directory[)]$"):
-        build(recipe, lists, {name: path for name, path in weights.items() if name != "decoder_video"})
+        select(build(recipe, lists, {name: path for name, path in weights.items() if name != "decoder_video"}), None)
 
 
 def test_the_legacy_recipe_aligns_and_denoises_nothing_as_the_old_code(tmp_path):
@@ -179,6 +199,8 @@ def test_the_legacy_recipe_is_the_layout_of_the_public_checkpoint():
 def test_the_command_names_what_is_missing_and_plans_what_is_given(tmp_path):
     command = [sys.executable, "-m", "flows.cli.main", "plan", "--recipe", "llava15_7b", "--root", str(tmp_path / "root")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "needs --weights lm=DIR" in done.stdout and "mix_665k=FILE" in done.stdout, "what is missing stands beside its step"
+    done = subprocess.run([*command[:3], "run", *command[4:]], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1 and "--list mix_665k=FILE" in done.stderr
     lists, weights = files(tmp_path / "given", get_recipe("llava15_7b"))
     given = [part for option, pairs in (("--list", lists), ("--weights", weights)) for name, path in pairs.items() for part in (option, f"{name}={path}")]
@@ -243,7 +265,7 @@ def test_a_prepared_suite_is_planned_with_its_history_and_report(name, tmp_path)
 def test_a_held_out_list_of_captions_brings_its_evaluations(tmp_path):
     """What a recipe is asked comes from its datasets' splits, not from where the lists come from."""
     recipe = get_recipe("nextgpt_7b")
-    heldout = Dataset(name="my_photos", group="cc3m", split="heldout", licence="mine")
+    heldout = Dataset(name="my_photos", format="cc3m", split="heldout", licence="mine")
     lists, weights = files(tmp_path / "given", recipe)
     (tmp_path / "mine.tsv").write_text("")
     steps = build(replace(recipe, datasets=(*recipe.datasets, heldout)), {**lists, "my_photos": tmp_path / "mine.tsv"}, weights)
