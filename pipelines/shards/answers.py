@@ -1,8 +1,9 @@
 """Answers: what an HTTP/1 server sends -> status, headers and body of its answer.
 
 Owns the framing (RFC 9112): where headers end, how long a body is, and whether the connection ended before that. http.client takes headers and the size of a
-chunk that are cut short for whole ones; h11 shows neither the size of a chunk nor how far a cut answer came, which the reasons need. Input: a buffered reader of the connection; output: Answer, and its body. Raises FetchError: truncated where the
-connection ends early, bad_uri for what is no such answer, too_large; and OSError of the connection.
+chunk that are cut short for whole ones; h11 shows neither the size of a chunk nor how far a cut answer came, which the reasons need. Input: a buffered reader
+of the connection; output: Answer, and its body. Raises FetchError: truncated where the connection ends early, bad_uri for what is no such answer, too_large;
+and OSError of the connection.
 """
 
 from __future__ import annotations
