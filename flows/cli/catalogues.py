@@ -102,15 +102,22 @@ def _towers(recipe: Recipe) -> TwoTowerSpec:
 
 def memory(recipe: Recipe, lm: KnownLm) -> str:
     """GB (10^9 bytes) of the largest stage, at the rows of a full pass and, in brackets, at one row."""
-    if recipe.two_tower is not None:
-        return "< 0.1"
-    spec = model_spec(recipe)
-    held = denoisers(recipe)
-    full, one = (
-        max(sizes.stage_bytes(spec, lm, stage, held) for stage in chosen) / 1e9
-        for chosen in (recipe.stages, [replace(stage, batch=1) for stage in recipe.stages])
-    )
+    full, one = (_largest_stage(recipe, lm, rows) for rows in (None, 1))
     return "< 0.1" if full < 0.1 else f"{full:.1f} ({one:.1f})"
+
+
+def smallest_gb(recipe: Recipe) -> float:
+    """GB (10^9 bytes) of the largest stage at one row a pass: what a GPU must have. Raises AnyloomError when the language model is in no catalogue."""
+    return _largest_stage(recipe, _lm(recipe), 1)
+
+
+def _largest_stage(recipe: Recipe, lm: KnownLm, rows: int | None) -> float:
+    """rows: of a pass; None: of a full one. 0 for two towers, which need next to nothing."""
+    if recipe.two_tower is not None:
+        return 0.0
+    spec, held = model_spec(recipe), denoisers(recipe)
+    chosen = recipe.stages if rows is None else [replace(stage, batch=rows) for stage in recipe.stages]
+    return max(sizes.stage_bytes(spec, lm, stage, held) for stage in chosen) / 1e9
 
 
 def denoisers(recipe: Recipe) -> int:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from flows.cli.options import parse_overrides, parse_pairs, settings_of, shared_options
 from flows.cli.unexpected import unexpected
+from flows.running.answer import give
 from flows.running.cells import visible
 from flows.running.interrupts import MESSAGES, Terminated, sigterm_raises
 from infra.logs import one_line
 from infra.step import AnyloomError
 
 EPILOG = """examples:
+  anyloom doctor                                what this machine can do, and what each missing thing costs
   anyloom run --recipe smol                     everything: lists, shards, embeddings, stages 1-3, evaluation, report
   anyloom plan --set stage3.lr=1e-4             what that change would run again, and why
   anyloom run --set stage3.lr=1e-4              run just that
@@ -39,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     from flows.cli import embed as store
     from flows.cli import history, report, suites
     from flows.cli.ask import add_ask, add_pack
+    from flows.cli.doctor import add_doctor
     from flows.cli.train_decoder import add_train_decoder
     from flows.deployments import stack
 
@@ -65,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "eval":
             suites.add_prepare(staged)
     store.add_commands(commands, where, which, how)
+    add_doctor(commands, [where])
     add_train_decoder(commands, how)
     stack.add_stack(commands)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale, damaged or waiting, with the reason")
@@ -123,6 +127,13 @@ def cmd_embed(args: argparse.Namespace) -> int:
     if args.action == "build":
         return cmd_run(args)
     return args.handler(args) if args.action == "search" else store.main(args, settings_of(args).root.absolute())
+
+
+def cmd_doctor(args: argparse.Namespace) -> int:
+    """doctor"""
+    from flows.cli import doctor
+
+    return give(lambda: doctor.main(settings_of(args)), args.json)
 
 
 def cmd_train_decoder(args: argparse.Namespace) -> int:
@@ -265,6 +276,7 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
 
 COMMANDS = dict.fromkeys(STAGED, cmd_run) | {
     "embed": cmd_embed,
+    "doctor": cmd_doctor,
     "train-decoder": cmd_train_decoder,
     "stack": cmd_stack,
     "plan": cmd_plan,

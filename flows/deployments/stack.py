@@ -31,6 +31,7 @@ import psutil
 
 from flows.running.prefect_server import command, new_login
 from infra.lock import exclusive
+from infra.machine import port_problem
 from infra.settings import LOOPBACK_RAY, child_environment, own_environment, private_directory, server_environment
 from infra.step import AnyloomError
 from infra.storage import read_json, write_atomic
@@ -149,13 +150,9 @@ def _agreed(known: Stack | None, wanted: Stack) -> Stack:
 def _check(stack: Stack) -> None:
     """Raises AnyloomError for a port that somebody else has."""
     for name, option, port in (("server", "--port", stack.port), ("ray", "--ray-port", stack.ray_port)):
-        if stack.running(name) is None:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((stack.host, port))
-                except OSError as error:
-                    raise AnyloomError(f"port {port} of {stack.host} is not free ({error.strerror}): choose another with {option}") from None
+        why = port_problem(stack.host, port) if stack.running(name) is None else ""
+        if why:
+            raise AnyloomError(f"port {port} of {stack.host} is not free ({why}): choose another with {option}")
 
 
 def _command(stack: Stack, name: str) -> list[str]:
