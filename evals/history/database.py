@@ -32,7 +32,7 @@ from infra.lock import exclusive
 from infra.step import AnyloomError, StepContext
 from infra.storage import disk_errors, fsync_directory, write_atomic
 
-VIEWS = ("leaderboard", "trend", "regressions", "sample_diff", "by_type")
+VIEWS = ("leaderboard", "leaderboard_all", "trend", "regressions", "sample_diff", "by_type")
 _READ_ONLY: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
     "autoinstall_known_extensions": False,
@@ -213,9 +213,24 @@ def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyCo
         raise AnyloomError(f"{name} cannot be opened ({_first_line(error)}): {_DERIVED}") from error
     try:
         connection.execute("PRAGMA disable_progress_bar")  # DuckDB draws it on stdout where it thinks that somebody types
+        _views_of_today(connection)
         yield connection
     finally:
         connection.close()
+
+
+def _views_of_today(connection: duckdb.DuckDBPyConnection) -> None:
+    """Put today's views over those of a database with the same tables and older views, for this connection alone: nothing is written."""
+    try:
+        version, sha = connection.execute("SELECT version, sha256 FROM history_schema").fetchone() or (0, "")
+    except duckdb.Error:  # no database of ours, or one from before versions: it has other tables
+        return
+    if version != VERSION or sha == _schema_sha():
+        return
+    for statement in connection.extract_statements(_schema()):
+        made, changed = re.subn(r"\bCREATE (VIEW|MACRO)\b", r"CREATE OR REPLACE TEMP \1", statement.query, count=1)
+        if changed:
+            connection.execute(made)
 
 
 def unchecked_files(db_path: Path) -> int:

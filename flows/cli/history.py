@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.running.cells import RUN_BY_SPREADSHEETS, inert, json_row, plain, visible
+from flows.running.display import table
 from infra.step import AnyloomError
 
 SQL_FORMATS = ("table", "csv", "json")
 SPREADSHEET = "CSV for a spreadsheet: a text that begins with = + - @ tab or a line break, which it would run, gets an apostrophe before it"
 _NESTED = (bytes, timedelta, dict, list, tuple)
+WIDTH, _ENDLESS = 100, 1_000_000
+"""Columns of a table that goes to no terminal; more than any table has."""
 
 
 def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.ArgumentParser, what: str) -> None:
@@ -58,6 +61,7 @@ def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.Ar
     sql.add_argument("query")
     sql.add_argument("--format", choices=SQL_FORMATS, default="table", help="json: an object per line (default: table)")
     sql.add_argument("--spreadsheet", action="store_true", help=SPREADSHEET)
+    sql.add_argument("--wide", action="store_true", help="a table with every row on one line, however long (default: the width of the terminal)")
     sql.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
 
 
@@ -129,7 +133,7 @@ def compare(args: argparse.Namespace, root: Path) -> int:
     append_comparisons(stores, rows)
     rebuild(stores, database_path(stores))
     columns = ["task", "condition", "metric", "subgroup", "n_paired", "value_a", "value_b", "delta", "ci_lo", "ci_hi", "p_adjusted", "flips_up", "flips_down"]
-    show(columns, [[row[name] for name in columns] for row in rows], "table")
+    show(columns, [[row[name] for name in columns] for row in rows], "table", wide=not sys.stdout.isatty())
     for line in left_out:
         print(visible(line))
     return 0
@@ -153,17 +157,15 @@ def sql(args: argparse.Namespace, root: Path) -> int:
     from evals.history.database import query
 
     columns, rows = query(root / "history.duckdb", args.query)
-    show(columns, rows, args.format, args.spreadsheet)
+    show(columns, rows, args.format, args.spreadsheet, args.wide)
     return 0
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, spreadsheet: bool = False) -> None:
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, spreadsheet: bool = False, wide: bool = False) -> None:
     """Print rows as a table, as CSV with a header, or as one strict JSON object per line (flows/running/cells.py).
 
-    spreadsheet: texts of the CSV that a spreadsheet would run get an apostrophe before them.
+    spreadsheet: texts of the CSV that a spreadsheet would run get an apostrophe before them. wide: a table with every row on one line, however long.
     """
-    from flows.running.display import Display, table
-
     if spreadsheet and form != "csv":
         raise AnyloomError("--spreadsheet is about CSV: add --format csv")
     if form == "json":
@@ -174,10 +176,28 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, sprea
         cells = [[inert(v) if isinstance(v, str) else v for v in row] for row in cells] if spreadsheet else cells
         csv.writer(sys.stdout, lineterminator="\n").writerows(cells)
     elif form == "table":
-        Display().console.print(table("", map(visible, columns), [[_cell(value) for value in row] for row in rows]))
+        _print_table(columns, [[_cell(value) for value in row] for row in rows], wide)
         print(f"{len(rows)} rows")
     else:
         raise AnyloomError(f"--format {form}: use {', '.join(SQL_FORMATS)}")
+
+
+def _print_table(columns: Sequence[str], cells: Sequence[Sequence[str]], wide: bool) -> None:
+    """A table as wide as the terminal, or WIDTH where there is none; one that is wider has no lines, and folds its cells when that is not enough.
+
+    wide: as wide as it is, on one line a row.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    made = table("", map(visible, columns), cells)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    natural = Measurement.get(console, console.options.update(width=_ENDLESS), made).maximum
+    if wide:
+        console = Console(highlight=False, width=natural)
+    elif natural > console.width:
+        made.box, made.pad_edge = None, False
+    console.print(made)
 
 
 def _cell(value: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from toy_history import append, rows
 
-from evals.history.tables import file_of
+from evals.history.tables import file_of, rows_table
 from flows.cli.main import build_parser, main
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "lmms_eval"
@@ -76,7 +76,7 @@ def test_export(anyloom, tmp_path):
 
 
 def test_formats_of_sql(anyloom):
-    sql = "select run_id, accuracy, 'a,b' as \"x\", null as y from leaderboard order by run_id"
+    sql = "select run_id, accuracy, 'a,b' as \"x\", null as y from leaderboard_all order by run_id"
     found = list(csv.reader(io.StringIO(anyloom("sql", sql, "--format", "csv"))))
     assert found == [["run_id", "accuracy", "x", "y"], ["a", "0.5", "a,b", ""], ["b", "1.0", "a,b", ""]]
     shown = anyloom("sql", sql)
@@ -144,3 +144,24 @@ def test_csv_for_a_spreadsheet(anyloom, tmp_path):
         assert first in {row["prediction"] for row in rows} and "cat" in {row["target"] for row in rows}
     assert "--format csv" in anyloom("sql", sql, "--spreadsheet", expect=1)
     assert "--format csv" in anyloom("history", "export", tmp_path / "out", "--spreadsheet", expect=1)
+
+
+RECIPES = ["tiny", "smol", "smol_judged", "nextgpt_7b_legacy"]
+
+
+def test_the_leaderboard_fits_a_hundred_columns_and_wide_shows_everything(root: Path, anyloom):
+    for number, recipe in enumerate(RECIPES):
+        made = rows(f"{number:015x}e", [1.0, 0.0], night=number, recipe=recipe, task="mmbench_en_dev_static", condition="plain_prompt")
+        renamed = [row | {"metric": "gpt_eval_score"} for row in made["metric"].to_pylist()]
+        append(root / "stores", made | {"metric": rows_table("metric", renamed)}, rows(f"{number:015x}f", [1.0], night=number, recipe=recipe))
+    said = anyloom("sql", "select * from leaderboard").splitlines()
+    assert max(map(len, said)) <= 100
+    one = anyloom("sql", "select * from leaderboard where recipe = 'tiny' and task = 'easyvqa_as_vqav2'").splitlines()
+    assert len(one) == 6 and "2026-11-01 │ 0000000 │ tiny   │ easyvqa_as_vqav2 │ helped" in one[3] and "│ 1        │ 0.800-1.200 │ 1 " in one[3]
+    for sql in ("select * from leaderboard_all", "select * from sample", "select repeat('x', 500) as long, 1 as y"):
+        wide = anyloom("sql", sql, "--wide").splitlines()
+        count = json.loads(anyloom("sql", f"select count(*) as n from ({sql})", "--format", "json"))["n"]
+        assert len(wide) == count + 5 and len({len(line) for line in wide[:-1]}) == 1
+        assert "…" not in "".join(wide) and max(map(len, anyloom("sql", sql).splitlines())) <= 500
+    names = json.loads(anyloom("sql", "select * from leaderboard_all limit 1", "--format", "json"))
+    assert {"ci_lo", "ci_hi", "floor_blind_majority", "artifact", "seed", "time", "run_id", "history_fingerprint", "value", "model_id"} < set(names)
