@@ -176,28 +176,31 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, sprea
         cells = [[inert(v) if isinstance(v, str) else v for v in row] for row in cells] if spreadsheet else cells
         csv.writer(sys.stdout, lineterminator="\n").writerows(cells)
     elif form == "table":
-        _print_table(columns, [[_cell(value) for value in row] for row in rows], wide)
-        print(f"{len(rows)} rows")
+        folded = _print_table(columns, [[_cell(value) for value in row] for row in rows], wide)
+        print(f"{len(rows)} rows{'; --wide shows each on one line' if folded else ''}")
     else:
         raise AnyloomError(f"--format {form}: use {', '.join(SQL_FORMATS)}")
 
 
-def _print_table(columns: Sequence[str], cells: Sequence[Sequence[str]], wide: bool) -> None:
+def _print_table(columns: Sequence[str], cells: Sequence[Sequence[str]], wide: bool) -> bool:
     """A table as wide as the terminal, or WIDTH where there is none; one that is wider has no lines, and folds its cells when that is not enough.
 
-    wide: as wide as it is, on one line a row.
+    wide: as wide as it is, on one line a row. Returns whether cells were folded.
     """
     from rich.console import Console
     from rich.measure import Measurement
 
     made = table("", map(visible, columns), cells)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    natural = Measurement.get(console, console.options.update(width=_ENDLESS), made).maximum
+    endless = console.options.update(width=_ENDLESS)
+    natural = Measurement.get(console, endless, made).maximum
     if wide:
         console = Console(highlight=False, width=natural)
     elif natural > console.width:
         made.box, made.pad_edge = None, False
+        natural = Measurement.get(console, endless, made).maximum
     console.print(made)
+    return natural > console.width
 
 
 def _cell(value: Any) -> str:

@@ -196,7 +196,8 @@ def test_same_step_twice_adds_nothing(tmp_path: Path) -> None:
     assert _count(db) == 1
     _, rows = history.query(
         db,
-        "SELECT recipe, task, condition, subgroup, accuracy, n, floor_always_yes, floor_blind_majority, artifact, seed FROM leaderboard_all WHERE subgroup = 'all'",
+        "SELECT recipe, task, condition, subgroup, accuracy, n, floor_always_yes, floor_blind_majority, artifact, seed "
+        "FROM leaderboard_all WHERE subgroup = 'all'",
     )
     assert rows == [("tiny", "easyvqa_as_vqav2", "helped", "all", 1.0, 12, pytest.approx(8 / 12), pytest.approx(8 / 12), "eval_vqa/ffffffffffff", "stage1=0")]
     assert len(history.query(db, "SELECT * FROM by_type")[1]) == 3

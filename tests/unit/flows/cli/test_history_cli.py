@@ -158,6 +158,7 @@ def test_the_leaderboard_fits_a_hundred_columns_and_wide_shows_everything(root: 
     assert max(map(len, said)) <= 100
     one = anyloom("sql", "select * from leaderboard where recipe = 'tiny' and task = 'easyvqa_as_vqav2'").splitlines()
     assert len(one) == 6 and "2026-11-01 │ 0000000 │ tiny   │ easyvqa_as_vqav2 │ helped" in one[3] and "│ 1        │ 0.800-1.200 │ 1 " in one[3]
+    assert said[-1] == "10 rows; --wide shows each on one line" and one[-1] == "1 rows"
     for sql in ("select * from leaderboard_all", "select * from sample", "select repeat('x', 500) as long, 1 as y"):
         wide = anyloom("sql", sql, "--wide").splitlines()
         count = json.loads(anyloom("sql", f"select count(*) as n from ({sql})", "--format", "json"))["n"]
