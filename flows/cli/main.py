@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from flows.cli.options import parse_overrides, parse_pairs, settings_of, shared_options
 from flows.cli.unexpected import unexpected
-from flows.running.answer import give
+from flows.running.answer import JSON, give
 from flows.running.cells import visible
 from flows.running.interrupts import MESSAGES, Terminated, sigterm_raises
 from infra.logs import one_line
@@ -72,12 +71,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_train_decoder(commands, how)
     stack.add_stack(commands)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale, damaged or waiting, with the reason")
-    recipes = commands.add_parser("recipes", help="the recipes: parts, licences, what each stage trains, memory; or one as JSON")
-    recipes.add_argument("name", nargs="?")
-    recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    recipes = commands.add_parser("recipes", help="the recipes, a line each; of one its parts, licences, what each stage trains, memory")
+    recipes.add_argument("name", nargs="?", help="say everything about this one")
+    recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a value of it first")
+    recipes.add_argument("--json", action="store_true", help=JSON)
 
-    commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
-    commands.add_parser("decoders", help="the known decoder weights: family, licence, commercial use, what they predict, tiny twin")
+    encoders = commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
+    decoders = commands.add_parser("decoders", help="the known decoder weights: family, licence, commercial use, what they predict, tiny twin")
+    for catalogue in (encoders, decoders):
+        catalogue.add_argument("--json", action="store_true", help=JSON)
 
     artifacts = commands.add_parser(
         "artifacts",
@@ -171,50 +173,23 @@ def cmd_plan(args: argparse.Namespace) -> int:
 
 def cmd_recipes(args: argparse.Namespace) -> int:
     """recipes"""
-    from pipelines.recipes import RECIPES, get_recipe
-    from pipelines.recipes.overrides import described
-
-    if args.name:
-        print(json.dumps(described(get_recipe(args.name, parse_overrides(args.overrides))), indent=1))
-        return 0
     from flows.cli import catalogues
 
-    print_table(catalogues.RECIPE_HEADER, [catalogues.recipe_row(make()) for make in RECIPES.values()], lines=True)
-    for line in [f"{name:<18} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]:
-        print(line)
-    print(*catalogues.RECIPE_NOTES, sep="\n")
-    return 0
+    return give(lambda: catalogues.recipes(args.name, parse_overrides(args.overrides)), args.json)
 
 
 def cmd_encoders(args: argparse.Namespace) -> int:
     """encoders"""
-    from mmcore.encoders.catalogue import CATALOGUE
+    from flows.cli import catalogues
 
-    header = ("weights, where published, arch", "kinds", "licence", "commercial", "features", "tiny twin")
-    rows = [(f"{e.name}\n  {e.published}\n  {e.arch}", "\n".join(e.kinds), e.licence, e.commercial, e.features, e.tiny) for e in CATALOGUE]
-    print_table(header, rows)
-    print("A twin is random, of the same layout at toy size: --set weights.kind=random --set weights.image=TWIN. Files of your own: --weights image=PATH.")
-    return 0
+    return give(catalogues.known_encoders, args.json)
 
 
 def cmd_decoders(args: argparse.Namespace) -> int:
     """decoders"""
     from flows.cli import catalogues
 
-    print_table(catalogues.DECODER_HEADER, catalogues.decoder_rows())
-    print(*catalogues.DECODER_NOTES, sep="\n")
-    return 0
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False) -> None:
-    """A table. lines: one between rows."""
-    from flows.running.display import Display, table
-
-    made = table("", header, rows)
-    made.show_lines = lines
-    for column, name in zip(made.columns, header, strict=True):
-        column.no_wrap = column.no_wrap or name == "trains"
-    Display().console.print(made)
+    return give(catalogues.known_decoders, args.json)
 
 
 def cmd_history(args: argparse.Namespace) -> int:

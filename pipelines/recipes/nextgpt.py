@@ -62,7 +62,7 @@ TRAINER: dict[str, Any] = {
 
 
 def nextgpt_7b() -> Recipe:
-    """NExT-GPT of the current code: Vicuna-7B v1.5, ImageBind, group projector, SD 2, ZeroScope and AudioLDM; stages 1-3-2."""
+    """NExT-GPT on your files: Vicuna-7B v1.5, every modality in and out; stages 1-3-2."""
     return Recipe(
         name="nextgpt_7b",
         lists="own",
@@ -133,8 +133,9 @@ def nextgpt_7b() -> Recipe:
 
 
 def nextgpt_7b_legacy() -> Recipe:
-    """The layout of the only public checkpoint: Vicuna-7B v0, one Linear and one token per item, SD 1.5; stages 1-3-2.
+    """The layout of NExT-GPT's only public checkpoint, on your files; stages 1-3-2.
 
+    Vicuna-7B v0, one Linear and one token per item, SD 1.5.
     `mmcore.model.legacy_checkpoint` reads the published file into this model.
     """
     recipe = nextgpt_7b()
