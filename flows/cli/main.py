@@ -20,6 +20,7 @@ EPILOG = """examples:
   anyloom run --recipe smol                     everything: lists, shards, embeddings, stages 1-3, evaluation, report
   anyloom plan --set stage3.lr=1e-4             what that change would run again, and why
   anyloom run --set stage3.lr=1e-4              run just that
+  anyloom show runs                             the newest report, in the browser
   anyloom generate --model runs --image cat.png "What is this?"
   anyloom sql "select * from leaderboard"       the benchmark history
   anyloom report --history                      the same as a page: trends, two checkpoints question by question
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     from flows.cli import history, report, suites
     from flows.cli.ask import add_ask, add_pack
     from flows.cli.doctor import add_doctor
+    from flows.cli.show import add_show
     from flows.cli.train_decoder import add_train_decoder
     from flows.deployments import stack
 
@@ -68,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
             suites.add_prepare(staged)
     store.add_commands(commands, where, which, how)
     add_doctor(commands, [where])
+    add_show(commands)
     add_train_decoder(commands, how)
     stack.add_stack(commands)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale, damaged or waiting, with the reason")
@@ -136,6 +139,13 @@ def cmd_doctor(args: argparse.Namespace) -> int:
     from flows.cli import doctor
 
     return give(lambda: doctor.main(settings_of(args)), args.json)
+
+
+def cmd_show(args: argparse.Namespace) -> int:
+    """show"""
+    from flows.cli import show
+
+    return give(lambda: show.main(settings_of(args), args.only_print), args.json)
 
 
 def cmd_train_decoder(args: argparse.Namespace) -> int:
@@ -252,6 +262,7 @@ def cmd_eval_task(args: argparse.Namespace) -> int:
 COMMANDS = dict.fromkeys(STAGED, cmd_run) | {
     "embed": cmd_embed,
     "doctor": cmd_doctor,
+    "show": cmd_show,
     "train-decoder": cmd_train_decoder,
     "stack": cmd_stack,
     "plan": cmd_plan,
