@@ -227,16 +227,17 @@ def spice(settings: Settings) -> Finding:
 def demo(settings: Settings) -> Finding:
     """The packages that carry smol's models and data, with the versions that are pinned."""
     from pipelines.demo.assets import REMEDY, locate
-    from pipelines.demo.config import AssetsConfig
+    from pipelines.demo.config import AssetsConfig, PackageFile, PackageTree
     from pipelines.recipes import RECIPES
 
     wanted, missing = AssetsConfig(), list[str]()
-    for one in (*wanted.files, wanted.easy_vqa):
+    carried: tuple[PackageFile | PackageTree, ...] = (*wanted.files, wanted.easy_vqa)
+    for one in carried:
         try:
             locate(one.package, one.version, one.path)
         except AnyloomError as error:
             missing.append(str(error).partition(";")[0])
-    count = len({one.package for one in (*wanted.files, wanted.easy_vqa)})
+    count = len({one.package for one in carried})
     if missing:
         concerned = [name for name, make in RECIPES.items() if "assets" in step_names(make())]
         costs = f"{', '.join(concerned)} cannot run: the step assets stops; the tiny recipes and those on your own files do not need them"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flows.cli.checks import CHECKS, Finding
-from flows.running.answer import JSON, Answer
+from flows.running.answer import Answer
 from flows.running.cells import visible
 from infra.logs import one_line
 from infra.settings import Settings, offline_environment
@@ -21,13 +21,12 @@ WIDTH, MARGIN = 100, 25
 
 def add_doctor(commands: Any, parents: Sequence[Any]) -> None:
     """Add `doctor` to a subparsers action. parents: parsers with --root."""
-    doctor = commands.add_parser(
+    commands.add_parser(
         "doctor",
         parents=list(parents),
         help="what this machine can do; for each missing thing what it costs and what helps",
         description="Looks at CPU, memory, GPUs, disk, packages and programs. Exit code 1 when something is missing without which no recipe runs.",
     )
-    doctor.add_argument("--json", action="store_true", help=JSON)
 
 
 def main(settings: Settings) -> Answer:

@@ -10,7 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.running.cells import RUN_BY_SPREADSHEETS, inert, json_row, plain, visible
+from flows.running.answer import Answer
+from flows.running.cells import RUN_BY_SPREADSHEETS, inert, json_row, plain, unique, visible
 from flows.running.display import table
 from infra.step import AnyloomError
 
@@ -59,39 +60,40 @@ def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.Ar
 
     sql = commands.add_parser("sql", parents=[where], help='query the benchmark history, e.g. "select * from leaderboard"')
     sql.add_argument("query")
-    sql.add_argument("--format", choices=SQL_FORMATS, default="table", help="json: an object per line (default: table)")
+    sql.add_argument("--format", choices=SQL_FORMATS, default="table", help="json: an object per line; --json: all of them as one list (default: table)")
     sql.add_argument("--spreadsheet", action="store_true", help=SPREADSHEET)
     sql.add_argument("--wide", action="store_true", help="a table with every row on one line, however long (default: the width of the terminal)")
-    sql.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
 
 
-def main(args: argparse.Namespace, root: Path) -> int:
-    """Run one action. Returns the exit code: 1 when `check` found a problem."""
+def main(args: argparse.Namespace, root: Path) -> Answer:
+    """Run one action. The exit code is 1 when `check` found a problem."""
     return {"build": build, "import": import_folders, "export": export, "check": check, "compare": compare, "annotate": annotate}[args.action](args, root)
 
 
-def build(args: argparse.Namespace, root: Path) -> int:
+def build(args: argparse.Namespace, root: Path) -> Answer:
     """history build"""
     from evals.history.database import database_path, rebuild, unchecked_files
 
     database = database_path(root / "stores")
     runs = rebuild(root / "stores", database, fresh=args.fresh)
-    print(f"{runs} runs in {database}{_unchecked(unchecked_files(database))}")
-    return 0
+    unchecked = unchecked_files(database)
+    return Answer({"runs": runs, "database": database, "unchecked": unchecked}, lambda: print(f"{runs} runs in {database}{_unchecked(unchecked)}"))
 
 
-def import_folders(args: argparse.Namespace, root: Path) -> int:
+def import_folders(args: argparse.Namespace, root: Path) -> Answer:
     """history import"""
     from evals.history.database import database_path, rebuild
     from evals.history.imported import import_folder
 
+    made = []
     for one in import_folder(root / "stores", args.directory, harness_version=args.harness_version, timezone=args.timezone, name=args.name):
         print(visible(f"{'added' if one.new else 'there '}  run {one.run_id}: {', '.join(one.tasks)}; {one.samples} samples; {one.path}"))
+        made.append({"run_id": one.run_id, "new": one.new, "tasks": list(one.tasks), "samples": one.samples, "file": one.path})
     rebuild(root / "stores", database_path(root / "stores"))
-    return 0
+    return Answer(made)
 
 
-def export(args: argparse.Namespace, root: Path) -> int:
+def export(args: argparse.Namespace, root: Path) -> Answer:
     """history export"""
     from evals.history.exported import export as write
     from evals.history.tables import TABLES
@@ -99,27 +101,26 @@ def export(args: argparse.Namespace, root: Path) -> int:
     if args.spreadsheet and args.format != "csv":
         raise AnyloomError("--spreadsheet is about CSV: add --format csv")
     quoted = RUN_BY_SPREADSHEETS if args.spreadsheet else ()
-    for name, rows in write(root / "history.duckdb", args.directory, args.format, args.table or TABLES, quoted=quoted).items():
-        print(f"{rows:>10} rows  {args.directory / name}.{args.format}")
-    return 0
+    written = write(root / "history.duckdb", args.directory, args.format, args.table or TABLES, quoted=quoted)
+    made = [{"table": name, "rows": rows, "file": args.directory / f"{name}.{args.format}"} for name, rows in written.items()]
+    return Answer(made, lambda: print(*(f"{one['rows']:>10} rows  {one['file']}" for one in made), sep="\n"))
 
 
-def check(args: argparse.Namespace, root: Path) -> int:
+def check(args: argparse.Namespace, root: Path) -> Answer:
     """history check"""
     from evals.history.check import check as look
 
     found = look(root / "stores", root / "history.duckdb")
-    for problem in found.problems:
-        print(visible(problem))
-    print(f"{found.files} files, {found.rows} rows, {len(found.problems)} problems{_unchecked(found.unchecked)}")
-    return int(bool(found.problems))
+    lines = [*map(visible, found.problems), f"{found.files} files, {found.rows} rows, {len(found.problems)} problems{_unchecked(found.unchecked)}"]
+    document = {"files": found.files, "rows": found.rows, "problems": found.problems, "unchecked": found.unchecked}
+    return Answer(document, lambda: print(*lines, sep="\n"), int(bool(found.problems)))
 
 
 def _unchecked(files: int) -> str:
     return f"; unchecked: {files} files of older versions, which have no digest" if files else ""
 
 
-def compare(args: argparse.Namespace, root: Path) -> int:
+def compare(args: argparse.Namespace, root: Path) -> Answer:
     """history compare"""
     from evals.history.database import database_path, rebuild
     from evals.history.reader import history_of
@@ -133,13 +134,15 @@ def compare(args: argparse.Namespace, root: Path) -> int:
     append_comparisons(stores, rows)
     rebuild(stores, database_path(stores))
     columns = ["task", "condition", "metric", "subgroup", "n_paired", "value_a", "value_b", "delta", "ci_lo", "ci_hi", "p_adjusted", "flips_up", "flips_down"]
-    show(columns, [[row[name] for name in columns] for row in rows], "table", wide=not sys.stdout.isatty())
-    for line in left_out:
-        print(visible(line))
-    return 0
+
+    def tell() -> None:
+        show(columns, [[row[name] for name in columns] for row in rows], "table", wide=not sys.stdout.isatty())
+        print(*map(visible, left_out), sep="\n", end="\n" if left_out else "")
+
+    return Answer({"run_a": pair[0], "run_b": pair[1], "rows": rows, "left_out": left_out}, tell)
 
 
-def annotate(args: argparse.Namespace, root: Path) -> int:
+def annotate(args: argparse.Namespace, root: Path) -> Answer:
     """history annotate"""
     from evals.history.database import database_path, rebuild
     from evals.history.records import annotate as note
@@ -148,17 +151,18 @@ def annotate(args: argparse.Namespace, root: Path) -> int:
     stores = root / "stores"
     name = note(stores, at=parse_time(args.at), text=args.text, recipe=args.of_recipe, task=args.task, author=args.author)
     rebuild(stores, database_path(stores))
-    print(f"annotation {name}")
-    return 0
+    return Answer({"annotation": name}, lambda: print(f"annotation {name}"))
 
 
-def sql(args: argparse.Namespace, root: Path) -> int:
+def sql(args: argparse.Namespace, root: Path) -> Answer:
     """sql"""
     from evals.history.database import query
 
+    if args.json and (args.format == "csv" or args.spreadsheet or args.wide):
+        raise AnyloomError("--json is one document of all rows: leave out --format csv, --spreadsheet and --wide")
     columns, rows = query(root / "history.duckdb", args.query)
-    show(columns, rows, args.format, args.spreadsheet, args.wide)
-    return 0
+    names = unique(columns)
+    return Answer([dict(zip(names, row, strict=True)) for row in rows], lambda: show(columns, rows, args.format, args.spreadsheet, args.wide))
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, spreadsheet: bool = False, wide: bool = False) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flows.cli.options import parse_overrides, parse_pairs, settings_of, shared_options
 from flows.cli.unexpected import unexpected
-from flows.running.answer import JSON, give
+from flows.running.answer import Answer, add_json, give
 from flows.running.cells import visible
 from flows.running.interrupts import MESSAGES, Terminated, sigterm_raises
 from infra.logs import one_line
@@ -77,12 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="the recipes, a line each; of one its parts, licences, what each stage trains, memory")
     recipes.add_argument("name", nargs="?", help="say everything about this one")
     recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a value of it first")
-    recipes.add_argument("--json", action="store_true", help=JSON)
 
-    encoders = commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
-    decoders = commands.add_parser("decoders", help="the known decoder weights: family, licence, commercial use, what they predict, tiny twin")
-    for catalogue in (encoders, decoders):
-        catalogue.add_argument("--json", action="store_true", help=JSON)
+    commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
+    commands.add_parser("decoders", help="the known decoder weights: family, licence, commercial use, what they predict, tiny twin")
 
     artifacts = commands.add_parser(
         "artifacts",
@@ -100,10 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_pack(commands)
     taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
     taskdir.add_argument("directory", type=Path)
+    add_json(parser)
     return parser
 
 
-def cmd_run(args: argparse.Namespace) -> int:
+def cmd_run(args: argparse.Namespace) -> Answer:
     """run, data, train, eval; report without --history; history without an action; embed build."""
     from flows.cli.run import run_recipe
 
@@ -118,14 +116,14 @@ def cmd_run(args: argparse.Namespace) -> int:
     )
 
 
-def cmd_eval(args: argparse.Namespace) -> int:
+def cmd_eval(args: argparse.Namespace) -> Answer:
     """eval"""
     from flows.cli import suites
 
     return suites.main(args) if args.action == "prepare" else cmd_run(args)
 
 
-def cmd_embed(args: argparse.Namespace) -> int:
+def cmd_embed(args: argparse.Namespace) -> Answer:
     """embed"""
     from flows.cli import embed as store
 
@@ -134,129 +132,121 @@ def cmd_embed(args: argparse.Namespace) -> int:
     return args.handler(args) if args.action == "search" else store.main(args, settings_of(args).root.absolute())
 
 
-def cmd_doctor(args: argparse.Namespace) -> int:
+def cmd_doctor(args: argparse.Namespace) -> Answer:
     """doctor"""
     from flows.cli import doctor
 
-    return give(lambda: doctor.main(settings_of(args)), args.json)
+    return doctor.main(settings_of(args))
 
 
-def cmd_show(args: argparse.Namespace) -> int:
+def cmd_show(args: argparse.Namespace) -> Answer:
     """show"""
     from flows.cli import show
 
-    return give(lambda: show.main(settings_of(args), args.only_print), args.json)
+    return show.main(settings_of(args), args.only_print)
 
 
-def cmd_train_decoder(args: argparse.Namespace) -> int:
+def cmd_train_decoder(args: argparse.Namespace) -> Answer:
     """train-decoder"""
     from flows.cli import train_decoder
 
     return train_decoder.main(args)
 
 
-def cmd_stack(args: argparse.Namespace) -> int:
+def cmd_stack(args: argparse.Namespace) -> Answer:
     """stack"""
     from flows.deployments import stack
 
     return stack.main(args, settings_of(args).root.absolute())
 
 
-def cmd_plan(args: argparse.Namespace) -> int:
+def cmd_plan(args: argparse.Namespace) -> Answer:
     """plan"""
-    from flows.running.display import Display, table
-    from flows.running.run import recipe_steps
-    from infra.plan import plan
-    from pipelines.dag.given import left_out
-    from pipelines.recipes import get_recipe
+    from flows.cli.run import plan_recipe
 
-    settings = settings_of(args)
     own = parse_pairs(args.lists, "--list", "DATASET=FILE"), parse_pairs(args.weights, "--weights", "MODEL=PATH")
-    steps = recipe_steps(args.recipe, parse_overrides(args.overrides), *own)
-    rows = plan(steps.values(), settings.root.absolute())
-    Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
-    for line in left_out(get_recipe(args.recipe, parse_overrides(args.overrides))):
-        print(f"left out: {line}")
-    print(f"{sum(r.status == 'done' for r in rows)} of {len(rows)} steps done below {settings.root.absolute()}")
-    return 0
+    return plan_recipe(args.recipe, settings_of(args).root.absolute(), parse_overrides(args.overrides), *own)
 
 
-def cmd_recipes(args: argparse.Namespace) -> int:
+def cmd_recipes(args: argparse.Namespace) -> Answer:
     """recipes"""
     from flows.cli import catalogues
 
-    return give(lambda: catalogues.recipes(args.name, parse_overrides(args.overrides)), args.json)
+    return catalogues.recipes(args.name, parse_overrides(args.overrides))
 
 
-def cmd_encoders(args: argparse.Namespace) -> int:
+def cmd_encoders(args: argparse.Namespace) -> Answer:
     """encoders"""
     from flows.cli import catalogues
 
-    return give(catalogues.known_encoders, args.json)
+    return catalogues.known_encoders()
 
 
-def cmd_decoders(args: argparse.Namespace) -> int:
+def cmd_decoders(args: argparse.Namespace) -> Answer:
     """decoders"""
     from flows.cli import catalogues
 
-    return give(catalogues.known_decoders, args.json)
+    return catalogues.known_decoders()
 
 
-def cmd_history(args: argparse.Namespace) -> int:
+def cmd_history(args: argparse.Namespace) -> Answer:
     """history"""
     from flows.cli import history
 
     return history.main(args, settings_of(args).root.absolute()) if args.action else cmd_run(args)
 
 
-def cmd_report(args: argparse.Namespace) -> int:
+def cmd_report(args: argparse.Namespace) -> Answer:
     """report"""
     from flows.cli import report
 
-    code = 0 if args.history else cmd_run(args)
-    return code or report.write(args, settings_of(args).root.absolute())
+    run = None if args.history else cmd_run(args)
+    return report.write(args, settings_of(args).root.absolute(), run)
 
 
-def cmd_sql(args: argparse.Namespace) -> int:
+def cmd_sql(args: argparse.Namespace) -> Answer:
     """sql"""
     from flows.cli import history
 
     return history.sql(args, settings_of(args).root.absolute())
 
 
-def cmd_artifacts(args: argparse.Namespace) -> int:
+def cmd_artifacts(args: argparse.Namespace) -> Answer:
     """artifacts"""
     from flows.cli import artifacts
 
     return artifacts.main(args.action, args.name, settings_of(args).root.absolute(), args.yes)
 
 
-def cmd_ask(args: argparse.Namespace) -> int:
+def cmd_ask(args: argparse.Namespace) -> Answer:
     """generate, chat"""
     from flows.cli import ask
 
     return ask.main(args)
 
 
-def cmd_pack(args: argparse.Namespace) -> int:
+def cmd_pack(args: argparse.Namespace) -> Answer:
     """pack"""
     from flows.cli.ask import export_directory
     from pipelines.training.pack import pack
 
-    print(pack(export_directory(args.model), args.out, args.bundle))
-    return 0
+    said = pack(export_directory(args.model), args.out, args.bundle)
+    return Answer({"directory": args.out, "bundle": args.bundle, "said": said}, lambda: print(said))
 
 
-def cmd_eval_task(args: argparse.Namespace) -> int:
+def cmd_eval_task(args: argparse.Namespace) -> Answer:
     """eval-task"""
     from evals.suites.task_files import write_task_dir
     from infra.artifact import find
 
     path, _ = find(settings_of(args).root.absolute(), "eval_vqa")
-    write_task_dir(args.directory.absolute(), path / "task" / "easyvqa_as_vqav2.parquet")
-    print("now: lmms-eval --model anyloom --model_args path=EXPORT --tasks easyvqa_as_vqav2 \\")
-    print(f"       --include_path {args.directory.absolute()} --log_samples --output_path OUT")
-    return 0
+    directory, task = args.directory.absolute(), "easyvqa_as_vqav2"
+    write_task_dir(directory, path / "task" / f"{task}.parquet")
+    lines = (
+        f"now: lmms-eval --model anyloom --model_args path=EXPORT --tasks {task} \\",
+        f"       --include_path {directory} --log_samples --output_path OUT",
+    )
+    return Answer({"directory": directory, "task": task}, lambda: print(*lines, sep="\n"))
 
 
 COMMANDS = dict.fromkeys(STAGED, cmd_run) | {
@@ -287,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         with sigterm_raises():
-            return COMMANDS[args.command](args)
+            return give(lambda: COMMANDS[args.command](args), args.json)
     except AnyloomError as error:
         print(f"anyloom: {visible(one_line(error))}", file=sys.stderr)
         return 1

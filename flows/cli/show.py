@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flows.running.answer import JSON, Answer
+from flows.running.answer import Answer
 from infra.artifact import look
 from infra.settings import Settings, has_display
 from infra.step import AnyloomError
@@ -26,7 +26,6 @@ def add_show(commands: Any) -> None:
     )
     show.add_argument("root", nargs="?", type=Path, metavar="ROOT", help="directory of artifacts, stores, history and report (default: runs, or ANYLOOM_ROOT)")
     show.add_argument("--print", action="store_true", dest="only_print", help="print the path and open nothing")
-    show.add_argument("--json", action="store_true", help=JSON)
 
 
 def pages(root: Path) -> list[tuple[datetime, Path]]:

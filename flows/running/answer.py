@@ -23,7 +23,7 @@ class Answer:
     """What a command found out."""
 
     document: Any
-    """For programs: what `json_text` takes."""
+    """For programs: what `json_text` takes, or a function that makes it when it is asked for."""
     show: Callable[[], None] | None = None
     """Prints it for people; None: the command has printed it as it went."""
     code: int = 0
@@ -39,7 +39,8 @@ def give(command: Callable[[], Answer], as_json: bool) -> int:
         return answer.code
     with redirect_stdout(sys.stderr):
         answer = command()
-    print(json_document(answer.document))
+        document = answer.document() if callable(answer.document) else answer.document
+    print(json_document(document))
     return answer.code
 
 

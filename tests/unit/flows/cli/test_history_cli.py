@@ -59,7 +59,7 @@ def test_check_says_each_problem_and_exits_1(anyloom, root):
 def test_import_twice_then_query(anyloom):
     first, again = (anyloom("history", "import", GOLDEN, "--harness-version", "0.7.3") for _ in range(2))
     assert first.startswith("added") and again.startswith("there")
-    assert json.loads(anyloom("sql", "select count(*) as n from run where source = 'lmms-eval'", "--json")) == {"n": 1}
+    assert json.loads(anyloom("sql", "select count(*) as n from run where source = 'lmms-eval'", "--json")) == [{"n": 1}]
     assert "--harness-version" in anyloom("history", "import", GOLDEN, expect=1)
 
 
@@ -81,7 +81,10 @@ def test_formats_of_sql(anyloom):
     assert found == [["run_id", "accuracy", "x", "y"], ["a", "0.5", "a,b", ""], ["b", "1.0", "a,b", ""]]
     shown = anyloom("sql", sql)
     assert shown.endswith("2 rows\n") and "accuracy" in shown and "0.5" in shown
-    assert anyloom("sql", sql, "--json") == anyloom("sql", sql, "--format", "json")
+    lines = anyloom("sql", sql, "--format", "json").splitlines()
+    assert json.loads(anyloom("sql", sql, "--json")) == [json.loads(line) for line in lines] and json.loads(anyloom("sql", "select 1 limit 0", "--json")) == []
+    for other in (["--format", "csv"], ["--wide"], ["--spreadsheet"]):
+        assert "leave out" in anyloom("sql", sql, "--json", *other, expect=1)
 
 
 def test_sql_cannot_write(anyloom):
