@@ -196,6 +196,15 @@ def _build(stores: Path, database: Path, files: set[tuple[str, str]], *, fresh: 
 
 @contextmanager
 def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection as of `open_database`, closed at the end."""
+    connection = open_database(path, called)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def open_database(path: Path, called: Path | None = None) -> duckdb.DuckDBPyConnection:
     """A read-only connection without access to files, the network or settings. Raises AnyloomError for a missing or foreign file.
 
     called: the name for error messages, when `path` is a copy.
@@ -214,9 +223,10 @@ def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyCo
     try:
         connection.execute("PRAGMA disable_progress_bar")  # DuckDB draws it on stdout where it thinks that somebody types
         _views_of_today(connection)
-        yield connection
-    finally:
+    except BaseException:
         connection.close()
+        raise
+    return connection
 
 
 def _views_of_today(connection: duckdb.DuckDBPyConnection) -> None:
