@@ -100,7 +100,10 @@ def test_gc_removes_what_nothing_pins_after_saying_what(root, here):
     assert "removed" in here("embed", "gc", "--root", root, "--yes").stdout
     after = json.loads(here("embed", "stats", "--json", "--root", root).stdout)
     assert sum(line["parts"] for line in after) == sum(line["parts"] for line in stats) - unused["parts"]
-    assert "ok" in here("embed", "verify", "--root", root, "--sample", "4").stdout
+    removed = json.loads(here("embed", "gc", "--root", root, "--json").stdout)
+    assert removed == {"root": str(root), "removable": [], "removed_bytes": 0}
+    checked = json.loads(here("embed", "verify", "--root", root, "--sample", "4", "--json").stdout)
+    assert checked and all(one["ok"] and one["largest"] <= one["tolerance"] and not one["damaged"] for one in checked)
 
 
 def test_parts_of_an_interrupted_build_are_kept(root, here):

@@ -128,7 +128,8 @@ def test_generate_answers_from_the_exported_directory_alone(tiny, cli, here, tmp
 @pytest.mark.slow
 def test_lmms_eval_from_the_shell(tiny, cli, tmp_path):
     export, _ = find(tiny.root, "export")
-    cli("eval-task", tmp_path / "task", "--root", tiny.root)
+    told = json.loads(cli("eval-task", tmp_path / "task", "--root", tiny.root, "--json").stdout)
+    assert told == {"directory": str(tmp_path / "task"), "task": "easyvqa_as_vqav2"}
     command = [
         str(Path(sys.executable).with_name("lmms-eval")),
         "--model",

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,17 @@ def test_gpus_that_torch_does_not_see_are_required():
     assert found.state == "fails" and "ANYLOOM_GPUS=0" in found.remedy
     none = checks.gpus(Settings(gpus=0))
     assert none.state == "missing" and "llava15_7b" in none.costs and "smol" not in none.costs
+
+
+@pytest.mark.parametrize(("gb", "state", "named"), [(24, "missing", "nextgpt_7b (25 GB)"), (80, "ok", "")])
+def test_a_gpu_is_measured_against_what_recipes_need(gb, state, named, monkeypatch):
+    """On a machine that pretends to have a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(name="A GPU", total_memory=gb * 10**9))
+    found = checks.gpus(Settings(gpus=1))
+    assert (found.state, found.found) == (state, f"A GPU with {gb} GB") and named in found.costs and "smol" not in found.costs
+    assert found.facts == {"used": 1, "gpus": [{"name": "A GPU", "bytes": gb * 10**9}]}
 
 
 def test_a_server_or_a_cluster_that_does_not_answer_is_required(monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from toy_history import append, rows
 
+from flows.cli import report
 from flows.cli.main import COMMANDS, build_parser, main
 from flows.running.answer import Answer, give, parsers
 
@@ -160,3 +161,9 @@ def test_what_a_command_prints_meanwhile_is_no_part_of_its_document(capsys):
     assert strict(said.out) == {"nan": None, "path": "a", "text": "\x1b[1m"} and said.err == "progress\n"
     assert give(command, as_json=False) == 3
     assert capsys.readouterr().out == "progress\nfor people\n"
+
+
+def test_the_report_of_a_run_has_both_documents(made):
+    args = build_parser().parse_args(["report", "--root", str(made)])
+    both = report.write(args, made, Answer(lambda: {"recipe": "tiny", "executed": 0}))
+    assert both.document() == {"recipe": "tiny", "executed": 0, "history": report.write(args, made, None).document}
