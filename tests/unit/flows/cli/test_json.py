@@ -12,6 +12,7 @@ import pytest
 from toy_history import append, rows
 
 from flows.cli import report
+from flows.cli.artifacts import removal
 from flows.cli.main import COMMANDS, build_parser, main
 from flows.running.answer import Answer, give, parsers
 
@@ -167,3 +168,25 @@ def test_the_report_of_a_run_has_both_documents(made):
     args = build_parser().parse_args(["report", "--root", str(made)])
     both = report.write(args, made, Answer(lambda: {"recipe": "tiny", "executed": 0}))
     assert both.document() == {"recipe": "tiny", "executed": 0, "history": report.write(args, made, None).document}
+
+
+def test_what_may_be_removed_is_listed_and_goes_only_when_somebody_says_so(tmp_path, capsys, monkeypatch):
+    doomed, done = {tmp_path / "a": 1000, tmp_path / "b": 500}, []
+
+    def remove() -> int:
+        done.append(True)
+        return 1500
+
+    for yes, typed, removed, said in ((False, None, 0, "add --yes"), (True, None, 1500, "removed 1.5 KB"), (False, "n", 0, ""), (False, "y", 1500, "removed")):
+        done.clear()
+        monkeypatch.setattr("sys.stdin.isatty", lambda typed=typed: typed is not None, raising=False)
+        monkeypatch.setattr("builtins.input", lambda prompt, typed=typed: typed)
+        answer = removal(tmp_path, doomed, "parts", "all is pinned", yes, remove)
+        assert answer.document == {
+            "root": tmp_path,
+            "removable": [{"path": Path("a"), "bytes": 1000}, {"path": Path("b"), "bytes": 500}],
+            "removed_bytes": removed,
+        }
+        assert said in capsys.readouterr().out and len(done) == bool(removed)
+    assert removal(tmp_path, {}, "parts", "all is pinned", True, remove).document["removable"] == []
+    assert capsys.readouterr().out == "nothing to remove: all is pinned\n"
