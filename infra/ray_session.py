@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from infra.settings import background_is_normal, cluster_address, cluster_is_given, private_directory, quiet_environment, ray_login, thread_environment
+from infra.settings import background_is_normal, cluster_is_given, private_directory, quiet_environment, ray_address, ray_login, thread_environment
 from infra.step import AnyloomError, StepDied
 
 BACKGROUND = {"env_vars": {"ANYLOOM_BACKGROUND": "1"}}
@@ -66,7 +66,7 @@ def start(num_cpus: int, num_gpus: int = 0) -> None:
         AuthenticationTokenLoader.instance().reset_cache()
         scratch = private_directory() / "ray"
         local = {} if cluster_is_given() else {"num_cpus": num_cpus, "num_gpus": num_gpus, "_temp_dir": str(scratch), "object_store_memory": 512 * 2**20}
-        _knock(cluster_address())
+        _knock(ray_address())
         try:
             with _sigterm_stays_ours():
                 ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR", configure_logging=True, **local)  # type: ignore[arg-type]

@@ -65,11 +65,12 @@ def quota_of_cpus(cgroup: Path) -> int:
         try:
             quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         except OSError:
-            return _NO_LIMIT
-    return _NO_LIMIT if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
+            return NO_QUOTA
+    return NO_QUOTA if quota in ("max", "-1") else max(1, -(-int(quota) // int(period)))
 
 
-_NO_LIMIT = 1 << 20
+NO_QUOTA = 1 << 20
+"""What `quota_of_cpus` says where there is no limit."""
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -166,9 +167,14 @@ def cluster_is_given() -> bool:
     return "RAY_ADDRESS" in os.environ
 
 
-def cluster_address() -> str:
-    """The existing Ray cluster that RAY_ADDRESS names, "" without one."""
+def ray_address() -> str:
+    """The Ray cluster that the environment names, "" without one."""
     return os.environ.get("RAY_ADDRESS", "")
+
+
+def has_display() -> bool:
+    """Whether a browser could show something to the person at this terminal: there is a display, or BROWSER names a program."""
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
 
 def child_environment(**changes: str) -> dict[str, str]:

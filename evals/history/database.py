@@ -32,7 +32,7 @@ from infra.lock import exclusive
 from infra.step import AnyloomError, StepContext
 from infra.storage import disk_errors, fsync_directory, write_atomic
 
-VIEWS = ("leaderboard", "trend", "regressions", "sample_diff", "by_type")
+VIEWS = ("leaderboard", "leaderboard_all", "trend", "regressions", "sample_diff", "by_type")
 _READ_ONLY: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
     "autoinstall_known_extensions": False,
@@ -196,6 +196,15 @@ def _build(stores: Path, database: Path, files: set[tuple[str, str]], *, fresh: 
 
 @contextmanager
 def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection as of `open_database`, closed at the end."""
+    connection = open_database(path, called)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def open_database(path: Path, called: Path | None = None) -> duckdb.DuckDBPyConnection:
     """A read-only connection without access to files, the network or settings. Raises AnyloomError for a missing or foreign file.
 
     called: the name for error messages, when `path` is a copy.
@@ -213,9 +222,25 @@ def opened(path: Path, called: Path | None = None) -> Iterator[duckdb.DuckDBPyCo
         raise AnyloomError(f"{name} cannot be opened ({_first_line(error)}): {_DERIVED}") from error
     try:
         connection.execute("PRAGMA disable_progress_bar")  # DuckDB draws it on stdout where it thinks that somebody types
-        yield connection
-    finally:
+        _views_of_today(connection)
+    except BaseException:
         connection.close()
+        raise
+    return connection
+
+
+def _views_of_today(connection: duckdb.DuckDBPyConnection) -> None:
+    """Put today's views over those of a database with the same tables and older views, for this connection alone: nothing is written."""
+    try:
+        version, sha = connection.execute("SELECT version, sha256 FROM history_schema").fetchone() or (0, "")
+    except duckdb.Error:  # no database of ours, or one from before versions: it has other tables
+        return
+    if version != VERSION or sha == _schema_sha():
+        return
+    for statement in connection.extract_statements(_schema()):
+        made, changed = re.subn(r"\bCREATE (VIEW|MACRO)\b", r"CREATE OR REPLACE TEMP \1", statement.query, count=1)
+        if changed:
+            connection.execute(made)
 
 
 def unchecked_files(db_path: Path) -> int:

@@ -75,7 +75,7 @@ CREATE MACRO full_marks(name) AS CASE WHEN regexp_matches(name, '^(gpt_eval_|har
 
 -- Every share of right answers with its interval, its sample count, the floors on the same questions beside it and the artifact it comes from.
 -- accuracy, ci_lo, ci_hi and the floors run from 0 to 1 whatever the harness's unit; value is the harness's own number.
-CREATE VIEW leaderboard AS
+CREATE VIEW leaderboard_all AS
 SELECT
     run.recipe, metric.task, metric.condition, metric.subgroup, metric.value / full_marks(metric.metric) AS accuracy,
     metric.ci_lo / full_marks(metric.metric) AS ci_lo, metric.ci_hi / full_marks(metric.metric) AS ci_hi, metric.n,
@@ -93,6 +93,16 @@ WHERE
     metric.kind = 'score'
     AND regexp_full_match(metric.metric, '(exact_match|accuracy|vanilla|circular|anls|mmmu_acc|pope_accuracy|seed_all|gpt_eval_score)(_.*)?')
 ORDER BY run.evaluated DESC, run.recipe, metric.run_id, metric.task, metric.condition, metric.metric, metric.subgroup <> 'all', metric.subgroup;
+
+-- The same for a person, in a terminal of 100 columns: whole tasks only, the newest run first. The condition is followed by the metric's name, unless that is
+-- exact_match; interval is the 95 % interval; run is the beginning of run_id. What asks for further columns asks leaderboard_all.
+CREATE VIEW leaderboard AS
+SELECT
+    time::DATE AS finished, left(run_id, 7) AS run, recipe, task, CASE metric WHEN 'exact_match' THEN condition ELSE condition || ' ' || metric END AS condition,
+    round(accuracy, 3) AS accuracy, printf('%.3f-%.3f', ci_lo, ci_hi) AS interval, n
+FROM leaderboard_all
+WHERE subgroup = 'all'
+ORDER BY time DESC, recipe, run_id, task, metric, leaderboard_all.condition;
 
 -- One row per run and condition (floors included), the question types side by side.
 CREATE VIEW by_type AS

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.running.answer import Answer
 from flows.running.cells import visible
 from infra.artifact import find, refuse_damaged
 from infra.settings import load_settings, offline_environment
@@ -74,7 +75,7 @@ def add_pack(commands: Any) -> None:
     command.add_argument("--bundle", action="store_true", help="the language model's weights too")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> Answer:
     """Run `generate` or `chat`. Raises AnyloomError."""
     if args.max_new_tokens < 1:
         raise AnyloomError(f"--max-new-tokens {args.max_new_tokens}: it must be at least 1")
@@ -93,14 +94,14 @@ def main(args: argparse.Namespace) -> int:
     speaker = Speaker(generator, directory, args.out, args.seed, args.max_new_tokens)
     try:
         if args.command == "chat":
-            chat(speaker, media, sampling, args.complete_blocks, args.system, args.stop)
+            said: Any = {"turns": chat(speaker, media, sampling, args.complete_blocks, args.system, args.stop)}
         else:
-            speaker.say(speaker.generator.stream(args.prompt, media, args.max_new_tokens, sampling, args.complete_blocks, args.system, args.stop))
+            said = speaker.say(speaker.generator.stream(args.prompt, media, args.max_new_tokens, sampling, args.complete_blocks, args.system, args.stop))
     except ValueError as error:
         raise AnyloomError(str(error)) from error
     if args.save_conditioning is not None:
         speaker.save_conditioning(args.save_conditioning)
-    return 0
+    return Answer({"model": directory, "terms": use} | said)
 
 
 def read_medium(modality: str, path: Path) -> tuple[str, bytes]:
@@ -161,17 +162,29 @@ class Speaker:
         self._drawer = Drawer(directory, device_for(load_settings().num_gpus))
         self._conditioning: dict[str, torch.Tensor] = {}
 
-    def say(self, events: Iterator[Event]) -> None:
-        """Stream one answer to the terminal; what was wrong with its signal tokens goes to stderr. An error comes on a line of its own."""
+    def say(self, events: Iterator[Event]) -> dict[str, Any]:
+        """Stream one answer to the terminal; what was wrong with its signal tokens goes to stderr. An error comes on a line of its own.
+
+        Returns it for programs: its text, its pieces in their order (texts and media), and what was wrong.
+        """
         from mmcore.types import BrokenBlock, TextPiece
 
-        begun, broken = False, []
+        begun, broken = False, list[str]()
+        pieces = list[dict[str, Any]]()
         try:
             for event in events:
                 if isinstance(event, BrokenBlock):
                     broken.append(event.reason)
                     continue
-                sys.stdout.write(shown(event.text if isinstance(event, TextPiece) else self._medium(event)))
+                if isinstance(event, TextPiece):
+                    told, piece = event.text, {"text": event.text}
+                else:
+                    told, piece = self._medium(event)
+                if pieces and "text" in pieces[-1] and "text" in piece:
+                    pieces[-1]["text"] += told
+                else:
+                    pieces.append(piece)
+                sys.stdout.write(shown(told))
                 sys.stdout.flush()
                 begun = True
         except (ValueError, AnyloomError):
@@ -181,19 +194,23 @@ class Speaker:
         print()
         for reason in broken:
             print(shown(reason), file=sys.stderr)
+        return {"text": "".join(piece.get("text", "") for piece in pieces), "pieces": pieces, "broken": broken}
 
-    def _medium(self, block: Any) -> str:
-        """Make the medium of a block; returns what stands for it in the answer: its path, or its conditioning where no decoder makes it."""
+    def _medium(self, block: Any) -> tuple[str, dict[str, Any]]:
+        """Make the medium of a block; returns what stands for it in the answer, to people and to programs: its path, or its conditioning where no decoder
+        makes it."""
         from mmcore.media.encode import SUFFIXES, write_media
 
         number = len(self._conditioning)
         self._conditioning[f"{block.modality}_{number}"] = block.conditioning_QC
         if not self._drawer.can(block.modality):
             shape = tuple(block.conditioning_QC.shape)
-            return f"<{block.modality}: conditioning {shape[0]} x {shape[1]}; this model has no decoder for it>"
+            told = f"<{block.modality}: conditioning {shape[0]} x {shape[1]}; this model has no decoder for it>"
+            return told, {"modality": block.modality, "file": None, "conditioning": list(shape)}
         (medium,) = self._drawer.draw([block], [self._seed + number])
         free = next(n for n in range(1, 1_000_000) if not (self._out / f"{block.modality}_{n}{SUFFIXES[block.modality]}").exists())
-        return f"<{write_media(medium, self._out / f'{block.modality}_{free}')}>"
+        path = write_media(medium, self._out / f"{block.modality}_{free}")
+        return f"<{path}>", {"modality": block.modality, "file": path, "conditioning": list(block.conditioning_QC.shape)}
 
     def save_conditioning(self, path: Path) -> None:
         """Write the conditioning of everything made so far. Raises AnyloomError when nothing was."""
@@ -207,26 +224,30 @@ class Speaker:
         print(shown(f"conditioning saved to {path}"), file=sys.stderr)
 
 
-def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, complete_blocks: bool = True, system: str = "", stop: Sequence[str] = ()) -> None:
+def chat(
+    speaker: Speaker, media: Media, sampling: Sampling | None = None, complete_blocks: bool = True, system: str = "", stop: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """One conversation, from the terminal, until it ends. media: shown with the first question; sampling: how answers are written (None: the likeliest);
     system: what the system says first; stop: strings that end an answer.
 
     complete_blocks: see Conversation.say. An answer that fails is one line; the conversation goes on with what was said of it.
+    Returns the questions with their answers, or with the error in the answer's place.
     """
     from mmcore.inference.conversation import Conversation
     from mmcore.inference.next_token import LIKELIEST
 
     sampling = sampling or LIKELIEST
     conversation = Conversation(speaker.generator, sampling, system, stop)
+    turns = list[dict[str, Any]]()
     print("type a question; /image FILE shows an image with the next one; /help lists the rest", file=sys.stderr)
     while True:
         try:
             line = input("> ").strip()
         except EOFError:
-            return
+            return turns
         command, _, rest = line.partition(" ")
         if not line or command == "/quit":
-            return
+            return turns
         if command == "/new":
             conversation, media = Conversation(speaker.generator, sampling, system, stop), []
         elif command == "/help":
@@ -241,7 +262,8 @@ def chat(speaker: Speaker, media: Media, sampling: Sampling | None = None, compl
         else:
             try:
                 with closing(conversation.say(line, media, speaker.max_new_tokens, complete_blocks)) as events:
-                    speaker.say(events)
+                    turns.append({"question": line} | speaker.say(events))
             except (ValueError, AnyloomError) as error:
+                turns.append({"question": line, "error": str(error)})
                 print(shown(str(error)), file=sys.stderr)
             media = []

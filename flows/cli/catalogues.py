@@ -1,34 +1,75 @@
-"""The tables of `anyloom recipes` and `anyloom decoders`: what each recipe is made of, what its parts permit, what trains and what it needs.
+"""anyloom recipes, encoders and decoders: what each recipe is made of, what its parts permit, what trains and what it needs.
 
-Owns the words of the tables. Counts and memory come from mmcore.model.sizes by arithmetic, licences from pipelines.dag.licences; no model library is loaded and
-nothing is downloaded. The licence of every dataset is in `anyloom recipes NAME`.
+Owns the words of these commands. Counts and memory come from mmcore.model.sizes by arithmetic, licences from pipelines.dag.licences; no model library is
+loaded and nothing is downloaded. Input: names and --set overrides. Output: Answers. Raises AnyloomError for an unknown recipe or key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
+from flows.running.answer import Answer
+from flows.running.display import Display, table
 from infra.step import AnyloomError
 from mmcore.config import MODALITIES, TwoTowerSpec, output_spec
 from mmcore.decoders import catalogue as decoders
+from mmcore.encoders import catalogue as encoders
 from mmcore.lm.catalogue import KnownLm, known_lm
 from mmcore.model import sizes
 from pipelines.dag.given import stages
 from pipelines.dag.licences import RANDOM, Part, decoder_parts, encoder_parts, permitted
+from pipelines.recipes import RECIPES, get_recipe
+from pipelines.recipes.overrides import described
 from pipelines.recipes.recipe import Recipe, model_spec
 
 RECIPE_HEADER = ("recipe", "language model", "encoders", "decoders", "licences", "commercial use", "trains", "GB a GPU")
 RECIPE_NOTES = (
     "GB a GPU: estimate for one GPU that holds the whole model, at the rows of a full pass (at most 16) and, in brackets, at one row: frozen LM, 16 bytes a",
     "trained parameter, activations without recomputation, with a denoising loss also its denoisers, less activations (mmcore/model/sizes.py); the largest",
-    "stage counts. Nothing of 7B size has been run. A recipe that takes --weights downloads none. One recipe with every decision, its datasets and their",
-    "licences: anyloom recipes NAME",
+    "stage counts. Nothing of 7B size has been run. A recipe that takes --weights downloads none.",
 )
+WIDTH = 100
+"""Columns of what is printed about recipes."""
 DECODER_HEADER = ("weights, where published", "family", "makes", "licence", "commercial", "predicts", "tiny twin")
+ENCODER_NOTES = (
+    "A twin is random, of the same layout at toy size: --set weights.kind=random --set weights.image=TWIN. Files of your own: --weights image=PATH.",
+)
 DECODER_NOTES = (
     "A twin is random, of the same layout at toy size. The conditioning that a decoder takes is read from its directory (mmcore/decoders/contract.py).",
 )
+
+
+def recipes(name: str | None, overrides: Mapping[str, Any]) -> Answer:
+    """Every recipe on a line; or one in full, whose document is every decision as --set knows it."""
+    if name is not None:
+        recipe = get_recipe(name, overrides)
+        return Answer(described(recipe), lambda: print("\n".join(details(recipe, RECIPES[name]))))
+    made = [(name, about(make), recipe_row(make())) for name, make in RECIPES.items()]
+    keys = [key.replace(" ", "_") for key in RECIPE_HEADER]
+    rows = [{"name": name, "about": text, **dict(zip(keys[1:], row[1:], strict=True))} for name, text, row in made]
+    lines = [*(f"{name:<18} {text}" for name, text, _ in made), "", "all of one: anyloom recipes NAME; with --json every decision"]
+    return Answer(rows, lambda: print(*lines, sep="\n"))
+
+
+def about(make: Callable[[], Recipe]) -> str:
+    """What a recipe is, in one line: the first one of its docstring."""
+    return (inspect.getdoc(make) or "").partition("\n")[0]
+
+
+def details(recipe: Recipe, make: Callable[[], Recipe]) -> list[str]:
+    """Everything about one recipe that is no single setting, for people: parts, licences, what trains, memory, datasets."""
+    rows = [*zip(RECIPE_HEADER[1:], recipe_row(recipe)[1:], strict=True)]
+    rows.append(("datasets", "\n".join(f"{one.name}: {one.licence}" for one in recipe.datasets)))
+    lines = [recipe.name, *(line for part in (inspect.getdoc(make) or "").split("\n\n") for line in textwrap.wrap(" ".join(part.split()), WIDTH)), ""]
+    for name, cell in rows:
+        for number, line in enumerate(cell.splitlines() or [""]):
+            lines += textwrap.wrap(line, WIDTH, initial_indent=f"{'' if number else name:<17}", subsequent_indent=" " * 19, break_on_hyphens=False)
+    notes = textwrap.wrap(" ".join(RECIPE_NOTES), WIDTH)
+    return [*lines, "", *notes, f"Every decision as JSON: anyloom recipes {recipe.name} --json"]
 
 
 def human_count(count: int) -> str:
@@ -102,15 +143,22 @@ def _towers(recipe: Recipe) -> TwoTowerSpec:
 
 def memory(recipe: Recipe, lm: KnownLm) -> str:
     """GB (10^9 bytes) of the largest stage, at the rows of a full pass and, in brackets, at one row."""
-    if recipe.two_tower is not None:
-        return "< 0.1"
-    spec = model_spec(recipe)
-    held = denoisers(recipe)
-    full, one = (
-        max(sizes.stage_bytes(spec, lm, stage, held) for stage in chosen) / 1e9
-        for chosen in (recipe.stages, [replace(stage, batch=1) for stage in recipe.stages])
-    )
+    full, one = (_largest_stage(recipe, lm, rows) for rows in (None, 1))
     return "< 0.1" if full < 0.1 else f"{full:.1f} ({one:.1f})"
+
+
+def smallest_gb(recipe: Recipe) -> float:
+    """GB (10^9 bytes) of the largest stage at one row a pass: what a GPU must have. Raises AnyloomError when the language model is in no catalogue."""
+    return _largest_stage(recipe, _lm(recipe), 1)
+
+
+def _largest_stage(recipe: Recipe, lm: KnownLm, rows: int | None) -> float:
+    """rows: of a pass; None: of a full one. 0 for two towers, which need next to nothing."""
+    if recipe.two_tower is not None:
+        return 0.0
+    spec, held = model_spec(recipe), denoisers(recipe)
+    chosen = recipe.stages if rows is None else [replace(stage, batch=rows) for stage in recipe.stages]
+    return max(sizes.stage_bytes(spec, lm, stage, held) for stage in chosen) / 1e9
 
 
 def denoisers(recipe: Recipe) -> int:
@@ -118,6 +166,19 @@ def denoisers(recipe: Recipe) -> int:
     return sum(entry.denoiser for _, name in recipe.decoders if (entry := decoders.known(name)) is not None)
 
 
-def decoder_rows() -> list[tuple[str, ...]]:
-    """A row per published decoder."""
-    return [(f"{e.name}\n  {e.published}", e.family, e.modality, e.licence, e.commercial, e.predicts, e.tiny) for e in decoders.CATALOGUE]
+def known_encoders() -> Answer:
+    """The catalogue of encoder weights."""
+    header = ("weights, where published, arch", "kinds", "licence", "commercial", "features", "tiny twin")
+    rows = [(f"{e.name}\n  {e.published}\n  {e.arch}", "\n".join(e.kinds), e.licence, e.commercial, e.features, e.tiny) for e in encoders.CATALOGUE]
+    return Answer([asdict(entry) for entry in encoders.CATALOGUE], lambda: _print_table(header, rows, ENCODER_NOTES))
+
+
+def known_decoders() -> Answer:
+    """The catalogue of published decoders."""
+    rows = [(f"{e.name}\n  {e.published}", e.family, e.modality, e.licence, e.commercial, e.predicts, e.tiny) for e in decoders.CATALOGUE]
+    return Answer([asdict(entry) for entry in decoders.CATALOGUE], lambda: _print_table(DECODER_HEADER, rows, DECODER_NOTES))
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+    Display().console.print(table("", header, rows))
+    print(*notes, sep="\n")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.cli.artifacts import made_again, recipes_of
+from flows.cli.artifacts import made_again, recipes_of, removal
 from flows.cli.search import add_search
-from flows.running.cells import json_text, visible
+from flows.running.answer import Answer
+from flows.running.cells import visible
 from flows.running.display import Display, human_bytes, table
 from infra.artifact import all_records
 from infra.entries import pins
@@ -40,21 +42,20 @@ def add_commands(commands: Any, where: argparse.ArgumentParser, which: argparse.
     check.add_argument("--sample", type=int, default=32, help="media of each artifact (default: 32)")
     check.add_argument("--seed", type=int, default=0)
     check.add_argument("--tolerance", type=float, help="norm-relative difference (default: float32 1e-3, float16 2e-3, bfloat16 1e-2, int8 3e-2)")
-    shown = actions.add_parser("stats", parents=[where], help="what the store holds: spaces, media, bytes, who uses them")
-    shown.add_argument("--json", action="store_true", help="one JSON object per space")
+    actions.add_parser("stats", parents=[where], help="what the store holds: spaces, media, bytes, who uses them")
     tidy = actions.add_parser("gc", parents=[where], help="remove the parts that no artifact pins, after saying which")
     tidy.add_argument("--yes", action="store_true", help="remove without asking")
     tidy.add_argument("--unfinished", action="store_true", help="also the parts of builds that were interrupted and could continue")
 
 
-def main(args: argparse.Namespace, root: Path) -> int:
-    """Run verify, stats or gc. Returns the exit code."""
+def main(args: argparse.Namespace, root: Path) -> Answer:
+    """Run verify, stats or gc."""
     if args.action == "verify":
         return verify(root, args)
-    return stats(root, args.json) if args.action == "stats" else collect(root, args.yes, args.unfinished)
+    return stats(root) if args.action == "stats" else collect(root, args.yes, args.unfinished)
 
 
-def verify(root: Path, args: argparse.Namespace) -> int:
+def verify(root: Path, args: argparse.Namespace) -> Answer:
     """Exit code 1 when features or bytes are not what they were."""
     from pipelines.embed.check import check
 
@@ -63,15 +64,24 @@ def verify(root: Path, args: argparse.Namespace) -> int:
     found = list(
         check(root, args.name, args.sample, args.seed, args.tolerance, lambda name: print(f"encoding {args.sample} media of {name} again", flush=True))
     )
-    cells = [(c.name, c.media, f"{c.largest:.1e}", f"{c.tolerance:.0e}", "ok" if c.passed else "DIFFERS") for c in found]
-    Display().console.print(table("", ("artifact", "media", "largest difference", "tolerance", ""), cells))
     makers = recipes_of(root, {root / "artifacts" / c.name for c in found if c.damaged})
+    lines = []
     for c in found:
         for part in c.damaged:
-            print(f"DAMAGED  {c.name}: part {part} has other bytes than were committed; {made_again([root / 'artifacts' / c.name], makers, root)}")
+            lines.append(f"DAMAGED  {c.name}: part {part} has other bytes than were committed; {made_again([root / 'artifacts' / c.name], makers, root)}")
         if c.largest > c.tolerance:
-            print(visible(f"DIFFERS  {c.name}: {c.worst} by {c.largest:.2e} of its norm"))
-    return int(not all(c.passed for c in found))
+            lines.append(visible(f"DIFFERS  {c.name}: {c.worst} by {c.largest:.2e} of its norm"))
+
+    def show() -> None:
+        cells = [(c.name, c.media, f"{c.largest:.1e}", f"{c.tolerance:.0e}", "ok" if c.passed else "DIFFERS") for c in found]
+        Display().console.print(table("", ("artifact", "media", "largest difference", "tolerance", ""), cells))
+        print(*lines, sep="\n", end="\n" if lines else "")
+
+    rows = [
+        {"artifact": c.name, "media": c.media, "largest": c.largest, "tolerance": c.tolerance, "worst": c.worst, "damaged": list(c.damaged), "ok": c.passed}
+        for c in found
+    ]
+    return Answer(rows, show, int(not all(c.passed for c in found)))
 
 
 def pinned_by(root: Path) -> dict[Path, list[str]]:
@@ -83,7 +93,7 @@ def pinned_by(root: Path) -> dict[Path, list[str]]:
     return found
 
 
-def stats(root: Path, as_json: bool) -> int:
+def stats(root: Path) -> Answer:
     """One line per space."""
     from pipelines.embed.space import Space
 
@@ -109,9 +119,10 @@ def stats(root: Path, as_json: bool) -> int:
         damaged += space.damaged.values()
     for problem in damaged:
         print(f"DAMAGED  {problem}", file=sys.stderr)
-    if as_json:
-        print("\n".join(map(json_text, lines)))
-        return 0
+    return Answer(lines, lambda: _show_stats(root, lines))
+
+
+def _show_stats(root: Path, lines: Sequence[dict[str, Any]]) -> None:
     cells = [
         (
             line["space"],
@@ -128,10 +139,9 @@ def stats(root: Path, as_json: bool) -> int:
     ]
     Display().console.print(table("", ("space", "encoder", "stored as", "parts", "media", "tokens", "size", "unpinned", "used by"), cells))
     print(f"{len(lines)} spaces, {sum(line['media'] for line in lines)} media, {human_bytes(sum(line['bytes'] for line in lines))} below {root / 'stores'}")
-    return 0
 
 
-def collect(root: Path, yes: bool, unfinished: bool) -> int:
+def collect(root: Path, yes: bool, unfinished: bool) -> Answer:
     """Remove parts that no artifact pins; parts of interrupted builds are kept unless asked for."""
     with exclusive(root / "locks" / "run.lock", lambda who: print(f"a run uses {root}; waiting for {who}", flush=True)):
         doomed = _unpinned(root, unfinished=not unfinished)
@@ -140,18 +150,8 @@ def collect(root: Path, yes: bool, unfinished: bool) -> int:
         kept = len(_unpinned(root, unfinished=False)) - len(doomed)
         if kept:
             print(f"kept: {kept} parts of interrupted builds, which continue from them (--unfinished removes them too)")
-        if not doomed:
-            print("nothing to remove: every other part is pinned by an artifact")
-            return 0
-        total = f"{human_bytes(sum(doomed.values()))} in {len(doomed)} parts"
-        if not yes and not sys.stdin.isatty():
-            print(f"{total}; add --yes to remove them")
-            return 0
-        if not yes and input(f"remove {total}? [y/N] ").strip().lower() != "y":
-            return 0
-        removed = remove(root, doomed, _artifacts(root), unfinished=not unfinished)
-        print(f"removed {human_bytes(removed)} of {total}")
-    return 0
+        otherwise = "every other part is pinned by an artifact"
+        return removal(root, doomed, "parts", otherwise, yes, lambda: remove(root, doomed, _artifacts(root), unfinished=not unfinished))
 
 
 def _unpinned(root: Path, unfinished: bool) -> dict[Path, int]:

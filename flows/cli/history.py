@@ -10,12 +10,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.running.cells import RUN_BY_SPREADSHEETS, inert, json_row, plain, visible
+from flows.running.answer import Answer
+from flows.running.cells import RUN_BY_SPREADSHEETS, inert, json_row, plain, unique, visible
+from flows.running.display import table
 from infra.step import AnyloomError
 
 SQL_FORMATS = ("table", "csv", "json")
 SPREADSHEET = "CSV for a spreadsheet: a text that begins with = + - @ tab or a line break, which it would run, gets an apostrophe before it"
 _NESTED = (bytes, timedelta, dict, list, tuple)
+WIDTH, _ENDLESS = 100, 1_000_000
+"""Columns of a table that goes to no terminal; more than any table has."""
 
 
 def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.ArgumentParser, what: str) -> None:
@@ -56,38 +60,40 @@ def add_commands(commands: Any, where: argparse.ArgumentParser, how: argparse.Ar
 
     sql = commands.add_parser("sql", parents=[where], help='query the benchmark history, e.g. "select * from leaderboard"')
     sql.add_argument("query")
-    sql.add_argument("--format", choices=SQL_FORMATS, default="table", help="json: an object per line (default: table)")
+    sql.add_argument("--format", choices=SQL_FORMATS, default="table", help="json: an object per line; --json: all of them as one list (default: table)")
     sql.add_argument("--spreadsheet", action="store_true", help=SPREADSHEET)
-    sql.add_argument("--json", action="store_const", const="json", dest="format", help="same as --format json")
+    sql.add_argument("--wide", action="store_true", help="a table with every row on one line, however long (default: the width of the terminal)")
 
 
-def main(args: argparse.Namespace, root: Path) -> int:
-    """Run one action. Returns the exit code: 1 when `check` found a problem."""
+def main(args: argparse.Namespace, root: Path) -> Answer:
+    """Run one action. The exit code is 1 when `check` found a problem."""
     return {"build": build, "import": import_folders, "export": export, "check": check, "compare": compare, "annotate": annotate}[args.action](args, root)
 
 
-def build(args: argparse.Namespace, root: Path) -> int:
+def build(args: argparse.Namespace, root: Path) -> Answer:
     """history build"""
     from evals.history.database import database_path, rebuild, unchecked_files
 
     database = database_path(root / "stores")
     runs = rebuild(root / "stores", database, fresh=args.fresh)
-    print(f"{runs} runs in {database}{_unchecked(unchecked_files(database))}")
-    return 0
+    unchecked = unchecked_files(database)
+    return Answer({"runs": runs, "database": database, "unchecked": unchecked}, lambda: print(f"{runs} runs in {database}{_unchecked(unchecked)}"))
 
 
-def import_folders(args: argparse.Namespace, root: Path) -> int:
+def import_folders(args: argparse.Namespace, root: Path) -> Answer:
     """history import"""
     from evals.history.database import database_path, rebuild
     from evals.history.imported import import_folder
 
+    made = []
     for one in import_folder(root / "stores", args.directory, harness_version=args.harness_version, timezone=args.timezone, name=args.name):
         print(visible(f"{'added' if one.new else 'there '}  run {one.run_id}: {', '.join(one.tasks)}; {one.samples} samples; {one.path}"))
+        made.append({"run_id": one.run_id, "new": one.new, "tasks": list(one.tasks), "samples": one.samples, "file": one.path})
     rebuild(root / "stores", database_path(root / "stores"))
-    return 0
+    return Answer(made)
 
 
-def export(args: argparse.Namespace, root: Path) -> int:
+def export(args: argparse.Namespace, root: Path) -> Answer:
     """history export"""
     from evals.history.exported import export as write
     from evals.history.tables import TABLES
@@ -95,27 +101,26 @@ def export(args: argparse.Namespace, root: Path) -> int:
     if args.spreadsheet and args.format != "csv":
         raise AnyloomError("--spreadsheet is about CSV: add --format csv")
     quoted = RUN_BY_SPREADSHEETS if args.spreadsheet else ()
-    for name, rows in write(root / "history.duckdb", args.directory, args.format, args.table or TABLES, quoted=quoted).items():
-        print(f"{rows:>10} rows  {args.directory / name}.{args.format}")
-    return 0
+    written = write(root / "history.duckdb", args.directory, args.format, args.table or TABLES, quoted=quoted)
+    made = [{"table": name, "rows": rows, "file": args.directory / f"{name}.{args.format}"} for name, rows in written.items()]
+    return Answer(made, lambda: print(*(f"{one['rows']:>10} rows  {one['file']}" for one in made), sep="\n"))
 
 
-def check(args: argparse.Namespace, root: Path) -> int:
+def check(args: argparse.Namespace, root: Path) -> Answer:
     """history check"""
     from evals.history.check import check as look
 
     found = look(root / "stores", root / "history.duckdb")
-    for problem in found.problems:
-        print(visible(problem))
-    print(f"{found.files} files, {found.rows} rows, {len(found.problems)} problems{_unchecked(found.unchecked)}")
-    return int(bool(found.problems))
+    lines = [*map(visible, found.problems), f"{found.files} files, {found.rows} rows, {len(found.problems)} problems{_unchecked(found.unchecked)}"]
+    document = {"files": found.files, "rows": found.rows, "problems": found.problems, "unchecked": found.unchecked}
+    return Answer(document, lambda: print(*lines, sep="\n"), int(bool(found.problems)))
 
 
 def _unchecked(files: int) -> str:
     return f"; unchecked: {files} files of older versions, which have no digest" if files else ""
 
 
-def compare(args: argparse.Namespace, root: Path) -> int:
+def compare(args: argparse.Namespace, root: Path) -> Answer:
     """history compare"""
     from evals.history.database import database_path, rebuild
     from evals.history.reader import history_of
@@ -129,13 +134,15 @@ def compare(args: argparse.Namespace, root: Path) -> int:
     append_comparisons(stores, rows)
     rebuild(stores, database_path(stores))
     columns = ["task", "condition", "metric", "subgroup", "n_paired", "value_a", "value_b", "delta", "ci_lo", "ci_hi", "p_adjusted", "flips_up", "flips_down"]
-    show(columns, [[row[name] for name in columns] for row in rows], "table")
-    for line in left_out:
-        print(visible(line))
-    return 0
+
+    def tell() -> None:
+        show(columns, [[row[name] for name in columns] for row in rows], "table", wide=not sys.stdout.isatty())
+        print(*map(visible, left_out), sep="\n", end="\n" if left_out else "")
+
+    return Answer({"run_a": pair[0], "run_b": pair[1], "rows": rows, "left_out": left_out}, tell)
 
 
-def annotate(args: argparse.Namespace, root: Path) -> int:
+def annotate(args: argparse.Namespace, root: Path) -> Answer:
     """history annotate"""
     from evals.history.database import database_path, rebuild
     from evals.history.records import annotate as note
@@ -144,26 +151,25 @@ def annotate(args: argparse.Namespace, root: Path) -> int:
     stores = root / "stores"
     name = note(stores, at=parse_time(args.at), text=args.text, recipe=args.of_recipe, task=args.task, author=args.author)
     rebuild(stores, database_path(stores))
-    print(f"annotation {name}")
-    return 0
+    return Answer({"annotation": name}, lambda: print(f"annotation {name}"))
 
 
-def sql(args: argparse.Namespace, root: Path) -> int:
+def sql(args: argparse.Namespace, root: Path) -> Answer:
     """sql"""
     from evals.history.database import query
 
+    if args.json and (args.format == "csv" or args.spreadsheet or args.wide):
+        raise AnyloomError("--json is one document of all rows: leave out --format csv, --spreadsheet and --wide")
     columns, rows = query(root / "history.duckdb", args.query)
-    show(columns, rows, args.format, args.spreadsheet)
-    return 0
+    names = unique(columns)
+    return Answer([dict(zip(names, row, strict=True)) for row in rows], lambda: show(columns, rows, args.format, args.spreadsheet, args.wide))
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, spreadsheet: bool = False) -> None:
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, spreadsheet: bool = False, wide: bool = False) -> None:
     """Print rows as a table, as CSV with a header, or as one strict JSON object per line (flows/running/cells.py).
 
-    spreadsheet: texts of the CSV that a spreadsheet would run get an apostrophe before them.
+    spreadsheet: texts of the CSV that a spreadsheet would run get an apostrophe before them. wide: a table with every row on one line, however long.
     """
-    from flows.running.display import Display, table
-
     if spreadsheet and form != "csv":
         raise AnyloomError("--spreadsheet is about CSV: add --format csv")
     if form == "json":
@@ -174,10 +180,31 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str, sprea
         cells = [[inert(v) if isinstance(v, str) else v for v in row] for row in cells] if spreadsheet else cells
         csv.writer(sys.stdout, lineterminator="\n").writerows(cells)
     elif form == "table":
-        Display().console.print(table("", map(visible, columns), [[_cell(value) for value in row] for row in rows]))
-        print(f"{len(rows)} rows")
+        folded = _print_table(columns, [[_cell(value) for value in row] for row in rows], wide)
+        print(f"{len(rows)} rows{'; --wide shows each on one line' if folded else ''}")
     else:
         raise AnyloomError(f"--format {form}: use {', '.join(SQL_FORMATS)}")
+
+
+def _print_table(columns: Sequence[str], cells: Sequence[Sequence[str]], wide: bool) -> bool:
+    """A table as wide as the terminal, or WIDTH where there is none; one that is wider has no lines, and folds its cells when that is not enough.
+
+    wide: as wide as it is, on one line a row. Returns whether cells were folded.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    made = table("", map(visible, columns), cells)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    endless = console.options.update(width=_ENDLESS)
+    natural = Measurement.get(console, endless, made).maximum
+    if wide:
+        console = Console(highlight=False, width=natural)
+    elif natural > console.width:
+        made.box, made.pad_edge = None, False
+        natural = Measurement.get(console, endless, made).maximum
+    console.print(made)
+    return natural > console.width
 
 
 def _cell(value: Any) -> str:

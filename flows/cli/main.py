@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from flows.cli.options import given_lists, given_weights, parse_overrides, settings_of, shared_options
 from flows.cli.unexpected import unexpected
+from flows.running.answer import Answer, add_json, give
 from flows.running.cells import visible
 from flows.running.interrupts import MESSAGES, Terminated, sigterm_raises
 from infra.logs import one_line
 from infra.step import AnyloomError
 
 EPILOG = """examples:
+  anyloom doctor                                what this machine can do, and what each missing thing costs
   anyloom run --recipe smol                     everything: lists, shards, embeddings, stages 1-3, evaluation, report
   anyloom plan --set stage3.lr=1e-4             what that change would run again, and why
   anyloom run --set stage3.lr=1e-4              run just that
+  anyloom show runs                             the newest report, in the browser
   anyloom generate --model runs --image cat.png "What is this?"
   anyloom sql "select * from leaderboard"       the benchmark history
   anyloom report --history                      the same as a page: trends, two checkpoints question by question
@@ -39,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     from flows.cli import embed as store
     from flows.cli import history, report, suites
     from flows.cli.ask import add_ask, add_pack
+    from flows.cli.doctor import add_doctor
     from flows.cli.new import add_new
+    from flows.cli.show import add_show
     from flows.cli.train_decoder import add_train_decoder
     from flows.deployments import stack
 
@@ -66,12 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "eval":
             suites.add_prepare(staged)
     store.add_commands(commands, where, which, how)
+    add_doctor(commands, [where])
+    add_show(commands)
     add_train_decoder(commands, how)
     stack.add_stack(commands)
     commands.add_parser("plan", parents=[which], help="each step: done, partial, missing, stale, damaged or waiting, with the reason")
-    recipes = commands.add_parser("recipes", help="the recipes: parts, licences, what each stage trains, memory; or one as JSON")
-    recipes.add_argument("name", nargs="?")
-    recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    recipes = commands.add_parser("recipes", help="the recipes, a line each; of one its parts, licences, what each stage trains, memory")
+    recipes.add_argument("name", nargs="?", help="say everything about this one")
+    recipes.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a value of it first")
 
     add_new(commands)
     commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
@@ -93,10 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_pack(commands)
     taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
     taskdir.add_argument("directory", type=Path)
+    add_json(parser)
     return parser
 
 
-def cmd_run(args: argparse.Namespace) -> int:
+def cmd_run(args: argparse.Namespace) -> Answer:
     """run, data, train, eval; report without --history; history without an action; embed build."""
     from flows.cli.run import run_recipe
 
@@ -111,14 +118,14 @@ def cmd_run(args: argparse.Namespace) -> int:
     )
 
 
-def cmd_eval(args: argparse.Namespace) -> int:
+def cmd_eval(args: argparse.Namespace) -> Answer:
     """eval"""
     from flows.cli import suites
 
     return suites.main(args) if args.action == "prepare" else cmd_run(args)
 
 
-def cmd_embed(args: argparse.Namespace) -> int:
+def cmd_embed(args: argparse.Namespace) -> Answer:
     """embed"""
     from flows.cli import embed as store
 
@@ -127,151 +134,133 @@ def cmd_embed(args: argparse.Namespace) -> int:
     return args.handler(args) if args.action == "search" else store.main(args, settings_of(args).root.absolute())
 
 
-def cmd_train_decoder(args: argparse.Namespace) -> int:
+def cmd_doctor(args: argparse.Namespace) -> Answer:
+    """doctor"""
+    from flows.cli import doctor
+
+    return doctor.main(settings_of(args))
+
+
+def cmd_show(args: argparse.Namespace) -> Answer:
+    """show"""
+    from flows.cli import show
+
+    return show.main(settings_of(args), args.only_print)
+
+
+def cmd_train_decoder(args: argparse.Namespace) -> Answer:
     """train-decoder"""
     from flows.cli import train_decoder
 
     return train_decoder.main(args)
 
 
-def cmd_stack(args: argparse.Namespace) -> int:
+def cmd_stack(args: argparse.Namespace) -> Answer:
     """stack"""
     from flows.deployments import stack
 
     return stack.main(args, settings_of(args).root.absolute())
 
 
-def cmd_plan(args: argparse.Namespace) -> int:
+def cmd_plan(args: argparse.Namespace) -> Answer:
     """plan"""
-    from flows.running.display import Display, table
-    from flows.running.run import made_recipe, recipe_steps
-    from infra.plan import plan
-    from pipelines.dag.given import left_out
+    from flows.cli.run import plan_recipe
 
-    settings, overrides, lists = settings_of(args), parse_overrides(args.overrides), given_lists(args)
-    steps = recipe_steps(args.recipe, overrides, lists, given_weights(args))
-    rows = plan(steps.values(), settings.root.absolute())
-    Display().console.print(table("", ("step", "state", "reason"), [(r.step.name, r.status, r.reason) for r in rows]))
-    for line in left_out(made_recipe(args.recipe, overrides, lists)):
-        print(f"left out: {line}")
-    print(f"{sum(r.status == 'done' for r in rows)} of {len(rows)} steps done below {settings.root.absolute()}")
-    return 0
+    return plan_recipe(args.recipe, settings_of(args).root.absolute(), parse_overrides(args.overrides), given_lists(args), given_weights(args))
 
 
-def cmd_recipes(args: argparse.Namespace) -> int:
+def cmd_recipes(args: argparse.Namespace) -> Answer:
     """recipes"""
-    from pipelines.recipes import RECIPES, get_recipe
-    from pipelines.recipes.overrides import described
-
-    if args.name:
-        print(json.dumps(described(get_recipe(args.name, parse_overrides(args.overrides))), indent=1))
-        return 0
     from flows.cli import catalogues
 
-    print_table(catalogues.RECIPE_HEADER, [catalogues.recipe_row(make()) for make in RECIPES.values()], lines=True)
-    for line in [f"{name:<18} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]:
-        print(line)
-    print(*catalogues.RECIPE_NOTES, sep="\n")
-    return 0
+    return catalogues.recipes(args.name, parse_overrides(args.overrides))
 
 
-def cmd_new(args: argparse.Namespace) -> int:
+def cmd_new(args: argparse.Namespace) -> Answer:
     """new"""
     from flows.cli import new
 
     return new.main(args)
 
 
-def cmd_encoders(args: argparse.Namespace) -> int:
+def cmd_encoders(args: argparse.Namespace) -> Answer:
     """encoders"""
-    from mmcore.encoders.catalogue import CATALOGUE
+    from flows.cli import catalogues
 
-    header = ("weights, where published, arch", "kinds", "licence", "commercial", "features", "tiny twin")
-    rows = [(f"{e.name}\n  {e.published}\n  {e.arch}", "\n".join(e.kinds), e.licence, e.commercial, e.features, e.tiny) for e in CATALOGUE]
-    print_table(header, rows)
-    print("A twin is random, of the same layout at toy size: --set weights.kind=random --set weights.image=TWIN. Files of your own: --weights image=PATH.")
-    return 0
+    return catalogues.known_encoders()
 
 
-def cmd_decoders(args: argparse.Namespace) -> int:
+def cmd_decoders(args: argparse.Namespace) -> Answer:
     """decoders"""
     from flows.cli import catalogues
 
-    print_table(catalogues.DECODER_HEADER, catalogues.decoder_rows())
-    print(*catalogues.DECODER_NOTES, sep="\n")
-    return 0
+    return catalogues.known_decoders()
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], lines: bool = False) -> None:
-    """A table. lines: one between rows."""
-    from flows.running.display import Display, table
-
-    made = table("", header, rows)
-    made.show_lines = lines
-    for column, name in zip(made.columns, header, strict=True):
-        column.no_wrap = column.no_wrap or name == "trains"
-    Display().console.print(made)
-
-
-def cmd_history(args: argparse.Namespace) -> int:
+def cmd_history(args: argparse.Namespace) -> Answer:
     """history"""
     from flows.cli import history
 
     return history.main(args, settings_of(args).root.absolute()) if args.action else cmd_run(args)
 
 
-def cmd_report(args: argparse.Namespace) -> int:
+def cmd_report(args: argparse.Namespace) -> Answer:
     """report"""
     from flows.cli import report
 
-    code = 0 if args.history else cmd_run(args)
-    return code or report.write(args, settings_of(args).root.absolute())
+    run = None if args.history else cmd_run(args)
+    return report.write(args, settings_of(args).root.absolute(), run)
 
 
-def cmd_sql(args: argparse.Namespace) -> int:
+def cmd_sql(args: argparse.Namespace) -> Answer:
     """sql"""
     from flows.cli import history
 
     return history.sql(args, settings_of(args).root.absolute())
 
 
-def cmd_artifacts(args: argparse.Namespace) -> int:
+def cmd_artifacts(args: argparse.Namespace) -> Answer:
     """artifacts"""
     from flows.cli import artifacts
 
     return artifacts.main(args.action, args.name, settings_of(args).root.absolute(), args.yes)
 
 
-def cmd_ask(args: argparse.Namespace) -> int:
+def cmd_ask(args: argparse.Namespace) -> Answer:
     """generate, chat"""
     from flows.cli import ask
 
     return ask.main(args)
 
 
-def cmd_pack(args: argparse.Namespace) -> int:
+def cmd_pack(args: argparse.Namespace) -> Answer:
     """pack"""
     from flows.cli.ask import export_directory
     from pipelines.training.pack import pack
 
-    print(pack(export_directory(args.model), args.out, args.bundle))
-    return 0
+    said = pack(export_directory(args.model), args.out, args.bundle)
+    return Answer({"directory": args.out, "bundle": args.bundle, "said": said}, lambda: print(said))
 
 
-def cmd_eval_task(args: argparse.Namespace) -> int:
+def cmd_eval_task(args: argparse.Namespace) -> Answer:
     """eval-task"""
     from evals.suites.task_files import write_task_dir
     from infra.artifact import find
 
     path, _ = find(settings_of(args).root.absolute(), "eval_vqa")
-    write_task_dir(args.directory.absolute(), path / "task" / "easyvqa_as_vqav2.parquet")
-    print("now: lmms-eval --model anyloom --model_args path=EXPORT --tasks easyvqa_as_vqav2 \\")
-    print(f"       --include_path {args.directory.absolute()} --log_samples --output_path OUT")
-    return 0
+    directory, task = args.directory.absolute(), "easyvqa_as_vqav2"
+    write_task_dir(directory, path / "task" / f"{task}.parquet")
+    lines = (
+        f"now: lmms-eval --model anyloom --model_args path=EXPORT --tasks {task} \\",
+        f"       --include_path {directory} --log_samples --output_path OUT",
+    )
+    return Answer({"directory": directory, "task": task}, lambda: print(*lines, sep="\n"))
 
 
 COMMANDS = dict.fromkeys(STAGED, cmd_run) | {
     "embed": cmd_embed,
+    "doctor": cmd_doctor,
+    "show": cmd_show,
     "train-decoder": cmd_train_decoder,
     "stack": cmd_stack,
     "plan": cmd_plan,
@@ -297,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         with sigterm_raises():
-            return COMMANDS[args.command](args)
+            return give(lambda: COMMANDS[args.command](args), args.json)
     except AnyloomError as error:
         print(f"anyloom: {visible(one_line(error))}", file=sys.stderr)
         return 1

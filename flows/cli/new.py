@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from flows.running.answer import Answer
 from infra.step import AnyloomError
 from infra.storage import write_atomic
 
@@ -30,11 +31,11 @@ def add_new(commands: Any) -> None:
     parser.add_argument("--from", choices=SOURCES, default="starter", dest="source", help="the recipe to begin with (default: starter)")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> Answer:
     """new"""
     path = write_recipe(args.name, args.source)
-    print(f"{path}: change what you like, then `anyloom plan --recipe {path}` and `anyloom run --recipe {path}`")
-    return 0
+    said = f"{path}: change what you like, then `anyloom plan --recipe {path}` and `anyloom run --recipe {path}`"
+    return Answer({"file": path, "from": args.source}, lambda: print(said))
 
 
 def write_recipe(name: str, source: str) -> Path:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from flows.running.answer import Answer
+
 
 def add_commands(commands: Any, how: argparse.ArgumentParser, what: str) -> None:
     """`report`: without --history the recipe's step of that name and what it needs, then the history's page; with it the page alone."""
@@ -24,12 +26,12 @@ def add_commands(commands: Any, how: argparse.ArgumentParser, what: str) -> None
     report.add_argument("--seed", type=int, default=0, help="draws the questions and media that the history's page shows (default: 0)")
 
 
-def write(args: argparse.Namespace, root: Path) -> int:
-    """Write the history's page and say where it is. Raises AnyloomError without a history, or for an unknown run."""
+def write(args: argparse.Namespace, root: Path, run: Answer | None) -> Answer:
+    """Write the history's page and say where it is. run: what the steps before it gave. Raises AnyloomError without a history, or for an unknown run."""
     from evals.history.database import database_path
     from evals.pages.history.history import write_history_page
 
     written = write_history_page(database_path(root / "stores"), out=args.out, a=args.a, b=args.b, seed=args.seed)
-    print(f"history: {written.page} ({written.runs} runs, {written.page_bytes / 1e6:.1f} MB)")
-    print(f"summary: {written.summary}")
-    return 0
+    page = {"page": written.page, "summary": written.summary, "runs": written.runs, "bytes": written.page_bytes}
+    lines = f"history: {written.page} ({written.runs} runs, {written.page_bytes / 1e6:.1f} MB)", f"summary: {written.summary}"
+    return Answer((lambda: run.document() | {"history": page}) if run else page, lambda: print(*lines, sep="\n"))

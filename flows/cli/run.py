@@ -1,18 +1,24 @@
-"""What `anyloom run` and its relatives do: nothing when all is done, else the plain runner or the Prefect flow, with the settings as they were given."""
+"""What `anyloom plan` says, and what `anyloom run` and its relatives do: nothing when all is done, else the plain runner or the Prefect flow.
+
+Output: Answers; that of a run is the state of its steps at the end, with what each gave. Raises what a step raises.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from flows.running.display import Display
+from flows.running.answer import Answer
+from flows.running.display import Display, table
 from flows.running.interrupts import ending_begins, never_missed
-from flows.running.run import closing_table, make_place, recipe_steps, run_targets, select
+from flows.running.run import closing_table, made_recipe, make_place, recipe_steps, run_targets, select
 from infra.lock import exclusive
 from infra.logs import quiet
-from infra.plan import DONE, plan
+from infra.plan import DONE, PlanRow, plan
 from infra.remote import mirror
 from infra.secrets import shown_values
 from infra.settings import Settings, prefect_environment, prefect_url
@@ -28,17 +34,17 @@ def run_recipe(
     lists: Mapping[str, str] | None = None,
     weights: Mapping[str, str] | None = None,
     say: Callable[[str], None] = print,
-) -> int:
-    """What `anyloom run` does: nothing at all when everything is done, else the Prefect flow or the plain runner. Returns the exit code."""
+) -> Answer:
+    """What `anyloom run` does: nothing at all when everything is done, else the Prefect flow or the plain runner."""
     steps = select(recipe_steps(recipe, overrides, lists, weights), targets)
     place = make_place(settings)
-    started = time.monotonic()
+    started, begun = time.monotonic(), datetime.now(UTC).replace(microsecond=0)
     rows = plan(steps, place.root)
     if not force and all(row.status == DONE for row in rows):
         if place.remote is not None:
             mirror(place.remote, place.root, [row.path for row in rows if row.path is not None], say)
         closing_table(Display(), [(row.step.name, "done", 0.0, row) for row in rows], place.root, time.monotonic() - started)
-        return 0
+        return Answer(lambda: _outcome(recipe, place.root, rows, rows, (), begun))
     servers = [name for name, used in (("Prefect", settings.use_prefect), ("Ray", settings.use_ray)) if used]
     if servers:
         say(f"starting {' and '.join(servers)}")
@@ -47,7 +53,44 @@ def run_recipe(
             _run_in_prefect(recipe, settings, overrides, targets, force, lists, weights)
         else:
             run_targets(recipe, settings, overrides=overrides, targets=targets, force=force, lists=lists, weights=weights)
-    return 0
+    return Answer(lambda: _outcome(recipe, place.root, rows, plan(steps, place.root), force, begun))
+
+
+def _outcome(recipe: str, root: Path, before: Sequence[PlanRow], rows: Sequence[PlanRow], force: Sequence[str], begun: datetime) -> dict[str, Any]:
+    """The steps as a run that began then has left them. executed: those that it did itself, not found done or fetched; a forced one that gave the same
+    bytes keeps its first record."""
+    found = {row.step.name: row.record for row in before}
+
+    def executed(row: PlanRow) -> bool:
+        new = row.record is not None and row.record != found[row.step.name] and datetime.fromisoformat(row.record.provenance.finished) >= begun
+        return new or row.step.name in force
+
+    made = [_state(row) | {"executed": executed(row)} for row in rows]
+    report = next((row.path / "report.html" for row in rows if row.step.name == "report" and row.record and row.path), None)
+    return {"recipe": recipe, "root": root, "executed": sum(one["executed"] for one in made), "steps": made, "report": report}
+
+
+def _state(row: PlanRow) -> dict[str, Any]:
+    """One step for programs."""
+    known: dict[str, Any] = {"step": row.step.name, "state": row.status, "reason": row.reason, "artifact": row.path}
+    known |= dict.fromkeys(("bytes", "seconds", "result"))
+    if row.record is not None:
+        known |= {"bytes": row.record.bytes, "seconds": row.record.provenance.seconds, "result": row.record.result}
+    return known
+
+
+def plan_recipe(recipe: str, root: Path, overrides: Mapping[str, Any], lists: Mapping[str, str], weights: Mapping[str, str]) -> Answer:
+    """What `anyloom plan` says. Nothing is run or written."""
+    from pipelines.dag.given import left_out
+
+    rows = plan(recipe_steps(recipe, overrides, lists, weights).values(), root)
+    done, lacking = sum(row.status == DONE for row in rows), left_out(made_recipe(recipe, overrides, lists))
+
+    def show() -> None:
+        Display().console.print(table("", ("step", "state", "reason"), [(row.step.name, row.status, row.reason) for row in rows]))
+        print(*(f"left out: {line}" for line in lacking), f"{done} of {len(rows)} steps done below {root}", sep="\n")
+
+    return Answer({"recipe": recipe, "root": root, "done": done, "steps": [_state(row) for row in rows], "left_out": lacking}, show)
 
 
 def _run_in_prefect(

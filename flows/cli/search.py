@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.running.answer import Answer
 from infra.artifact import as_artifact, verify_input
 from infra.plan import DONE, plan
 from infra.step import AnyloomError, Artifact, Step
@@ -36,13 +37,14 @@ def add_search(subparsers: Any, parents: Sequence[argparse.ArgumentParser]) -> a
     return parser
 
 
-def cmd_search(args: argparse.Namespace) -> int:
+def cmd_search(args: argparse.Namespace) -> Answer:
     """embed search"""
     from flows.cli.options import given_lists, given_weights, parse_overrides, settings_of
 
     given = given_lists(args), given_weights(args)
-    search(settings_of(args).root, args.recipe, args.query, args.top, args.out, parse_overrides(args.overrides), *given)
-    return 0
+    hits = search(settings_of(args).root, args.recipe, args.query, args.top, args.out, parse_overrides(args.overrides), *given)
+    rows = [{"rank": rank, "cosine": hit.score, "modality": hit.modality, "key": hit.key, "caption": hit.caption} for rank, hit in enumerate(hits, 1)]
+    return Answer({"query": args.query, "sheet": args.out, "hits": rows})
 
 
 def search(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flows.running.answer import Answer
 from infra.step import AnyloomError
 
 ACTIONS = ("run", "prepare")
@@ -18,14 +19,16 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--without-judged", action="store_false", dest="judged", help="prepare: leave out the tasks that a language model scores")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> Answer:
     """Prepare a suite. Raises AnyloomError when it is not said which or where to."""
     from evals.suites.data import prepare
 
     if not args.suite or len(args.data) != 1:
         raise AnyloomError("say which suite and where: anyloom eval prepare core --data DIR")
     record = prepare(args.suite, Path(args.data[0]).absolute(), args.source, judged=args.judged)
-    print(f"prepared: {record}")
-    print(f"now: anyloom eval --suite {args.suite}={record}")
-    print(f"or:  lmms-eval --model anyloom --model_args path=EXPORT --tasks TASK --include_path {record.parent}/TASK")
-    return 0
+    lines = (
+        f"prepared: {record}",
+        f"now: anyloom eval --suite {args.suite}={record}",
+        f"or:  lmms-eval --model anyloom --model_args path=EXPORT --tasks TASK --include_path {record.parent}/TASK",
+    )
+    return Answer({"suite": args.suite, "record": record}, lambda: print(*lines, sep="\n"))

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from flows.running.answer import Answer
 from infra.step import AnyloomError
 
 TARGET = "eval_pictures"
@@ -39,7 +40,7 @@ def add_train_decoder(commands: Any, how: argparse.ArgumentParser) -> None:
     )
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> Answer:
     """Run the steps, then print the scores and where everything is. Raises AnyloomError for a recipe without an image decoder."""
     from flows.cli.options import given_lists, given_weights, parse_overrides, settings_of
     from flows.cli.run import run_recipe
@@ -52,11 +53,10 @@ def main(args: argparse.Namespace) -> int:
     if TARGET not in steps:
         why = "is for retrieval only" if made_recipe(args.recipe, overrides, lists).two_tower else "trains no image decoder"
         raise AnyloomError(f"train-decoder: recipe {args.recipe} {why}; use --recipe smol")
-    code = run_recipe(args.recipe, settings=settings, overrides=overrides, targets=[TARGET], force=args.force, lists=lists, weights=weights)
+    run = run_recipe(args.recipe, settings=settings, overrides=overrides, targets=[TARGET], force=args.force, lists=lists, weights=weights)
     rows = {row.step.name: row for row in plan([steps[TARGET]], settings.root.absolute())}
-    if code == 0 and rows[TARGET].record is not None:
-        _say(rows)
-    return code
+    pipeline, grids = rows["image_decoder"].path, rows[TARGET].path
+    return Answer(lambda: run.document() | {"pipeline": pipeline and pipeline / "pipeline", "grids": grids}, lambda: _say(rows))
 
 
 def _say(rows: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from flows.cli.options import settings_of
 from flows.running.cells import visible
 from infra.logs import one_line
+from infra.machine import existing, free_bytes
 from infra.secrets import without_secrets
 from infra.settings import private_directory
 
@@ -49,14 +49,9 @@ def remedy(error: BaseException | None, root: Path) -> str:
     while error is not None:
         number, text = getattr(error, "errno", None), str(error)
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text or "Disk quota exceeded" in text:
-            free = ", ".join(f"{place}: {shutil.disk_usage(place).free / 1e6:,.0f} MB free" for place in (_there(root), Path(tempfile.gettempdir())))
+            free = ", ".join(f"{place}: {free_bytes(place) / 1e6:,.0f} MB free" for place in (existing(root), Path(tempfile.gettempdir())))
             return f"a disk is full ({free}): make room, or take another --root or TMPDIR, and run the same command again; "
         if number in (errno.EROFS, errno.EACCES, errno.EPERM):
             return f"{getattr(error, 'filename', None) or root} cannot be written or read by this user: take another --root, or mend its rights; "
         error = error.__cause__ or error.__context__
     return ""
-
-
-def _there(path: Path) -> Path:
-    """The path, or the directory above it that exists."""
-    return next(one for one in (path, *path.parents) if one.exists())

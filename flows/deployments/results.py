@@ -54,7 +54,7 @@ def scores(root: Path, run_id: str) -> str:
     database = database_path(root / "stores")
     if not database.exists() or not schema_is_current(database):
         rebuild(root / "stores", database)
-    names, rows = query(database, f"SELECT * FROM leaderboard WHERE run_id = '{run_id}'")
+    names, rows = query(database, f"SELECT * FROM leaderboard_all WHERE run_id = '{run_id}'")
     shown = [place for place, name in enumerate(names) if name in _SHOWN]
     lines = ["| " + " | ".join(names[place] for place in shown) + " |", "|" + "---|" * len(shown)]
     lines += ["| " + " | ".join(f"{row[i]:.4f}" if isinstance(row[i], float) else "" if row[i] is None else str(row[i]) for i in shown) + " |" for row in rows]

@@ -29,8 +29,10 @@ from typing import Any
 
 import psutil
 
+from flows.running.answer import Answer
 from flows.running.prefect_server import command, new_login
 from infra.lock import exclusive
+from infra.machine import port_problem
 from infra.settings import LOOPBACK_RAY, child_environment, own_environment, private_directory, server_environment
 from infra.step import AnyloomError
 from infra.storage import read_json, write_atomic
@@ -149,13 +151,9 @@ def _agreed(known: Stack | None, wanted: Stack) -> Stack:
 def _check(stack: Stack) -> None:
     """Raises AnyloomError for a port that somebody else has."""
     for name, option, port in (("server", "--port", stack.port), ("ray", "--ray-port", stack.ray_port)):
-        if stack.running(name) is None:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((stack.host, port))
-                except OSError as error:
-                    raise AnyloomError(f"port {port} of {stack.host} is not free ({error.strerror}): choose another with {option}") from None
+        why = port_problem(stack.host, port) if stack.running(name) is None else ""
+        if why:
+            raise AnyloomError(f"port {port} of {stack.host} is not free ({why}): choose another with {option}")
 
 
 def _command(stack: Stack, name: str) -> list[str]:
@@ -301,23 +299,23 @@ def add_stack(commands: Any) -> None:
     parser.add_argument("--cpus", type=int, default=0, help="CPUs of the Ray head (default: every core)")
 
 
-def main(args: argparse.Namespace, root: Path) -> int:
-    """Run one action. Returns the exit code."""
+def main(args: argparse.Namespace, root: Path) -> Answer:
+    """Run one action. The exit code is 1 when `status` finds a process that does not run."""
     home = args.home.absolute()
     if args.action == "up":
-        up(Stack(home=home, root=root, host=args.host, port=args.port, ray_port=args.ray_port, cpus=args.cpus))
-        return 0
+        made = up(Stack(home=home, root=root, host=args.host, port=args.port, ray_port=args.ray_port, cpus=args.cpus))
+        return Answer({"prefect": made.url, "ray": f"{made.host}:{made.ray_port}", "root": made.root, "home": home, "logs": home / "logs"})
     if args.action == "down":
-        print("the stack is down" if down(home) else f"no stack runs from {home}")
-        return 0
+        ended = down(home)
+        return Answer({"home": home, "ended": ended}, lambda: print("the stack is down" if ended else f"no stack runs from {home}"))
     stack = load(home)
     if stack is None:
         raise AnyloomError(f"no stack runs from {home}: anyloom stack up")
     if args.action == "env":
-        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in stack.variables.items()))
-        login = f"$(cat {shlex.quote(str(home / LOGIN))})" if (home / LOGIN).exists() else "$PREFECT_SERVER_API_AUTH_STRING"
-        print(f'export PREFECT_API_AUTH_STRING="{login}"')
-        return 0
-    for name in ORDER:
-        print(f"{name:<8} {'runs' if stack.running(name) else 'does not run'}")
-    return 0 if all(stack.running(name) for name in ORDER) else 1
+        own = home / LOGIN if (home / LOGIN).exists() else None
+        login = f"$(cat {shlex.quote(str(own))})" if own else "$PREFECT_SERVER_API_AUTH_STRING"
+        lines = [*(f"export {name}={shlex.quote(value)}" for name, value in stack.variables.items()), f'export PREFECT_API_AUTH_STRING="{login}"']
+        return Answer({"variables": stack.variables, "login_file": own}, lambda: print(*lines, sep="\n"))
+    running = {name: stack.running(name) is not None for name in ORDER}
+    told = [f"{name:<8} {'runs' if runs else 'does not run'}" for name, runs in running.items()]
+    return Answer(running, lambda: print(*told, sep="\n"), int(not all(running.values())))

@@ -58,6 +58,16 @@ def json_text(value: Any) -> str:
     return json.dumps(plain(value))
 
 
+def json_document(value: Any) -> str:
+    """A document as strict JSON, with a line per element of an outermost list or field of an outermost object."""
+    if isinstance(value, Mapping) and value:
+        lines = [f"{json.dumps(str(key))}: {json_text(one)}" for key, one in value.items()]
+        return "{\n " + ",\n ".join(lines) + "\n}"
+    if isinstance(value, (list, tuple)) and value:
+        return "[\n " + ",\n ".join(map(json_text, value)) + "\n]"
+    return json_text(value)
+
+
 def json_row(columns: Sequence[str], row: Sequence[Any]) -> str:
     """A row as a JSON object. Of columns with one name the later ones are called name_1, name_2, ..."""
     return json_text(dict(zip(unique(columns), row, strict=True)))

@@ -16,7 +16,10 @@ from pipelines.recipes.tiny import tiny
 
 
 def clip_two_tower() -> Recipe:
-    """Two towers (InfoNCE) on smol's stored features and pooled MiniLM captions; retrieval and search."""
+    """Media and captions in one space, for retrieval and search.
+
+    Two towers (InfoNCE) on smol's stored features and pooled MiniLM captions.
+    """
     towers = Retrieval(
         text=BertText(arch="bert", width=384, tokens=0, batch=32, part_rows=1024),
         shape=TowerShape(width=512, pooling="mean", temperature=0.2, across=True),
@@ -35,7 +38,7 @@ def clip_two_tower() -> Recipe:
 
 
 def tiny_two_tower() -> Recipe:
-    """clip_two_tower with random toy-size encoders on generated data, in seconds. For tests."""
+    """clip_two_tower with random toy-size encoders on generated data. For tests."""
     towers = Retrieval(
         text=BertText(arch="bert", width=32, tokens=0, batch=8, part_rows=64),
         shape=TowerShape(width=16, hidden=24),

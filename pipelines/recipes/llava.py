@@ -22,7 +22,10 @@ DATASETS = (
 
 
 def llava15_7b() -> Recipe:
-    """LLaVA-1.5: Vicuna-7B v1.5, CLIP ViT-L/14 at 336 px, MLP projector, 576 tokens an image; reads images, writes text; stages 1-3 with LoRA."""
+    """LLaVA-1.5 on your files: Vicuna-7B v1.5 reads images and writes text; stages 1-3.
+
+    CLIP ViT-L/14 at 336 px, MLP projector, 576 tokens an image, LoRA.
+    """
     return Recipe(
         name="llava15_7b",
         lists="own",

@@ -58,7 +58,7 @@ TRAINER: dict[str, Any] = {
 
 
 def nextgpt_7b() -> Recipe:
-    """NExT-GPT of the current code: Vicuna-7B v1.5, ImageBind, group projector, SD 2, ZeroScope and AudioLDM; stages 1-3-2."""
+    """NExT-GPT on your files: Vicuna-7B v1.5, every modality in and out; stages 1-3-2."""
     return Recipe(
         name="nextgpt_7b",
         lists="own",

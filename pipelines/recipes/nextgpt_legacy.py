@@ -18,8 +18,9 @@ LEGACY_DECODERS = (("image", "runwayml/stable-diffusion-v1-5"), ("video", "cersp
 
 
 def nextgpt_7b_legacy() -> Recipe:
-    """The layout of the only public checkpoint: Vicuna-7B v0, one Linear and one token per item, SD 1.5; stages 1-3-2.
+    """The layout of NExT-GPT's only public checkpoint, on your files; stages 1-3-2.
 
+    Vicuna-7B v0, one Linear and one token per item, SD 1.5.
     `mmcore.model.legacy_checkpoint` reads the published file into this model.
     """
     recipe = nextgpt_7b()

@@ -168,7 +168,7 @@ def _replace(config: Any, parts: list[str], value: Any, key: str, whole: Recipe)
     if parts[0] not in settings(config) or (len(parts) > 1) != dataclasses.is_dataclass(getattr(config, parts[0])):
         known = list(keys(whole))
         close = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or known[:6]
-        raise AnyloomError(f"--set {key}: no such key; close ones: {', '.join(close)} (all: anyloom recipes {whole.name})")
+        raise AnyloomError(f"--set {key}: no such key; close ones: {', '.join(close)} (all: anyloom recipes {whole.name} --json)")
     if key in FIXED:
         raise AnyloomError(f"--set {key}: a recipe's {key} is fixed; choose one with --recipe")
     old = getattr(config, parts[0])

@@ -43,7 +43,10 @@ ASKED_FOR = (("stamps_train", 1.0), ("easyvqa_captions", 1.0), ("spoken_train", 
 
 
 def smol() -> Recipe:
-    """The main job on 2 cores: helped recipe (caption turn, balanced yes/no), stages 1-2-3-2, the order that draws and speaks best (docs/any_to_any.md)."""
+    """The demo on 2 cores: real small models, stages 1-2-3-2; draws and speaks.
+
+    The helped recipe (caption turn, balanced yes/no); the order of the stages is the one that draws and speaks best (docs/any_to_any.md).
+    """
     return Recipe(
         name="smol",
         lists="smol",
@@ -92,13 +95,19 @@ def smol() -> Recipe:
 
 
 def smol_judged() -> Recipe:
-    """smol with every evaluation: the same model, asked the stand-in suites, and judged by what it generates, by its captions and by what it says of things
-    that are not there."""
+    """smol with every evaluation.
+
+    The same model, asked the stand-in suites, and judged by what it generates, by its captions and by what it says of things
+    that are not there.
+    """
     return replace(smol(), name="smol_judged", suites=("stand_in",), suite=SuiteConfig(num_questions=200), generation=True)
 
 
 def smol_plain() -> Recipe:
-    """smol without help: no caption turn, no balanced answers. More questions, a higher rate and more steps make up for it."""
+    """smol without help: no caption turn, no balanced answers.
+
+    More questions, a higher rate and more steps make up for it.
+    """
     recipe = change_stage(
         smol(),
         "stage3",
@@ -126,7 +135,10 @@ def smol_frozen() -> Recipe:
 
 
 def smol_mix() -> Recipe:
-    """smol, also asked about videos and audio clips in stage 3; more steps, so that images get as many as in smol."""
+    """smol, also asked about videos and audio clips in stage 3.
+
+    More steps, so that images get as many as in smol.
+    """
     recipe = smol()
     mixture = (*recipe.entries["stage3"].mixture, ("clips_questions_train", 1.0), ("sounds_questions_train", 1.0))
     return replace(change_stage(recipe, "stage3", steps=280, mixture=mixture), name="smol_mix", datasets=(*recipe.datasets, *MEDIA_QUESTIONS))

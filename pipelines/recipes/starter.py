@@ -21,7 +21,7 @@ DATASETS: tuple[Dataset, ...] = (
 
 
 def starter() -> Recipe:
-    """Your own lists with the demo's pretrained parts, in minutes on a laptop: SmolLM2-135M, EfficientNet-lite0, Whisper tiny.en; stages 1-3."""
+    """Your own lists with smol's pretrained parts, in minutes on a laptop; stages 1-3."""
     return Recipe(
         name="starter",  # what the history calls the runs
         lists="own",  # every list is yours

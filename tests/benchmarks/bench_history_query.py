@@ -28,7 +28,7 @@ RUNS, TASKS, SAMPLES, STEPS, ROUNDS = 2000, 5, 1000, 10, 5
 SUBGROUPS = ("all", "yes/no", "shape", "colour")
 WORDS = ("yes", "no", "red", "blue", "green", "circle", "rectangle", "triangle", "teal", "brown")
 QUERIES = {
-    "leaderboard": (100.0, "SELECT recipe, task, condition, accuracy, ci_lo, ci_hi, n, floor_blind_majority, run_id FROM leaderboard WHERE subgroup = 'all' ORDER BY accuracy DESC, run_id, task LIMIT 50"),  # noqa: E501
+    "leaderboard": (100.0, "SELECT recipe, task, condition, accuracy, ci_lo, ci_hi, n, floor_blind_majority, run_id FROM leaderboard_all WHERE subgroup = 'all' ORDER BY accuracy DESC, run_id, task LIMIT 50"),  # noqa: E501
     "sample_diff": (300.0, "SELECT task, doc_key, question, target, prediction_a, prediction_b, score_a, score_b FROM sample_diff WHERE run_a = '{a}' AND run_b = '{b}' AND flip <> 'same' ORDER BY task, doc_key"),  # noqa: E501
 }
 """name -> (bound in ms, statement)."""
@@ -169,7 +169,7 @@ PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144
 CREATE TABLE run (run_id TEXT PRIMARY KEY, recipe TEXT, seeds TEXT, evaluated TEXT) WITHOUT ROWID;
 CREATE TABLE metric ({", ".join(METRIC_COLUMNS)}, PRIMARY KEY (run_id, task, condition, metric, subgroup, kind)) WITHOUT ROWID;
 CREATE TABLE sample ({", ".join(SAMPLE_COLUMNS)}, PRIMARY KEY (run_id, task, condition, doc_key)) WITHOUT ROWID;
-CREATE VIEW leaderboard AS
+CREATE VIEW leaderboard_all AS
 SELECT run.recipe, metric.task, metric.condition, metric.subgroup, metric.value AS accuracy, metric.ci_lo, metric.ci_hi, metric.n,
     yes.value AS floor_always_yes, blind.value AS floor_blind_majority, run.evaluated AS time, metric.history_fingerprint, metric.run_id
 FROM metric JOIN run USING (run_id)

@@ -252,7 +252,7 @@ def test_the_bare_name_trains_stage_3_on_the_ray_cluster_and_the_scheduler_runs_
     assert row["status"] == "evaluated" and row["export"] == f"export/{export.fingerprint[:12]}" and "nightly-review" in left
     assert left["report-tiny"]["type"] == "markdown" and "report.html" in left["report-tiny"]["data"]
     query = f"select r.inputs, count(*) as rows from run r join metric m using (run_id) where run_id = '{row['run']}' group by all"
-    (answer,) = [json.loads(line) for line in cli("sql", query, "--json", "--root", root).stdout.splitlines()]
+    (answer,) = json.loads(cli("sql", query, "--json", "--root", root).stdout)
     assert json.loads(answer["inputs"])["export"] == row["export"] and answer["rows"] > 0
 
 
@@ -417,6 +417,6 @@ def test_tiny_nextgpt_goes_through_the_stages_and_the_evaluation_on_two_nodes(tw
     for name in ("train-stage1", "train-stage2", "train-stage3", "evaluate"):
         assert two_nodes.deployment(name, "tiny_nextgpt")["state"]["type"] == "COMPLETED", two_nodes.log()
     assert {find(root, name)[1].name for name in ("stage1", "stage2", "stage3", "export", "history", "report")}
-    rows = [json.loads(line) for line in cli("sql", "select recipe, n from leaderboard", "--json", "--root", root).stdout.splitlines()]
+    rows = json.loads(cli("sql", "select recipe, n from leaderboard", "--json", "--root", root).stdout)
     assert rows and {row["recipe"] for row in rows} == {"tiny_nextgpt"}
     assert "t0p-5ecret" not in "".join(path.read_text(errors="replace") for path in two_nodes.stack.home.rglob("*") if path.suffix in (".log", ".json"))

@@ -83,7 +83,7 @@ def test_absent_objects_are_asked_about_as_often_as_present_ones(tiny):
 
 def test_the_history_and_the_report_have_them(tiny, cli):
     sql = "select distinct task from metric where task in ('generation', 'captioning', 'objects_as_pope') order by task"
-    found = [json.loads(line)["task"] for line in cli("sql", sql, "--json", "--root", tiny.root).stdout.splitlines()]
+    found = [row["task"] for row in json.loads(cli("sql", sql, "--json", "--root", tiny.root).stdout)]
     assert found == ["captioning", "generation", "objects_as_pope"]
     html = (find(tiny.root, "report")[0] / "report.html").read_text()
     assert "what becomes of a request for a medium" in html and "seeded draws" in html and "easyvqa_as_pope" in html and "stamps_chair" in html

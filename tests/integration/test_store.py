@@ -43,7 +43,7 @@ def test_the_second_build_does_nothing_and_a_forced_one_encodes_nothing(root, he
     assert re.search(r"\b0 of \d+ steps executed", here("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN).stdout)
     here("embed", "build", "--recipe", "tiny", "--root", root, *PLAIN, "--force", "embed_image", "--force", "targets")
     assert encoded(root, "embed_image") > 0  # same bytes: the artifact that was there stays, with its own timing
-    stats = [json.loads(line) for line in here("embed", "stats", "--json", "--root", root).stdout.splitlines()]
+    stats = json.loads(here("embed", "stats", "--json", "--root", root).stdout)
     assert len(stats) == 4 and not any(line["unpinned_parts"] for line in stats)
 
 
@@ -91,16 +91,19 @@ def test_gc_removes_what_nothing_pins_after_saying_what(root, here):
     here("run", "embed_image", "--recipe", "tiny", "--root", root, "--set", "image.dtype=int8", *PLAIN)
     (int8,) = [path.parent for path in (root / "artifacts" / "embed_image").glob("*/generation.json") if '"int8"' in path.read_text()]
     shutil.rmtree(int8)
-    stats = [json.loads(line) for line in here("embed", "stats", "--json", "--root", root).stdout.splitlines()]
+    stats = json.loads(here("embed", "stats", "--json", "--root", root).stdout)
     (unused,) = [line for line in stats if line["unpinned_parts"]]
     assert unused["stored_as"] == "int8" and 0 < unused["largest_error"] < 0.02 and not unused["used_by"]
     said = here("embed", "gc", "--root", root).stdout
     assert f"stores/embeddings/{unused['space']}/parts/" in said and "add --yes" in said
     note_entries(root / "work" / "embed_image" / ("0" * 12), root / "stores", [])
     assert "removed" in here("embed", "gc", "--root", root, "--yes").stdout
-    after = [json.loads(line) for line in here("embed", "stats", "--json", "--root", root).stdout.splitlines()]
+    after = json.loads(here("embed", "stats", "--json", "--root", root).stdout)
     assert sum(line["parts"] for line in after) == sum(line["parts"] for line in stats) - unused["parts"]
-    assert "ok" in here("embed", "verify", "--root", root, "--sample", "4").stdout
+    removed = json.loads(here("embed", "gc", "--root", root, "--json").stdout)
+    assert removed == {"root": str(root), "removable": [], "removed_bytes": 0}
+    checked = json.loads(here("embed", "verify", "--root", root, "--sample", "4", "--json").stdout)
+    assert checked and all(one["ok"] and one["largest"] <= one["tolerance"] and not one["damaged"] for one in checked)
 
 
 def test_parts_of_an_interrupted_build_are_kept(root, here):

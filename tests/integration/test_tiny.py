@@ -101,7 +101,7 @@ def test_history_opens_with_plain_duckdb_and_sql(tiny, cli):
 
     with duckdb.connect(str(tiny.root / "history.duckdb"), read_only=True) as db:
         assert db.execute("select count(*) from leaderboard").fetchone()[0] > 0
-    rows = [json.loads(line) for line in cli("sql", "select * from leaderboard", "--json", "--root", tiny.root).stdout.splitlines()]
+    rows = json.loads(cli("sql", "select * from leaderboard", "--json", "--root", tiny.root).stdout)
     assert {row["recipe"] for row in rows} == {"tiny"} and all(row["n"] > 0 for row in rows)
     assert "one SQL" in cli("sql", "select 1; drop table run", "--root", tiny.root, expect=1).stderr
 
@@ -128,7 +128,8 @@ def test_generate_answers_from_the_exported_directory_alone(tiny, cli, here, tmp
 @pytest.mark.slow
 def test_lmms_eval_from_the_shell(tiny, cli, tmp_path):
     export, _ = find(tiny.root, "export")
-    cli("eval-task", tmp_path / "task", "--root", tiny.root)
+    told = json.loads(cli("eval-task", tmp_path / "task", "--root", tiny.root, "--json").stdout)
+    assert told == {"directory": str(tmp_path / "task"), "task": "easyvqa_as_vqav2"}
     command = [
         str(Path(sys.executable).with_name("lmms-eval")),
         "--model",

@@ -73,7 +73,7 @@ def leaderboard_section(history: History) -> str:
         key(),
         tables,
         folded if earlier else "",
-        paragraph(f"{count_of(left, 'more table')} left out: anyloom sql 'select * from leaderboard'", "small") if left else "",
+        paragraph(f"{count_of(left, 'more table')} left out: anyloom sql 'select * from leaderboard_all'", "small") if left else "",
         name="leaderboard",
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from infra.machine import Memory, connects, cpu, existing, may_write, memory, port_problem, program
 from infra.settings import Settings, private_directory, quota_of_cpus, visible_gpus
 
 
@@ -45,3 +47,55 @@ def test_a_directory_that_somebody_prepared_is_not_taken(tmp_path: Path, monkeyp
     usual.rmdir()
     usual.symlink_to(tmp_path)
     assert private_directory() not in (usual, tmp_path) and os.listdir(usual)
+
+
+def kernel(proc: Path, total_kb: int = 1000, available_kb: int = 600, group: str = "/") -> Path:
+    """Files of /proc as the kernel writes them."""
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text(f"MemTotal: {total_kb} kB\nMemFree: 1 kB\nMemAvailable: {available_kb} kB\nHugePages_Total: 0\n")
+    (proc / "self/cgroup").write_text(f"0::{group}\n")
+    (proc / "self/statm").write_text("1 1 1 1 0 1 0\n")
+    return proc
+
+
+def of_group(place: Path, limit: str, used: int, files: int = 0, version: int = 2) -> None:
+    place.mkdir(parents=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for name, value in zip(names, (limit, str(used)), strict=True):
+        (place / name).write_text(value)
+    before = "" if version == 2 else "total_"
+    (place / "memory.stat").write_text(f"anon 1\n{before}active_file {files}\n{before}inactive_file 0\n")
+
+
+def test_memory_is_what_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda what: (-1, -1))
+    none = tmp_path / "none"
+    assert memory(kernel(tmp_path / "bare"), none) == Memory(total=1_024_000, available=614_400, limited_by="the machine")
+    groups = tmp_path / "groups"
+    of_group(groups, "max", 5)
+    of_group(groups / "job", "500000", 450_000, files=100_000)
+    assert memory(kernel(tmp_path / "job", group="/job/inner"), groups) == Memory(total=500_000, available=150_000, limited_by="a control group")
+    old = tmp_path / "old"
+    of_group(old / "memory", "300000", 100_000, version=1)
+    assert memory(kernel(tmp_path / "v1"), old).total == 300_000
+    endless = tmp_path / "endless"
+    of_group(endless / "memory", "9223372036854771712", 100_000, version=1)
+    assert memory(kernel(tmp_path / "v1e"), endless).limited_by == "the machine"
+    monkeypatch.setattr("resource.getrlimit", lambda what: (200_000, 200_000))
+    assert memory(kernel(tmp_path / "ulimit"), none).limited_by == "ulimit -v"
+
+
+def test_the_cpu_is_read_from_the_first_core(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor: 0\nmodel name\t: Some CPU @ 2.0\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor: 1\nflags: x\n")
+    assert cpu(tmp_path) == ("Some CPU @ 2.0", {"fpu", "avx2", "amx_bf16"}) and cpu(tmp_path / "nowhere") == ("", frozenset())
+
+
+def test_ports_and_places(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        assert port_problem("127.0.0.1", port) and connects("127.0.0.1", port)
+    assert not port_problem("127.0.0.1", port) and not connects("127.0.0.1", port)
+    assert existing(tmp_path / "a" / "b") == tmp_path and may_write(tmp_path / "a" / "b") and not may_write(Path(__file__) / "below")
+    assert program("nothing_is_called_so") == ("", "no nothing_is_called_so on PATH") and program("sh", "-c", "echo a; echo b") == ("a", "")

@@ -108,7 +108,7 @@ def test_incremental_equals_from_scratch(tmp_path: Path) -> None:
     stores, db = tmp_path / "stores", tmp_path / "history.duckdb"
     _writer(str(stores), 0, 3)
     assert history.rebuild(stores, tmp_path / "fresh.duckdb") == 3
-    sql = "SELECT * FROM leaderboard ORDER BY run_id"
+    sql = "SELECT * FROM leaderboard_all ORDER BY run_id"
     assert history.query(db, sql) == history.query(tmp_path / "fresh.duckdb", sql)
 
 
@@ -196,7 +196,8 @@ def test_same_step_twice_adds_nothing(tmp_path: Path) -> None:
     assert _count(db) == 1
     _, rows = history.query(
         db,
-        "SELECT recipe, task, condition, subgroup, accuracy, n, floor_always_yes, floor_blind_majority, artifact, seed FROM leaderboard WHERE subgroup = 'all'",
+        "SELECT recipe, task, condition, subgroup, accuracy, n, floor_always_yes, floor_blind_majority, artifact, seed "
+        "FROM leaderboard_all WHERE subgroup = 'all'",
     )
     assert rows == [("tiny", "easyvqa_as_vqav2", "helped", "all", 1.0, 12, pytest.approx(8 / 12), pytest.approx(8 / 12), "eval_vqa/ffffffffffff", "stage1=0")]
     assert len(history.query(db, "SELECT * FROM by_type")[1]) == 3

@@ -13,6 +13,8 @@ from toy_history import append, rows
 from evals.history import database as history
 from evals.history.check import check
 from evals.history.database import query
+from evals.history.exported import export
+from evals.history.reader import history_of
 from evals.history.tables import OF_RUN, SCHEMAS, VERSION, VERSION_KEY, better, file_of, version_of
 from infra.step import AnyloomError
 from infra.storage import write_atomic
@@ -260,3 +262,36 @@ def test_files_of_the_fifth_schema_hold_nan_and_are_read_as_null(tmp_path: Path)
     assert numbers_of(db, "old") == [(None, None, None, 0), (0, None)]
     assert query(db, "SELECT count(*) FROM metric WHERE run_id = 'old' AND value IS NOT NULL")[1] == [(3,)]
     assert check(stores, db).problems == []
+
+
+VIEW_BEFORE = "CREATE VIEW leaderboard AS SELECT run.recipe, metric.task, metric.value AS accuracy, run.artifact FROM metric JOIN run USING (run_id)"
+
+
+def with_the_views_of_the_version_before(db: Path) -> None:
+    """The database as the schema.sql before the narrow leaderboard made it: the same tables, one leaderboard with every column."""
+    with duckdb.connect(str(db)) as connection:
+        connection.execute(f"DROP VIEW leaderboard; DROP VIEW leaderboard_all; {VIEW_BEFORE}")
+        connection.execute("UPDATE history_schema SET sha256 = 'of the version before'")
+
+
+def test_a_database_of_the_views_before_opens_with_todays_and_is_not_written(tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    db = append(stores, rows("a", [1.0, 0.0]), rows("b", [1.0, 1.0], night=1))
+    asked = ["SELECT * FROM leaderboard", "SELECT * FROM leaderboard_all", "SELECT * FROM trend", "SELECT * FROM by_type", "SELECT * FROM regressions"]
+    today = [query(db, sql) for sql in asked]
+    with_the_views_of_the_version_before(db)
+    before = db.read_bytes()
+    assert [query(db, sql) for sql in asked] == today and db.read_bytes() == before
+    assert export(db, tmp_path / "out", "csv", ["leaderboard", "leaderboard_all"]) == {"leaderboard": 2, "leaderboard_all": 2}
+    with history_of(stores) as opened:  # brings the database up to date first
+        assert len(opened.runs) == 2
+    assert db.read_bytes() != before and [query(db, sql) for sql in asked] == today
+
+
+def test_a_copy_of_a_database_without_its_files_opens_too(tmp_path: Path) -> None:
+    db = append(tmp_path / "stores", rows("a", [1.0, 0.0]))
+    with_the_views_of_the_version_before(db)
+    alone = tmp_path / "elsewhere" / "history.duckdb"
+    alone.parent.mkdir()
+    alone.write_bytes(db.read_bytes())
+    assert len(query(alone, "SELECT ci_lo, floor_always_yes FROM leaderboard_all")[1]) == len(query(alone, "SELECT interval FROM leaderboard")[1]) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -174,7 +174,7 @@ def test_times_of_annotations_are_utc():
 
 def test_leaderboard_shows_accuracies_with_their_floors_and_fingerprint(stores):
     db = append(stores, _with_nll(rows("c", UP)))
-    names, found = query(db, "SELECT * FROM leaderboard")
+    names, found = query(db, "SELECT * FROM leaderboard_all")
     (row,) = [dict(zip(names, values, strict=True)) for values in found]
     assert (row["accuracy"], row["n"], row["floor_always_yes"], row["floor_blind_majority"]) == (0.75, 4, 0.25, 0.5)
     assert (row["metric"], row["history_fingerprint"], row["model_id"], row["recipe"]) == ("exact_match", "aaaa", "m-c", "smol")
@@ -184,7 +184,7 @@ def test_the_leaderboard_has_one_unit_and_the_harness_s_number_beside_it(stores)
     of_100 = rows("a", UP, task="mmbench_en_dev_static")
     renamed = [row | {"metric": "gpt_eval_score"} | {name: 100 * row[name] for name in ("value", "ci_lo", "ci_hi")} for row in of_100["metric"].to_pylist()]
     db = append(stores, of_100 | {"metric": rows_table("metric", renamed)}, rows("b", UP))
-    sql = "SELECT accuracy, ci_lo, ci_hi, floor_always_yes, floor_blind_majority, value FROM leaderboard ORDER BY run_id"
+    sql = "SELECT accuracy, ci_lo, ci_hi, floor_always_yes, floor_blind_majority, value FROM leaderboard_all ORDER BY run_id"
     first, second = query(db, sql)[1]
     assert first == pytest.approx((0.75, 0.55, 0.95, 0.25, 0.5, 75.0)) and second == pytest.approx((0.75, 0.55, 0.95, 0.25, 0.5, 0.75))
 
@@ -193,3 +193,17 @@ def test_the_unit_of_a_metric_is_the_same_in_sql(stores):
     db = append(stores, rows("a", UP))
     for metric in ("exact_match", "gpt_eval_score", "gpt_eval_score_mode", "harness_vanilla", "pope_accuracy", "my_gpt_eval_score", "ours_vanilla"):
         assert query(db, f"SELECT full_marks('{metric}')")[1] == [(full_marks(metric),)]
+
+
+def test_the_narrow_leaderboard_is_whole_tasks_of_the_other_newest_first(stores):
+    first, second = rows("a" * 16, UP), rows("b" * 16, UP, night=1)
+    parts = [row | {"subgroup": "shape"} for row in first["metric"].to_pylist() if row["kind"] == "score"]
+    named = [row | {"metric": "pope_accuracy", "ci_lo": None} for row in second["metric"].to_pylist()]
+    db = append(stores, first | {"metric": rows_table("metric", [*first["metric"].to_pylist(), *parts])}, second | {"metric": rows_table("metric", named)})
+    names, found = query(db, "SELECT * FROM leaderboard")
+    assert names == ["finished", "run", "recipe", "task", "condition", "accuracy", "interval", "n"]
+    assert found == [
+        (date(2026, 11, 2), "bbbbbbb", "smol", TASK, "helped pope_accuracy", 0.75, None, 4),
+        (date(2026, 11, 1), "aaaaaaa", "smol", TASK, "helped", 0.75, "0.550-0.950", 4),
+    ]
+    assert len(query(db, "SELECT * FROM leaderboard_all")[1]) == 3

@@ -1,5 +1,7 @@
 """generate, chat and pack from the command line on toy exports: options reach the model, what is broken is named, and no mistake ends a chat."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -205,3 +207,16 @@ def test_escape_sequences_in_answers_and_licences_are_shown_as_text(run, monkeyp
     said = run(command, "--model", tmp_path, *(["hello"] if command == "generate" else []))
     assert said.out.startswith("\\x1b[2Jhi\nthere\n") and "\x1b" not in said.out + said.err
     assert "lm\\x1b[31m: x" in said.err and (command == "generate" or "the context is full\\x1b[0m" in said.err)
+
+
+def test_answers_are_documents_too(export, run, monkeypatch, tmp_path):
+    (tmp_path / DESCRIPTION).write_text("{}")
+    monkeypatch.setattr("flows.cli.ask.load", lambda directory, base=None: emitting("a", *IMAGE, "b", "<|im_end|>", "c"))
+    said = run("generate", "--model", tmp_path, "draw", "--json")
+    drawn = {"modality": "image", "file": None, "conditioning": [5, 8]}
+    answer = {"text": "ab", "pieces": [{"text": "a"}, drawn, {"text": "b"}], "broken": []}
+    assert json.loads(said.out) == {"model": str(tmp_path), "terms": ""} | answer and said.err.startswith("a<image: conditioning 5 x 8")
+    typed(monkeypatch, "draw", "/quit")
+    assert json.loads(run("chat", "--model", tmp_path, "--json").out)["turns"] == [{"question": "draw"} | answer]
+    monkeypatch.undo()
+    assert json.loads(run("pack", "--model", export, "--out", tmp_path / "packed", "--json").out)["directory"] == str(tmp_path / "packed")

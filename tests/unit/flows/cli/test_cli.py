@@ -1,5 +1,6 @@
 """The command line: help that teaches, one-line errors, non-zero exits."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +55,25 @@ def test_plan_of_a_fresh_root_runs_nothing(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_recipes_can_be_read_as_json():
-    import json
+def test_recipes_are_a_line_each_and_one_is_read_in_full_or_as_json(capsys):
+    from flows.cli.main import main
+    from pipelines.recipes import RECIPES, get_recipe
+    from pipelines.recipes.overrides import described
 
-    assert json.loads(anyloom("recipes", "tiny", "--set", "stage1.lr=0.5").stdout)["stages"][0]["lr"] == 0.5
+    lines = anyloom("recipes").stdout.splitlines()
+    assert [line.split()[0] for line in lines[: len(RECIPES)]] == list(RECIPES) and len(lines) == len(RECIPES) + 2
+    assert all(20 < len(line) <= 100 and line.endswith(".") for line in lines[: len(RECIPES)])
+    rows = json.loads(anyloom("recipes", "--json").stdout)
+    assert [row["name"] for row in rows] == list(RECIPES) and all(row["about"] and row["licences"] and row["trains"] for row in rows)
+    assert json.loads(anyloom("recipes", "smol", "--json").stdout) == json.loads(json.dumps(described(get_recipe("smol"))))
+    assert json.loads(anyloom("recipes", "tiny", "--set", "stage1.lr=0.5", "--json").stdout)["stages"][0]["lr"] == 0.5
+    for name in RECIPES:
+        assert main(["recipes", name]) == 0
+        said = capsys.readouterr().out
+        assert max(map(len, said.splitlines())) <= 100 and said.startswith(f"{name}\n")
+        for word in ("language model", "encoders", "licences", "commercial use", "trains", "GB a GPU", f"anyloom recipes {name} --json"):
+            assert word in said, (name, word)
+        assert all(dataset.licence in " ".join(said.split()) for dataset in get_recipe(name).datasets)
 
 
 def test_report_of_the_history_runs_no_step_and_says_where_it_is(tmp_path):

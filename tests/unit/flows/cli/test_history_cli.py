@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from toy_history import append, rows
 
-from evals.history.tables import file_of
+from evals.history.tables import file_of, rows_table
 from flows.cli.main import build_parser, main
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "lmms_eval"
@@ -59,7 +59,7 @@ def test_check_says_each_problem_and_exits_1(anyloom, root):
 def test_import_twice_then_query(anyloom):
     first, again = (anyloom("history", "import", GOLDEN, "--harness-version", "0.7.3") for _ in range(2))
     assert first.startswith("added") and again.startswith("there")
-    assert json.loads(anyloom("sql", "select count(*) as n from run where source = 'lmms-eval'", "--json")) == {"n": 1}
+    assert json.loads(anyloom("sql", "select count(*) as n from run where source = 'lmms-eval'", "--json")) == [{"n": 1}]
     assert "--harness-version" in anyloom("history", "import", GOLDEN, expect=1)
 
 
@@ -76,12 +76,15 @@ def test_export(anyloom, tmp_path):
 
 
 def test_formats_of_sql(anyloom):
-    sql = "select run_id, accuracy, 'a,b' as \"x\", null as y from leaderboard order by run_id"
+    sql = "select run_id, accuracy, 'a,b' as \"x\", null as y from leaderboard_all order by run_id"
     found = list(csv.reader(io.StringIO(anyloom("sql", sql, "--format", "csv"))))
     assert found == [["run_id", "accuracy", "x", "y"], ["a", "0.5", "a,b", ""], ["b", "1.0", "a,b", ""]]
     shown = anyloom("sql", sql)
     assert shown.endswith("2 rows\n") and "accuracy" in shown and "0.5" in shown
-    assert anyloom("sql", sql, "--json") == anyloom("sql", sql, "--format", "json")
+    lines = anyloom("sql", sql, "--format", "json").splitlines()
+    assert json.loads(anyloom("sql", sql, "--json")) == [json.loads(line) for line in lines] and json.loads(anyloom("sql", "select 1 limit 0", "--json")) == []
+    for other in (["--format", "csv"], ["--wide"], ["--spreadsheet"]):
+        assert "leave out" in anyloom("sql", sql, "--json", *other, expect=1)
 
 
 def test_sql_cannot_write(anyloom):
@@ -150,3 +153,25 @@ def test_csv_for_a_spreadsheet(anyloom, tmp_path):
         assert first in {row["prediction"] for row in rows} and "cat" in {row["target"] for row in rows}
     assert "--format csv" in anyloom("sql", sql, "--spreadsheet", expect=1)
     assert "--format csv" in anyloom("history", "export", tmp_path / "out", "--spreadsheet", expect=1)
+
+
+RECIPES = ["tiny", "smol", "smol_judged", "nextgpt_7b_legacy"]
+
+
+def test_the_leaderboard_fits_a_hundred_columns_and_wide_shows_everything(root: Path, anyloom):
+    for number, recipe in enumerate(RECIPES):
+        made = rows(f"{number:015x}e", [1.0, 0.0], night=number, recipe=recipe, task="mmbench_en_dev_static", condition="plain_prompt")
+        renamed = [row | {"metric": "gpt_eval_score"} for row in made["metric"].to_pylist()]
+        append(root / "stores", made | {"metric": rows_table("metric", renamed)}, rows(f"{number:015x}f", [1.0], night=number, recipe=recipe))
+    said = anyloom("sql", "select * from leaderboard").splitlines()
+    assert max(map(len, said)) <= 100
+    one = anyloom("sql", "select * from leaderboard where recipe = 'tiny' and task = 'easyvqa_as_vqav2'").splitlines()
+    assert len(one) == 6 and "2026-11-01 │ 0000000 │ tiny   │ easyvqa_as_vqav2 │ helped" in one[3] and "│ 1        │ 0.800-1.200 │ 1 " in one[3]
+    assert said[-1] == "10 rows; --wide shows each on one line" and one[-1] == "1 rows"
+    for sql in ("select * from leaderboard_all", "select * from sample", "select repeat('x', 500) as long, 1 as y"):
+        wide = anyloom("sql", sql, "--wide").splitlines()
+        count = json.loads(anyloom("sql", f"select count(*) as n from ({sql})", "--format", "json"))["n"]
+        assert len(wide) == count + 5 and len({len(line) for line in wide[:-1]}) == 1
+        assert "…" not in "".join(wide) and max(map(len, anyloom("sql", sql).splitlines())) <= 500
+    names = json.loads(anyloom("sql", "select * from leaderboard_all limit 1", "--format", "json"))
+    assert {"ci_lo", "ci_hi", "floor_blind_majority", "artifact", "seed", "time", "run_id", "history_fingerprint", "value", "model_id"} < set(names)

@@ -8,7 +8,7 @@ from decimal import Decimal
 import duckdb
 import pytest
 
-from flows.running.cells import inert, json_row, json_text, plain, visible
+from flows.running.cells import inert, json_document, json_row, json_text, plain, visible
 
 
 def strict(text: str) -> object:
@@ -92,3 +92,10 @@ def test_a_text_that_a_spreadsheet_would_run_gets_an_apostrophe() -> None:
         assert inert(text) == f"'{text}"
     for text in ("", "a=1", " =1", "'=1", "1-1", "é"):
         assert inert(text) == text
+
+
+@pytest.mark.parametrize("value", [{}, [], None, [1, {"a": [float("nan"), "é\n"]}], {"b": {"c": [1, 2]}, "d": "x\x1b"}, "text"])
+def test_a_document_is_one_json_value_with_a_line_per_element(value: object) -> None:
+    said = json_document(value)
+    assert json.loads(said) == json.loads(json_text(value)) and said.isascii()
+    assert len(said.splitlines()) == (len(value) + 2 if isinstance(value, (list, dict)) and value else 1)

@@ -107,7 +107,7 @@ def test_new_writes_a_recipe_that_plans_as_the_one_it_is_from(tmp_path, source, 
     made, original = get_recipe("my_model.py"), RECIPES[source]()
     mine, theirs = (described(recipe) | {"name": "", "file": ""} for recipe in (made, original))
     assert mine == theirs and made.name == "my_model"
-    assert main(["recipes", "my_model.py"]) == 0 and json.loads(capsys.readouterr().out)["name"] == "my_model"
+    assert main(["recipes", "my_model.py", "--json"]) == 0 and json.loads(capsys.readouterr().out)["name"] == "my_model"
 
 
 def test_new_spoils_nothing(tmp_path, monkeypatch, capsys):
@@ -121,6 +121,7 @@ def test_new_spoils_nothing(tmp_path, monkeypatch, capsys):
     ):
         assert main(["new", name]) == 1 and problem in capsys.readouterr().err
     assert (tmp_path / "here.py").read_text() == "mine" and sorted(path.name for path in tmp_path.iterdir()) == ["here.py"]
+    assert main(["new", "other", "--json"]) == 0 and json.loads(capsys.readouterr().out) == {"file": "other.py", "from": "starter"}
     assert write_recipe(str(tmp_path / "mine.py"), "starter") == tmp_path / "mine.py"
 
 
