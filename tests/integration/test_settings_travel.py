@@ -37,12 +37,13 @@ def test_every_setting_arrives_in_the_run(tmp_path, how):
     root, mirror = tmp_path / "runs", tmp_path / "mirror"
     options = ("--root", root, "--threads", "1", "--no-ray", "--remote", f"file://{mirror}", *how)
     given = {"ANYLOOM_GPUS": "0", "ANYLOOM_ALERT_URL": SECRET, "ANYLOOM_ROOT_URL": "http://here", "ANYLOOM_REMOTE": "file:///nowhere"}
+    given["ANYLOOM_RECIPE_DIRS"] = "/srv/recipes"
     command = [sys.executable, "-c", SPY, "run", "--recipe", "tiny", "lists", *map(str, options)]
     done = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     settings = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("TOLD")).removeprefix("TOLD"))
     wanted = {"root": str(root), "threads": 1, "gpus": 0, "use_ray": False, "use_prefect": not how, "remote": f"file://{mirror}"}
-    assert settings == {**wanted, "alert_url": SECRET.removeprefix("https://hook.invalid/")[::-1], "root_url": "http://here"}
+    assert settings == {**wanted, "alert_url": SECRET.removeprefix("https://hook.invalid/")[::-1], "root_url": "http://here", "recipe_dirs": "/srv/recipes"}
     assert set(settings) == set(Settings.model_fields)
     (artifact,) = (root / "artifacts" / "lists").iterdir()
     assert (mirror / artifact.relative_to(root) / "artifact.json").exists()

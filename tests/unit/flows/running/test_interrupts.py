@@ -37,10 +37,22 @@ WITH_CLEANING = """
 """
 
 
-def ended(body: str, number: int, before: str = "", wait: str = "ready") -> tuple[int, str, str, float]:
+def started(program: str) -> subprocess.Popen[str]:
+    """A process that takes Ctrl-C as from an interactive shell, also where the tests run in the background, for which shells switch it off; it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None and process.stdout.readline().strip() == "ready"
+    return process
+
+
+def ended(body: str, number: int) -> tuple[int, str, str, float]:
     """(exit code, output, errors, seconds from the signal to the end) of a process that runs `body`."""
-    process = subprocess.Popen([sys.executable, "-c", before + BODY.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline().strip() == wait
+    process = started(BODY.format(body=body))
     time.sleep(0.2)
     began = time.monotonic()
     process.send_signal(number)
@@ -80,12 +92,8 @@ def test_handlers_that_a_library_sets_are_taken_back_inside():
 
 
 def test_a_signal_that_is_switched_off_stays_so():
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + BODY.format(body="print('ready', flush=True); time.sleep(2)")],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline().strip() == "ready"
+    switched_off = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    process = started(switched_off + BODY.format(body="print('ready', flush=True); time.sleep(2)"))
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "")
@@ -94,8 +102,7 @@ def test_a_signal_that_is_switched_off_stays_so():
 def test_afterwards_everything_is_as_before():
     body = "print('ready', flush=True); time.sleep(0.5)"
     after = "\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not is_run()\ntime.sleep(30)"
-    process = subprocess.Popen([sys.executable, "-c", BODY.format(body=body) + after], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline().strip() == "ready"
+    process = started(BODY.format(body=body) + after)
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
