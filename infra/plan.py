@@ -80,7 +80,7 @@ def _source_sha256(step: Step, name: str, path: Path) -> str:
         problem = "no file" if path.exists() else "missing"
     except OSError as error:  # also a name that no file system takes
         problem = f"not readable ({error.strerror})"
-    raise AnyloomError(f"step {step.name}: the source file {path} ({name}) is {problem}; check its path in the recipe, --list or --weights")
+    raise AnyloomError(f"step {step.name}: the source file {path} ({name}) is {problem}; check its path in the recipe, --list, --data, --suite or --weights")
 
 
 def plan(steps: Iterable[Step], root: Path) -> list[PlanRow]:

@@ -79,10 +79,14 @@ def load_settings(**overrides: object) -> Settings:
     values: dict[str, object] = {field: os.environ[name] for field, name in names.items() if name in os.environ}
     values |= {field: value for field, value in overrides.items() if value is not None}
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         field = str(error.errors()[0]["loc"][0])
         raise AnyloomError(f"{names.get(field, field)} is wrong: {error.errors()[0]['msg']}") from None
+    there = next((place for place in (settings.root, *settings.root.absolute().parents) if place.exists()), settings.root)
+    if not there.is_dir():
+        raise AnyloomError(f"--root {settings.root}: {there} is a file; give a directory, which need not be there yet (ANYLOOM_ROOT says the same)")
+    return settings
 
 
 def offline_environment() -> None:

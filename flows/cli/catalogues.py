@@ -23,6 +23,7 @@ from mmcore.model import sizes
 from pipelines.dag.given import stages
 from pipelines.dag.licences import RANDOM, Part, decoder_parts, encoder_parts, permitted
 from pipelines.recipes import RECIPES, get_recipe
+from pipelines.recipes.files import function_of
 from pipelines.recipes.overrides import described
 from pipelines.recipes.recipe import Recipe, model_spec
 
@@ -47,7 +48,7 @@ def recipes(name: str | None, overrides: Mapping[str, Any]) -> Answer:
     """Every recipe on a line; or one in full, whose document is every decision as --set knows it."""
     if name is not None:
         recipe = get_recipe(name, overrides)
-        return Answer(described(recipe), lambda: print("\n".join(details(recipe, RECIPES[name]))))
+        return Answer(described(recipe), lambda: print("\n".join(details(recipe, RECIPES.get(name) or function_of(name)))))
     made = [(name, about(make), recipe_row(make())) for name, make in RECIPES.items()]
     keys = [key.replace(" ", "_") for key in RECIPE_HEADER]
     rows = [{"name": name, "about": text, **dict(zip(keys[1:], row[1:], strict=True))} for name, text, row in made]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.suites.catalogue import SUITES
 from flows.running.display import Display, human_bytes, table
 from flows.running.graph import GraphRun
 from flows.running.runner import run_graph
@@ -26,6 +27,12 @@ PREPARE_DATA = ("shards_*", "overlap")
 EMBED = ("embed_*", "targets*")
 
 EVALUATE = ("history", "report")
+
+
+ANSWERED = {"eval_vqa", "eval_media_questions", *(f"eval_{task}" for tasks in SUITES.values() for task in tasks)}
+"""Evaluations whose answers are right or wrong: those of the leaderboard."""
+LEADERBOARD = "select * from leaderboard"
+SCORES = "select condition, metric, subgroup, value, ci_lo, ci_hi, n from metric where kind = 'score'"
 
 
 def recipe_steps(
@@ -150,8 +157,9 @@ def closing_table(display: Display, rows: Sequence[tuple[str, str, float, PlanRo
     if report is not None:
         command = Path(sys.argv[0]) if Path(sys.argv[0]).name == "anyloom" else Path("anyloom")
         display.say(f"report: {report / 'report.html'}")
-        display.say(f'ask the history: {command} sql "select * from leaderboard" --root {root}')
-        display.say(f'ask the model: {command} generate --model {root} --image FILE "what color is the shape?"')
+        names = {name for name, *_ in rows}
+        display.say(f'ask the history: {command} sql "{LEADERBOARD if names & ANSWERED else SCORES}" --root {root}')
+        display.say(f'ask the model: {command} generate --model {root} --image FILE "{"what color is the shape?" if "lists" in names else "What is this?"}"')
 
 
 def rows_left_out(name: str, path: Path, result: Mapping[str, Any]) -> list[str]:

@@ -62,9 +62,7 @@ def check_allowed(name: str, allowed: Collection[Path]) -> None:
 
 def load(name: str, taken: Collection[str]) -> Recipe:
     """The recipe of a file. taken: names that a recipe of one's own cannot have. Raises AnyloomError."""
-    path = path_of(name)
-    functions = _functions(path, _run(path))
-    make = _chosen(path, functions, split(name)[1])
+    path, make = path_of(name), function_of(name)
     try:
         recipe = make()
     except AnyloomError as error:
@@ -75,6 +73,12 @@ def load(name: str, taken: Collection[str]) -> Recipe:
         raise AnyloomError(f"{path}: {make.__name__}() returned {type(recipe).__name__}; it must return a Recipe (pipelines.recipes.recipe)")
     _check(path, recipe, taken)
     return dataclasses.replace(recipe, file=str(path), datasets=tuple(dataclasses.replace(one, list=_beside(path, one.list)) for one in recipe.datasets))
+
+
+def function_of(name: str) -> types.FunctionType:
+    """The function of a recipe's file. Raises AnyloomError for a file that does not run or has no such function."""
+    path = path_of(name)
+    return _chosen(path, _functions(path, _run(path)), split(name)[1])
 
 
 def _run(path: Path) -> dict[str, Any]:

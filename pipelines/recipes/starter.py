@@ -52,6 +52,10 @@ def starter() -> Recipe:
                 steps=300,
                 batch=8,  # media per step, over all GPUs
                 lr=3e-3,
+                warmup_steps=20,  # the rate rises over them, then falls to a tenth of the peak
+                schedule="linear",
+                seed=0,
+                checkpoint_every=50,  # a run that is ended goes on from the last checkpoint
                 mixture=(),  # every training list of captions, by its weight; or (("photos", 1.0), ("sounds", 0.5))
             ),
             RowsStage(
@@ -59,6 +63,10 @@ def starter() -> Recipe:
                 steps=300,
                 batch=4,
                 lr=1e-3,
+                warmup_steps=20,
+                schedule="linear",
+                seed=0,
+                checkpoint_every=50,
                 train_projectors=True,
                 mixture=(),  # every training list of instructions
             ),

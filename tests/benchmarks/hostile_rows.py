@@ -154,7 +154,7 @@ CLASSES: dict[str, tuple[Make, Fixed]] = {
     "row: a quote that does not end": (of_line(lambda line, rng: f'1,"{line.replace(chr(34), "")}', CSV), MALFORMED),
     "row: words after a quote": (of_line(lambda line, rng: f'"1"x,{line}', CSV), MALFORMED),
     "row: a zero byte in a text": (of_text(("a\0b", "\0"), TABLES), MALFORMED),
-    "record: a zero byte in a text, escaped": (of_text(("a\0b", "\0"), JSON), TAKEN),
+    "record: a zero byte in a text, escaped": (of_text(("a\0b", "b\0"), JSON), TAKEN),
     "row: quotes are characters": (of_text(('"', 'a "quoted" one', '"whole"', "'", '""""'), TABLES), TAKEN),
     "row: a line end inside quotes": (of_text(("two\nlines", "two\r\nlines", "\n\nlate"), CSV), TAKEN),
     "row: separators of lines that are none": (of_text(SEPARATORS), TAKEN),

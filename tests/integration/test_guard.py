@@ -215,6 +215,7 @@ def test_ctrl_c_in_a_terminal_ends_the_run_within_ten_seconds(wait: str, tmp_pat
     """The key reaches the whole foreground group of the terminal, as it does in a shell."""
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as from an interactive shell, also where the tests run in the background
         os.execv(ANYLOOM, [ANYLOOM, "run", "--recipe", "tiny", "--root", str(tmp_path / "runs")])
     said, patience = "", time.monotonic() + 200
     while wait not in said and time.monotonic() < patience:

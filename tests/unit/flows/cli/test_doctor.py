@@ -93,9 +93,9 @@ def test_a_bare_path_misses_what_is_on_it_and_nothing_else(tmp_path, monkeypatch
 
 def test_a_root_that_cannot_be_written_is_required(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["doctor", "--root", str(tmp_path / "file" / "runs")]) == 1
-    said = " ".join(capsys.readouterr().out.split())
-    assert "fails disk" in said and f"{tmp_path / 'file'} cannot be written by this user" in said and said.endswith("no recipe runs as it is")
+    found = checks.disk(Settings(root=tmp_path / "file" / "runs"))
+    assert found.state == "fails" and f"{tmp_path / 'file'} cannot be written by this user" in found.costs
+    assert main(["doctor", "--root", str(tmp_path / "file" / "runs")]) == 1 and "is a file; give a directory" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

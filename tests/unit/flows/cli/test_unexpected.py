@@ -45,8 +45,9 @@ def test_a_cause_far_down_counts(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_root_that_cannot_be_written_is_one_line_and_keeps_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("no directory")
-    text = said(raised(OSError(errno.EROFS, "Read-only file system", str(tmp_path / "x"))), tmp_path / "file", capsys)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "logs").write_text("no directory")
+    text = said(raised(OSError(errno.EROFS, "Read-only file system", str(tmp_path / "x"))), tmp_path / "runs", capsys)
     assert "cannot be written" in text and "--root" in text
     log = Path(text.strip().rpartition(" ")[2])
     assert log.name == "errors.log" and "Read-only file system" in log.read_text()

@@ -107,6 +107,7 @@ def test_new_writes_a_recipe_that_plans_as_the_one_it_is_from(tmp_path, source, 
     made, original = get_recipe("my_model.py"), RECIPES[source]()
     mine, theirs = (described(recipe) | {"name": "", "file": ""} for recipe in (made, original))
     assert mine == theirs and made.name == "my_model"
+    assert main(["recipes", "my_model.py"]) == 0 and capsys.readouterr().out.startswith("my_model\n")
     assert main(["recipes", "my_model.py", "--json"]) == 0 and json.loads(capsys.readouterr().out)["name"] == "my_model"
 
 

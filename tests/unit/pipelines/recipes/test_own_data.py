@@ -1,13 +1,18 @@
 """Datasets of the user's own: added from the command line, in the stages of their kind, divided by a held-out share."""
 
+from dataclasses import replace
+
 import pytest
 
 from flows.cli.main import build_parser, main
 from flows.cli.options import given_lists
 from flows.running.run import made_recipe, recipe_steps
 from infra.step import AnyloomError
+from pipelines.dag.build import build
 from pipelines.dag.given import left_out
 from pipelines.readers.rows import Media, Row
+from pipelines.recipes import get_recipe
+from pipelines.recipes.recipe import Dataset
 from pipelines.shards.manifest import is_heldout
 
 
@@ -82,6 +87,30 @@ def test_rows_about_one_medium_are_on_one_side_wherever_they_stand():
 def test_what_is_wrong_with_a_dataset_is_one_line(lists, settings, problem):
     with pytest.raises(AnyloomError, match=problem):
         recipe_steps("starter", settings, lists)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "problem"),
+    [
+        ({"format": "cc3mm"}, r"recipe mine: datasets\.photos\.format is 'cc3mm'; it is one of cc3m, webvid, audiocaps, instruct"),
+        ({"split": "dev"}, r"recipe mine: datasets\.photos\.split is 'dev'; it is one of train, heldout, test"),
+        ({"name": "my photos"}, r"recipe mine: dataset 'my photos': use letters, digits and _ only"),
+    ],
+)
+def test_a_typo_in_a_dataset_is_one_line_that_says_what_there_is(dataset, problem):
+    mine = Dataset(**({"name": "photos", "format": "cc3m", "list": "/none.tsv"} | dataset))
+    with pytest.raises(AnyloomError, match=problem):
+        build(replace(get_recipe("starter"), name="mine", datasets=(mine,)))
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "report", "sql"])
+def test_a_root_that_is_a_file_is_one_line(command, tmp_path, capsys):
+    (tmp_path / "photos.tsv").write_text("a cat\tcat.png\n")
+    words = ["select 1"] if command == "sql" else ["--recipe", "tiny"]
+    for root in (tmp_path / "photos.tsv", tmp_path / "photos.tsv" / "runs"):
+        assert main([command, *words, "--root", str(root)]) == 1
+        out, error = capsys.readouterr()
+        assert out == "" and error.startswith(f"anyloom: --root {root}: {tmp_path}/photos.tsv is a file; give a directory") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("given", ["photos.tsv", "photos=photos.tsv", "photos=coco:photos.tsv", "photos=cc3m:", "my photos=cc3m:photos.tsv"])
