@@ -283,11 +283,8 @@ def test_a_recipe_s_file_is_trained_and_judged_at_night_and_only_where_the_worke
     assert night["state"]["type"] == "COMPLETED"
     (row,) = json.loads(live.artifacts(night)["nightly-exports"]["data"])
     assert row["status"] == "evaluated" and row["export"] == f"export/{record.fingerprint[:12]}"
-    (answer,) = [
-        json.loads(line)
-        for line in cli("sql", f"select recipe from run where run_id = '{row['run']}'", "--json", "--root", live.stack.root).stdout.splitlines()
-    ]
-    assert answer == {"recipe": "mine"}
+    query = f"select recipe from run where run_id = '{row['run']}'"
+    assert json.loads(cli("sql", query, "--json", "--root", live.stack.root).stdout) == [{"recipe": "mine"}]
     refused = live.deployment("train-stage3", elsewhere / "mine.py", expect=None)
     assert refused["state"]["type"] == "FAILED" and "ANYLOOM_RECIPE_DIRS" in refused["state"]["message"]
 
