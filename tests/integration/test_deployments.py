@@ -264,7 +264,7 @@ from pipelines.recipes.recipe import Recipe
 
 
 def mine() -> Recipe:
-    return replace(get_recipe("tiny", {"stage3.lr": 2e-4}), name="mine")
+    return replace(get_recipe("tiny", {"stage3.lr": 2e-4}), name="mine", generation=False)
 """
 
 
