@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flows.cli.options import given_lists, given_weights, parse_overrides, settings_of, shared_options
 from flows.cli.unexpected import unexpected
@@ -83,6 +84,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("encoders", help="the known encoder weights: kind, licence, commercial use, features, tiny twin")
     commands.add_parser("decoders", help="the known decoder weights: family, licence, commercial use, what they predict, tiny twin")
 
+    _add_artifacts(commands, where)
+    add_ask(commands)
+    add_pack(commands)
+    taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
+    taskdir.add_argument("directory", type=Path)
+    add_json(parser)
+    return parser
+
+
+def _add_artifacts(commands: Any, where: argparse.ArgumentParser) -> None:
     artifacts = commands.add_parser(
         "artifacts",
         parents=[where],
@@ -94,13 +105,6 @@ def build_parser() -> argparse.ArgumentParser:
         "name", nargs="?", help="step, or step/fingerprint; for gc: recipes to keep, comma-separated (default: tiny,smol and what is newest)"
     )
     artifacts.add_argument("--yes", action="store_true", help="gc: remove without asking")
-
-    add_ask(commands)
-    add_pack(commands)
-    taskdir = commands.add_parser("eval-task", parents=[where], help="write a folder that `lmms-eval --include_path` can run on")
-    taskdir.add_argument("directory", type=Path)
-    add_json(parser)
-    return parser
 
 
 def cmd_run(args: argparse.Namespace) -> Answer:
