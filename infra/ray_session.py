@@ -28,7 +28,7 @@ KNOCK_S = 10.0
 """How long a cluster that RAY_ADDRESS names may be on its way up; Ray itself would try for two minutes."""
 
 ASK_S, LOST_S = 2.0, 15.0
-"""How often a cluster's head is asked for a sign of life while a task runs, and how long it may be silent."""
+"""How often Ray's servers are asked for a sign of life, and how long one may be silent."""
 
 _interrupted = threading.Event()
 
@@ -118,6 +118,9 @@ def stop() -> None:
     """Disconnect; a local cluster ends with it."""
     import ray
 
+    with _watches_lock:
+        while _watches:
+            _watches.pop().leave()
     ray.shutdown()
 
 
@@ -145,37 +148,108 @@ def _in_background(function: Callable[..., Any], threads: int, *args: Any) -> An
 
 
 def _end_at_once() -> None:
-    """In the place of Ray's own end, which would wait for a lost head until it ends the process with a message of its own, or in a fault."""
+    """In the place of Ray's own end, which would wait for a lost server until it ends the process with a message of its own, or in a fault."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
 
 
-class _Head:
-    """Whether the head of the cluster answers. Ray itself waits for a lost one, for a minute or for ever, depending on what it is asked for meanwhile."""
+class _Watch:
+    """Watches the two of Ray's servers that our calls depend on, the head of the cluster and the raylet of this machine. Ray itself waits for a lost one, for a
+    minute or for ever, depending on what it is asked for meanwhile."""
 
     def __init__(self) -> None:
         import ray
 
-        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        self._place = host.strip("[]"), int(port)
-        self._asked = self._heard = time.monotonic()
+        ours = ray.get_runtime_context()
+        self._servers = {"head": ours.gcs_address}
+        for node in ray.nodes():
+            if node["NodeID"] == ours.get_node_id():
+                self._servers["raylet"] = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        self._over = threading.Event()
+        self._lost = ""
+        threading.Thread(target=self._watch, name="watch Ray", daemon=True).start()
+
+    def _watch(self) -> None:
+        heard = dict.fromkeys(self._servers, time.monotonic())
+        while not self._over.wait(ASK_S):
+            for server, address in self._servers.items():
+                host, _, port = address.rpartition(":")
+                try:
+                    socket.create_connection((host.strip("[]"), int(port)), timeout=ASK_S).close()
+                except OSError:
+                    silent = time.monotonic() - heard[server]
+                    if silent >= LOST_S and not self._over.is_set():
+                        self._lost = f"Ray's {server} at {address} is lost: no answer for {silent:.0f} s"
+                        return
+                else:
+                    heard[server] = time.monotonic()
+
+    def is_lost(self, how: str) -> None:
+        """Ray itself has told so, before we found it out."""
+        self._lost = self._lost or how
+
+    def leave(self) -> None:
+        """Watch no longer: we leave the cluster."""
+        self._over.set()
 
     def check(self) -> None:
-        """Ask it, at most every ASK_S. Raises AnyloomError when it has not answered for LOST_S; this process ends with 1 then, whatever follows."""
-        if time.monotonic() - self._asked < ASK_S:
-            return
+        """Raises AnyloomError when one of them has not answered for LOST_S; this process ends with 1 then, whatever follows."""
+        if self._lost:
+            atexit.register(_end_at_once)
+            again = "start that cluster again, then run the same command" if cluster_is_given() else "run the same command"
+            raise AnyloomError(f"{self._lost}; {again} to continue")
+
+
+_watches: list[_Watch] = []
+"""That of the cluster which this process uses, if it uses one."""
+_watches_lock = threading.Lock()
+
+
+def _watch() -> _Watch:
+    with _watches_lock:
+        if not _watches:
+            _watches.append(_Watch())
+        return _watches[0]
+
+
+def _submit(remote: Any, *args: Any) -> Any:
+    """The reference of a task that has been handed to Ray. From a thread of its own, for Ray asks the head first, and keeps that thread if it is lost."""
+    watch, done, made = _watch(), threading.Event(), dict[str, Any]()
+
+    def hand_over() -> None:
         try:
-            socket.create_connection(self._place, timeout=ASK_S).close()
-        except OSError:
-            silent = time.monotonic() - self._heard
-            if silent >= LOST_S:
-                atexit.register(_end_at_once)
-                again = "start that cluster again, then run the same command" if cluster_is_given() else "run the same command"
-                raise AnyloomError(f"Ray's head at {':'.join(map(str, self._place))} is lost: no answer for {silent:.0f} s; {again} to continue") from None
-        else:
-            self._heard = time.monotonic()
-        self._asked = time.monotonic()
+            made["reference"] = remote.remote(*args)
+        except BaseException as error:  # raised again by the caller's thread
+            made["error"] = error
+        finally:
+            done.set()
+
+    threading.Thread(target=hand_over, name="submit", daemon=True).start()
+    while not done.wait(ASK_S):
+        watch.check()
+    if "error" in made:
+        raise made["error"]
+    return made["reference"]
+
+
+def _wait(reference: Any, on_poll: Callable[[], None] | None = None, poll_s: float = ASK_S) -> Any:
+    """The result of a task, or its exception as it was. Raises AnyloomError when Ray is lost meanwhile."""
+    import ray
+
+    watch = _watch()
+    while not ray.wait([reference], timeout=poll_s)[0]:
+        watch.check()
+        if on_poll is not None:
+            on_poll()
+    try:
+        return ray.get(reference)
+    except ray.exceptions.LocalRayletDiedError:
+        watch.is_lost("Ray's raylet of this machine is lost")
+        watch.check()
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
+        raise cause from None
 
 
 def run_isolated(
@@ -193,7 +267,7 @@ def run_isolated(
 
     name: of the task, for the StepDied of a worker that dies. holds: the task holds its threads and GPUs in the cluster; False when it starts Ray work to
     which it leaves them. background: at the lowest priority, and without a share of the cluster's CPUs.
-    Raises AnyloomError when the head of the cluster is lost meanwhile.
+    Raises AnyloomError when Ray is lost meanwhile.
     """
     import ray
 
@@ -201,13 +275,8 @@ def run_isolated(
         remote = ray.remote(num_cpus=0, max_retries=0)(_in_background).options(name=name, runtime_env=BACKGROUND)
     else:
         remote = _remote(name, threads if holds else 0, gpus if holds else 0)
-    head, reference = _Head(), remote.remote(function, threads, *args)
-    while not ray.wait([reference], timeout=poll_s)[0]:
-        head.check()
-        if on_poll is not None:
-            on_poll()
     try:
-        return _get(reference)
+        return _wait(_submit(remote, function, threads, *args), on_poll, poll_s)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
         raise StepDied(name, type(error).__name__) from None
 
@@ -216,6 +285,7 @@ def map_tasks(function: Callable[[Any], Any], items: Iterable[Any], num_workers:
     """function(item) for every item, results in the order of the items, at most `num_workers` at a time, each with `threads` and `gpus`.
 
     In process (one after the other) without Ray, or with one worker that needs no GPU. An exception of the function is raised at its item.
+    Raises AnyloomError when Ray is lost meanwhile.
     """
     if not use_ray or (num_workers <= 1 and not gpus):
         for item in items:
@@ -223,18 +293,8 @@ def map_tasks(function: Callable[[Any], Any], items: Iterable[Any], num_workers:
         return
     remote, running = _remote(getattr(function, "__qualname__", "task"), threads, gpus), []
     for item in items:
-        running.append(remote.remote(function, threads, item))
+        running.append(_submit(remote, function, threads, item))
         if len(running) >= num_workers:
-            yield _get(running.pop(0))
+            yield _wait(running.pop(0))
     while running:
-        yield _get(running.pop(0))
-
-
-def _get(reference: Any) -> Any:
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
-        raise cause from None
+        yield _wait(running.pop(0))

@@ -17,8 +17,9 @@ from mmcore.decoders.catalogue import known as known_decoder
 from mmcore.lm.catalogue import known_lm
 from pipelines.dag.decoders import decoder_names
 from pipelines.dag.parts import Given
-from pipelines.recipes.own_data import check_datasets, files_of, halves, is_idle, wanted_kind, with_heldout, with_mixtures
+from pipelines.recipes.own_data import files_of, halves, is_idle, wanted_kind, with_heldout, with_mixtures
 from pipelines.recipes.recipe import OWN, Recipe
+from pipelines.shards.config import check_datasets
 
 FORMATS = {
     "cc3m": "caption and image by line, tab-separated",
@@ -33,7 +34,10 @@ OWN_WEIGHTS = ("imagebind", "image", "audio", "text", "lm")
 
 def plan_given(recipe: Recipe, lists: Mapping[str, Path], weights: Mapping[str, Path]) -> tuple[Recipe, Given]:
     """The recipe as far as it can be planned, and the files. Raises AnyloomError naming what is unknown."""
-    check_datasets(recipe)
+    try:
+        check_datasets(recipe.datasets)
+    except AnyloomError as error:
+        raise AnyloomError(f"recipe {recipe.name}: {error}") from None
     recipe = with_heldout(with_mixtures(recipe))
     own = halves(recipe, files_of(recipe) | {name: path for name, path in lists.items() if name not in SUITES})
     given = Given(lists=own, weights=dict(weights), prepared={name: path for name, path in lists.items() if name in SUITES})

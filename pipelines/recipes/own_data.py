@@ -14,7 +14,7 @@ from pathlib import Path
 from infra.step import AnyloomError
 from mmcore.config import StageConfig, StatesStage
 from pipelines.recipes.recipe import Dataset, Recipe, with_stage
-from pipelines.shards.config import FORMATS, GROUP_MODALITY, SPLITS
+from pipelines.shards.config import FORMATS, GROUP_MODALITY
 
 HELDOUT_NAME = "{}_heldout"
 """Dataset of the held-out share of a list."""
@@ -56,18 +56,6 @@ def with_data(recipe: Recipe, formats: Mapping[str, str]) -> Recipe:
             if any(weight and kinds.get(other) == (file_format in GROUP_MODALITY) for other, weight in stage.mixture):
                 recipe = with_stage(recipe, entry, replace(stage, mixture=(*stage.mixture, (name, added.weight))))
     return recipe
-
-
-def check_datasets(recipe: Recipe) -> None:
-    """Raises AnyloomError for a dataset whose name, format or split is none."""
-    names = [dataset.name for dataset in recipe.datasets]
-    for dataset in recipe.datasets:
-        if not re.fullmatch(r"[A-Za-z0-9_]+", dataset.name) or names.count(dataset.name) > 1:
-            why = "use letters, digits and _ only" if names.count(dataset.name) == 1 else "two datasets have this name; names must differ"
-            raise AnyloomError(f"recipe {recipe.name}: dataset {dataset.name!r}: {why}")
-        for field, value, allowed in (("format", dataset.format, FORMATS), ("split", dataset.split, SPLITS)):
-            if value not in allowed:
-                raise AnyloomError(f"recipe {recipe.name}: datasets.{dataset.name}.{field} is {value!r}; it is one of {', '.join(allowed)}")
 
 
 def with_mixtures(recipe: Recipe) -> Recipe:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 from infra.secrets import shown_template
+from infra.step import AnyloomError
 
 GROUP_MODALITY = {"cc3m": "image", "webvid": "video", "audiocaps": "audio"}
 """Caption groups -> the modality their captions describe."""
@@ -93,3 +96,27 @@ class OverlapConfig:
     """... and no cell of an 8 x 8 grid whose mean red, green or blue differs by more than this (0-255)."""
     pairs_per_sample: int = 5
     """Pairs listed per held-out sample and training dataset (lowest keys first); all are counted."""
+
+
+class NamedList(Protocol):
+    """What a recipe's dataset and a manifest's have in common."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+
+
+def check_datasets(datasets: Sequence[NamedList]) -> None:
+    """Raises AnyloomError for a dataset whose name, format or split is none."""
+    names = [dataset.name for dataset in datasets]
+    for dataset in datasets:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", dataset.name):
+            raise AnyloomError(f"dataset {dataset.name!r}: use letters, digits and _ only in its name")
+        if names.count(dataset.name) > 1:
+            raise AnyloomError(f"dataset {dataset.name!r} is listed {names.count(dataset.name)} times; names must differ")
+        for field_name, value, allowed in (("format", dataset.format, FORMATS), ("split", dataset.split, SPLITS)):
+            if value not in allowed:
+                raise AnyloomError(f"datasets.{dataset.name}.{field_name} is {value!r}; it is one of {', '.join(allowed)}")

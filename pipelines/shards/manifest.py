@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from infra.secrets import shown_address, without_secrets
 from infra.step import AnyloomError, StepContext
 from pipelines.readers.rows import ReadOptions, Row
 from pipelines.shards.address_book import keep_addresses
-from pipelines.shards.config import DEFAULT_TEMPLATES, FORMATS, SPLITS, DatasetSpec, ManifestConfig
+from pipelines.shards.config import DEFAULT_TEMPLATES, DatasetSpec, ManifestConfig, check_datasets
 
 MEDIA = pa.struct(
     [
@@ -55,8 +54,7 @@ def run(ctx: StepContext[ManifestConfig]) -> dict[str, Any]:
     (a source of the step) has no rows."""
     config = ctx.config
     specs = sorted(config.datasets, key=lambda spec: spec.name)
-    for spec in specs:
-        _check(spec, [other.name for other in specs])
+    check_datasets(specs)
     rows, without_text, refused = {}, 0, 0
     with pq.ParquetWriter(ctx.output / "manifest.parquet", SCHEMA, compression="zstd") as writer:
         for done, spec in enumerate(specs):
@@ -86,16 +84,6 @@ def _empty(spec: DatasetSpec) -> str:
 def sample_key(source: str, row: int) -> str:
     """The stable id of a sample: its source and its record number in the list, from 0."""
     return f"{source}-{row:06d}"
-
-
-def _check(spec: DatasetSpec, names: list[str]) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_]+", spec.name):
-        raise AnyloomError(f"dataset name '{spec.name}': use letters, digits and _ only")
-    if names.count(spec.name) > 1:
-        raise AnyloomError(f"dataset '{spec.name}' is listed {names.count(spec.name)} times; names must differ")
-    for field, value, allowed in (("format", spec.format, FORMATS), ("split", spec.split, SPLITS)):
-        if value not in allowed:
-            raise AnyloomError(f"dataset '{spec.name}': {field} is '{value}', expected one of {', '.join(allowed)}")
 
 
 def _list_file(ctx: StepContext[ManifestConfig], spec: DatasetSpec) -> Path:

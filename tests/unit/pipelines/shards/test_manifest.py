@@ -80,7 +80,7 @@ def test_empty_lists_give_an_empty_manifest_with_the_full_schema(tmp_path, lists
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"format": "laion"}, "format is 'laion', expected one of cc3m"),
+        ({"format": "laion"}, "format is 'laion'; it is one of cc3m"),
         ({"split": "dev"}, "split is 'dev'"),
         ({"name": "a-b"}, "letters, digits and _ only"),
     ],
