@@ -14,8 +14,8 @@ os.environ.setdefault("ANYLOOM_BACKGROUND_PRIORITY", "normal")  # the other test
 
 @cache
 def group_of(file: str) -> str:
-    """The tests of one file stay together, for what they share is made once; so do all files that look at the run of the fixture `tiny`."""
-    return "tiny" if re.search(r"^def test_\w+\([^)]*\btiny\b", (PROJECT / file).read_text(), re.M) else file
+    """The tests of one file stay together, for what they share is made once; so do all files that look at the run of the fixture `tiny`, or at a copy of it."""
+    return "tiny" if re.search(r"^def test_\w+\([^)]*\b(tiny|copy)\b", (PROJECT / file).read_text(), re.M) else file
 
 
 def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:

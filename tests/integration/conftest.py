@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -73,6 +74,14 @@ def tiny(tmp_path_factory) -> Run:
     """The tiny recipe under Prefect and Ray, from nothing."""
     root = tmp_path_factory.mktemp("tiny") / "runs"
     return Run(root=root, output=anyloom("run", "--recipe", "tiny", "--root", root, env=PATIENT_RAY).stdout)
+
+
+@pytest.fixture
+def copy(tiny, tmp_path) -> Path:
+    """A root of its own that starts from the finished run (hard links: artifacts are immutable)."""
+    root = tmp_path / "runs"
+    shutil.copytree(tiny.root, root, copy_function=os.link, ignore=shutil.ignore_patterns("prefect", "locks", "history.duckdb*"))
+    return root
 
 
 @pytest.fixture(scope="session")

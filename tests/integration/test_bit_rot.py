@@ -1,7 +1,6 @@
 """Bit rot: one flipped bit or a cut end in any kind of file is found by `artifacts verify`, is never trained on or scored, and goes by the command named."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -104,14 +103,6 @@ READ = {
 """Kind -> (step that reads it, setting that makes it run again; without one its artifact is removed)."""
 SAMPLE = (("shard tar", "flip"), ("features", "flip"), ("states", "cut"), ("export", "flip"))
 """What `make test-slow` takes of them; `make test-long` takes the others."""
-
-
-@pytest.fixture
-def copy(tiny, tmp_path):
-    """A root of its own that starts from the finished run (hard links: artifacts are immutable)."""
-    root = tmp_path / "runs"
-    shutil.copytree(tiny.root, root, copy_function=os.link, ignore=shutil.ignore_patterns("prefect", "locks", "history.duckdb*"))
-    return root
 
 
 def directory_of(path, root):

@@ -26,14 +26,6 @@ def digests(root):
     return {record.name: record.digest for _, record in all_records(root)}
 
 
-@pytest.fixture
-def copy(tiny, tmp_path):
-    """A root of its own that starts from the finished run (hard links: artifacts are immutable)."""
-    root = tmp_path / "runs"
-    shutil.copytree(tiny.root, root, copy_function=os.link, ignore=shutil.ignore_patterns("prefect", "locks", "history.duckdb*"))
-    return root
-
-
 def test_everything_ran_once(tiny):
     assert set(statuses(tiny.output).values()) == {"executed"} and len(statuses(tiny.output)) == 37
     for path, record in all_records(tiny.root):
@@ -53,6 +45,7 @@ def test_without_ray_and_prefect_the_bytes_are_the_same(tiny, here, tmp_path):
     assert digests(tmp_path / "plain") == digests(tiny.root)
 
 
+@pytest.mark.slow
 def test_a_changed_learning_rate_runs_exactly_what_follows(copy, here):
     plan = here("plan", "--recipe", "tiny", "--root", copy, "--set", "stage3.lr=1e-4").stdout
     assert re.search(r"stage3 +│ stale +│ config\.stage\.lr: 0\.001 -> 0\.0001", plan)
@@ -199,6 +192,7 @@ def own_list(tmp_path, text):
     return ("run", "--recipe", "tiny", "--no-ray", "--no-prefect", "--list", f"stamps_train={path}")
 
 
+@pytest.mark.slow
 def test_a_list_of_which_nothing_is_left_stops_with_one_line(copy, cli, tmp_path):
     done = cli(*own_list(tmp_path, "a cat\tcat.png\nonly a caption\n"), "--root", copy, expect=1)
     assert "stamps_train" in done.stderr and "ledger.parquet" in done.stderr and len(done.stderr.strip().splitlines()) == 1
