@@ -32,7 +32,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("how", [(), ("--no-prefect",)])
+@pytest.mark.parametrize("how", [pytest.param((), marks=pytest.mark.slow), ("--no-prefect",)])
 def test_every_setting_arrives_in_the_run(tmp_path, how):
     root, mirror = tmp_path / "runs", tmp_path / "mirror"
     options = ("--root", root, "--threads", "1", "--no-ray", "--remote", f"file://{mirror}", *how)

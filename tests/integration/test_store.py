@@ -50,9 +50,9 @@ def test_the_second_build_does_nothing_and_a_forced_one_encodes_nothing(root, he
 @pytest.mark.parametrize(
     ("change", "reason", "encodes"),
     [
-        ("image.dtype=float32", r"config\.spec\.dtype: \"?float16\"? -> \"?float32", True),
+        pytest.param("image.dtype=float32", r"config\.spec\.dtype: \"?float16\"? -> \"?float32", True, marks=pytest.mark.slow),
         ("image.image_size=32", r"config\.spec\.image_size: 64 -> 32", True),
-        ("image.revision=3", r"config\.spec\.revision: 2 -> 3", True),
+        pytest.param("image.revision=3", r"config\.spec\.revision: 2 -> 3", True, marks=pytest.mark.slow),
         ("image.part_rows=7", r"config\.spec\.part_rows: 16 -> 7", False),
     ],
 )
@@ -65,6 +65,7 @@ def test_plan_names_the_field_and_only_what_changes_features_is_encoded(root, he
     assert (encoded(root, "embed_image") > 0) == encodes
 
 
+@pytest.mark.slow
 def test_new_weights_are_named_and_encoded_again(root, here):
     here("run", "weights_image", "--recipe", "tiny", "--root", root, "--set", "weights.image=test_vit", *PLAIN)
     plan = here("plan", "--recipe", "tiny", "--root", root, "--set", "weights.image=test_vit").stdout

@@ -219,6 +219,7 @@ def test_an_unreadable_picture_becomes_a_ledger_row(copy, here, tmp_path):
     assert rows["stamps_train-000004"] == ("failed", "bad_uri")
 
 
+@pytest.mark.slow
 def test_no_disk_space_is_one_line_and_loses_nothing(copy, tmp_path):
     script = (
         f"mkdir -p {tmp_path}/small && mount -t tmpfs -o size=1m tmpfs {tmp_path}/small && "
